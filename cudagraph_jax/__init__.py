@@ -1,0 +1,53 @@
+"""A compiled-function cache for serving JAX models: pad to buckets, compile each once, replay."""
+
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.errors import (
+    BucketOverflowError,
+    CaptureError,
+    ConfigError,
+    CUDAGraphError,
+    CUDAGraphWarning,
+    InputShapeError,
+    PaddingLeakError,
+    SealedError,
+    StoreError,
+    UnexpectedCompileError,
+)
+from cudagraph_jax.graphs.bucket_jit import bucket_jit
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.function import BucketedFunction
+from cudagraph_jax.graphs.guard import no_compiles
+from cudagraph_jax.graphs.manager import CUDAGraphManager
+from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode
+from cudagraph_jax.report.explanation import Explanation
+from cudagraph_jax.report.warmup import WarmupReport
+from cudagraph_jax.shapes.ladder import Bucket, Ladder
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bucket",
+    "BucketOverflowError",
+    "BucketedFunction",
+    "CUDAGraphConfig",
+    "CUDAGraphEntry",
+    "CUDAGraphError",
+    "CUDAGraphManager",
+    "CUDAGraphMode",
+    "CUDAGraphRegistry",
+    "CUDAGraphWarning",
+    "CaptureError",
+    "CommandBufferScope",
+    "ConfigError",
+    "Explanation",
+    "InputShapeError",
+    "Ladder",
+    "PaddingLeakError",
+    "SealedError",
+    "StoreError",
+    "UnexpectedCompileError",
+    "WarmupReport",
+    "bucket_jit",
+    "no_compiles",
+]

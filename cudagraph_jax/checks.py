@@ -1,0 +1,51 @@
+"""Checks of single values, each with an error that says what to give instead."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Iterable, Sequence
+
+from cudagraph_jax.errors import ConfigError
+
+
+def positive_size(value: object, *, name: str) -> int:
+    """`value` as a positive int.
+
+    Raises:
+        ConfigError: `value` is no integer (a bool is none), or below 1.
+    """
+    if isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} is not an integer: give a size of 1 or more")
+    try:
+        size = operator.index(value)  # type: ignore[arg-type]  # index() itself says what fits
+    except TypeError:
+        raise ConfigError(f"{name}={value!r} is not an integer: give a size of 1 or more") from None
+    if size < 1:
+        raise ConfigError(f"{name}={size} is below 1: give a size of 1 or more")
+    return size
+
+
+def require_bool(name: str, value: object) -> None:
+    """Raises `ConfigError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} is not a bool: give True or False")
+
+
+def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raises `ConfigError`, with the nearest choice, unless `value` is one of `choices`."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r} is unknown: {nearest(value, choices)}")
+
+
+def count(name: str, value: object) -> int:
+    """`value` as an int of 0 or more; `ConfigError` otherwise."""
+    return 0 if value == 0 and not isinstance(value, bool) else positive_size(value, name=name)
+
+
+def nearest(value: object, known: Sequence[str]) -> str:
+    """The end of an error message: the known name that `value` may have meant, or all of them."""
+    close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
+    choices = ", ".join(known)
+    return f"did you mean {close[0]!r}? ({choices})" if close else f"choose one of {choices}"

@@ -1,0 +1,313 @@
+"""Which sizes get a graph, what happens to the others, and within which limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal, Protocol, Self, cast, get_args
+
+from cudagraph_jax.checks import count, nearest, positive_size, require_bool, require_choice
+from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.modes import CommandBufferScope
+from cudagraph_jax.shapes.ladder import Bucket, Ladder
+
+OnMiss = Literal["capture", "background", "eager", "error"]
+OnOverflow = Literal["eager", "split", "exact", "error"]
+
+DEFAULT_CAPTURE_SIZES = Ladder.powers_of_two(256)
+DEFAULT_MAX_SEQ_LEN = 8192
+
+
+class SupportsPlan(Protocol):
+    """What `CUDAGraphConfig.from_plan` reads of a bucket plan."""
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """The batch ladder."""
+
+    @property
+    def seq_lens(self) -> Sequence[int]:
+        """The sequence ladder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class CUDAGraphConfig:
+    """Which sizes are captured and what happens to the others; validated once, immutable.
+
+    Two configurations are equal when all their fields are; they hash, pickle, and go through JSON
+    and back (`to_dict`, `from_dict`).
+
+    Args:
+        enabled: False runs every call eagerly.
+        capture_sizes: Batch sizes that get a graph.
+        capture_seq_lens: Sequence lengths that get a graph. None: seq_len is not padded, each
+            length is a bucket of its own.
+        max_capture_batch_size: Largest batch that gets a graph; `max(capture_sizes)` if None.
+            Batches between the two become buckets of their own size.
+        max_capture_seq_len: Largest sequence length that gets a graph; if None,
+            `max(capture_seq_lens)`, or 8192 without those.
+        on_miss: What happens inside the limits while the bucket is not captured: `"capture"`
+            (block and compile), `"eager"`, `"error"`.
+        on_overflow: What happens outside the limits: `"eager"` or `"error"`.
+        max_graphs: How many buckets are held; the least recently used goes first. None: no limit.
+        use_memory_pool: Whether `memory_pool_size_mb` limits anything.
+        memory_pool_size_mb: Budget in MiB over the executables' code and temporary memory, as the
+            compiler reports it; the least recently used bucket goes first.
+        cudagraph_copy_inputs: Copy inputs into the library's own padded buffers. False: inputs
+            must already have a bucket's shape and are passed through untouched.
+        warmup_iterations: Runs of a bucket after it is compiled, so that a GPU has recorded its
+            command buffers before the first request (FACTS.md: three).
+        command_buffers: Which XLA operations may be recorded.
+        per_layer_graphs: The specification's name for `command_buffers=PIECEWISE`.
+        compiler_options: Further XLA options for every bucket; values are kept as text.
+        debug_mode: At each capture compare with the eager function and prove that the padding does
+            not leak; wait for the device on every replay, so that times are device times.
+        store: Directory of persisted executables.
+
+    Raises:
+        ConfigError: A value that is not valid, alone or beside another one.
+    """
+
+    enabled: bool = True
+    capture_sizes: Sequence[int] = DEFAULT_CAPTURE_SIZES
+    capture_seq_lens: Sequence[int] | None = None
+    max_capture_batch_size: int | None = None
+    max_capture_seq_len: int | None = None
+    on_miss: OnMiss = "capture"
+    on_overflow: OnOverflow = "eager"
+    max_graphs: int | None = None
+    use_memory_pool: bool = True
+    memory_pool_size_mb: int = 1024
+    cudagraph_copy_inputs: bool = True
+    warmup_iterations: int = 3
+    command_buffers: CommandBufferScope = CommandBufferScope.AUTO
+    per_layer_graphs: bool = False
+    # Equal options are equal configurations, but a mapping has no hash of its own.
+    compiler_options: Mapping[str, str] = field(default_factory=dict, hash=False)
+    debug_mode: bool = False
+    store: str | None = None
+
+    def __post_init__(self) -> None:
+        _normalise(self)
+
+    def __repr__(self) -> str:
+        parts = []
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            if value != _default(spec.name, self):
+                parts.append(f"{spec.name}={_shown(value)}")
+        return f"CUDAGraphConfig({', '.join(parts)})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self).from_dict, (self.to_dict(),))
+
+    @property
+    def max_batch_size(self) -> int:
+        """`max_capture_batch_size`, which is never None once validated."""
+        return cast(int, self.max_capture_batch_size)
+
+    @property
+    def max_seq_len(self) -> int:
+        """`max_capture_seq_len`, which is never None once validated."""
+        return cast(int, self.max_capture_seq_len)
+
+    @property
+    def memory_budget_bytes(self) -> int | None:
+        """The byte budget over all executables, or None without one."""
+        return self.memory_pool_size_mb * 2**20 if self.use_memory_pool else None
+
+    def xla_options(self) -> dict[str, str]:
+        """The compiler options of every bucket: the scope's, overridden by `compiler_options`."""
+        return {**self.command_buffers.compiler_options(), **self.compiler_options}
+
+    def should_use_cudagraph(self, batch_size: int, seq_len: int) -> bool:
+        """Whether a call of this size is inside the limits (and the config is enabled)."""
+        return (
+            self.enabled
+            and 1 <= batch_size <= self.max_batch_size
+            and 1 <= seq_len <= self.max_seq_len
+        )
+
+    def get_padded_batch_size(self, batch_size: int) -> int:
+        """The next capture size up; `batch_size` itself above the largest."""
+        fitted = cast(Ladder, self.capture_sizes).fit(batch_size)
+        return batch_size if fitted is None else fitted
+
+    def get_padded_seq_len(self, seq_len: int) -> int:
+        """The next captured length up; `seq_len` itself above the largest, or without lengths."""
+        if self.capture_seq_lens is None:
+            return seq_len
+        fitted = cast(Ladder, self.capture_seq_lens).fit(seq_len)
+        return seq_len if fitted is None else fitted
+
+    def bucket_for(self, batch_size: int, seq_len: int) -> Bucket:
+        """The bucket that a call of this size is padded to."""
+        return Bucket(self.get_padded_batch_size(batch_size), self.get_padded_seq_len(seq_len))
+
+    def buckets(self, *, seq_len: int = 1) -> tuple[Bucket, ...]:
+        """The grid, ascending: every capture size with every captured length.
+
+        Args:
+            seq_len: The one length of the grid where `capture_seq_lens` is None.
+        """
+        lengths = (seq_len,) if self.capture_seq_lens is None else self.capture_seq_lens
+        return tuple(Bucket(batch, length) for batch in self.capture_sizes for length in lengths)
+
+    def to_dict(self) -> dict[str, object]:
+        """All fields as values that JSON can hold; `from_dict` takes them back."""
+        return {spec.name: _plain(getattr(self, spec.name)) for spec in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, object]) -> Self:
+        """The configuration that `to_dict` wrote; missing keys have their defaults.
+
+        Raises:
+            ConfigError: A key that no field has (it names the nearest one), or an invalid value.
+        """
+        known = [spec.name for spec in dataclasses.fields(cls)]
+        for key in d:
+            if key not in known:
+                raise ConfigError(f"unknown configuration key {key!r}: {nearest(key, known)}")
+        return cls(**d)  # type: ignore[arg-type]  # __post_init__ validates every value
+
+    @classmethod
+    def disabled(cls) -> Self:
+        """A configuration under which every call runs eagerly."""
+        return cls(enabled=False)
+
+    @classmethod
+    def from_plan(cls, plan: SupportsPlan) -> Self:
+        """The configuration whose grid is the plan's two ladders."""
+        return cls(capture_sizes=plan.batch_sizes, capture_seq_lens=plan.seq_lens)
+
+
+def _normalise(config: CUDAGraphConfig) -> None:
+    """Brings every field of a new `config` into its one form, or raises `ConfigError`."""
+
+    def put(name: str, value: object) -> None:
+        object.__setattr__(config, name, value)
+
+    for name in ("enabled", "use_memory_pool", "cudagraph_copy_inputs", "per_layer_graphs"):
+        require_bool(name, getattr(config, name))
+    require_bool("debug_mode", config.debug_mode)
+    put("capture_sizes", Ladder(config.capture_sizes, name="capture_sizes"))
+    if config.capture_seq_lens is not None:
+        put("capture_seq_lens", Ladder(config.capture_seq_lens, name="capture_seq_lens"))
+    put("max_capture_batch_size", _max_batch_size(config))
+    put("max_capture_seq_len", _max_seq_len(config))
+    require_choice("on_miss", config.on_miss, get_args(OnMiss))
+    require_choice("on_overflow", config.on_overflow, get_args(OnOverflow))
+    if config.max_graphs is not None:
+        put("max_graphs", positive_size(config.max_graphs, name="max_graphs"))
+    put(
+        "memory_pool_size_mb",
+        positive_size(config.memory_pool_size_mb, name="memory_pool_size_mb"),
+    )
+    put("warmup_iterations", count("warmup_iterations", config.warmup_iterations))
+    put("command_buffers", _scope(config))
+    put("compiler_options", _options(config.compiler_options))
+    put("store", None if config.store is None else os.fspath(config.store))
+    _refuse_what_is_not_built(config)
+
+
+def _refuse_what_is_not_built(config: CUDAGraphConfig) -> None:
+    for name, value in (
+        ("on_miss", "background"),
+        ("on_overflow", "split"),
+        ("on_overflow", "exact"),
+    ):
+        if getattr(config, name) == value:
+            raise ConfigError(f"{name}={value!r} is not available in this version: choose another")
+    if config.store is not None:
+        raise ConfigError(f"store={config.store!r} is not available in this version: leave it out")
+
+
+def _max_batch_size(config: CUDAGraphConfig) -> int:
+    largest = max(config.capture_sizes)
+    if config.max_capture_batch_size is None:
+        return largest
+    limit = positive_size(config.max_capture_batch_size, name="max_capture_batch_size")
+    if limit < largest:
+        raise ConfigError(
+            f"capture_sizes goes up to {largest}, beyond max_capture_batch_size={limit}: "
+            "raise the maximum or leave the larger sizes out"
+        )
+    return limit
+
+
+def _max_seq_len(config: CUDAGraphConfig) -> int:
+    if config.capture_seq_lens is None:
+        if config.max_capture_seq_len is None:
+            return DEFAULT_MAX_SEQ_LEN
+        return positive_size(config.max_capture_seq_len, name="max_capture_seq_len")
+    largest = max(config.capture_seq_lens)
+    if config.max_capture_seq_len is None:
+        return largest
+    limit = positive_size(config.max_capture_seq_len, name="max_capture_seq_len")
+    if limit < largest:
+        raise ConfigError(
+            f"capture_seq_lens goes up to {largest}, beyond max_capture_seq_len={limit}: "
+            "raise the maximum or leave the larger lengths out"
+        )
+    return limit
+
+
+def _scope(config: CUDAGraphConfig) -> CommandBufferScope:
+    scope = config.command_buffers
+    if isinstance(scope, str):
+        require_choice("command_buffers", scope, [known.value for known in CommandBufferScope])
+        scope = CommandBufferScope(scope)
+    if not isinstance(scope, CommandBufferScope):
+        raise ConfigError(f"command_buffers={scope!r} is no CommandBufferScope: use one of its")
+    if not config.per_layer_graphs or scope is CommandBufferScope.PIECEWISE:
+        return scope
+    if scope is CommandBufferScope.AUTO:
+        return CommandBufferScope.PIECEWISE
+    raise ConfigError(
+        f"per_layer_graphs=True means command_buffers=PIECEWISE, but command_buffers={scope.name}: "
+        "leave one of the two out"
+    )
+
+
+def _options(options: Mapping[str, str]) -> Mapping[str, str]:
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"compiler_options={options!r} is no mapping of option names to values")
+    for name in options:
+        if not isinstance(name, str):
+            raise ConfigError(f"compiler_options has the key {name!r}: option names are text")
+    # 1 and "1" would give the same program two cache keys (FACTS.md).
+    return MappingProxyType({name: str(options[name]) for name in sorted(options)})
+
+
+def _default(name: str, config: CUDAGraphConfig) -> object:
+    """The value of a field that was left out of an otherwise equal configuration."""
+    if name == "max_capture_batch_size":
+        return max(config.capture_sizes)
+    if name == "max_capture_seq_len":
+        lengths = config.capture_seq_lens
+        return DEFAULT_MAX_SEQ_LEN if lengths is None else max(lengths)
+    if name == "command_buffers" and config.per_layer_graphs:
+        return CommandBufferScope.PIECEWISE
+    if name == "compiler_options":
+        return {}
+    spec = next(spec for spec in dataclasses.fields(config) if spec.name == name)
+    return spec.default
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Ladder):
+        return repr(tuple(value))
+    if isinstance(value, CommandBufferScope):
+        return str(value)
+    return repr(dict(value)) if isinstance(value, Mapping) else repr(value)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Ladder):
+        return list(value)
+    if isinstance(value, CommandBufferScope):
+        return value.value
+    return dict(value) if isinstance(value, Mapping) else value

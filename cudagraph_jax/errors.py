@@ -1,0 +1,68 @@
+"""Every error the package raises, in one tree.
+
+    CUDAGraphError
+    ├── ConfigError (ValueError)            a configuration that cannot be
+    ├── BucketOverflowError (ValueError)    sizes outside the limits, and on_overflow="error"
+    ├── InputShapeError (TypeError)         arguments that do not fit in_axes, dtypes or each other
+    ├── CaptureError (RuntimeError)         a bucket could not be traced, lowered, compiled or warmed
+    │   └── PaddingLeakError                the padding changes the real rows (debug_mode)
+    ├── SealedError (RuntimeError)          a capture was needed where none is allowed
+    ├── UnexpectedCompileError (RuntimeError)   something compiled inside no_compiles()
+    └── StoreError (OSError)                the directory of persisted executables
+
+Each derives from the built-in exception that a caller who has never heard of this package would
+expect, and all of them from `CUDAGraphError`.
+"""
+
+from __future__ import annotations
+
+
+class CUDAGraphError(Exception):
+    """The root of every error that this package raises."""
+
+
+class ConfigError(CUDAGraphError, ValueError):
+    """A configuration value that is not valid, or not valid beside another one."""
+
+
+class BucketOverflowError(CUDAGraphError, ValueError):
+    """A batch or sequence beyond the limits while `on_overflow="error"`."""
+
+
+class InputShapeError(CUDAGraphError, TypeError):
+    """Arguments whose rank, sizes or dtypes do not fit what was declared."""
+
+
+class CaptureError(CUDAGraphError, RuntimeError):
+    """A bucket could not be captured.
+
+    Attributes:
+        stage: The step that failed: `"trace"`, `"lower"`, `"compile"`, `"warm-up"` or `"check"`.
+    """
+
+    def __init__(self, message: str, *, stage: str = "compile") -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
+class PaddingLeakError(CaptureError):
+    """The content of the padding changed the answer for the real rows."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, stage="check")
+
+
+class SealedError(CUDAGraphError, RuntimeError):
+    """A capture was needed where the manager may not capture."""
+
+
+class UnexpectedCompileError(CUDAGraphError, RuntimeError):
+    """Something was traced or compiled inside `no_compiles()`."""
+
+
+class StoreError(CUDAGraphError, OSError):
+    """The directory of persisted executables cannot be used."""
+
+
+class CUDAGraphWarning(UserWarning):
+    """Something works, but not as fast as it was asked to: the message says why."""

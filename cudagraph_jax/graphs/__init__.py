@@ -1,0 +1,1 @@
+"""Captured buckets: compiled, held, decided upon and called."""

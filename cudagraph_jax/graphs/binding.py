@@ -1,0 +1,309 @@
+"""From the arguments of a call to those of a program: names, static values, declarations."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+
+from cudagraph_jax.errors import ConfigError, InputShapeError
+from cudagraph_jax.graphs.call import Declared, Statics
+from cudagraph_jax.shapes.axes import AxisPattern
+from cudagraph_jax.shapes.padding import EDGE, PadValue
+from cudagraph_jax.shapes.prefix import PyTree, broadcast_prefix, for_positions, is_declaration
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The arguments of one call, in the one order that the function's programs have.
+
+    Attributes:
+        form: How the call was written.
+        args: The positional arguments without the static ones.
+        kwargs: The keyword-only arguments, likewise.
+        statics: The static arguments.
+    """
+
+    form: Form
+    args: tuple[PyTree, ...]
+    kwargs: dict[str, PyTree]
+    statics: Statics
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Form:
+    """One way to write a call: which of its values, counted from the left, goes where.
+
+    Attributes:
+        args: Indices of the positional arguments without the static ones.
+        names: Their names.
+        places: Where each stands in the function's signature.
+        kwargs: Names and indices of the keyword-only arguments.
+        statics: Names and indices of the static arguments.
+        static_places: Where the positional ones of those stand in the signature.
+    """
+
+    args: tuple[int, ...]
+    names: tuple[str, ...]
+    places: tuple[int, ...]
+    kwargs: tuple[tuple[str, int], ...]
+    statics: tuple[tuple[str, int], ...]
+    static_places: tuple[tuple[int, str], ...]
+
+    @property
+    def plain(self) -> bool:
+        """Whether a call is its positional arguments and nothing else."""
+        return self.args == tuple(range(len(self.args))) and not (self.kwargs or self.statics)
+
+    def bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:
+        """The arguments of a call that is written like this.
+
+        Raises:
+            InputShapeError: A static argument cannot be hashed.
+        """
+        values = (*args, *kwargs.values())
+        return Bound(
+            self,
+            tuple([values[index] for index in self.args]),
+            {name: values[index] for name, index in self.kwargs},
+            tuple([_static(name, values[index]) for name, index in self.statics]),
+        )
+
+
+class Binder:
+    """Binds calls of one function.
+
+    Args:
+        function: The function.
+        name: What errors call it.
+        in_axes: A pytree prefix of the positional arguments: specifications or None.
+        pad_values: A pytree prefix of scalars or `"edge"`.
+        static_argnames: Names of the arguments that select a program of their own.
+        donate_argnums: Positions of the arguments whose buffers may be taken over.
+        mask_argname: The keyword that is not the caller's to give.
+
+    Raises:
+        ConfigError: One of these does not fit the function.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., PyTree],
+        *,
+        name: str,
+        in_axes: PyTree,
+        pad_values: PyTree,
+        static_argnames: Sequence[str],
+        donate_argnums: Sequence[int],
+        mask_argname: str | None,
+    ) -> None:
+        self.name = name
+        self.in_axes = jax.tree.map(_pattern, in_axes, is_leaf=is_declaration)
+        self.pad_values = jax.tree.map(_pad_value, pad_values, is_leaf=is_declaration)
+        self.static_argnames = frozenset(static_argnames)
+        self.donate_argnums = tuple(donate_argnums)
+        signature = _signature(function, name)
+        self._check_names(signature, mask_argname)
+        self._mask_argname = mask_argname
+        self._signature = signature.replace(
+            parameters=[
+                parameter
+                for parameter in signature.parameters.values()
+                if parameter.name != mask_argname
+            ]
+        )
+
+    def form(self, count: int, keywords: Sequence[str]) -> Form:
+        """The form of a call with `count` positional arguments and these keywords.
+
+        Raises:
+            InputShapeError: An argument is missing or unknown.
+        """
+        if self._mask_argname in keywords:
+            raise InputShapeError(
+                f"{self.name}() got {self._mask_argname!r}, which bucket_jit builds itself "
+                "(mask_argname): leave it out"
+            )
+        named = {keyword: count + index for index, keyword in enumerate(keywords)}
+        try:
+            bound = self._signature.bind(*range(count), **named)
+        except TypeError as error:
+            raise InputShapeError(
+                f"{self.name}{self._signature} cannot be called like this: {error}"
+            ) from None
+        return self._sorted(bound)
+
+    def declared(self, bound: Bound) -> Declared:
+        """What was declared for the leaves of a call's positional arguments.
+
+        Raises:
+            InputShapeError: `in_axes` or `pad_values` do not have the arguments' structure.
+        """
+        form = bound.form
+        count = max(form.places, default=-1) + 1
+        axes = for_positions(self.in_axes, count, name="in_axes")
+        pads = for_positions(self.pad_values, count, name="pad_values")
+        patterns: list[AxisPattern | None] = []
+        values: list[PadValue] = []
+        for name, place, arg in zip(form.names, form.places, bound.args, strict=True):
+            patterns += broadcast_prefix(axes[place], arg, name=f"in_axes of {name}")
+            values += broadcast_prefix(pads[place], arg, name=f"pad_values of {name}")
+        return Declared(patterns, values, form.names)
+
+    @property
+    def bucketed_places(self) -> tuple[int, ...]:
+        """The positions in the signature whose arguments carry the batch or the sequence."""
+        axes = self.in_axes if isinstance(self.in_axes, tuple | list) else [self.in_axes]
+        return tuple(place for place, prefix in enumerate(axes) if _buckets(prefix))
+
+    def bucketed(self, form: Form) -> tuple[int, ...]:
+        """The indices of such arguments in the calls of one form."""
+        every = not isinstance(self.in_axes, tuple | list)
+        known = self.bucketed_places
+        return tuple(i for i, place in enumerate(form.places) if every or place in known)
+
+    def donated(self, form: Form) -> tuple[int, ...]:
+        """The positions of the donated arguments among `form.args`."""
+        return tuple(
+            index for index, place in enumerate(form.places) if place in self.donate_argnums
+        )
+
+    def _sorted(self, bound: inspect.BoundArguments) -> Form:
+        args: list[tuple[int, str, int]] = []
+        kwargs: list[tuple[str, int]] = []
+        statics: list[tuple[str, int]] = []
+        static_places: list[tuple[int, str]] = []
+        for name, value in bound.arguments.items():
+            kind = self._signature.parameters[name].kind
+            place = self._place(name)
+            if name in self.static_argnames:
+                statics.append((name, value))
+                static_places += [(place, name)] if kind in _POSITIONAL else []
+            elif kind in _POSITIONAL:
+                args.append((place, name, value))
+            elif kind is inspect.Parameter.VAR_POSITIONAL:
+                args += [(place + n, f"{name}[{n}]", item) for n, item in enumerate(value)]
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                for key, item in value.items():
+                    (statics if key in self.static_argnames else kwargs).append((key, item))
+            else:
+                kwargs.append((name, value))
+        return Form(
+            args=tuple(index for _, _, index in args),
+            names=tuple(name for _, name, _ in args),
+            places=tuple(place for place, _, _ in args),
+            kwargs=tuple(kwargs),
+            statics=tuple(statics),
+            static_places=tuple(static_places),
+        )
+
+    def _place(self, name: str) -> int:
+        return list(self._signature.parameters).index(name)
+
+    def _check_names(self, signature: inspect.Signature, mask_argname: str | None) -> None:
+        known = set(signature.parameters)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+        for name in self.static_argnames | ({mask_argname} if mask_argname else set()):
+            if name not in known and not takes_any:
+                raise ConfigError(
+                    f"{self.name}{signature} has no argument {name!r}: name one that it has"
+                )
+        count = len(signature.parameters)
+        for place in self.donate_argnums:
+            if not 0 <= place < count:
+                raise ConfigError(
+                    f"donate_argnums has {place}, but {self.name}{signature} has {count} arguments"
+                )
+        axes = self.in_axes
+        variadic = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+        if isinstance(axes, tuple | list) and len(axes) > count and not variadic:
+            raise ConfigError(
+                f"in_axes has {len(axes)} entries, but {self.name}{signature} has {count} "
+                "arguments: give one entry for each positional argument"
+            )
+
+
+def _buckets(prefix: PyTree) -> bool:
+    return any(isinstance(leaf, AxisPattern) for leaf in jax.tree.leaves(prefix))
+
+
+def unbound(function: Callable[..., PyTree], bound: Bound) -> Callable[..., PyTree]:
+    """`function` as one of `bound.args` and `bound.kwargs`, with the static values filled in.
+
+    Arguments are given by position as far as the call has all of them, then by name.
+    """
+    form = bound.form
+    statics = {name: value for name, _, value in bound.statics}
+    if not statics and form.places == tuple(range(len(form.places))):
+        return function
+    at = dict(zip(form.places, range(len(form.places)), strict=True))
+    static_at = dict(form.static_places)
+    leading = 0
+    while leading in at or leading in static_at:
+        leading += 1
+    named = {
+        name: index
+        for name, place, index in zip(form.names, form.places, range(len(form.places)), strict=True)
+        if place >= leading
+    }
+    statics_by_name = {
+        name: value
+        for name, value in statics.items()
+        if all(known != name or place >= leading for place, known in form.static_places)
+    }
+
+    def call(*args: PyTree, **kwargs: PyTree) -> PyTree:
+        first = [
+            args[at[place]] if place in at else statics[static_at[place]]
+            for place in range(leading)
+        ]
+        behind = {name: args[index] for name, index in named.items()}
+        return function(*first, **behind, **statics_by_name, **kwargs)
+
+    return call
+
+
+def _signature(function: Callable[..., PyTree], name: str) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{name} has no signature that Python can see: wrap it in a function of your own"
+        ) from None
+
+
+def _pattern(spec: object) -> AxisPattern | None:
+    if spec is None or isinstance(spec, AxisPattern):
+        return spec
+    if isinstance(spec, str):
+        return AxisPattern.parse(spec)
+    raise ConfigError(f'in_axes has the entry {spec!r}: use None, or names such as "batch seq ..."')
+
+
+def _pad_value(value: object) -> PadValue:
+    if value is None:
+        return 0
+    if isinstance(value, str) and value != EDGE:
+        raise ConfigError(f'pad_values has {value!r}: use numbers, or "edge"')
+    if isinstance(value, bool | int | float | complex | str):
+        return value
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "shape", None) == ():
+        return item()  # type: ignore[no-any-return]  # a NumPy or JAX scalar's Python number
+    raise ConfigError(f'pad_values has {value!r}: use numbers, or "edge"')
+
+
+def _static(name: str, value: object) -> tuple[str, type, Hashable]:
+    try:
+        hash(value)
+    except TypeError:
+        raise InputShapeError(
+            f"static argument {name} is a {type(value).__name__}, which cannot be hashed: "
+            "pass a tuple or another immutable value, or leave it out of static_argnames"
+        ) from None
+    # The type too: 1, 1.0 and True are equal, but do not trace alike.
+    return (name, type(value), value)

@@ -1,0 +1,177 @@
+"""`bucket_jit`: from a plain function to a `BucketedFunction`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar, overload
+
+import jax
+
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.graphs.binding import Binder
+from cudagraph_jax.graphs.function import BucketedFunction
+from cudagraph_jax.graphs.manager import CUDAGraphManager
+from cudagraph_jax.graphs.program import Target
+from cudagraph_jax.graphs.single import function_name
+from cudagraph_jax.shapes.axes import AxisPattern
+from cudagraph_jax.shapes.prefix import PyTree, is_declaration
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@overload
+def bucket_jit(
+    fn: Callable[P, R],
+    *,
+    in_axes: PyTree,
+    out_axes: PyTree = ...,
+    config: CUDAGraphConfig | None = ...,
+    manager: CUDAGraphManager | None = ...,
+    pad_values: PyTree = ...,
+    mask_argname: str | None = ...,
+    unpad: PyTree = ...,
+    donate_argnums: int | Iterable[int] = ...,
+    static_argnames: str | Iterable[str] = ...,
+    name: str | None = ...,
+) -> BucketedFunction[P, R]: ...
+
+
+@overload
+def bucket_jit(
+    fn: None = None,
+    *,
+    in_axes: PyTree,
+    out_axes: PyTree = ...,
+    config: CUDAGraphConfig | None = ...,
+    manager: CUDAGraphManager | None = ...,
+    pad_values: PyTree = ...,
+    mask_argname: str | None = ...,
+    unpad: PyTree = ...,
+    donate_argnums: int | Iterable[int] = ...,
+    static_argnames: str | Iterable[str] = ...,
+    name: str | None = ...,
+) -> Callable[[Callable[P, R]], BucketedFunction[P, R]]: ...
+
+
+def bucket_jit(
+    fn: Callable[P, R] | None = None,
+    *,
+    in_axes: PyTree,
+    out_axes: PyTree = None,
+    config: CUDAGraphConfig | None = None,
+    manager: CUDAGraphManager | None = None,
+    pad_values: PyTree = 0,
+    mask_argname: str | None = None,
+    unpad: PyTree = "host",
+    donate_argnums: int | Iterable[int] = (),
+    static_argnames: str | Iterable[str] = (),
+    name: str | None = None,
+) -> BucketedFunction[P, R] | Callable[[Callable[P, R]], BucketedFunction[P, R]]:
+    """Makes a function of ragged sizes compile once per bucket instead of once per size.
+
+    Works as a decorator with options, and as a function. An input that needs padding is padded on
+    the host, in NumPy, so that padding never compiles: a NumPy array costs microseconds; a JAX
+    array on an accelerator is first copied to the host, and the padded one back, which waits for
+    the computation that makes it. Arrays that already have a bucket's shape are passed as they are.
+
+    Args:
+        fn: A pure JAX function.
+        in_axes: A pytree prefix of its positional arguments, as in `jax.vmap`. A leaf is None
+            (passed through, such as parameters), or names the dimensions of the arrays below it in
+            order: `"batch"`, `"seq"`, `"_"` (any one dimension), `"..."` (the rest).
+        out_axes: The same for the outputs; None: found by tracing at two sizes of each axis.
+        config: Buckets, limits and policies; the default if None.
+        manager: The manager to share with other functions, instead of `config`.
+        pad_values: A pytree prefix of the positional arguments: what padding is filled with, or
+            `"edge"` to repeat the last real row.
+        mask_argname: A keyword of `fn` that gets `bool[batch, seq]`, True where an element is
+            real. Callers do not pass it.
+        unpad: A pytree prefix of the outputs. `"host"`: read-only NumPy views, trimmed; compiles
+            nothing. `"device"`: JAX arrays, trimmed; compiles a slice for every new size.
+            `"none"`: the JAX arrays at the bucket's size.
+        donate_argnums: Positions of the arguments whose buffers the outputs may take over.
+        static_argnames: Arguments that select a program of their own by their value.
+        name: What reports, logs and profiles call it; the function's own name if None.
+
+    Raises:
+        ConfigError: An option that is not valid, or does not fit the function.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> @bucket_jit(in_axes=(None, "batch seq"))
+        ... def scores(weights, tokens):
+        ...     return jnp.sum(weights[tokens], axis=1)
+        >>> scores(jnp.arange(10.0), np.array([[1, 2, 3]], np.int32))
+        array([6.], dtype=float32)
+    """
+    if fn is None:
+
+        def decorate(function: Callable[P, R]) -> BucketedFunction[P, R]:
+            return bucket_jit(
+                function,
+                in_axes=in_axes,
+                out_axes=out_axes,
+                config=config,
+                manager=manager,
+                pad_values=pad_values,
+                mask_argname=mask_argname,
+                unpad=unpad,
+                donate_argnums=donate_argnums,
+                static_argnames=static_argnames,
+                name=name,
+            )
+
+        return decorate
+    if not callable(fn):
+        raise ConfigError(f"fn={fn!r} cannot be called: give a function")
+    called = function_name(fn) if name is None else name
+    donated = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
+    binder = Binder(
+        fn,
+        name=called,
+        in_axes=in_axes,
+        pad_values=pad_values,
+        static_argnames=_names(static_argnames),
+        donate_argnums=donated,
+        mask_argname=mask_argname,
+    )
+    target = Target(
+        fn,
+        called,
+        unpad=jax.tree.map(_unpad, unpad, is_leaf=is_declaration),
+        out_axes=jax.tree.map(_out_axes, out_axes, is_leaf=is_declaration),
+        mask_argname=mask_argname,
+    )
+    return BucketedFunction(fn, binder=binder, target=target, manager=_manager(config, manager))
+
+
+def _manager(config: CUDAGraphConfig | None, manager: CUDAGraphManager | None) -> CUDAGraphManager:
+    if manager is None:
+        return CUDAGraphManager(config)
+    if config is not None and config != manager.config:
+        raise ConfigError(
+            f"config={config} is not the manager's, {manager.config}: give one of the two"
+        )
+    return manager
+
+
+def _names(static_argnames: str | Iterable[str]) -> tuple[str, ...]:
+    return (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+
+
+def _unpad(mode: object) -> object:
+    if mode not in ("host", "device", "none"):
+        raise ConfigError(f'unpad={mode!r} is unknown: use "host", "device" or "none"')
+    return mode
+
+
+def _out_axes(spec: object) -> object:
+    if isinstance(spec, str):
+        AxisPattern.parse(spec)
+    elif spec is not None:
+        raise ConfigError(
+            f'out_axes has the entry {spec!r}: use None, or names such as "batch seq ..."'
+        )
+    return spec

@@ -1,0 +1,164 @@
+"""What is done with a call, and why: the mode table as a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.errors import (
+    BucketOverflowError,
+    CaptureError,
+    CUDAGraphError,
+    InputShapeError,
+    SealedError,
+)
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.journal import Fit
+from cudagraph_jax.modes import CUDAGraphMode
+from cudagraph_jax.shapes.ladder import Bucket
+
+
+class Reason(Enum):
+    """Why a call is served as it is; the keys of the counts in `stats()`."""
+
+    EXACT = "exact"
+    PADDED = "padded"
+    LARGER = "larger"
+    MISS = "miss"
+    OVERFLOW = "overflow"
+    EMPTY = "empty"
+    PAUSED = "paused"
+    DISABLED = "disabled"
+    SEALED = "sealed"
+    FAILED = "failed"
+    UNPADDED = "unpadded"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is done with a call.
+
+    Attributes:
+        mode: REPLAY, CAPTURE, or NONE and DISABLED for an eager run.
+        reason: Why.
+        bucket: The bucket that the call is, or would be, padded to; None outside the limits.
+        entry: The captured bucket that serves it, for REPLAY.
+        error: What is raised instead of running eagerly; None in general.
+    """
+
+    mode: CUDAGraphMode
+    reason: Reason
+    bucket: Bucket | None = None
+    entry: CUDAGraphEntry | None = None
+    error: CUDAGraphError | None = None
+
+    @property
+    def fit(self) -> Fit:
+        """How the call fits the entry that serves it."""
+        return Fit(self.reason.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a manager has for one call.
+
+    Attributes:
+        find: The entry of exactly this bucket.
+        find_larger: The smallest entry that holds the call, whatever its bucket.
+        failed: Why a bucket could not be captured before.
+    """
+
+    find: Callable[[Bucket], CUDAGraphEntry | None]
+    find_larger: Callable[[], CUDAGraphEntry | None]
+    failed: Callable[[Bucket], CaptureError | None]
+
+
+def decide(
+    config: CUDAGraphConfig,
+    mode: CUDAGraphMode,
+    sizes: Bucket,
+    bucket: Bucket,
+    holdings: Holdings,
+) -> Decision:
+    """The decision for one call; the table is in README.md, "Modes".
+
+    Args:
+        config: Limits and policies.
+        mode: The most that may be done.
+        sizes: The call's (batch, seq_len).
+        bucket: What that is padded to, inside the limits.
+        holdings: What is captured.
+    """
+    none = CUDAGraphMode.NONE
+    if mode is CUDAGraphMode.DISABLED:
+        return Decision(mode, Reason.DISABLED)
+    if mode is none:
+        return Decision(none, Reason.PAUSED)
+    if 0 in sizes:
+        return Decision(none, Reason.EMPTY)
+    exact = holdings.find(sizes)
+    if exact is not None:
+        return Decision(CUDAGraphMode.REPLAY, Reason.EXACT, sizes, exact)
+    if not config.should_use_cudagraph(*sizes):
+        return Decision(none, Reason.OVERFLOW, error=_overflow(config, sizes))
+    if not config.cudagraph_copy_inputs and bucket != sizes:
+        return Decision(none, Reason.UNPADDED, bucket, error=_unpadded(sizes, bucket))
+    padded = holdings.find(bucket)
+    if padded is not None:
+        return Decision(CUDAGraphMode.REPLAY, Reason.PADDED, bucket, padded)
+    if mode is CUDAGraphMode.REPLAY:
+        return _sealed(config, bucket, holdings)
+    return _miss(config, bucket, holdings)
+
+
+def _sealed(config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings) -> Decision:
+    larger = holdings.find_larger() if config.cudagraph_copy_inputs else None
+    if larger is not None:
+        return Decision(CUDAGraphMode.REPLAY, Reason.LARGER, larger.bucket, larger)
+    error = None
+    if config.on_miss == "error":
+        error = SealedError(
+            f"bucket {bucket} is not captured and the manager is sealed: "
+            "warm it up before seal(), or set mode to CUDAGraphMode.CAPTURE"
+        )
+    return Decision(CUDAGraphMode.NONE, Reason.SEALED, bucket, error=error)
+
+
+def _miss(config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings) -> Decision:
+    if holdings.failed(bucket) is not None:
+        return Decision(CUDAGraphMode.NONE, Reason.FAILED, bucket)
+    if config.on_miss == "capture":
+        return Decision(CUDAGraphMode.CAPTURE, Reason.MISS, bucket)
+    error = None
+    if config.on_miss == "error":
+        error = SealedError(
+            f'bucket {bucket} is not captured and on_miss="error" forbids to capture it in a '
+            'request: warm it up first, or set on_miss="capture"'
+        )
+    return Decision(CUDAGraphMode.NONE, Reason.MISS, bucket, error=error)
+
+
+def _overflow(config: CUDAGraphConfig, sizes: Bucket) -> CUDAGraphError | None:
+    if config.on_overflow != "error":
+        return None
+    too_large = [
+        f"{name}={size} is larger than the largest bucket, {limit}"
+        for name, size, limit in (
+            ("batch", sizes.batch_size, config.max_batch_size),
+            ("seq_len", sizes.seq_len, config.max_seq_len),
+        )
+        if size > limit
+    ]
+    return BucketOverflowError(
+        f'{" and ".join(too_large)}: add a bucket or set on_overflow="eager"'
+    )
+
+
+def _unpadded(sizes: Bucket, bucket: Bucket) -> CUDAGraphError:
+    return InputShapeError(
+        f"the inputs have (batch, seq_len)={tuple(sizes)}, not a bucket's shape, and "
+        f"cudagraph_copy_inputs=False forbids to copy them: pad them to {tuple(bucket)}, or "
+        "leave cudagraph_copy_inputs on"
+    )

@@ -1,0 +1,48 @@
+"""Calls without a bucket: the plain function, with outputs as the caller asked for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from cudagraph_jax.graphs.guard import tracing_refusals
+from cudagraph_jax.graphs.program import Target
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.prefix import PyTree, broadcast_prefix
+
+
+def run_eagerly(
+    target: Target, args: Sequence[PyTree], kwargs: Mapping[str, PyTree], sizes: Bucket
+) -> PyTree:
+    """The plain function's answer; NumPy arrays where `unpad="host"`.
+
+    NumPy inputs become JAX arrays first, since the function is written for those.
+
+    Raises:
+        UnexpectedCompileError: An operation had to be compiled inside `no_compiles()`.
+    """
+    args, kwargs = jax.tree.map(_on_device, (tuple(args), dict(kwargs)))
+    if target.mask_argname is not None:
+        kwargs = {**kwargs, target.mask_argname: jax.device_put(np.ones(sizes, np.bool_))}
+    with tracing_refusals():
+        result = target.function(*args, **kwargs)
+    if target.unpad == "host":
+        return jax.tree.map(np.asarray, result)
+    modes = broadcast_prefix(target.unpad, result, name="unpad")
+    leaves, structure = jax.tree.flatten(result)
+    handed_out = [
+        np.asarray(leaf) if mode == "host" else leaf
+        for leaf, mode in zip(leaves, modes, strict=True)
+    ]
+    return jax.tree.unflatten(structure, handed_out)
+
+
+def _on_device(leaf: PyTree) -> PyTree:
+    return jax.device_put(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+def has_tracers(*trees: PyTree) -> bool:
+    """Whether a JAX transformation is under way over any of these arguments."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))

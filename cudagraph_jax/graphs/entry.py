@@ -1,0 +1,201 @@
+"""One captured bucket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import jax
+
+from cudagraph_jax.errors import InputShapeError
+from cudagraph_jax.graphs.call import Call, Declared, describe_call
+from cudagraph_jax.graphs.executable import Executable
+from cudagraph_jax.graphs.journal import Fit, Journal, ReplayTotals, Request
+from cudagraph_jax.graphs.program import Outputs, Program
+from cudagraph_jax.graphs.route import Route
+from cudagraph_jax.graphs.variant import Variant
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.prefix import PyTree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CUDAGraphEntry:
+    """One captured bucket, born complete; only its counters change.
+
+    Attributes:
+        bucket: Its sizes.
+        program: The function and inputs that it was compiled from.
+        executable: The compiled program.
+        outputs: Where its outputs carry the two sizes.
+        graph_id: A number that no other entry of the registry has had.
+        single_input: Whether `replay` takes one pytree (the specification's calls) or the tuple of
+            a function's positional arguments (`bucket_jit`).
+        waits: Whether each replay waits for the device (`debug_mode`).
+        journal: The records of its replays.
+    """
+
+    bucket: Bucket
+    program: Program = field(repr=False)
+    executable: Executable = field(repr=False)
+    outputs: Outputs = field(repr=False)
+    graph_id: int
+    single_input: bool = False
+    waits: bool = False
+    journal: Journal = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"CUDAGraphEntry({self.bucket}, {self.variant}, graph_id={self.graph_id})"
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the bucket."""
+        return self.bucket.batch_size
+
+    @property
+    def seq_len(self) -> int:
+        """Sequence length of the bucket; 1 for functions without a sequence axis."""
+        return self.bucket.seq_len
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """`(batch_size, seq_len)`."""
+        return (self.batch_size, self.seq_len)
+
+    @property
+    def variant(self) -> Variant:
+        """What else distinguishes it: function, dtypes, other dimensions, static arguments."""
+        return self.program.variant
+
+    @property
+    def capture_time_ms(self) -> float:
+        """Milliseconds to trace, lower and compile it."""
+        return self.executable.compile_ms
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Code and temporary memory as the compiler reports it; None if it does not."""
+        return self.executable.memory_bytes
+
+    @property
+    def flops(self) -> float | None:
+        """Floating-point operations of one replay; None if the compiler does not say."""
+        return self.executable.flops
+
+    @property
+    def input_shapes(self) -> PyTree:
+        """The inputs as a pytree of `jax.ShapeDtypeStruct`."""
+        args, _ = self.program.arguments(self.bucket)
+        return args[0] if self.single_input else args
+
+    @property
+    def output_shapes(self) -> PyTree:
+        """The outputs as a pytree of `jax.ShapeDtypeStruct`, at the bucket's size."""
+        return jax.tree.map(
+            lambda info: jax.ShapeDtypeStruct(info.shape, info.dtype), self.executable.output_info
+        )
+
+    @property
+    def totals(self) -> ReplayTotals:
+        """What its replays add up to."""
+        return self.journal.totals()
+
+    @property
+    def replay_count(self) -> int:
+        """How often it was replayed."""
+        return self.totals.replays
+
+    @property
+    def total_replay_time_ms(self) -> float:
+        """Milliseconds of all replays, from the inputs to the trimmed outputs.
+
+        With outputs on the device this is the time to dispatch, unless in `debug_mode`.
+        """
+        return self.totals.time_ns / 1e6
+
+    @property
+    def avg_replay_time_ms(self) -> float:
+        """Mean milliseconds of a replay; 0 before the first."""
+        totals = self.totals
+        return totals.time_ns / 1e6 / totals.replays if totals.replays else 0.0
+
+    def stats(self) -> dict[str, object]:
+        """Its figures, in values that JSON can hold."""
+        totals = self.totals
+        return {
+            "batch_size": self.batch_size,
+            "seq_len": self.seq_len,
+            "variant": str(self.variant),
+            "graph_id": self.graph_id,
+            "capture_time_ms": self.capture_time_ms,
+            "memory_bytes": self.memory_bytes,
+            "flops": self.flops,
+            "replay_count": totals.replays,
+            "total_replay_time_ms": totals.time_ns / 1e6,
+            "avg_replay_time_ms": totals.time_ns / 1e6 / totals.replays if totals.replays else 0.0,
+            "waste": totals.waste,
+        }
+
+    def replay(self, inputs: PyTree) -> PyTree:
+        """The outputs for `inputs`, trimmed to their real sizes.
+
+        Args:
+            inputs: The pytree that the captured function takes, of the bucket's size or smaller;
+                for an entry of a `bucket_jit` function the tuple of its positional arguments.
+
+        Raises:
+            InputShapeError: `inputs` are not what was captured, or larger than the bucket.
+        """
+        args = (inputs,) if self.single_input else tuple(inputs)
+        return self.route_for(self._describe(args)).run(args)
+
+    def route_for(self, call: Call, *, fit: Fit | None = None) -> Route:
+        """The route of a call of this entry's variant and not larger than its bucket.
+
+        Args:
+            call: The call.
+            fit: How it fits; exact or padded, as its sizes say, if None.
+        """
+        if fit is None:
+            fit = Fit.EXACT if call.sizes == self.bucket else Fit.PADDED
+        return Route(
+            self.program,
+            self.executable.call,
+            bucket=self.bucket,
+            shapes=[getattr(leaf, "shape", ()) for leaf in call.leaves],
+            request=Request(call.sizes, fit),
+            outputs=self.outputs,
+            journal=self.journal,
+            wait=self.waits,
+        )
+
+    def padded_outputs(self, call: Call) -> list[PyTree]:
+        """The output arrays for `call` as the executable gives them; recorded as no replay."""
+        route = self.route_for(call)
+        return jax.tree.leaves(route.call_padded(call.args, call.kwargs))
+
+    def _describe(self, args: tuple[PyTree, ...]) -> Call:
+        declared = Declared(self.program.axes, self.program.pad_values, self.program.argument_names)
+        structure = jax.tree.structure((args, {}))
+        if structure != self.variant.structure:
+            raise InputShapeError(
+                f"the inputs have the structure {structure}, but {self.bucket} was captured for "
+                f"{self.variant.structure}: give the same pytree of arrays"
+            )
+        call = describe_call(
+            self.variant.function, args, {}, declared=declared, name=self.variant.name
+        )
+        if call.variant.leaves != self.variant.leaves:
+            raise InputShapeError(
+                f"the inputs are {call.variant}, but {self.bucket} was captured for "
+                f"{self.variant}: give the same dtypes and other dimensions"
+            )
+        if call.sizes.batch_size > self.batch_size or call.sizes.seq_len > self.seq_len:
+            raise InputShapeError(
+                f"the inputs have (batch, seq_len)={tuple(call.sizes)}, more than the bucket "
+                f"{self.bucket}: use a larger bucket"
+            )
+        # A size that no array carries is the bucket's own.
+        sizes = Bucket(
+            call.sizes.batch_size if self.program.carries_batch else self.batch_size,
+            call.sizes.seq_len if self.program.carries_seq else self.seq_len,
+        )
+        return replace(call, sizes=sizes)

@@ -1,0 +1,131 @@
+"""The only door to `jax.stages`: a function and its shapes in, a compiled executable out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import jax
+from jax.stages import Compiled
+
+from cudagraph_jax.errors import CaptureError, CUDAGraphError
+from cudagraph_jax.graphs.guard import tracing_refusals
+from cudagraph_jax.shapes.prefix import PyTree
+
+
+@dataclass(frozen=True, slots=True)
+class Executable:
+    """One XLA executable and what the compiler reports of it.
+
+    Attributes:
+        call: The compiled function; strict about shapes, dtypes and pytrees, and it refuses
+            tracers.
+        compile_ms: Milliseconds to trace, lower and compile.
+        memory_bytes: Generated code and temporary memory; None if the backend does not say.
+        flops: Floating-point operations of one run; None if the backend does not say.
+    """
+
+    call: Compiled
+    compile_ms: float
+    memory_bytes: int | None
+    flops: float | None
+    output_info: PyTree = field(repr=False)
+
+
+def compile_function(
+    function: Callable[..., PyTree],
+    args: Sequence[PyTree],
+    kwargs: Mapping[str, PyTree],
+    *,
+    name: str,
+    donate_argnums: Sequence[int] = (),
+    compiler_options: Mapping[str, str] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Executable:
+    """Compiles `function` for `args` and `kwargs`, ahead of time.
+
+    Args:
+        function: What to compile.
+        args: Its positional arguments, with `jax.ShapeDtypeStruct` leaves.
+        kwargs: Its keyword arguments, likewise.
+        name: What profiles and logs call the executable.
+        donate_argnums: Positions of arguments whose buffers the outputs may take over.
+        compiler_options: XLA options by name, as text.
+        clock: Seconds, for `compile_ms`.
+
+    Raises:
+        CaptureError: Tracing, lowering or compiling failed; `stage` says which.
+        UnexpectedCompileError: Called inside `no_compiles()`.
+    """
+    start = clock()
+    # JAX keeps an executable for as long as the function object lives: a new one for each bucket
+    # is freed together with its entry (FACTS.md, "Compiling, freeing, counting").
+    fresh = _fresh(function, name)
+    with _stage("trace", name), tracing_refusals():
+        traced = jax.jit(fresh, donate_argnums=tuple(donate_argnums)).trace(*args, **kwargs)
+    with _stage("lower", name), tracing_refusals():
+        lowered = traced.lower()
+    with _stage("compile", name):
+        compiled = lowered.compile(compiler_options=dict(compiler_options or {}))
+    return Executable(
+        call=compiled,
+        compile_ms=(clock() - start) * 1e3,
+        memory_bytes=_memory_bytes(compiled),
+        flops=_flops(compiled),
+        output_info=compiled.out_info,
+    )
+
+
+def evaluate_shapes(
+    function: Callable[..., PyTree],
+    args: Sequence[PyTree],
+    kwargs: Mapping[str, PyTree],
+    *,
+    name: str,
+) -> PyTree:
+    """The outputs of `function` as `jax.ShapeDtypeStruct`; traces, compiles nothing.
+
+    Raises:
+        CaptureError: Tracing failed.
+        UnexpectedCompileError: Called inside `no_compiles()`.
+    """
+    with _stage("trace", name), tracing_refusals():
+        return jax.eval_shape(_fresh(function, name), *args, **kwargs)
+
+
+def _fresh(function: Callable[..., PyTree], name: str) -> Callable[..., PyTree]:
+    def bucket(*args: PyTree, **kwargs: PyTree) -> PyTree:
+        return function(*args, **kwargs)
+
+    bucket.__name__ = bucket.__qualname__ = name
+    return bucket
+
+
+@contextmanager
+def _stage(stage: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except CUDAGraphError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise CaptureError(
+            f"cannot {stage} {name}: {type(error).__name__}: {reason}", stage=stage
+        ) from error
+
+
+def _memory_bytes(compiled: Compiled) -> int | None:
+    report = compiled.memory_analysis()
+    if report is None:
+        return None
+    return int(report.generated_code_size_in_bytes + report.temp_size_in_bytes)
+
+
+def _flops(compiled: Compiled) -> float | None:
+    report = compiled.cost_analysis()
+    # A list of one per device in some versions; absent on some backends.
+    first = report[0] if isinstance(report, list) and report else report
+    flops = first.get("flops") if isinstance(first, dict) else None
+    return None if flops is None else float(flops)

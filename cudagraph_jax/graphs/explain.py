@@ -1,0 +1,61 @@
+"""A decision in words."""
+
+from __future__ import annotations
+
+from cudagraph_jax.graphs.call import Call
+from cudagraph_jax.graphs.decision import Decision, Reason
+from cudagraph_jax.graphs.dispatch import Dispatcher
+from cudagraph_jax.report.explanation import Explanation
+
+
+def explain(dispatcher: Dispatcher, call: Call) -> Explanation:
+    """What would be done with `call`, why, and what to change; nothing is run."""
+    decision = dispatcher.decide(call)
+    reason, remedy = _words(dispatcher, call, decision)
+    return Explanation(
+        name=call.variant.name,
+        mode=decision.mode,
+        sizes=call.sizes,
+        bucket=decision.bucket,
+        reason=reason,
+        remedy=remedy,
+        error=decision.error is not None,
+    )
+
+
+def _words(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:
+    config = dispatcher.config
+    if decision.error is not None:
+        problem, _, remedy = str(decision.error).partition(": ")
+        return problem, remedy
+    match decision.reason:
+        case Reason.EXACT:
+            return "a bucket of exactly this size is captured", ""
+        case Reason.PADDED:
+            return f"it is padded to {decision.bucket}, which is captured", ""
+        case Reason.LARGER:
+            own = dispatcher.bucket_for(call)
+            return (
+                f"its own bucket {own} is not captured, and no capture is allowed now",
+                f"warm {own} up before seal()",
+            )
+        case Reason.MISS:
+            policy = f'{decision.bucket} is not captured yet and on_miss="{config.on_miss}"'
+            return policy, "call warmup() first"
+        case Reason.OVERFLOW:
+            limits = f"batch {config.max_batch_size} and seq_len {config.max_seq_len}"
+            return f"it is larger than the limits, {limits}", "add larger buckets"
+        case Reason.EMPTY:
+            return "an empty batch or sequence has no bucket", ""
+        case Reason.PAUSED:
+            return "the mode is NONE", "set mode to CUDAGraphMode.CAPTURE"
+        case Reason.DISABLED:
+            return "the manager is switched off", "set enabled=True, and mode to CAPTURE"
+        case Reason.SEALED:
+            return (
+                f"{decision.bucket} is not captured, and no capture is allowed now",
+                f"warm {decision.bucket} up before seal()",
+            )
+        case Reason.FAILED | Reason.UNPADDED:
+            known = dispatcher.failures.get(dispatcher.bucket_for(call), call.variant)
+            return f"its bucket could not be captured before: {known}", "mend that, then reset()"

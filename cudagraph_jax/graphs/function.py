@@ -1,0 +1,211 @@
+"""`bucket_jit` and the functions that it makes: the door for serving code, and the hot path."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from operator import attrgetter, itemgetter
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+
+from cudagraph_jax.graphs.binding import Binder, Bound, Form, unbound
+from cudagraph_jax.graphs.call import Call, describe_call, traced_sizes
+from cudagraph_jax.graphs.eager import has_tracers
+from cudagraph_jax.graphs.explain import explain
+from cudagraph_jax.graphs.grid import warm_grid
+from cudagraph_jax.graphs.manager import CUDAGraphManager
+from cudagraph_jax.graphs.program import Target
+from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.graphs.routes import Routes
+from cudagraph_jax.report.explanation import Explanation
+from cudagraph_jax.report.progress import Callback, Progress
+from cudagraph_jax.report.stats import stats_html
+from cudagraph_jax.report.warmup import WarmupReport
+from cudagraph_jax.shapes.prefix import PyTree
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Pick = Callable[[Sequence[PyTree]], tuple[PyTree, ...]]
+
+_shape_and_dtype = attrgetter("shape", "dtype")
+
+
+class BucketedFunction(Generic[P, R]):
+    """A function whose calls are padded up to buckets, each compiled once.
+
+    Made by `bucket_jit`, which describes the options. Safe to call from many threads. Called with
+    tracers, so under `jit`, `vmap` or `grad`, it is simply the function.
+
+    Attributes:
+        manager: What decides and counts.
+    """
+
+    def __init__(
+        self, function: Callable[P, R], *, binder: Binder, target: Target, manager: CUDAGraphManager
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.manager = manager
+        self._function = function
+        self._binder = binder
+        self._target = target
+        self._routes = Routes()
+        self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
+        self._picks: dict[Form, Pick] = {}
+        self._pick = _picker(binder.bucketed_places)
+        self._binds_all = bool(binder.static_argnames)
+        manager.registry.watch(self._routes)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The function's outputs, trimmed to the real sizes and handed out as `unpad` says."""
+        if kwargs or self._binds_all:
+            return self._call_bound(args, kwargs)  # type: ignore[no-any-return]
+        try:
+            route = self._routes.table[tuple(map(_shape_and_dtype, self._pick(args)))]
+        except (KeyError, AttributeError, IndexError):
+            return self._call_bound(args, kwargs)
+        try:
+            return route.run(args)  # type: ignore[no-any-return]
+        except (TypeError, ValueError):
+            # The compiled function refuses what does not fit it: other parameters, tracers.
+            return self._serve(self._bind(args, kwargs), None)
+
+    def __repr__(self) -> str:
+        return f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)"
+
+    def _repr_html_(self) -> str:
+        return stats_html(self._target.name, self.stats())
+
+    @property
+    def registry(self) -> CUDAGraphRegistry:
+        """The captured buckets."""
+        return self.manager.registry
+
+    def warmup(
+        self, *args: PyTree, progress: Callback | bool | None = None, **kwargs: PyTree
+    ) -> WarmupReport:
+        """Captures the whole grid for arguments like these, then runs each bucket.
+
+        Args:
+            *args: Example arguments of any sizes: arrays, or `jax.ShapeDtypeStruct`. What is
+                passed through is used in the runs, so give the real parameters.
+            progress: None: a bar where rich is installed and stderr is a terminal, else log lines.
+                False: nothing. A function: called with (done, total, bucket) after each step.
+            **kwargs: Example keyword arguments.
+
+        Returns:
+            What became of each bucket, the largest first. A bucket that cannot be captured is
+            reported, warned of, and served eagerly.
+
+        Raises:
+            InputShapeError: The arguments do not fit `in_axes`, or an output cannot be trimmed.
+            SealedError: The manager's mode does not allow captures.
+        """
+        bound = self._bind(args, kwargs)
+        call = self._describe(bound)
+        return warm_grid(
+            self.manager.dispatcher, call, self._target_of(bound), progress=Progress(progress)
+        )
+
+    def seal(self) -> None:
+        """Captures nothing from now on."""
+        self.manager.seal()
+
+    def stats(self) -> dict[str, object]:
+        """The manager's counts and times; see `CUDAGraphManager.stats`."""
+        return self.manager.stats()
+
+    def explain(self, *args: PyTree, **kwargs: PyTree) -> Explanation:
+        """What a call with these arguments would do, and why; nothing is run or compiled.
+
+        Raises:
+            InputShapeError: The arguments do not fit `in_axes`, as in the call itself.
+        """
+        call = self._describe(self._bind(args, kwargs))
+        return explain(self.manager.dispatcher, call)
+
+    def _call_bound(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Any:
+        """A call that has keywords, static arguments, pytrees, or shapes seen for the first time."""
+        bound = self._bind(args, kwargs)
+        key = self._key(bound)
+        route = None if key is None else self._routes.table.get(key)
+        if route is not None:
+            try:
+                return route.run(bound.args, bound.kwargs)
+            except (TypeError, ValueError):
+                pass  # refused as above, and served as such
+        return self._serve(bound, key)
+
+    def _serve(self, bound: Bound, key: Hashable | None) -> Any:
+        """A call that has to be decided; its route is remembered under `key`."""
+        if has_tracers(bound.args, bound.kwargs):
+            return self._transformed(bound)
+        table = self._routes.table
+        call = self._describe(bound)
+        served = self.manager.dispatcher.serve(call, self._target_of(bound))
+        if served.route is not None and key is not None:
+            self._routes.add(table, key, served.route)
+        return served.outputs
+
+    def _bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:
+        written = (len(args), tuple(kwargs))
+        form = self._forms.get(written)
+        if form is None:
+            form = self._forms[written] = self._binder.form(*written)
+        return form.bind(args, kwargs)
+
+    def _key(self, bound: Bound) -> Hashable | None:
+        """What the route of a call depends on; None where its arguments are no arrays."""
+        form = bound.form
+        pick = self._picks.get(form)
+        if pick is None:
+            pick = self._picks[form] = _picker(self._binder.bucketed(form))
+        picked = pick(bound.args)
+        try:
+            arrays: Hashable = tuple(map(_shape_and_dtype, picked))
+        except AttributeError:
+            leaves, structure = jax.tree.flatten(picked)
+            try:
+                arrays = (structure, *map(_shape_and_dtype, leaves))
+            except AttributeError:
+                return None
+        return arrays if form.plain else (form, bound.statics, arrays)
+
+    def _describe(self, bound: Bound) -> Call:
+        return describe_call(
+            # Where each argument stands is part of what is computed.
+            (self, bound.form.places),
+            bound.args,
+            bound.kwargs,
+            declared=self._binder.declared(bound),
+            name=self._target.name,
+            statics=bound.statics,
+        )
+
+    def _target_of(self, bound: Bound) -> Target:
+        return replace(
+            self._target,
+            function=unbound(self._function, bound),
+            donate_argnums=self._binder.donated(bound.form),
+        )
+
+    def _transformed(self, bound: Bound) -> Any:
+        """The function itself, with a mask of real elements if it takes one."""
+        function = unbound(self._function, bound)
+        mask_argname = self._target.mask_argname
+        if mask_argname is None:
+            return function(*bound.args, **bound.kwargs)
+        sizes = traced_sizes(bound.args, self._binder.declared(bound))
+        mask = {mask_argname: np.ones(sizes, np.bool_)}
+        return function(*bound.args, **bound.kwargs, **mask)
+
+
+def _picker(places: Sequence[int]) -> Pick:
+    """What takes the arguments at `places` out of a tuple of arguments."""
+    if tuple(places) == tuple(range(places[0], places[-1] + 1)):
+        # A slice bears with arguments that are left out at the end.
+        return itemgetter(slice(places[0], places[-1] + 1))
+    return itemgetter(*places)

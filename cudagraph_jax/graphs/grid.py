@@ -1,0 +1,63 @@
+"""The grid of one function: every bucket that a call like a given one can be padded to."""
+
+from __future__ import annotations
+
+from cudagraph_jax.errors import CaptureError, SealedError
+from cudagraph_jax.graphs.call import Call
+from cudagraph_jax.graphs.dispatch import Dispatcher
+from cudagraph_jax.graphs.program import Program, Target
+from cudagraph_jax.graphs.warmup import warm_up
+from cudagraph_jax.modes import CUDAGraphMode
+from cudagraph_jax.report.progress import Progress
+from cudagraph_jax.report.warmup import WarmupReport
+from cudagraph_jax.shapes.ladder import Bucket
+
+
+def warm_grid(
+    dispatcher: Dispatcher, call: Call, target: Target, *, progress: Progress
+) -> WarmupReport:
+    """Captures and runs every bucket of the grid for calls like `call`.
+
+    A switched off manager has nothing to warm up: the report is empty.
+
+    Raises:
+        SealedError: The mode does not allow captures.
+        InputShapeError: An output that must be trimmed cannot be.
+    """
+    config = dispatcher.config
+    if dispatcher.mode is CUDAGraphMode.DISABLED:
+        return WarmupReport(target.name, (), 0.0)
+    if dispatcher.mode is not CUDAGraphMode.CAPTURE:
+        raise SealedError(
+            f"mode={dispatcher.mode.name} does not allow captures: warm up before seal(), or set "
+            "mode to CUDAGraphMode.CAPTURE"
+        )
+    program = Program(target, call)
+
+    def failed(bucket: Bucket, error: CaptureError) -> None:
+        dispatcher.failures.remember(bucket, call.variant, error)
+        dispatcher.registry.discard(bucket, call.variant)
+
+    return warm_up(
+        target.name,
+        grid(dispatcher, call),
+        lambda bucket: dispatcher.capture(program, bucket, call),
+        iterations=config.warmup_iterations,
+        leaves=call.leaves,
+        failed=failed,
+        progress=progress,
+    )
+
+
+def grid(dispatcher: Dispatcher, call: Call) -> list[Bucket]:
+    """The buckets for calls like `call`; sizes that no array carries stay as they are."""
+    buckets = dispatcher.config.buckets(seq_len=call.sizes.seq_len)
+    return list(
+        dict.fromkeys(
+            Bucket(
+                bucket.batch_size if call.carries_batch else call.sizes.batch_size,
+                bucket.seq_len if call.carries_seq else call.sizes.seq_len,
+            )
+            for bucket in buckets
+        )
+    )

@@ -1,0 +1,183 @@
+"""A cache that computes each missing value once and drops the least recently used first."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, NamedTuple, TypeVar
+
+from cudagraph_jax.errors import CaptureError
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Made(NamedTuple, Generic[V]):
+    """The outcome of `get_or_make`.
+
+    Attributes:
+        value: The cached value.
+        is_new: Whether this very call made it.
+    """
+
+    value: V
+    is_new: bool
+
+
+class _Flight(Generic[V]):
+    """One value in the making, and those who wait for it."""
+
+    def __init__(self) -> None:
+        self.owner = threading.get_ident()
+        self.done = threading.Event()
+        self.value: V | None = None
+        self.error: BaseException | None = None
+
+
+class SingleFlightLRU(Generic[K, V]):
+    """Values by key, each made once however many threads ask for it.
+
+    Values are made outside the lock. Which one was used last is asked of the values themselves,
+    so that a reader who holds a value can mark its use without coming back here.
+
+    Args:
+        last_used: When a value was used last, on any scale that grows.
+        weight: What a value counts against `max_weight`.
+        max_items: How many values are kept; None: any number.
+        max_weight: The sum of weights that is kept; None: any.
+        on_drop: Called outside the lock after values have left, whatever the reason.
+    """
+
+    def __init__(
+        self,
+        *,
+        last_used: Callable[[V], float],
+        weight: Callable[[V], int] = lambda value: 0,
+        max_items: int | None = None,
+        max_weight: int | None = None,
+        on_drop: Callable[[list[V]], None] = lambda values: None,
+    ) -> None:
+        self._last_used = last_used
+        self._weight = weight
+        self._max_items = max_items
+        self._max_weight = max_weight
+        self._on_drop = on_drop
+        self._lock = threading.Lock()
+        self._values: dict[K, V] = {}
+        self._flights: dict[K, _Flight[V]] = {}
+        self._evictions = 0
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._values
+
+    @property
+    def evictions(self) -> int:
+        """How many values had to leave because of `max_items` or `max_weight`."""
+        return self._evictions
+
+    def get(self, key: K) -> V | None:
+        """The value of `key`, or None; marks nothing as used."""
+        return self._values.get(key)
+
+    def items(self) -> list[tuple[K, V]]:
+        """A snapshot of all keys and values, oldest first."""
+        with self._lock:
+            return list(self._values.items())
+
+    def get_or_make(self, key: K, make: Callable[[], V]) -> Made[V]:
+        """The value of `key`, made by `make` where it is absent.
+
+        One caller makes it; the others wait for that one. A value made while the cache was cleared
+        is given to its callers and not kept.
+
+        Raises:
+            CaptureError: To those who waited, when the maker failed (the cause is the maker's
+                error), and to a `make` that asks for its own key. The maker gets its own error.
+        """
+        with self._lock:
+            if key in self._values:
+                return Made(self._values[key], is_new=False)
+            flight = self._flights.get(key)
+            leads = flight is None
+            if flight is None:
+                flight = self._flights[key] = _Flight()
+        if not leads:
+            return Made(self._wait(key, flight), is_new=False)
+        with self._landing(key, flight):
+            flight.value = make()
+            self._admit(key, flight, flight.value)
+        return Made(flight.value, is_new=True)
+
+    def pop(self, key: K) -> V | None:
+        """Takes the value of `key` out; None if absent."""
+        with self._lock:
+            value = self._values.pop(key, None)
+        if value is not None:
+            self._on_drop([value])
+        return value
+
+    def clear(self) -> None:
+        """Takes every value out; what is in the making is not kept either."""
+        with self._lock:
+            dropped = list(self._values.values())
+            self._values.clear()
+            self._flights.clear()
+        self._on_drop(dropped)
+
+    def _wait(self, key: K, flight: _Flight[V]) -> V:
+        if flight.owner == threading.get_ident():
+            raise CaptureError(f"making {key} asked for {key} itself: break the recursion")
+        flight.done.wait()
+        if flight.error is not None:
+            raise CaptureError(
+                f"another thread could not make it: {flight.error}"
+            ) from flight.error
+        assert flight.value is not None  # set before `done`, unless there was an error
+        return flight.value
+
+    @contextmanager
+    def _landing(self, key: K, flight: _Flight[V]) -> Iterator[None]:
+        """Ends `flight` and wakes its waiters, also after a KeyboardInterrupt."""
+        try:
+            yield
+        except BaseException as error:
+            flight.error = error
+            raise
+        finally:
+            with self._lock:
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
+            flight.done.set()
+
+    def _admit(self, key: K, flight: _Flight[V], value: V) -> None:
+        weight = self._weight(value)
+        if self._max_weight is not None and weight > self._max_weight:
+            raise CaptureError(
+                f"{key} needs {weight:,} bytes, more than the whole budget of "
+                f"{self._max_weight:,}: raise memory_pool_size_mb or leave the bucket out"
+            )
+        with self._lock:
+            if self._flights.get(key) is not flight:
+                return
+            dropped = self._make_room(weight)
+            self._values[key] = value
+        self._on_drop(dropped)
+
+    def _make_room(self, weight: int) -> list[V]:
+        dropped: list[V] = []
+        total = weight + sum(map(self._weight, self._values.values()))
+        while self._values and (
+            (self._max_items is not None and len(self._values) >= self._max_items)
+            or (self._max_weight is not None and total > self._max_weight)
+        ):
+            oldest = min(self._values, key=lambda key: self._last_used(self._values[key]))
+            value = self._values.pop(oldest)
+            total -= self._weight(value)
+            dropped.append(value)
+        self._evictions += len(dropped)
+        return dropped

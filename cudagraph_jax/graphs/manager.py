@@ -1,0 +1,234 @@
+"""The only place that decides: replay, capture or run eagerly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.errors import ConfigError, CUDAGraphError
+from cudagraph_jax.graphs.decision import Holdings, decide
+from cudagraph_jax.graphs.dispatch import Dispatcher
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.graphs.single import check_inputs, check_outputs, single_call, single_target
+from cudagraph_jax.modes import CUDAGraphMode
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.shapes.structs import as_structs
+
+
+class CUDAGraphManager:
+    """Decides for each call whether to replay, capture or run eagerly, and does it.
+
+    All methods are safe to call from many threads.
+
+    Args:
+        config: Limits and policies.
+        clock: Seconds, for capture times.
+
+    Attributes:
+        config: The configuration.
+        registry: The captured buckets.
+        dispatcher: What serves the calls.
+    """
+
+    def __init__(
+        self,
+        config: CUDAGraphConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.config = CUDAGraphConfig() if config is None else config
+        self.registry = CUDAGraphRegistry(self.config, clock=clock)
+        self.dispatcher = Dispatcher(self.config, self.registry)
+
+    def __repr__(self) -> str:
+        return f"CUDAGraphManager({self.mode.name}, {self.registry.num_graphs} graphs)"
+
+    @property
+    def mode(self) -> CUDAGraphMode:
+        """The most that is done with a call; setting it takes effect for the next call."""
+        return self.dispatcher.mode
+
+    @mode.setter
+    def mode(self, mode: CUDAGraphMode) -> None:
+        if not isinstance(mode, CUDAGraphMode):
+            raise ConfigError(f"mode={mode!r} is no CUDAGraphMode: use one of its members")
+        if not self.config.enabled and mode is not CUDAGraphMode.DISABLED:
+            raise ConfigError(
+                f"mode={mode.name} cannot be set while the config has enabled=False: "
+                "make a manager with an enabled config"
+            )
+        self.dispatcher.mode = mode
+        self.registry.changed()
+
+    def is_enabled(self) -> bool:
+        """False when the config is disabled or the mode is DISABLED."""
+        return self.mode is not CUDAGraphMode.DISABLED
+
+    def should_capture(self, batch_size: int, seq_len: int) -> bool:
+        """Whether a call of this size would capture a bucket."""
+        return self.get_mode_for_batch(batch_size, seq_len) is CUDAGraphMode.CAPTURE
+
+    def get_mode_for_batch(self, batch_size: int, seq_len: int) -> CUDAGraphMode:
+        """What would be done with a call of this size, any captured function taken for its own."""
+        sizes = Bucket(batch_size, seq_len)
+        registry = self.registry
+
+        def find(bucket: Bucket) -> CUDAGraphEntry | None:
+            return next(iter(registry.at(bucket)), None)
+
+        def find_larger() -> CUDAGraphEntry | None:
+            found = (registry.find_larger(sizes, entry.variant) for entry in registry.entries())
+            return next((entry for entry in found if entry is not None), None)
+
+        holdings = Holdings(find, find_larger, lambda bucket: None)
+        bucket = self.config.bucket_for(*sizes)
+        return decide(self.config, self.mode, sizes, bucket, holdings).mode
+
+    def capture_graph(
+        self,
+        batch_size: int,
+        seq_len: int,
+        capture_fn: Callable[[PyTree], PyTree],
+        input_shapes: PyTree,
+        output_shapes: PyTree = None,
+    ) -> CUDAGraphEntry | None:
+        """The entry of the bucket that this size is padded to, captured where absent.
+
+        Args:
+            batch_size: Rows of a request.
+            seq_len: Sequence length of a request.
+            capture_fn: A JAX function of one pytree.
+            input_shapes: That pytree at this size; see `CUDAGraphRegistry.capture`.
+            output_shapes: What the function is expected to give at this size; checked if not None.
+
+        Returns:
+            The entry; None where the mode or the limits do not allow a capture.
+
+        Raises:
+            CaptureError: The function could not be traced, lowered, compiled or run.
+            InputShapeError: `input_shapes` or `output_shapes` do not fit.
+        """
+        sizes = Bucket(batch_size, seq_len)
+        if not self.config.should_use_cudagraph(*sizes):
+            return None
+        target = single_target(capture_fn)
+        structs = as_structs(input_shapes, name="input_shapes")
+        call = single_call(capture_fn, structs, sizes)
+        program = Program(target, call)
+        if output_shapes is not None:
+            check_outputs(program, sizes, output_shapes)
+        bucket = self.config.bucket_for(*sizes)
+        entry = self.registry.find(bucket, call.variant)
+        if entry is not None or self.mode is not CUDAGraphMode.CAPTURE:
+            return entry if self.is_enabled() else None
+        args, _ = program.arguments(bucket)
+        return self.registry.capture(*bucket, capture_fn, args[0])
+
+    def replay_graph(self, batch_size: int, seq_len: int, inputs: PyTree) -> PyTree | None:
+        """The outputs of the captured bucket that fits `inputs`.
+
+        Args:
+            batch_size: Rows of the request.
+            seq_len: Sequence length of the request.
+            inputs: The pytree that the captured function takes.
+
+        Returns:
+            The outputs, trimmed, as NumPy arrays; None where no such bucket is captured, or the
+            mode does not allow a replay.
+
+        Raises:
+            InputShapeError: `inputs` fit none of the buckets captured for this size.
+            CUDAGraphError: Several functions are captured for this size and these inputs.
+        """
+        if self.mode not in (CUDAGraphMode.CAPTURE, CUDAGraphMode.REPLAY):
+            return None
+        sizes = Bucket(batch_size, seq_len)
+        bucket = self.config.bucket_for(*sizes)
+        entries = [
+            entry
+            for size in dict.fromkeys((sizes, bucket))
+            for entry in self.registry.at(size)
+            if entry.single_input
+        ]
+        if len(entries) > 1:
+            leaves = single_call(_any_function, inputs, sizes).variant.leaves
+            entries = [entry for entry in entries if entry.variant.leaves == leaves] or entries[-1:]
+        if len({entry.variant.function for entry in entries}) > 1:
+            raise CUDAGraphError(
+                f"{len(entries)} functions are captured for {bucket} and these inputs: "
+                "call entry.replay(inputs) or execute_or_capture, which name the function"
+            )
+        return entries[0].replay(inputs) if entries else None
+
+    def execute_or_capture(
+        self,
+        batch_size: int,
+        seq_len: int,
+        execute_fn: Callable[[PyTree], PyTree],
+        inputs: PyTree,
+        input_shapes: PyTree = None,
+        output_shapes: PyTree = None,
+    ) -> PyTree:
+        """The outputs of `execute_fn(inputs)`: replayed, captured and run, or run eagerly.
+
+        Axis 0 of an array is the batch where its size is `batch_size`, axis 1 the sequence where
+        its size is `seq_len`; `bucket_jit` names axes explicitly. Pass the same function object
+        each time: another one is another program.
+
+        Args:
+            batch_size: Rows of the request.
+            seq_len: Sequence length of the request.
+            execute_fn: A JAX function of one pytree.
+            inputs: That pytree.
+            input_shapes: What `inputs` are expected to be; checked if not None.
+            output_shapes: What the function is expected to give for them; checked if not None.
+
+        Returns:
+            The outputs as NumPy arrays, trimmed to the real sizes.
+
+        Raises:
+            BucketOverflowError: The size is outside the limits and `on_overflow="error"`.
+            InputShapeError: The inputs do not fit what was declared.
+            SealedError: The bucket is not captured and `on_miss="error"`.
+        """
+        sizes = Bucket(batch_size, seq_len)
+        if input_shapes is not None:
+            check_inputs(inputs, input_shapes)
+        call = single_call(execute_fn, inputs, sizes)
+
+        def check(program: Program) -> None:
+            if output_shapes is not None:
+                check_outputs(program, sizes, output_shapes)
+
+        served = self.dispatcher.serve(
+            call, single_target(execute_fn), single_input=True, before_capture=check
+        )
+        return served.outputs
+
+    def seal(self) -> None:
+        """Captures nothing from now on: the mode becomes REPLAY."""
+        self.mode = CUDAGraphMode.REPLAY
+
+    def reset(self) -> None:
+        """Drops all buckets, counts and remembered failures; the mode stays."""
+        self.registry.reset()
+        self.dispatcher.failures.clear()
+        self.dispatcher.outcomes.clear()
+
+    def stats(self) -> dict[str, object]:
+        """Counts and times, in values that JSON can hold.
+
+        `hits` are replays; `misses` are captures in a request, and eager runs inside the limits.
+        Times are milliseconds unless named otherwise; `waste` is the part of all elements computed
+        by replays that was padding, from 0 to 1.
+        """
+        return self.dispatcher.stats()
+
+
+def _any_function(inputs: PyTree) -> PyTree:
+    """Stands for a function that is not known."""
+    return inputs

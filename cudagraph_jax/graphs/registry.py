@@ -1,0 +1,290 @@
+"""All captured buckets: captured once, found, evicted."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.idle import run_idle
+from cudagraph_jax.graphs.journal import Journal, Ledger, ReplayTotals
+from cudagraph_jax.graphs.lru import Made, SingleFlightLRU
+from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.graphs.single import check_outputs, single_program
+from cudagraph_jax.graphs.variant import Variant
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.shapes.structs import as_structs
+
+Key = tuple[Bucket, Variant]
+
+
+class Watcher(Protocol):
+    """Someone who remembers entries and must hear when one was dropped."""
+
+    def forget_routes(self) -> None:
+        """Looks every entry up anew from now on."""
+
+
+class CUDAGraphRegistry:
+    """Captured buckets by size and variant.
+
+    Each is captured once however many threads ask for it; the least recently used go first when
+    `max_graphs` or the memory budget is reached. All methods are safe to call from many threads.
+
+    Args:
+        config: Limits, compiler options and the grid.
+        clock: Seconds, for capture times.
+    """
+
+    def __init__(
+        self,
+        config: CUDAGraphConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.config = CUDAGraphConfig() if config is None else config
+        self._clock = clock
+        self._ledger = Ledger()
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._captures = 0
+        self._capture_ms = 0.0
+        self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
+        self._entries: SingleFlightLRU[Key, CUDAGraphEntry] = SingleFlightLRU(
+            last_used=lambda entry: entry.journal.last_used_ns,
+            weight=lambda entry: entry.memory_bytes or 0,
+            max_items=self.config.max_graphs,
+            max_weight=self.config.memory_budget_bytes,
+            on_drop=lambda entries: self.changed() if entries else None,
+        )
+
+    def __repr__(self) -> str:
+        return f"CUDAGraphRegistry({self.num_graphs} graphs, {self._captures} captures)"
+
+    @property
+    def num_graphs(self) -> int:
+        """How many buckets are held."""
+        return len(self._entries)
+
+    @property
+    def capture_count(self) -> int:
+        """How many captures there have been, those since dropped included."""
+        return self._captures
+
+    @property
+    def capture_ms(self) -> float:
+        """Milliseconds of all captures."""
+        return self._capture_ms
+
+    @property
+    def evictions(self) -> int:
+        """How many buckets had to leave because of a limit."""
+        return self._entries.evictions
+
+    @property
+    def totals(self) -> ReplayTotals:
+        """What all replays add up to, those of dropped buckets included."""
+        return self._ledger.totals()
+
+    def capture(
+        self,
+        batch_size: int,
+        seq_len: int,
+        capture_fn: Callable[[PyTree], PyTree],
+        input_shapes: PyTree,
+        output_shapes: PyTree = None,
+    ) -> CUDAGraphEntry:
+        """The entry of this very size; compiled and run `warmup_iterations` times where absent.
+
+        Args:
+            batch_size: Rows of the bucket.
+            seq_len: Sequence length of the bucket.
+            capture_fn: A JAX function of one pytree.
+            input_shapes: That pytree at the bucket's size: `jax.ShapeDtypeStruct` leaves, or
+                tuples of sizes (float32). Axis 0 is the batch where its size is `batch_size`, axis
+                1 the sequence where its size is `seq_len`.
+            output_shapes: What the function is expected to give; checked if not None.
+
+        Raises:
+            InputShapeError: `input_shapes` are no shapes, or `output_shapes` not what comes.
+            CaptureError: The function could not be traced, lowered, compiled or run.
+        """
+        sizes = Bucket(batch_size, seq_len)
+        program = single_program(capture_fn, as_structs(input_shapes, name="input_shapes"), sizes)
+        if output_shapes is not None:
+            check_outputs(program, sizes, output_shapes)
+        made = self.capture_program(
+            program,
+            sizes,
+            single_input=True,
+            prove=lambda entry: run_idle(entry, self.config.warmup_iterations),
+        )
+        return made.value
+
+    def capture_program(
+        self,
+        program: Program,
+        bucket: Bucket,
+        *,
+        single_input: bool = False,
+        prove: Callable[[CUDAGraphEntry], None] | None = None,
+    ) -> Made[CUDAGraphEntry]:
+        """The entry of `program` at `bucket`, compiled where absent.
+
+        Args:
+            program: What to compile.
+            bucket: For which sizes.
+            single_input: Whether the entry's `replay` takes the function's only argument.
+            prove: Called with a new entry before anybody else can see it; where it raises, the
+                entry is not kept.
+
+        Raises:
+            CaptureError: Compiling or proving failed, here or in the thread that was waited for.
+            InputShapeError: An output that must be trimmed cannot be.
+        """
+
+        def make() -> CUDAGraphEntry:
+            entry = self._compile(program, bucket, single_input)
+            if prove is not None:
+                prove(entry)
+            return entry
+
+        return self._entries.get_or_make((bucket, program.variant), make)
+
+    def find(self, bucket: Bucket, variant: Variant) -> CUDAGraphEntry | None:
+        """The entry of exactly this bucket and variant."""
+        return self._entries.get((bucket, variant))
+
+    def find_larger(self, sizes: Bucket, variant: Variant) -> CUDAGraphEntry | None:
+        """The entry with the fewest elements that holds `sizes`, of the same variant.
+
+        Without `capture_seq_lens` the sequence is not padded, so only its own length holds it.
+        """
+        pads_seq = self.config.capture_seq_lens is not None
+        holding = [
+            entry
+            for (bucket, known), entry in self._entries.items()
+            if known == variant
+            and bucket.batch_size >= sizes.batch_size
+            and (bucket.seq_len == sizes.seq_len or (pads_seq and bucket.seq_len > sizes.seq_len))
+        ]
+        return min(holding, key=lambda entry: entry.bucket.elements, default=None)
+
+    def get(
+        self, batch_size: int, seq_len: int, *, variant: Variant | None = None
+    ) -> CUDAGraphEntry | None:
+        """The entry of this size, else of the bucket it is padded to, else None.
+
+        Args:
+            batch_size: Rows of the request.
+            seq_len: Sequence length of the request.
+            variant: Which one of several; None: the one captured last.
+        """
+        exact = Bucket(batch_size, seq_len)
+        padded = self.config.bucket_for(batch_size, seq_len)
+        for bucket in dict.fromkeys((exact, padded)):
+            entries = self.at(bucket, variant=variant)
+            if entries:
+                return entries[-1]
+        return None
+
+    def at(self, bucket: Bucket, *, variant: Variant | None = None) -> list[CUDAGraphEntry]:
+        """All entries of exactly this bucket, the one captured last at the end."""
+        return [
+            entry
+            for (known, kind), entry in self._entries.items()
+            if known == bucket and variant in (None, kind)
+        ]
+
+    def has(self, batch_size: int, seq_len: int, *, variant: Variant | None = None) -> bool:
+        """Whether `get` would find an entry."""
+        return self.get(batch_size, seq_len, variant=variant) is not None
+
+    def remove(self, batch_size: int, seq_len: int, *, variant: Variant | None = None) -> bool:
+        """Drops the entries of exactly this size; whether there were any.
+
+        A request that is under way keeps its executable until it is done.
+        """
+        entries = self.at(Bucket(batch_size, seq_len), variant=variant)
+        for entry in entries:
+            self.discard(entry.bucket, entry.variant)
+        return bool(entries)
+
+    def discard(self, bucket: Bucket, variant: Variant) -> None:
+        """Drops the entry of exactly this bucket and variant, if there is one."""
+        self._entries.pop((bucket, variant))
+
+    def clear(self) -> None:
+        """Drops all entries."""
+        self._entries.clear()
+
+    def reset(self) -> None:
+        """Drops all entries and starts all counts from zero."""
+        self.clear()
+        with self._lock:
+            self._ledger = Ledger()
+            self._captures = 0
+            self._capture_ms = 0.0
+
+    def entries(self) -> list[CUDAGraphEntry]:
+        """A snapshot of all entries, the one captured first at the front."""
+        return [entry for _, entry in self._entries.items()]
+
+    def watch(self, watcher: Watcher) -> None:
+        """Calls `watcher.forget_routes()` whenever an entry was dropped; held weakly."""
+        with self._lock:
+            self._watchers.add(watcher)
+
+    def changed(self) -> None:
+        """Tells all watchers to look entries up anew."""
+        with self._lock:
+            watchers = list(self._watchers)
+        for watcher in watchers:
+            watcher.forget_routes()
+
+    def stats(self) -> dict[str, object]:
+        """Counts and times, in values that JSON can hold; `graphs` by `"8x128"`.
+
+        Further variants of the same bucket have `"#"` and their graph_id behind it.
+        """
+        graphs: dict[str, object] = {}
+        for entry in self.entries():
+            key = str(entry.bucket)
+            graphs[f"{key}#{entry.graph_id}" if key in graphs else key] = entry.stats()
+        totals = self.totals
+        return {
+            "num_graphs": self.num_graphs,
+            "capture_count": self._captures,
+            "total_replays": totals.replays,
+            "total_replay_time_ms": totals.time_ns / 1e6,
+            "avg_replay_time_ms": totals.time_ns / 1e6 / totals.replays if totals.replays else 0.0,
+            "capture_time_ms": self._capture_ms,
+            "memory_bytes": sum(entry.memory_bytes or 0 for entry in self.entries()),
+            "evictions": self.evictions,
+            "graphs": graphs,
+        }
+
+    def _compile(self, program: Program, bucket: Bucket, single_input: bool) -> CUDAGraphEntry:
+        outputs = program.outputs(bucket, others=self.config.buckets(seq_len=bucket.seq_len))
+        executable = program.compile(
+            bucket, compiler_options=self.config.xla_options(), clock=self._clock
+        )
+        with self._lock:
+            self._captures += 1
+            self._capture_ms += executable.compile_ms
+        return CUDAGraphEntry(
+            bucket=bucket,
+            program=program,
+            executable=executable,
+            outputs=outputs,
+            graph_id=next(self._ids),
+            single_input=single_input,
+            waits=self.config.debug_mode,
+            journal=Journal(bucket, self._ledger),
+        )

@@ -1,0 +1,222 @@
+"""The way of one request shape through a captured bucket: pad, call, trim."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from cudagraph_jax.graphs.journal import FOLD_EVERY, Fit, Journal, Request
+from cudagraph_jax.graphs.program import OutputLeaf, Outputs, Program
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import Index, Padder, padder, real_index
+from cudagraph_jax.shapes.prefix import PyTree
+
+NO_KWARGS: Mapping[str, PyTree] = {}
+
+
+class ArgumentPads(NamedTuple):
+    """What has to be padded in one positional argument.
+
+    Attributes:
+        position: Which argument.
+        padders: One for each leaf, None where it fits; a single one where the argument is an
+            array itself.
+        is_array: Whether it is.
+        donated: Whether its buffers are the callee's to take.
+    """
+
+    position: int
+    padders: tuple[Padder | None, ...]
+    is_array: bool
+    donated: bool
+
+
+class Route:
+    """How requests of one exact shape are served by one executable.
+
+    Everything that depends on shapes alone is worked out here, once; `run` is the hot path.
+
+    Args:
+        program: What the executable was compiled from.
+        call: The compiled function.
+        bucket: Its sizes.
+        shapes: The shapes of the request's leaves.
+        request: What is served: its sizes and how they fit.
+        outputs: The program's outputs.
+        journal: Where replays are recorded.
+        wait: Whether to wait for the device on each run.
+    """
+
+    __slots__ = (
+        "_call",
+        "_finish",
+        "_mask_argname",
+        "_pads",
+        "_wait",
+        "bucket",
+        "journal",
+        "request",
+    )
+
+    def __init__(
+        self,
+        program: Program,
+        call: Callable[..., PyTree],
+        *,
+        bucket: Bucket,
+        shapes: Sequence[tuple[int, ...]],
+        request: Request,
+        outputs: Outputs,
+        journal: Journal,
+        wait: bool,
+    ) -> None:
+        self._call = call
+        self.bucket = bucket
+        self.request = request
+        self.journal = journal
+        self._wait = wait
+        self._mask_argname = program.target.mask_argname
+        self._pads = argument_pads(program, shapes, sizes=request.sizes, bucket=bucket)
+        self._finish = finisher(outputs, None if request.fit is Fit.EXACT else request.sizes)
+
+    def run(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
+        """The outputs for `args`, trimmed; recorded as a replay."""
+        start = time.perf_counter_ns()
+        result = self.execute(args, kwargs)
+        journal = self.journal
+        end = time.perf_counter_ns()
+        journal.append((end - start, self.request))
+        journal.last_used_ns = end
+        if len(journal.pending) >= FOLD_EVERY:
+            journal.totals()
+        return result
+
+    def execute(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
+        """The outputs for `args`, trimmed; recorded nowhere."""
+        result = self.call_padded(args, kwargs)
+        if self._finish is not None:
+            result = self._finish(result)
+        if self._pads:
+            self._invalidate_donated(args)
+        return result
+
+    def call_padded(
+        self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS
+    ) -> PyTree:
+        """The outputs for `args` as the executable gives them, of the bucket's size."""
+        if self._pads:
+            args = self._pad(args)
+        if self._mask_argname is not None:
+            kwargs = {**kwargs, self._mask_argname: self._mask()}
+        result = self._call(*args, **kwargs)
+        if self._wait:
+            jax.block_until_ready(result)
+        return result
+
+    def _pad(self, args: Sequence[PyTree]) -> list[PyTree]:
+        padded = list(args)
+        for position, padders, is_array, _ in self._pads:
+            value = padded[position]
+            if is_array:
+                padded[position] = padders[0](value)
+                continue
+            leaves, structure = jax.tree.flatten(value)
+            padded[position] = jax.tree.unflatten(
+                structure,
+                [
+                    leaf if pad is None else pad(leaf)
+                    for pad, leaf in zip(padders, leaves, strict=True)
+                ],
+            )
+        return padded
+
+    def _mask(self) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+        batch, seq = self.request.sizes
+        mask = np.zeros(self.bucket, np.bool_)
+        mask[:batch, :seq] = True
+        return mask
+
+    def _invalidate_donated(self, args: Sequence[PyTree]) -> None:
+        """Ends the life of donated arrays whose padded copy was consumed in their place."""
+        for position, _, _, donated in self._pads:
+            if not donated:
+                continue
+            for leaf in jax.tree.leaves(args[position]):
+                if isinstance(leaf, jax.Array) and not leaf.is_deleted():
+                    leaf.delete()
+
+
+def argument_pads(
+    program: Program,
+    shapes: Sequence[tuple[int, ...]],
+    *,
+    sizes: Bucket,
+    bucket: Bucket,
+) -> tuple[ArgumentPads, ...]:
+    """What a request of these shapes needs padded, by positional argument."""
+    args, _ = jax.tree.unflatten(program.variant.structure, range(len(shapes)))
+    found = []
+    for position, value in enumerate(args):
+        indices = jax.tree.leaves(value)
+        padders = tuple(
+            padder(
+                shapes[index],
+                np.dtype(program.variant.leaves[index].dtype),
+                axes=program.axes[index],
+                sizes=sizes,
+                bucket=bucket,
+                value=program.pad_values[index],
+            )
+            if not program.axes[index].passes_through
+            else None
+            for index in indices
+        )
+        if any(pad is not None for pad in padders):
+            donated = position in program.target.donate_argnums
+            found.append(ArgumentPads(position, padders, isinstance(value, int), donated))
+    return tuple(found)
+
+
+def finisher(outputs: Outputs, sizes: Bucket | None) -> Callable[[PyTree], PyTree] | None:
+    """What turns the executable's outputs into the caller's.
+
+    Args:
+        outputs: The program's outputs.
+        sizes: The sizes to trim to; None where nothing has to be trimmed.
+
+    Returns:
+        A function of the outputs; None where they can be handed out as they are.
+    """
+    steps = [_leaf_finisher(leaf, sizes) for leaf in outputs.leaves]
+    if all(step is None for step in steps):
+        return None
+    if jax.tree_util.treedef_is_leaf(outputs.structure):
+        return steps[0]
+
+    def finish(result: PyTree) -> PyTree:
+        leaves, structure = jax.tree.flatten(result)
+        return jax.tree.unflatten(
+            structure,
+            [
+                leaf if step is None else step(leaf)
+                for step, leaf in zip(steps, leaves, strict=True)
+            ],
+        )
+
+    return finish
+
+
+def _leaf_finisher(leaf: OutputLeaf, sizes: Bucket | None) -> Callable[[PyTree], PyTree] | None:
+    trims = sizes is not None and not leaf.axes.passes_through
+    index: Index = real_index(leaf.axes, leaf.ndim, sizes) if sizes is not None and trims else ()
+    if leaf.unpad == "host":
+        if not trims:
+            return np.asarray
+        return lambda array: np.asarray(array)[index]
+    if leaf.unpad == "device" and trims:
+        return lambda array: array[index]
+    return None

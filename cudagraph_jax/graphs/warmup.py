@@ -1,0 +1,79 @@
+"""Warm-up: every bucket captured first, then run, so that no recorded graph is lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from cudagraph_jax.errors import CaptureError
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.idle import run_idle
+from cudagraph_jax.graphs.lru import Made
+from cudagraph_jax.report.progress import Progress
+from cudagraph_jax.report.warmup import BucketWarmup, WarmupReport
+from cudagraph_jax.shapes.ladder import Bucket
+
+Capture = Callable[[Bucket], Made[CUDAGraphEntry]]
+Failed = Callable[[Bucket, CaptureError], None]
+
+
+def warm_up(
+    name: str,
+    buckets: Sequence[Bucket],
+    capture: Capture,
+    *,
+    iterations: int,
+    leaves: Sequence[object],
+    failed: Failed,
+    progress: Progress,
+    clock: Callable[[], float] = time.perf_counter,
+) -> WarmupReport:
+    """Captures `buckets`, the largest first, and only then runs each of them.
+
+    On a GPU every new command buffer throws away those that are recorded (FACTS.md, "Command
+    buffers"), so that running between captures would be for nothing.
+
+    Args:
+        name: The function's name.
+        buckets: What to capture.
+        capture: Gives the entry of a bucket.
+        iterations: Runs of each entry.
+        leaves: The leaves of an example call; what is passed through is taken from them.
+        failed: Told of a bucket that could not be captured or run.
+        progress: Told of every step.
+        clock: Seconds.
+    """
+    start = clock()
+    order = sorted(buckets, key=lambda bucket: bucket.elements, reverse=True)
+    records: dict[Bucket, BucketWarmup] = {}
+    entries: list[CUDAGraphEntry] = []
+    with progress.over(len(order), f"capturing {name}") as step:
+        for bucket in order:
+            try:
+                made = capture(bucket)
+            except CaptureError as error:
+                records[bucket] = BucketWarmup(bucket, "failed", error=str(error))
+                failed(bucket, error)
+            else:
+                entries.append(made.value)
+                records[bucket] = _record(made)
+            step(bucket)
+    with progress.over(len(entries), f"warming up {name}") as step:
+        for entry in entries:
+            try:
+                run_idle(entry, iterations, leaves=leaves)
+            except CaptureError as error:
+                records[entry.bucket] = BucketWarmup(entry.bucket, "failed", error=str(error))
+                failed(entry.bucket, error)
+            step(entry.bucket)
+    return WarmupReport(name, tuple(records.values()), (clock() - start) * 1e3)
+
+
+def _record(made: Made[CUDAGraphEntry]) -> BucketWarmup:
+    entry = made.value
+    return BucketWarmup(
+        entry.bucket,
+        "captured" if made.is_new else "present",
+        capture_time_ms=entry.capture_time_ms if made.is_new else 0.0,
+        memory_bytes=entry.memory_bytes,
+    )

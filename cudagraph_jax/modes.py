@@ -1,0 +1,62 @@
+"""The two enums of a configuration: what a manager may do, and what XLA may record."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class CUDAGraphMode(Enum):
+    """What a manager may do at most, and what it does for one call.
+
+    Set on a manager it is a limit; returned by `get_mode_for_batch` it is the decision.
+    """
+
+    NONE = "none"
+    """Limit: paused, graphs are kept. Decision: run the function eagerly."""
+    CAPTURE = "capture"
+    """Limit: everything is allowed. Decision: capture this bucket, then run it."""
+    REPLAY = "replay"
+    """Limit: sealed, nothing new is captured. Decision: run a captured bucket."""
+    DISABLED = "disabled"
+    """Switched off: every call runs eagerly."""
+
+
+class CommandBufferScope(Enum):
+    """Which XLA operations may be recorded into command buffers (the CUDA graph)."""
+
+    AUTO = "auto"
+    """XLA's own default."""
+    NONE = "none"
+    """No command buffers."""
+    PIECEWISE = "piecewise"
+    """Fusions and matrix products; library calls such as attention stay outside."""
+    FULL = "full"
+    """Everything XLA can record, from one operation up; collectives excepted."""
+
+    def compiler_options(self) -> dict[str, str]:
+        """The XLA options of this scope; FACTS.md, "Command buffers"."""
+        match self:
+            case CommandBufferScope.AUTO:
+                return {}
+            case CommandBufferScope.NONE:
+                return {_COMMAND_BUFFER: ""}
+            case CommandBufferScope.PIECEWISE:
+                return {_COMMAND_BUFFER: "FUSION,CUBLAS,CUBLASLT"}
+            case CommandBufferScope.FULL:
+                return {_COMMAND_BUFFER: ",".join(_RECORDABLE), _MIN_GRAPH_SIZE: "1"}
+
+
+_COMMAND_BUFFER = "xla_gpu_enable_command_buffer"
+_MIN_GRAPH_SIZE = "xla_gpu_graph_min_graph_size"
+# Known to every supported jaxlib (0.10 to 0.12); an unknown name fails each compilation.
+_RECORDABLE = (
+    "FUSION",
+    "CUBLAS",
+    "CUBLASLT",
+    "CUDNN",
+    "CUSTOM_CALL",
+    "CONDITIONAL",
+    "DYNAMIC_SLICE_FUSION",
+    "WHILE",
+    "CONVOLUTION",
+)

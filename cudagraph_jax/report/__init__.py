@@ -1,0 +1,1 @@
+"""Snapshots and how they look: pure functions of what was measured."""

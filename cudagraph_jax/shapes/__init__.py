@@ -1,0 +1,1 @@
+"""Sizes and shapes: ladders, axes, padding. Nothing here ever compiles."""

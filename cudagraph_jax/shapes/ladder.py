@@ -1,0 +1,147 @@
+"""Ladders: the sorted sizes that a ragged dimension is padded up to."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from itertools import chain, takewhile
+from typing import NamedTuple, Self
+
+from cudagraph_jax.checks import positive_size
+from cudagraph_jax.errors import ConfigError
+
+
+class Bucket(NamedTuple):
+    """One (padded batch, padded sequence) size that gets a graph.
+
+    Attributes:
+        batch_size: Rows of the bucket.
+        seq_len: Sequence length of the bucket; 1 for functions without a sequence axis.
+    """
+
+    batch_size: int
+    seq_len: int
+
+    @property
+    def elements(self) -> int:
+        """`batch_size * seq_len`, the elements that a replay computes."""
+        return self.batch_size * self.seq_len
+
+    def __str__(self) -> str:
+        return f"{self.batch_size}x{self.seq_len}"
+
+
+class Ladder(tuple[int, ...]):
+    """Sorted, distinct, positive sizes; a tuple with `fit`.
+
+    Args:
+        sizes: The sizes in any order.
+        name: What error messages call the ladder.
+
+    Raises:
+        ConfigError: No size at all, one below 1, one that is no integer, or one given twice.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, sizes: Iterable[int], *, name: str = "sizes") -> Self:
+        if isinstance(sizes, str | bytes):
+            raise ConfigError(f"{name}={sizes!r} is text: give integers, such as (1, 2, 4)")
+        try:
+            given = [positive_size(size, name=f"a size in {name}") for size in sizes]
+        except TypeError:
+            raise ConfigError(
+                f"{name}={sizes!r} is not a collection of integers: give one, such as (1, 2, 4)"
+            ) from None
+        if not given:
+            raise ConfigError(f"{name} is empty: give at least one size")
+        ordered = sorted(given)
+        for size, following in zip(ordered, ordered[1:], strict=False):
+            if size == following:
+                raise ConfigError(f"{name} has {size} twice: give each size once")
+        return super().__new__(cls, ordered)
+
+    def __getnewargs__(self) -> tuple[tuple[int, ...]]:
+        return (tuple(self),)
+
+    def __repr__(self) -> str:
+        return f"Ladder({tuple(self)!r})"
+
+    @property
+    def max(self) -> int:
+        """The largest size."""
+        return self[-1]
+
+    def fit(self, n: int) -> int | None:
+        """The smallest size that holds `n`, or None where `n` is larger than all of them."""
+        index = bisect_left(self, n)
+        return self[index] if index < len(self) else None
+
+    @classmethod
+    def powers_of_two(cls, max_size: int) -> Self:
+        """1, 2, 4 … and `max_size` itself."""
+        return cls._below(max_size, _doubling(1))
+
+    @classmethod
+    def linear(cls, step: int, max_size: int) -> Self:
+        """`step`, 2 · `step`, 3 · `step` … and `max_size` itself."""
+        step = positive_size(step, name="step")
+        return cls._below(max_size, range(step, positive_size(max_size, name="max_size"), step))
+
+    @classmethod
+    def geometric(cls, ratio: float, max_size: int) -> Self:
+        """1 and each size `ratio` times the one before, rounded up, and `max_size` itself.
+
+        The relative padding of any n is below `ratio - 1`, but for rounding at small sizes.
+
+        Raises:
+            ConfigError: `ratio` is not above 1.
+        """
+        if not ratio > 1:
+            raise ConfigError(f"ratio={ratio!r} does not grow: give a ratio above 1, such as 1.5")
+        return cls._below(max_size, _growing(ratio))
+
+    @classmethod
+    def vllm(cls, max_size: int) -> Self:
+        """vLLM's default capture sizes: 1, 2, 4, then steps of 8 to 256, then of 16.
+
+        Source: vLLM, `VllmConfig._set_cudagraph_sizes`.
+        """
+        max_size = positive_size(max_size, name="max_size")
+        steps = chain((1, 2, 4), range(8, 256, 8), range(256, max(max_size, 257), 16))
+        return cls._below(max_size, steps)
+
+    @classmethod
+    def sglang(cls, max_size: int) -> Self:
+        """SGLang's default decode batch sizes: 1, 2, 4, 8, 12, by 8 to 256, by 16 to 512, by 32.
+
+        Source: SGLang, `ServerArgs`, the list of `cuda_graph_bs` without speculative decoding.
+        """
+        max_size = positive_size(max_size, name="max_size")
+        steps = chain(
+            (1, 2, 4, 8, 12),
+            range(16, 257, 8),
+            range(272, 512, 16),
+            range(512, max(max_size, 513), 32),
+        )
+        return cls._below(max_size, steps)
+
+    @classmethod
+    def _below(cls, max_size: int, sizes: Iterable[int]) -> Self:
+        top = positive_size(max_size, name="max_size")
+        return cls((*takewhile(lambda size: size < top, sizes), top))
+
+
+def _doubling(size: int) -> Iterator[int]:
+    while True:
+        yield size
+        size *= 2
+
+
+def _growing(ratio: float) -> Iterator[int]:
+    size = 1
+    while True:
+        yield size
+        # At least one more, so that a ratio such as 1.1 gets past the small sizes.
+        size = max(size + 1, math.ceil(size * ratio))

@@ -1,0 +1,139 @@
+"""Which output dimensions follow the batch and the sequence, found without compiling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from cudagraph_jax.errors import CUDAGraphError, InputShapeError
+from cudagraph_jax.shapes.axes import LeafAxes, Shape
+from cudagraph_jax.shapes.ladder import Bucket
+
+
+class OutputShape(NamedTuple):
+    """One output of an abstract evaluation: what errors call it, and its shape."""
+
+    name: str
+    shape: Shape
+
+
+Evaluate = Callable[[Bucket], Sequence[OutputShape]]
+"""Abstract evaluation of a function at one size, such as by `jax.eval_shape`."""
+
+
+class OutputAxes(NamedTuple):
+    """The axes of one output, or why it cannot be trimmed.
+
+    Attributes:
+        name: What errors call the output.
+        axes: Its axes; meaningless where `problem` is not None.
+        problem: What is wrong with a dimension that follows the sizes, but equals neither.
+    """
+
+    name: str
+    axes: LeafAxes
+    problem: str | None = None
+
+    def checked(self) -> LeafAxes:
+        """The axes.
+
+        Raises:
+            InputShapeError: They could not be found.
+        """
+        if self.problem is not None:
+            raise InputShapeError(self.problem)
+        return self.axes
+
+
+def infer_output_axes(
+    evaluate: Evaluate,
+    *,
+    base: Bucket,
+    batches: Sequence[int],
+    lengths: Sequence[int],
+) -> tuple[OutputAxes, ...]:
+    """The axes of every output, from evaluations that differ in one size at a time.
+
+    A dimension that changes with the batch alone, and equals it, is the batch; likewise the
+    sequence. One that changes otherwise (batch * seq, seq - 1, both) gets a `problem`.
+
+    Args:
+        evaluate: Gives the outputs' shapes for a size; may raise for sizes it cannot take.
+        base: A size that the function takes; an error here is the caller's.
+        batches: Other batch sizes, tried in turn until one evaluates; empty where the inputs
+            carry no batch.
+        lengths: Other sequence lengths, likewise.
+    """
+    here = evaluate(base)
+    taller = _first_that_evaluates(evaluate, (base._replace(batch_size=n) for n in batches))
+    longer = _first_that_evaluates(evaluate, (base._replace(seq_len=n) for n in lengths))
+    if (batches and taller is None) or (lengths and longer is None):
+        axis = "batch" if batches and taller is None else "seq"
+        return tuple(OutputAxes(out.name, LeafAxes(), _one_size_only(out, axis)) for out in here)
+    return tuple(
+        _classify(
+            _Sample(out, base),
+            None if taller is None else _Sample(taller[0][index], taller[1]),
+            None if longer is None else _Sample(longer[0][index], longer[1]),
+        )
+        for index, out in enumerate(here)
+    )
+
+
+class _Sample(NamedTuple):
+    out: OutputShape
+    size: Bucket
+
+
+def _first_that_evaluates(
+    evaluate: Evaluate, sizes: Iterator[Bucket]
+) -> tuple[Sequence[OutputShape], Bucket] | None:
+    for size in sizes:
+        try:
+            return evaluate(size), size
+        except CUDAGraphError:
+            continue
+    return None
+
+
+def _classify(base: _Sample, taller: _Sample | None, longer: _Sample | None) -> OutputAxes:
+    batch: int | None = None
+    seq: int | None = None
+    name, shape = base.out
+    for sample in (taller, longer):
+        if sample is not None and len(sample.out.shape) != len(shape):
+            return OutputAxes(name, LeafAxes(), _unclear(base, sample, "its rank"))
+    for axis, extent in enumerate(shape):
+        by_batch = taller is not None and taller.out.shape[axis] != extent
+        by_seq = longer is not None and longer.out.shape[axis] != extent
+        if not by_batch and not by_seq:
+            continue
+        moved = taller if by_batch else longer
+        assert moved is not None  # one of the two flags is set
+        is_batch = by_batch and not by_seq and _equals(base, moved, axis, "batch_size")
+        is_seq = by_seq and not by_batch and _equals(base, moved, axis, "seq_len")
+        if (is_batch and batch is None) or (is_seq and seq is None):
+            batch, seq = (axis, seq) if is_batch else (batch, axis)
+            continue
+        return OutputAxes(name, LeafAxes(), _unclear(base, moved, f"dimension {axis}"))
+    return OutputAxes(name, LeafAxes(batch, seq))
+
+
+def _equals(base: _Sample, moved: _Sample, axis: int, size: str) -> bool:
+    return all(sample.out.shape[axis] == getattr(sample.size, size) for sample in (base, moved))
+
+
+def _unclear(base: _Sample, moved: _Sample, what: str) -> str:
+    return (
+        f"{base.out.name} has the shape {base.out.shape} at (batch, seq_len)={tuple(base.size)} "
+        f"and {moved.out.shape} at {tuple(moved.size)}: {what} follows the sizes, but is not one "
+        'of them, so it cannot be trimmed; return "batch" and "seq" as dimensions of their own, '
+        'declare out_axes, or ask for unpad="none"'
+    )
+
+
+def _one_size_only(out: OutputShape, axis: str) -> str:
+    return (
+        f"{out.name}: its axes cannot be found, because the function takes no second {axis} size: "
+        "declare out_axes"
+    )

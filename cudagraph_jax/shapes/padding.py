@@ -1,0 +1,88 @@
+"""Padding up to a bucket and trimming back, in NumPy: nothing here compiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from cudagraph_jax.shapes.axes import LeafAxes, Shape
+from cudagraph_jax.shapes.ladder import Bucket
+
+Array = npt.NDArray[np.generic]
+Index = tuple[slice, ...]
+PadValue = bool | int | float | complex | str
+
+EDGE: Final = "edge"
+"""The pad value that repeats the last real row and the last real position."""
+
+
+def real_index(axes: LeafAxes, ndim: int, sizes: Bucket) -> Index:
+    """The index of the real elements in an array padded to a bucket."""
+    index = [slice(None)] * ndim
+    if axes.batch is not None:
+        index[axes.batch] = slice(sizes.batch_size)
+    if axes.seq is not None:
+        index[axes.seq] = slice(sizes.seq_len)
+    return tuple(index)
+
+
+@dataclass(frozen=True, slots=True)
+class Padder:
+    """Pads arrays of one shape into a bucket; made once per shape, called on every request.
+
+    Attributes:
+        shape: The bucket's shape for this array.
+        dtype: What the bucket was lowered for.
+        index: Where the real elements go.
+        value: What the padding is filled with, or `"edge"`.
+        axes: Where the array carries the two sizes.
+    """
+
+    shape: Shape
+    dtype: np.dtype[np.generic]
+    index: Index
+    value: PadValue
+    axes: LeafAxes
+
+    def __call__(self, array: npt.ArrayLike) -> Array:
+        """A new NumPy array of the bucket's shape with `array` in its corner.
+
+        An array on an accelerator is copied to the host for this.
+        """
+        if self.value == 0:
+            padded: Array = np.zeros(self.shape, self.dtype)
+        elif self.value == EDGE:
+            padded = np.empty(self.shape, self.dtype)
+        else:
+            padded = np.full(self.shape, self.value, self.dtype)
+        padded[self.index] = array
+        if self.value == EDGE:
+            self._repeat_edges(padded)
+        return padded
+
+    def _repeat_edges(self, padded: Array) -> None:
+        for axis in self.axes:
+            if axis is None:
+                continue
+            size = self.index[axis].stop
+            before = (slice(None),) * axis
+            padded[(*before, slice(size, None))] = padded[(*before, slice(size - 1, size))]
+
+
+def padder(
+    shape: Shape,
+    dtype: np.dtype[np.generic],
+    *,
+    axes: LeafAxes,
+    sizes: Bucket,
+    bucket: Bucket,
+    value: PadValue = 0,
+) -> Padder | None:
+    """The `Padder` from `shape`, an array of `sizes`, to `bucket`; None where it fits already."""
+    target = axes.resize(shape, bucket)
+    if target == shape:
+        return None
+    return Padder(target, dtype, real_index(axes, len(shape), sizes), value, axes)

@@ -1,0 +1,78 @@
+"""Pytree prefixes: one declaration for a whole subtree, as in `jax.vmap`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+
+from cudagraph_jax.errors import InputShapeError
+
+PyTree: TypeAlias = Any
+
+
+def is_declaration(value: object) -> bool:
+    """Whether `value` declares something for all below it: text, a scalar or None."""
+    return value is None or jax.tree_util.all_leaves((value,))
+
+
+def broadcast_prefix(
+    prefix: PyTree,
+    tree: PyTree,
+    *,
+    name: str,
+    leaf: Callable[[object], bool] = is_declaration,
+) -> list[Any]:
+    """The declaration for each leaf of `tree`, in the order of `jax.tree.leaves`.
+
+    Args:
+        prefix: A pytree whose leaves declare something for the subtree of `tree` at their place.
+        tree: Any pytree.
+        name: What error messages call the prefix.
+        leaf: What counts as a leaf of the prefix.
+
+    Raises:
+        InputShapeError: `prefix` does not have the structure of the upper part of `tree`.
+    """
+    declarations, structure = jax.tree.flatten(prefix, is_leaf=leaf)
+    try:
+        subtrees = structure.flatten_up_to(tree)  # type: ignore[attr-defined]  # JAX's stubs
+    except ValueError as error:
+        reason = str(error).split("\n", 1)[0]
+        raise InputShapeError(
+            f"{name}={prefix!r} does not match the structure of what it describes: {reason}"
+        ) from None
+    return [
+        declaration
+        for declaration, subtree in zip(declarations, subtrees, strict=True)
+        for _ in jax.tree.leaves(subtree)
+    ]
+
+
+def for_positions(prefix: PyTree, count: int, *, name: str) -> Sequence[PyTree]:
+    """The prefix of each of `count` positional arguments.
+
+    A single declaration stands for all of them; a tuple or list has one for each, and arguments
+    that a call leaves out are the last ones.
+
+    Raises:
+        InputShapeError: The call has more arguments than the prefix has entries.
+    """
+    if not isinstance(prefix, tuple | list):
+        return [prefix] * count
+    if count > len(prefix):
+        raise InputShapeError(
+            f"{name} has {len(prefix)} entries, but the call has {count} positional arguments: "
+            "give one entry for each argument (None for what is passed through)"
+        )
+    return prefix[:count]
+
+
+def leaf_names(argument_names: Sequence[str], args: Sequence[PyTree]) -> list[str]:
+    """What errors call each leaf of `args`: `ids`, `batch['mask']`, `states[0].cache`."""
+    return [
+        argument + jax.tree_util.keystr(path)
+        for argument, value in zip(argument_names, args, strict=True)
+        for path, _ in jax.tree_util.tree_flatten_with_path(value)[0]
+    ]

@@ -106,6 +106,11 @@ class Binder:
         self.pad_values = jax.tree.map(_pad_value, pad_values, is_leaf=is_declaration)
         self.static_argnames = frozenset(static_argnames)
         self.donate_argnums = tuple(donate_argnums)
+        if not self.bucketed_places:
+            raise ConfigError(
+                f"in_axes={in_axes!r} names neither batch nor seq: name the dimensions that vary, "
+                'such as "batch seq"'
+            )
         signature = _signature(function, name)
         self._check_names(signature, mask_argname)
         self._mask_argname = mask_argname
@@ -159,6 +164,18 @@ class Binder:
         """The positions in the signature whose arguments carry the batch or the sequence."""
         axes = self.in_axes if isinstance(self.in_axes, tuple | list) else [self.in_axes]
         return tuple(place for place, prefix in enumerate(axes) if _buckets(prefix))
+
+    @property
+    def lead(self) -> int:
+        """The position of an argument that carries all the sizes there are; -1 if none does."""
+        axes = self.in_axes if isinstance(self.in_axes, tuple | list) else [self.in_axes]
+        sizes = {name for prefix in axes for name in _size_names(prefix)}
+        leads = (
+            place
+            for place, prefix in enumerate(axes)
+            if isinstance(prefix, AxisPattern) and set(_size_names(prefix)) == sizes
+        )
+        return next(leads, -1)
 
     def bucketed(self, form: Form) -> tuple[int, ...]:
         """The indices of such arguments in the calls of one form."""
@@ -228,7 +245,13 @@ class Binder:
 
 
 def _buckets(prefix: PyTree) -> bool:
-    return any(isinstance(leaf, AxisPattern) for leaf in jax.tree.leaves(prefix))
+    return any(_size_names(prefix))
+
+
+def _size_names(prefix: PyTree) -> list[str]:
+    """`"batch"` and `"seq"`, as often as the patterns of a prefix name them."""
+    patterns = [leaf for leaf in jax.tree.leaves(prefix) if isinstance(leaf, AxisPattern)]
+    return [name for pattern in patterns for name in pattern.names if name in ("batch", "seq")]
 
 
 def unbound(function: Callable[..., PyTree], bound: Bound) -> Callable[..., PyTree]:

@@ -10,6 +10,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 import numpy as np
+from numpy import ndarray
 
 from cudagraph_jax.graphs.binding import Binder, Bound, Form, unbound
 from cudagraph_jax.graphs.call import Call, describe_call, traced_sizes
@@ -19,6 +20,7 @@ from cudagraph_jax.graphs.grid import warm_grid
 from cudagraph_jax.graphs.manager import CUDAGraphManager
 from cudagraph_jax.graphs.program import Target
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.graphs.routes import Routes
 from cudagraph_jax.report.explanation import Explanation
 from cudagraph_jax.report.progress import Callback, Progress
@@ -56,22 +58,27 @@ class BucketedFunction(Generic[P, R]):
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
         self._picks: dict[Form, Pick] = {}
         self._pick = _picker(binder.bucketed_places)
+        self._lead = binder.lead
         self._binds_all = bool(binder.static_argnames)
         manager.registry.watch(self._routes)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's outputs, trimmed to the real sizes and handed out as `unpad` says."""
         if kwargs or self._binds_all:
-            return self._call_bound(args, kwargs)  # type: ignore[no-any-return]
+            return self._call_bound(args, kwargs)
         try:
-            route = self._routes.table[tuple(map(_shape_and_dtype, self._pick(args)))]
+            # JAX narrows NumPy's 64-bit floats silently, so NumPy arrays are always looked at.
+            if ndarray in map(type, args):
+                route = self._routes.table[tuple(map(_shape_and_dtype, self._pick(args)))]
+            else:
+                route = self._routes.exact[args[self._lead].shape]
         except (KeyError, AttributeError, IndexError):
             return self._call_bound(args, kwargs)
         try:
             return route.run(args)  # type: ignore[no-any-return]
         except (TypeError, ValueError):
             # The compiled function refuses what does not fit it: other parameters, tracers.
-            return self._serve(self._bind(args, kwargs), None)
+            return self._call_bound(args, kwargs, refused=route)
 
     def __repr__(self) -> str:
         return f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)"
@@ -127,28 +134,40 @@ class BucketedFunction(Generic[P, R]):
         call = self._describe(self._bind(args, kwargs))
         return explain(self.manager.dispatcher, call)
 
-    def _call_bound(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Any:
-        """A call that has keywords, static arguments, pytrees, or shapes seen for the first time."""
+    def _call_bound(
+        self,
+        args: Sequence[PyTree],
+        kwargs: Mapping[str, PyTree],
+        *,
+        refused: Route | None = None,
+    ) -> Any:
+        """Any call: with keywords, static arguments or pytrees, refused, or of a new shape."""
         bound = self._bind(args, kwargs)
         key = self._key(bound)
         route = None if key is None else self._routes.table.get(key)
-        if route is not None:
+        if route is not None and route is not refused:
             try:
                 return route.run(bound.args, bound.kwargs)
             except (TypeError, ValueError):
-                pass  # refused as above, and served as such
-        return self._serve(bound, key)
+                pass  # refused as in __call__, and decided anew
+        return self._decided(bound, key)
 
-    def _serve(self, bound: Bound, key: Hashable | None) -> Any:
+    def _decided(self, bound: Bound, key: Hashable | None) -> Any:
         """A call that has to be decided; its route is remembered under `key`."""
         if has_tracers(bound.args, bound.kwargs):
             return self._transformed(bound)
-        table = self._routes.table
+        draft = self._routes.draft()
         call = self._describe(bound)
         served = self.manager.dispatcher.serve(call, self._target_of(bound))
         if served.route is not None and key is not None:
-            self._routes.add(table, key, served.route)
+            draft.add(served.route, key=key, lead=self._lead_shape(bound))
         return served.outputs
+
+    def _lead_shape(self, bound: Bound) -> Hashable | None:
+        """The key for exact calls with JAX arrays alone; None where one array does not decide."""
+        if not bound.form.plain or not 0 <= self._lead < len(bound.args):
+            return None
+        return getattr(bound.args[self._lead], "shape", None)
 
     def _bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:
         written = (len(args), tuple(kwargs))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter_ns
 from typing import NamedTuple
 
 import jax
@@ -53,9 +53,12 @@ class Route:
 
     __slots__ = (
         "_call",
+        "_direct",
         "_finish",
+        "_full_mask",
         "_mask_argname",
         "_pads",
+        "_record",
         "_wait",
         "bucket",
         "journal",
@@ -78,18 +81,30 @@ class Route:
         self.bucket = bucket
         self.request = request
         self.journal = journal
+        self._record = journal.append
         self._wait = wait
         self._mask_argname = program.target.mask_argname
         self._pads = argument_pads(program, shapes, sizes=request.sizes, bucket=bucket)
         self._finish = finisher(outputs, None if request.fit is Fit.EXACT else request.sizes)
+        self._full_mask = None
+        if self._mask_argname is not None and request.fit is Fit.EXACT:
+            self._full_mask = jax.device_put(np.ones(bucket, np.bool_))
+        self._direct = not self._pads and self._mask_argname is None and not wait
+
+    @property
+    def pads_nothing(self) -> bool:
+        """Whether the arguments go to the compiled function as they are, which checks them all."""
+        return not self._pads
 
     def run(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
         """The outputs for `args`, trimmed; recorded as a replay."""
-        start = time.perf_counter_ns()
-        result = self.execute(args, kwargs)
+        start = perf_counter_ns()
+        result = self._call(*args, **kwargs) if self._direct else self.call_padded(args, kwargs)
+        if self._finish is not None:
+            result = self._finish(result)
+        end = perf_counter_ns()
+        self._record((end - start, self.request))
         journal = self.journal
-        end = time.perf_counter_ns()
-        journal.append((end - start, self.request))
         journal.last_used_ns = end
         if len(journal.pending) >= FOLD_EVERY:
             journal.totals()
@@ -98,16 +113,13 @@ class Route:
     def execute(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
         """The outputs for `args`, trimmed; recorded nowhere."""
         result = self.call_padded(args, kwargs)
-        if self._finish is not None:
-            result = self._finish(result)
-        if self._pads:
-            self._invalidate_donated(args)
-        return result
+        return result if self._finish is None else self._finish(result)
 
     def call_padded(
         self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS
     ) -> PyTree:
         """The outputs for `args` as the executable gives them, of the bucket's size."""
+        given = args
         if self._pads:
             args = self._pad(args)
         if self._mask_argname is not None:
@@ -115,6 +127,8 @@ class Route:
         result = self._call(*args, **kwargs)
         if self._wait:
             jax.block_until_ready(result)
+        if self._pads:
+            self._invalidate_donated(given)
         return result
 
     def _pad(self, args: Sequence[PyTree]) -> list[PyTree]:
@@ -134,7 +148,9 @@ class Route:
             )
         return padded
 
-    def _mask(self) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    def _mask(self) -> PyTree:
+        if self._full_mask is not None:
+            return self._full_mask
         batch, seq = self.request.sizes
         mask = np.zeros(self.bucket, np.bool_)
         mask[:batch, :seq] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import NamedTuple
 
 from cudagraph_jax.graphs.route import Route
 
@@ -15,25 +16,47 @@ RouteTable = dict[Hashable, Route]
 class Routes:
     """The routes of one caller; valid until an entry is dropped or the mode changes.
 
-    `table` is read without a lock. Forgetting swaps the dictionary, so that a thread that decided
-    before cannot add its route to the one in use: take `table` first, decide, then `add`.
+    Both tables are read without a lock. Forgetting swaps the dictionaries, so that a thread that
+    decided before cannot add its route to those in use: take a `draft` first, decide, then `add`.
 
     Attributes:
-        table: The routes in use, by a key of the caller's.
+        table: Routes by the shapes and dtypes of all bucketed arrays.
+        exact: Routes that pad nothing, by the shape of the array that carries the sizes: the
+            compiled function refuses other arrays that do not fit it.
     """
 
-    __slots__ = ("__weakref__", "table")
+    __slots__ = ("__weakref__", "exact", "table")
 
     def __init__(self) -> None:
-        self.table: RouteTable = {}
+        self.forget_routes()
 
     def forget_routes(self) -> None:
         """Decides every call anew from now on."""
-        self.table = {}
+        self.table: RouteTable = {}
+        self.exact: RouteTable = {}
 
-    def add(self, table: RouteTable, key: Hashable, route: Route) -> None:
-        """Remembers `route` in `table`, which was `self.table` before the decision."""
-        if len(table) >= MAX_ROUTES:
-            self.forget_routes()
-            table = self.table
-        table[key] = route
+    def draft(self) -> Draft:
+        """Where the route of a decision that is yet to be taken may be added."""
+        return Draft(self.table, self.exact)
+
+
+class Draft(NamedTuple):
+    """The tables that were in use before a decision."""
+
+    table: RouteTable
+    exact: RouteTable
+
+    def add(self, route: Route, *, key: Hashable, lead: Hashable | None) -> None:
+        """Remembers `route`.
+
+        Args:
+            route: The route of a call.
+            key: The call's key in `table`.
+            lead: Its key in `exact`; None where it has none.
+        """
+        for table in self:
+            if len(table) >= MAX_ROUTES:
+                table.clear()
+        self.table[key] = route
+        if lead is not None and route.pads_nothing:
+            self.exact[lead] = route

@@ -1,0 +1,171 @@
+"""What a bucketed call costs on the host, as ratios within one run.
+
+    python benchmarks/dispatch.py [--rounds 60] [--calls 300]
+
+Prints the numbers that DESIGN.md promises. Contenders take turns in every round; the ratio is
+taken round by round, and its median and quartiles are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from timing import Timing, interleaved
+
+import cudagraph_jax as cg
+
+CONFIG = cg.CUDAGraphConfig(capture_sizes=(1, 2, 4, 8, 16), capture_seq_lens=(16, 32, 64, 128))
+
+
+def tiny(x, y):
+    """A function whose run time is next to nothing."""
+    return x * 2.0 + y
+
+
+def with_parameters(parameters, x):
+    """A function that is passed 98 parameter arrays."""
+    return x + sum(leaf[0] for leaf in parameters.values())
+
+
+def exact_hits(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]:
+    """Exact hits against the raw compiled call."""
+    x = jnp.ones((8, 64))
+    raw = jax.jit(tiny).lower(x, x).compile()
+    axes = ("batch seq", "batch seq")
+    on_device = cg.bucket_jit(tiny, in_axes=axes, config=CONFIG, unpad="none")
+    on_host = cg.bucket_jit(tiny, in_axes=axes, config=CONFIG)
+    parameters = {f"p{i:02}": jnp.ones((4,)) for i in range(98)}
+    raw_98 = jax.jit(with_parameters).lower(parameters, x).compile()
+    hit_98 = cg.bucket_jit(
+        with_parameters, in_axes=(None, "batch seq"), config=CONFIG, unpad="none"
+    )
+    times = interleaved(
+        {
+            "raw": lambda: raw(x, x),
+            "hit": lambda: on_device(x, x),
+            "raw, fetched": lambda: np.asarray(raw(x, x)),
+            "hit, fetched": lambda: on_host(x, x),
+            "raw 98": lambda: raw_98(parameters, x),
+            "hit 98": lambda: hit_98(parameters, x),
+        },
+        rounds=rounds,
+        calls=calls,
+    )
+    return [
+        ("exact hit, tiny function / raw call", times["hit"], times["raw"], "<= 1.25"),
+        (
+            "exact hit, 98-leaf parameters / raw call",
+            times["hit 98"],
+            times["raw 98"],
+            "<= 1.05",
+        ),
+        (
+            'exact hit, unpad="host" / raw call + numpy.asarray',
+            times["hit, fetched"],
+            times["raw, fetched"],
+            "",
+        ),
+    ]
+
+
+def padded_call(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]:
+    """A padded NumPy call against the usual `jnp.pad` + `jit` + slice."""
+    x = np.ones((7, 57), np.float32)
+    bucketed = cg.bucket_jit(tiny, in_axes=("batch seq", "batch seq"), config=CONFIG)
+    jitted = jax.jit(tiny)
+
+    def by_hand() -> jax.Array:
+        padded = [jnp.pad(array, ((0, 1), (0, 7))) for array in (x, x)]
+        return jitted(*padded)[:7, :57]
+
+    times = interleaved(
+        {"bucketed": lambda: bucketed(x, x), "by hand": by_hand}, rounds=rounds, calls=calls
+    )
+    return [
+        (
+            "jnp.pad + jit + x[:n] / padded NumPy call",
+            times["by hand"],
+            times["bucketed"],
+            ">= 5",
+        )
+    ]
+
+
+def compiles_in_traffic(calls: int = 10_000) -> int:
+    """Compiles in random calls after warm-up, counted by `jax.monitoring`."""
+    bucketed = cg.bucket_jit(tiny, in_axes=("batch seq", "batch seq"), config=CONFIG)
+    bucketed.warmup(np.ones((1, 1), np.float32), np.ones((1, 1), np.float32), progress=False)
+    events: list[str] = []
+
+    def count(event: str, duration_secs: float, **kwargs: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            events.append(event)
+
+    draw = np.random.default_rng(0)
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        for batch, seq in zip(draw.integers(1, 17, calls), draw.integers(1, 129, calls)):
+            x = np.ones((batch, seq), np.float32)
+            bucketed(x, x)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    return len(events)
+
+
+def worst_difference() -> float:
+    """Largest difference from eager over every size of a small encoder block, float32."""
+    draw = np.random.default_rng(0)
+    weights = jnp.asarray(draw.standard_normal((32, 32)) / 6, jnp.float32)
+
+    def block(weights, x, mask):
+        scores = jnp.einsum("bqd,bkd->bqk", x @ weights, x) / 32**0.5
+        scores = jnp.where(mask[:, None, :], scores, -1e9)
+        return jax.nn.softmax(scores) @ x
+
+    config = cg.CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(8, 16))
+    bucketed = cg.bucket_jit(
+        block, in_axes=(None, "batch seq _", "batch seq"), config=config
+    )
+    worst = 0.0
+    for batch in range(1, 5):
+        for seq in range(1, 17, 3):
+            x = draw.standard_normal((batch, seq, 32)).astype(np.float32)
+            mask = np.ones((batch, seq), np.bool_)
+            eager = np.asarray(block(weights, jnp.asarray(x), jnp.asarray(mask)))
+            worst = max(worst, float(np.abs(bucketed(weights, x, mask) - eager).max()))
+    return worst
+
+
+def main() -> int:
+    """Prints the table; the exit status says whether every promise held."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--calls", type=int, default=300)
+    options = parser.parse_args()
+    rows = exact_hits(options.rounds, options.calls) + padded_call(options.rounds, options.calls)
+    device = jax.devices()[0]
+    print(f"jax {jax.__version__}, {device.platform} ({device.device_kind}), medians")
+    print(f"{'what':52} {'us':>8} {'peer us':>8} {'ratio':>6} {'quartiles':>13}  promised")
+    held = True
+    for what, timing, peer, promise in rows:
+        low, ratio, high = timing.ratio_to(peer)
+        print(
+            f"{what:52} {timing.median_us:8.2f} {peer.median_us:8.2f} {ratio:6.2f} "
+            f"{low:6.2f}-{high:<6.2f}  {promise}"
+        )
+        if promise:
+            sign, limit = promise.split()
+            held &= ratio <= float(limit) if sign == "<=" else ratio >= float(limit)
+    compiles, difference = compiles_in_traffic(), worst_difference()
+    print(f"{'compiles in 10,000 random calls after warm-up':52} {compiles:8}  0")
+    print(f"{'largest difference from eager, real rows, float32':52} {difference:8.1e}  < 1e-5")
+    held &= compiles == 0 and difference < 1e-5
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -108,7 +108,7 @@ def compiles_in_traffic(calls: int = 10_000) -> int:
     draw = np.random.default_rng(0)
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
-        for batch, seq in zip(draw.integers(1, 17, calls), draw.integers(1, 129, calls)):
+        for batch, seq in draw.integers((1, 1), (17, 129), (calls, 2)):
             x = np.ones((batch, seq), np.float32)
             bucketed(x, x)
     finally:
@@ -127,9 +127,7 @@ def worst_difference() -> float:
         return jax.nn.softmax(scores) @ x
 
     config = cg.CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(8, 16))
-    bucketed = cg.bucket_jit(
-        block, in_axes=(None, "batch seq _", "batch seq"), config=config
-    )
+    bucketed = cg.bucket_jit(block, in_axes=(None, "batch seq _", "batch seq"), config=config)
     worst = 0.0
     for batch in range(1, 5):
         for seq in range(1, 17, 3):

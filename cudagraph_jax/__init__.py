@@ -23,8 +23,7 @@ from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode
 from cudagraph_jax.report.explanation import Explanation
 from cudagraph_jax.report.warmup import WarmupReport
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
-
-__version__ = "0.1.0"
+from cudagraph_jax.version import __version__
 
 __all__ = [
     "Bucket",
@@ -48,6 +47,7 @@ __all__ = [
     "StoreError",
     "UnexpectedCompileError",
     "WarmupReport",
+    "__version__",
     "bucket_jit",
     "no_compiles",
 ]

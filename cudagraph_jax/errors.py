@@ -3,8 +3,8 @@
     CUDAGraphError
     ├── ConfigError (ValueError)            a configuration that cannot be
     ├── BucketOverflowError (ValueError)    sizes outside the limits, and on_overflow="error"
-    ├── InputShapeError (TypeError)         arguments that do not fit in_axes, dtypes or each other
-    ├── CaptureError (RuntimeError)         a bucket could not be traced, lowered, compiled or warmed
+    ├── InputShapeError (TypeError)         arguments that do not fit what was declared
+    ├── CaptureError (RuntimeError)         a bucket that cannot be captured
     │   └── PaddingLeakError                the padding changes the real rows (debug_mode)
     ├── SealedError (RuntimeError)          a capture was needed where none is allowed
     ├── UnexpectedCompileError (RuntimeError)   something compiled inside no_compiles()

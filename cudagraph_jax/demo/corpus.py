@@ -1,5 +1,7 @@
 """The text that the demo searches: the paragraphs of NumPy's docstrings."""
 
+from __future__ import annotations
+
 import importlib
 import inspect
 import re
@@ -35,7 +37,7 @@ class Passage:
 
 
 def numpy_passages(*, limit: int | None = None) -> list[Passage]:
-    """Return the paragraphs of the docstrings of NumPy's public functions and classes.
+    """The paragraphs of the docstrings of NumPy's public functions and classes.
 
     The first paragraphs of all names come before all second ones, so that a limit
     keeps the summaries. The order depends on the NumPy version alone.
@@ -47,7 +49,7 @@ def numpy_passages(*, limit: int | None = None) -> list[Passage]:
 
 
 def passages(docstrings: Iterable[tuple[str, str]], *, limit: int | None = None) -> list[Passage]:
-    """Return the paragraphs of prose in docstrings, each text once, under its first name.
+    """The paragraphs of prose in docstrings, each text once, under its first name.
 
     Args:
         docstrings: Pairs of a qualified name and its docstring.
@@ -65,7 +67,7 @@ def passages(docstrings: Iterable[tuple[str, str]], *, limit: int | None = None)
 
 
 def paragraphs(docstring: str) -> Iterator[str]:
-    """Yield the paragraphs of prose: no headings, signatures, doctests, directives or tables.
+    """The paragraphs of prose: no headings, signatures, doctests, directives or tables.
 
     Args:
         docstring: A docstring, indented or not.
@@ -75,14 +77,14 @@ def paragraphs(docstring: str) -> Iterator[str]:
         heading = _HEADING.match(block)
         if heading:
             section = heading["title"].strip()
-            block = block[heading.end() :]
-        text = " ".join(block.split())
+        body = block[heading.end() :] if heading else block
+        text = " ".join(body.split())
         if section not in SKIPPED_SECTIONS and _is_prose(text):
             yield text
 
 
 def public_docstrings(modules: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield the qualified name and the docstring of each public function and class.
+    """The qualified name and the docstring of each public function and class.
 
     Args:
         modules: Names of modules to import.

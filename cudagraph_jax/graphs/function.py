@@ -64,21 +64,26 @@ class BucketedFunction(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's outputs, trimmed to the real sizes and handed out as `unpad` says."""
+        outputs: R
         if kwargs or self._binds_all:
-            return self._call_bound(args, kwargs)
+            outputs = self._call_bound(args, kwargs)
+            return outputs
         try:
             # JAX narrows NumPy's 64-bit floats silently, so NumPy arrays are always looked at.
             if ndarray in map(type, args):
                 route = self._routes.table[tuple(map(_shape_and_dtype, self._pick(args)))]
             else:
-                route = self._routes.exact[args[self._lead].shape]
+                lead = args[self._lead]
+                route = self._routes.exact[lead.shape]  # type: ignore[attr-defined]  # or caught
         except (KeyError, AttributeError, IndexError):
-            return self._call_bound(args, kwargs)
+            outputs = self._call_bound(args, kwargs)
+            return outputs
         try:
-            return route.run(args)  # type: ignore[no-any-return]
+            outputs = route.run(args)
         except (TypeError, ValueError):
             # The compiled function refuses what does not fit it: other parameters, tracers.
-            return self._call_bound(args, kwargs, refused=route)
+            outputs = self._call_bound(args, kwargs, refused=route)
+        return outputs
 
     def __repr__(self) -> str:
         return f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)"

@@ -133,10 +133,12 @@ class SingleFlightLRU(Generic[K, V]):
         if flight.owner == threading.get_ident():
             raise CaptureError(f"making {key} asked for {key} itself: break the recursion")
         flight.done.wait()
+        if isinstance(flight.error, CaptureError):
+            # A copy: raising one object in many threads would mix their tracebacks.
+            raise copy.copy(flight.error) from flight.error
         if flight.error is not None:
-            raise CaptureError(
-                f"another thread could not make it: {flight.error}"
-            ) from flight.error
+            kind = type(flight.error).__name__
+            raise CaptureError(f"{key} was not made: {kind} in another thread") from flight.error
         assert flight.value is not None  # set before `done`, unless there was an error
         return flight.value
 

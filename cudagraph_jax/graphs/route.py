@@ -18,21 +18,19 @@ from cudagraph_jax.shapes.prefix import PyTree
 NO_KWARGS: Mapping[str, PyTree] = {}
 
 
-class ArgumentPads(NamedTuple):
-    """What has to be padded in one positional argument.
+class Pads(NamedTuple):
+    """What has to be padded in the positional arguments.
 
     Attributes:
-        position: Which argument.
-        padders: One for each leaf, None where it fits; a single one where the argument is an
-            array itself.
-        is_array: Whether it is.
-        donated: Whether its buffers are the callee's to take.
+        arrays: Position and padder of each argument that is an array itself.
+        trees: Position of each argument that is a pytree, with a padder for every leaf of it; None
+            for those that fit.
+        donated: Positions of those of both whose buffers are the callee's to take.
     """
 
-    position: int
-    padders: tuple[Padder | None, ...]
-    is_array: bool
-    donated: bool
+    arrays: tuple[tuple[int, Padder], ...] = ()
+    trees: tuple[tuple[int, tuple[Padder | None, ...]], ...] = ()
+    donated: tuple[int, ...] = ()
 
 
 class Route:
@@ -58,6 +56,7 @@ class Route:
         "_full_mask",
         "_mask_argname",
         "_pads",
+        "_pads_any",
         "_record",
         "_wait",
         "bucket",
@@ -84,17 +83,18 @@ class Route:
         self._record = journal.append
         self._wait = wait
         self._mask_argname = program.target.mask_argname
-        self._pads = argument_pads(program, shapes, sizes=request.sizes, bucket=bucket)
+        self._pads = pads_for(program, shapes, sizes=request.sizes, bucket=bucket)
+        self._pads_any = bool(self._pads.arrays or self._pads.trees)
         self._finish = finisher(outputs, None if request.fit is Fit.EXACT else request.sizes)
         self._full_mask = None
         if self._mask_argname is not None and request.fit is Fit.EXACT:
             self._full_mask = jax.device_put(np.ones(bucket, np.bool_))
-        self._direct = not self._pads and self._mask_argname is None and not wait
+        self._direct = not self._pads_any and self._mask_argname is None and not wait
 
     @property
     def pads_nothing(self) -> bool:
         """Whether the arguments go to the compiled function as they are, which checks them all."""
-        return not self._pads
+        return not self._pads_any
 
     def run(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
         """The outputs for `args`, trimmed; recorded as a replay."""
@@ -120,32 +120,28 @@ class Route:
     ) -> PyTree:
         """The outputs for `args` as the executable gives them, of the bucket's size."""
         given = args
-        if self._pads:
+        if self._pads_any:
             args = self._pad(args)
         if self._mask_argname is not None:
             kwargs = {**kwargs, self._mask_argname: self._mask()}
         result = self._call(*args, **kwargs)
         if self._wait:
             jax.block_until_ready(result)
-        if self._pads:
+        if self._pads.donated:
             self._invalidate_donated(given)
         return result
 
     def _pad(self, args: Sequence[PyTree]) -> list[PyTree]:
         padded = list(args)
-        for position, padders, is_array, _ in self._pads:
-            value = padded[position]
-            if is_array:
-                padded[position] = padders[0](value)
-                continue
-            leaves, structure = jax.tree.flatten(value)
-            padded[position] = jax.tree.unflatten(
-                structure,
-                [
-                    leaf if pad is None else pad(leaf)
-                    for pad, leaf in zip(padders, leaves, strict=True)
-                ],
-            )
+        for position, pad_array in self._pads.arrays:
+            padded[position] = pad_array(args[position])
+        for position, padders in self._pads.trees:
+            leaves, structure = jax.tree.flatten(args[position])
+            fitted = [
+                leaf if pad is None else pad(leaf)
+                for pad, leaf in zip(padders, leaves, strict=True)
+            ]
+            padded[position] = jax.tree.unflatten(structure, fitted)
         return padded
 
     def _mask(self) -> PyTree:
@@ -158,43 +154,48 @@ class Route:
 
     def _invalidate_donated(self, args: Sequence[PyTree]) -> None:
         """Ends the life of donated arrays whose padded copy was consumed in their place."""
-        for position, _, _, donated in self._pads:
-            if not donated:
-                continue
+        for position in self._pads.donated:
             for leaf in jax.tree.leaves(args[position]):
                 if isinstance(leaf, jax.Array) and not leaf.is_deleted():
                     leaf.delete()
 
 
-def argument_pads(
-    program: Program,
-    shapes: Sequence[tuple[int, ...]],
-    *,
-    sizes: Bucket,
-    bucket: Bucket,
-) -> tuple[ArgumentPads, ...]:
-    """What a request of these shapes needs padded, by positional argument."""
+def pads_for(
+    program: Program, shapes: Sequence[tuple[int, ...]], *, sizes: Bucket, bucket: Bucket
+) -> Pads:
+    """What a request of these shapes needs padded."""
     args, _ = jax.tree.unflatten(program.variant.structure, range(len(shapes)))
-    found = []
+    arrays: list[tuple[int, Padder]] = []
+    trees: list[tuple[int, tuple[Padder | None, ...]]] = []
     for position, value in enumerate(args):
-        indices = jax.tree.leaves(value)
         padders = tuple(
-            padder(
-                shapes[index],
-                np.dtype(program.variant.leaves[index].dtype),
-                axes=program.axes[index],
-                sizes=sizes,
-                bucket=bucket,
-                value=program.pad_values[index],
-            )
-            if not program.axes[index].passes_through
-            else None
-            for index in indices
+            _leaf_padder(program, index, shapes[index], sizes, bucket)
+            for index in jax.tree.leaves(value)
         )
-        if any(pad is not None for pad in padders):
-            donated = position in program.target.donate_argnums
-            found.append(ArgumentPads(position, padders, isinstance(value, int), donated))
-    return tuple(found)
+        needed = [pad for pad in padders if pad is not None]
+        if isinstance(value, int):
+            arrays += [(position, pad) for pad in needed]
+        elif needed:
+            trees.append((position, padders))
+    padded = {position for position, _ in (*arrays, *trees)}
+    donated = padded.intersection(program.target.donate_argnums)
+    return Pads(tuple(arrays), tuple(trees), tuple(sorted(donated)))
+
+
+def _leaf_padder(
+    program: Program, index: int, shape: tuple[int, ...], sizes: Bucket, bucket: Bucket
+) -> Padder | None:
+    axes = program.axes[index]
+    if axes.passes_through:
+        return None
+    return padder(
+        shape,
+        np.dtype(program.variant.leaves[index].dtype),
+        axes=axes,
+        sizes=sizes,
+        bucket=bucket,
+        value=program.pad_values[index],
+    )
 
 
 def finisher(outputs: Outputs, sizes: Bucket | None) -> Callable[[PyTree], PyTree] | None:

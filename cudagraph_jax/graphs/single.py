@@ -27,7 +27,7 @@ class Identity:
 
     @classmethod
     def of(cls, function: Function) -> Hashable:
-        """`function` itself where it can be hashed (bound methods compare equal), else a stand-in."""
+        """`function` itself where it can be hashed, else a stand-in."""
         try:
             hash(function)
         except TypeError:

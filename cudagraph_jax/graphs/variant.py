@@ -134,13 +134,10 @@ def placement(value: object) -> Sharding | None:
     The default device is no such purpose: a call with arrays there and one with NumPy arrays are
     the same program.
     """
-    sharding: Sharding | None
-    if isinstance(value, jax.ShapeDtypeStruct):
-        sharding = value.sharding
-    elif isinstance(value, jax.Array) and value.committed:
-        sharding = value.sharding
-    else:
-        return None
+    on_purpose = isinstance(value, jax.ShapeDtypeStruct) or (
+        isinstance(value, jax.Array) and value.committed
+    )
+    sharding: Sharding | None = getattr(value, "sharding", None) if on_purpose else None
     if not isinstance(sharding, SingleDeviceSharding):
         return sharding
     device = next(iter(sharding.device_set))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from itertools import chain, takewhile
+from itertools import chain, pairwise, takewhile
 from typing import NamedTuple, Self
 
 from cudagraph_jax.checks import positive_size
@@ -46,6 +46,7 @@ class Ladder(tuple[int, ...]):
     __slots__ = ()
 
     def __new__(cls, sizes: Iterable[int], *, name: str = "sizes") -> Self:
+        """The ladder of `sizes`, sorted."""
         if isinstance(sizes, str | bytes):
             raise ConfigError(f"{name}={sizes!r} is text: give integers, such as (1, 2, 4)")
         try:
@@ -57,7 +58,7 @@ class Ladder(tuple[int, ...]):
         if not given:
             raise ConfigError(f"{name} is empty: give at least one size")
         ordered = sorted(given)
-        for size, following in zip(ordered, ordered[1:], strict=False):
+        for size, following in pairwise(ordered):
             if size == following:
                 raise ConfigError(f"{name} has {size} twice: give each size once")
         return super().__new__(cls, ordered)
@@ -104,7 +105,7 @@ class Ladder(tuple[int, ...]):
 
     @classmethod
     def vllm(cls, max_size: int) -> Self:
-        """vLLM's default capture sizes: 1, 2, 4, then steps of 8 to 256, then of 16.
+        """The default capture sizes of vLLM: 1, 2, 4, then steps of 8 to 256, then of 16.
 
         Source: vLLM, `VllmConfig._set_cudagraph_sizes`.
         """
@@ -114,7 +115,7 @@ class Ladder(tuple[int, ...]):
 
     @classmethod
     def sglang(cls, max_size: int) -> Self:
-        """SGLang's default decode batch sizes: 1, 2, 4, 8, 12, by 8 to 256, by 16 to 512, by 32.
+        """The default decode batch sizes of SGLang: 1, 2, 4, 8, 12, then steps of 8, 16 and 32.
 
         Source: SGLang, `ServerArgs`, the list of `cuda_graph_bs` without speculative decoding.
         """

@@ -1,0 +1,7 @@
+"""Semantic search over NumPy's documentation, served through `bucket_jit`."""
+
+from cudagraph_jax.demo.encoder import Encoder
+from cudagraph_jax.demo.errors import DemoError
+from cudagraph_jax.demo.session import run
+
+__all__ = ["DemoError", "Encoder", "run"]

@@ -1,0 +1,106 @@
+"""The sentence encoder of the demo, served through `bucket_jit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from cudagraph_jax import CUDAGraphConfig, InputShapeError, WarmupReport, bucket_jit
+from cudagraph_jax.demo.model import EMBEDDING_SIZE, encode
+from cudagraph_jax.demo.tokens import MAX_TOKENS, load_tokenizer, stack
+from cudagraph_jax.demo.weights import find_model, load_params
+from cudagraph_jax.report.progress import Callback
+
+BATCH_SIZES = (1, 4, 8, 12, 16)
+SEQ_LENS = (32, 64, 128, MAX_TOKENS)
+
+Embeddings = npt.NDArray[np.float32]
+
+
+def default_config() -> CUDAGraphConfig:
+    """Twenty buckets for up to 16 texts, with the runs that the backend needs to be warm."""
+    # A CPU has no command buffers to record: it is warm when it has compiled.
+    runs = 0 if jax.default_backend() == "cpu" else CUDAGraphConfig().warmup_iterations
+    return CUDAGraphConfig(
+        capture_sizes=BATCH_SIZES, capture_seq_lens=SEQ_LENS, warmup_iterations=runs
+    )
+
+
+class Encoder:
+    """Texts to unit vectors, by all-MiniLM-L6-v2.
+
+    Args:
+        config: The buckets and the policies; twenty buckets if None.
+
+    Attributes:
+        function: The `BucketedFunction` of (params, ids, mask).
+        params: The weights, on the device.
+        tokenize: Gives the token ids of each text.
+
+    Raises:
+        DemoError: The model package or an optional dependency is missing, or the weights are not
+            those expected.
+    """
+
+    def __init__(self, config: CUDAGraphConfig | None = None) -> None:
+        config = default_config() if config is None else config
+        files = find_model()
+        self.params = jax.device_put(load_params(files.weights))
+        self.tokenize = load_tokenizer(files.tokenizer)
+        self.function = bucket_jit(encode, in_axes=(None, "batch seq", "batch seq"), config=config)
+        self._max_batch_size = min(config.max_batch_size, max(config.capture_sizes))
+
+    def warmup(self, *, progress: Callback | bool | None = None) -> WarmupReport:
+        """Captures the whole grid, so that no later `embed` compiles.
+
+        Args:
+            progress: As for `BucketedFunction.warmup`.
+        """
+        ids, mask = stack(self.tokenize(["example"]))
+        return self.function.warmup(self.params, ids, mask, progress=progress)
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """One unit vector for each text, in the order of the texts.
+
+        Args:
+            texts: Any number of texts; each is cut off after 256 tokens.
+
+        Returns:
+            float32 (len(texts), 384).
+
+        Raises:
+            InputShapeError: `texts` is a single string, or holds something that is no string.
+        """
+        rows = self.tokenize(checked_texts(texts))
+        vectors = np.zeros((len(rows), EMBEDDING_SIZE), np.float32)
+        # Texts of similar length share a micro-batch, which saves padding.
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        for start in range(0, len(order), self._max_batch_size):
+            chosen = order[start : start + self._max_batch_size]
+            ids, mask = stack([rows[index] for index in chosen])
+            vectors[chosen] = self.function(self.params, ids, mask)
+        return vectors
+
+
+def checked_texts(texts: Sequence[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+        InputShapeError: `texts` is a single string, or holds something that is no string.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise InputShapeError(
+            f"texts={texts!r:.60} is a single {type(texts).__name__}, expected a sequence of str: "
+            "wrap it in a list"
+        )
+    checked = list(texts)
+    for index, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise InputShapeError(
+                f"texts[{index}]={text!r:.60} is a {type(text).__name__}, expected str: "
+                "convert it first"
+            )
+    return checked

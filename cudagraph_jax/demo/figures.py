@@ -1,0 +1,185 @@
+"""What the demo measured, as plain values that JSON can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import jax
+import numpy as np
+
+import cudagraph_jax
+from cudagraph_jax.demo.search import Match
+from cudagraph_jax.demo.traffic import Traffic
+from cudagraph_jax.report.warmup import WarmupReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """Where it ran."""
+
+    versions: Mapping[str, str]
+    backend: str
+    device: str
+    cpu_cores: int | None
+
+    @classmethod
+    def current(cls) -> Environment:
+        """This process's; starts the JAX backend."""
+        return cls(
+            versions={
+                "cudagraph_jax": cudagraph_jax.__version__,
+                "jax": jax.__version__,
+                "jaxlib": version("jaxlib"),
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            backend=jax.default_backend(),
+            device=jax.devices()[0].device_kind,
+            cpu_cores=os.cpu_count(),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketFigures:
+    """One captured bucket; `memory_bytes` is None where the compiler does not say."""
+
+    bucket: str
+    capture_time_ms: float
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmupFigures:
+    """The warm-up; `compiles` is None where JAX does not report them."""
+
+    buckets: tuple[BucketFigures, ...]
+    seconds: float
+    compiles: int | None
+
+    @classmethod
+    def of(cls, report: WarmupReport, *, compiles: int | None) -> WarmupFigures:
+        """The figures of a report; XLA's compiles are counted elsewhere."""
+        buckets = tuple(
+            BucketFigures(
+                bucket=str(record.bucket),
+                capture_time_ms=record.capture_time_ms,
+                memory_bytes=record.memory_bytes,
+            )
+            for record in report.buckets
+        )
+        return cls(buckets=buckets, seconds=report.total_ms / 1e3, compiles=compiles)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficFigures:
+    """A stream; what depends on counted compiles is None where JAX does not report them.
+
+    Attributes:
+        micro_batches: Calls.
+        passages: Texts in them.
+        seconds: Time in calls.
+        passages_per_second: The throughput.
+        p50_ms: The median latency of a micro-batch.
+        p99_ms: Its 99th percentile.
+        max_ms: The slowest.
+        compiles: XLA compiles in calls.
+        stalled_calls: Calls in which something was compiled.
+        stalled_seconds: Time in those calls.
+    """
+
+    micro_batches: int
+    passages: int
+    seconds: float
+    passages_per_second: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    compiles: int | None
+    stalled_calls: int | None
+    stalled_seconds: float | None
+
+    @classmethod
+    def of(cls, traffic: Traffic, *, compiles_reported: bool) -> TrafficFigures:
+        """The figures of a stream that was served."""
+        stalled = [one.latency_ms for one in traffic.served if one.compiles]
+        return cls(
+            micro_batches=len(traffic.served),
+            passages=traffic.passages,
+            seconds=traffic.seconds,
+            passages_per_second=traffic.passages / traffic.seconds,
+            p50_ms=traffic.percentile_ms(50),
+            p99_ms=traffic.percentile_ms(99),
+            max_ms=traffic.percentile_ms(100),
+            compiles=traffic.compiles if compiles_reported else None,
+            stalled_calls=len(stalled) if compiles_reported else None,
+            stalled_seconds=sum(stalled) / 1e3 if compiles_reported else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Padding:
+    """Elements are batch times seq_len of what the model is called with.
+
+    Attributes:
+        hit_rate: The part of the calls that replayed a captured bucket, from 0 to 1.
+        real_elements: Elements of the micro-batches, each as long as its longest text.
+        padded_elements: Elements that the buckets added.
+        waste: The part of all computed elements that the buckets added, from 0 to 1.
+        tokens: Tokens of the texts themselves: micro-batches are ragged inside, too.
+    """
+
+    hit_rate: float
+    real_elements: int
+    padded_elements: int
+    waste: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The first micro-batches of the stream, served in two ways.
+
+    Attributes:
+        bucket_jit: Padded to buckets that were captured before.
+        jit: Plain `jax.jit` of the same function at the exact sizes, nothing compiled before.
+        jit_again: The same again, every size compiled: exact sizes compute no padding.
+        shapes: Distinct sizes among the micro-batches.
+        max_difference: Between the embeddings of the two ways.
+    """
+
+    bucket_jit: TrafficFigures
+    jit: TrafficFigures
+    jit_again: TrafficFigures
+    shapes: int
+    max_difference: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A query and its best passages."""
+
+    query: str
+    matches: tuple[Match, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoResult:
+    """All that the demo prints."""
+
+    environment: Environment
+    passages: int
+    warmup: WarmupFigures
+    traffic: TrafficFigures
+    padding: Padding
+    answers: tuple[Answer, ...]
+    comparison: Comparison
+    total_seconds: float
+
+    def to_dict(self) -> dict[str, object]:
+        """The same in dicts, tuples and numbers."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,196 @@
+"""The demo from start to end: warm up, serve, search, compare with plain `jax.jit`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO, cast
+
+import jax
+import numpy as np
+
+from cudagraph_jax import CUDAGraphConfig
+from cudagraph_jax.checks import positive_size
+from cudagraph_jax.demo.compiles import CompileCounter, compiles_are_reported
+from cudagraph_jax.demo.corpus import Passage, numpy_passages
+from cudagraph_jax.demo.encoder import Embeddings, Encoder, checked_texts
+from cudagraph_jax.demo.errors import DemoError
+from cudagraph_jax.demo.figures import (
+    Answer,
+    Comparison,
+    DemoResult,
+    Environment,
+    Padding,
+    TrafficFigures,
+    WarmupFigures,
+)
+from cudagraph_jax.demo.model import Params, encode
+from cudagraph_jax.demo.search import search
+from cudagraph_jax.demo.show import Screen
+from cudagraph_jax.demo.tokens import IntArray
+from cudagraph_jax.demo.traffic import MicroBatch, Serve, Traffic, drive, micro_batches
+from cudagraph_jax.report.progress import Callback, Progress
+
+DEFAULT_LIMIT = 600
+COMPARED_BATCHES = 24
+QUERIES = (
+    "How do I sort an array?",
+    "solve a system of linear equations",
+    "draw random numbers from a normal distribution",
+)
+
+
+def run(
+    query: Sequence[str] = (),
+    *,
+    limit: int | None = None,
+    json_path: Path | None = None,
+    config: CUDAGraphConfig | None = None,
+    progress: Callback | bool | None = None,
+    output: TextIO | None = None,
+) -> DemoResult:
+    """Searches NumPy's documentation, and measures how the encoder was served meanwhile.
+
+    Args:
+        query: What to search for; three examples if empty.
+        limit: At most this many passages; 600 if None.
+        json_path: Where the figures go, as JSON.
+        config: The encoder's buckets and policies; `Encoder`'s own if None.
+        progress: As for `BucketedFunction.warmup`.
+        output: Where the report goes; stdout if None.
+
+    Raises:
+        DemoError: The model package or an optional dependency is missing, the weights are not
+            those expected, or `json_path` cannot be written.
+        ConfigError: `limit` is no positive integer.
+        InputShapeError: `query` is a single string, or holds something that is no string.
+    """
+    start = time.perf_counter()
+    queries = checked_texts(query) or list(QUERIES)
+    limit = DEFAULT_LIMIT if limit is None else positive_size(limit, name="limit")
+    if json_path is not None:
+        _write(json_path, "")
+    session = _Session(Encoder(config), numpy_passages(limit=limit), progress, Screen(output))
+    result = session.measure(queries, started=start)
+    if json_path is not None:
+        _write(json_path, json.dumps(result.to_dict(), indent=2) + "\n")
+    return result
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DemoError(
+            f"the figures cannot be written to {path}: {error.strerror}; name another file"
+        ) from error
+
+
+class _Session:
+    """The steps of one run, each printed as soon as it is done."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        passages: list[Passage],
+        shown: Callback | bool | None,
+        screen: Screen,
+    ) -> None:
+        self.passages = passages
+        self.shown = shown
+        self.screen = screen
+        self.encoder = encoder
+        self.rows = self.encoder.tokenize([passage.text for passage in passages])
+        self.batches = micro_batches(self.rows)
+        self.reported = compiles_are_reported()
+
+    def measure(self, queries: Sequence[str], *, started: float) -> DemoResult:
+        environment = Environment.current()
+        self.screen.opening(environment, len(self.passages), len(self.batches))
+        warmup = self._warm_up()
+        self.screen.warmup(warmup)
+        traffic, padding = self._serve()
+        figures = TrafficFigures.of(traffic, compiles_reported=self.reported)
+        self.screen.traffic(figures, padding)
+        answers = self._answers(queries, traffic.vectors(len(self.passages)))
+        self.screen.answers(answers)
+        comparison = self._compare(traffic)
+        self.screen.comparison(comparison, of=len(self.batches))
+        result = DemoResult(
+            environment=environment,
+            passages=len(self.passages),
+            warmup=warmup,
+            traffic=figures,
+            padding=padding,
+            answers=answers,
+            comparison=comparison,
+            total_seconds=time.perf_counter() - started,
+        )
+        self.screen.closing(result)
+        return result
+
+    def _warm_up(self) -> WarmupFigures:
+        with CompileCounter() as counter:
+            report = self.encoder.warmup(progress=self.shown)
+        return WarmupFigures.of(report, compiles=counter.compiles if self.reported else None)
+
+    def _serve(self) -> tuple[Traffic, Padding]:
+        function, params = self.encoder.function, self.encoder.params
+        before = function.stats()
+        traffic = self._drive(
+            lambda ids, mask: np.asarray(function(params, ids, mask)), self.batches, "serving"
+        )
+        after = function.stats()
+        hits, real, padded = (
+            cast(int, after[key]) - cast(int, before[key])
+            for key in ("hits", "real_elements", "padded_elements")
+        )
+        padding = Padding(
+            hit_rate=hits / len(self.batches),
+            real_elements=real,
+            padded_elements=padded,
+            waste=padded / (real + padded),
+            tokens=sum(map(len, self.rows)),
+        )
+        return traffic, padding
+
+    def _answers(self, queries: Sequence[str], vectors: Embeddings) -> tuple[Answer, ...]:
+        return tuple(
+            Answer(query=query, matches=tuple(search(vector, vectors, self.passages)))
+            for query, vector in zip(queries, self.encoder.embed(queries), strict=True)
+        )
+
+    def _compare(self, traffic: Traffic) -> Comparison:
+        batches = self.batches[:COMPARED_BATCHES]
+        bucketed = traffic[:COMPARED_BATCHES]
+        serve = _plain_jit(self.encoder.params)
+        first = self._drive(serve, batches, "plain jax.jit")
+        again = self._drive(serve, batches, "plain jax.jit, compiled")
+        count = len(self.passages)
+        difference = np.abs(bucketed.vectors(count) - first.vectors(count)).max()
+        figures = [
+            TrafficFigures.of(stream, compiles_reported=self.reported)
+            for stream in (bucketed, first, again)
+        ]
+        return Comparison(
+            bucket_jit=figures[0],
+            jit=figures[1],
+            jit_again=figures[2],
+            shapes=len({batch.shape for batch in batches}),
+            max_difference=float(difference),
+        )
+
+    def _drive(self, serve: Serve, batches: Sequence[MicroBatch], title: str) -> Traffic:
+        with Progress(self.shown).over(len(batches), title) as step:
+            return drive(serve, batches, step=step)
+
+
+def _plain_jit(params: Params) -> Serve:
+    # A function of its own: the cache of jax.jit belongs to the function, and starts empty.
+    def exact(params: Params, ids: IntArray, mask: IntArray) -> jax.Array:
+        return encode(params, ids, mask)
+
+    function: Callable[..., jax.Array] = jax.jit(exact)
+    return lambda ids, mask: np.asarray(function(params, ids, mask))

@@ -10,20 +10,12 @@ from cudagraph_jax.errors import ConfigError
 
 
 def positive_size(value: object, *, name: str) -> int:
-    """`value` as a positive int.
+    """`value` as an int of 1 or more.
 
     Raises:
         ConfigError: `value` is no integer (a bool is none), or below 1.
     """
-    if isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r} is not an integer: give a size of 1 or more")
-    try:
-        size = operator.index(value)  # type: ignore[arg-type]  # index() itself says what fits
-    except TypeError:
-        raise ConfigError(f"{name}={value!r} is not an integer: give a size of 1 or more") from None
-    if size < 1:
-        raise ConfigError(f"{name}={size} is below 1: give a size of 1 or more")
-    return size
+    return _integer(value, name=name, minimum=1, kind="size")
 
 
 def require_bool(name: str, value: object) -> None:
@@ -41,7 +33,20 @@ def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 def count(name: str, value: object) -> int:
     """`value` as an int of 0 or more; `ConfigError` otherwise."""
-    return 0 if value == 0 and not isinstance(value, bool) else positive_size(value, name=name)
+    return _integer(value, name=name, minimum=0, kind="count")
+
+
+def _integer(value: object, *, name: str, minimum: int, kind: str) -> int:
+    remedy = f"give a {kind} of {minimum} or more"
+    if isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} is not an integer: {remedy}")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # index() itself says what fits
+    except TypeError:
+        raise ConfigError(f"{name}={value!r} is not an integer: {remedy}") from None
+    if number < minimum:
+        raise ConfigError(f"{name}={number} is below {minimum}: {remedy}")
+    return number
 
 
 def nearest(value: object, known: Sequence[str]) -> str:

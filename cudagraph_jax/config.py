@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal, Protocol, Self, cast, get_args
 
 from cudagraph_jax.checks import count, nearest, positive_size, require_bool, require_choice
 from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.fields import (
+    command_buffer_scope,
+    directory,
+    largest_size,
+    plain,
+    shown,
+    xla_options,
+)
 from cudagraph_jax.modes import CommandBufferScope
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 
@@ -38,7 +44,8 @@ class CUDAGraphConfig:
     """Which sizes are captured and what happens to the others; validated once, immutable.
 
     Two configurations are equal when all their fields are; they hash, pickle, and go through JSON
-    and back (`to_dict`, `from_dict`).
+    and back (`to_dict`, `from_dict`). `dataclasses.replace` keeps the maxima that were derived from
+    the sizes: set `max_capture_batch_size=None` beside new `capture_sizes` to derive it again.
 
     Args:
         enabled: False runs every call eagerly.
@@ -98,7 +105,7 @@ class CUDAGraphConfig:
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
             if value != _default(spec.name, self):
-                parts.append(f"{spec.name}={_shown(value)}")
+                parts.append(f"{spec.name}={shown(value)}")
         return f"CUDAGraphConfig({', '.join(parts)})"
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -158,7 +165,7 @@ class CUDAGraphConfig:
 
     def to_dict(self) -> dict[str, object]:
         """All fields as values that JSON can hold; `from_dict` takes them back."""
-        return {spec.name: _plain(getattr(self, spec.name)) for spec in dataclasses.fields(self)}
+        return {spec.name: plain(getattr(self, spec.name)) for spec in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, d: Mapping[str, object]) -> Self:
@@ -193,11 +200,32 @@ def _normalise(config: CUDAGraphConfig) -> None:
     for name in ("enabled", "use_memory_pool", "cudagraph_copy_inputs", "per_layer_graphs"):
         require_bool(name, getattr(config, name))
     require_bool("debug_mode", config.debug_mode)
-    put("capture_sizes", Ladder(config.capture_sizes, name="capture_sizes"))
-    if config.capture_seq_lens is not None:
-        put("capture_seq_lens", Ladder(config.capture_seq_lens, name="capture_seq_lens"))
-    put("max_capture_batch_size", _max_batch_size(config))
-    put("max_capture_seq_len", _max_seq_len(config))
+    batches = Ladder(config.capture_sizes, name="capture_sizes")
+    lengths = config.capture_seq_lens
+    if lengths is not None:
+        lengths = Ladder(lengths, name="capture_seq_lens")
+    put("capture_sizes", batches)
+    put("capture_seq_lens", lengths)
+    put(
+        "max_capture_batch_size",
+        largest_size(
+            config.max_capture_batch_size,
+            batches,
+            default=batches.max,
+            name="max_capture_batch_size",
+            ladder_name="capture_sizes",
+        ),
+    )
+    put(
+        "max_capture_seq_len",
+        largest_size(
+            config.max_capture_seq_len,
+            lengths,
+            default=DEFAULT_MAX_SEQ_LEN,
+            name="max_capture_seq_len",
+            ladder_name="capture_seq_lens",
+        ),
+    )
     require_choice("on_miss", config.on_miss, get_args(OnMiss))
     require_choice("on_overflow", config.on_overflow, get_args(OnOverflow))
     if config.max_graphs is not None:
@@ -207,9 +235,10 @@ def _normalise(config: CUDAGraphConfig) -> None:
         positive_size(config.memory_pool_size_mb, name="memory_pool_size_mb"),
     )
     put("warmup_iterations", count("warmup_iterations", config.warmup_iterations))
-    put("command_buffers", _scope(config))
-    put("compiler_options", _options(config.compiler_options))
-    put("store", None if config.store is None else os.fspath(config.store))
+    scope = command_buffer_scope(config.command_buffers, per_layer_graphs=config.per_layer_graphs)
+    put("command_buffers", scope)
+    put("compiler_options", xla_options(config.compiler_options))
+    put("store", directory(config.store))
     _refuse_what_is_not_built(config)
 
 
@@ -225,63 +254,6 @@ def _refuse_what_is_not_built(config: CUDAGraphConfig) -> None:
         raise ConfigError(f"store={config.store!r} is not available in this version: leave it out")
 
 
-def _max_batch_size(config: CUDAGraphConfig) -> int:
-    largest = max(config.capture_sizes)
-    if config.max_capture_batch_size is None:
-        return largest
-    limit = positive_size(config.max_capture_batch_size, name="max_capture_batch_size")
-    if limit < largest:
-        raise ConfigError(
-            f"capture_sizes goes up to {largest}, beyond max_capture_batch_size={limit}: "
-            "raise the maximum or leave the larger sizes out"
-        )
-    return limit
-
-
-def _max_seq_len(config: CUDAGraphConfig) -> int:
-    if config.capture_seq_lens is None:
-        if config.max_capture_seq_len is None:
-            return DEFAULT_MAX_SEQ_LEN
-        return positive_size(config.max_capture_seq_len, name="max_capture_seq_len")
-    largest = max(config.capture_seq_lens)
-    if config.max_capture_seq_len is None:
-        return largest
-    limit = positive_size(config.max_capture_seq_len, name="max_capture_seq_len")
-    if limit < largest:
-        raise ConfigError(
-            f"capture_seq_lens goes up to {largest}, beyond max_capture_seq_len={limit}: "
-            "raise the maximum or leave the larger lengths out"
-        )
-    return limit
-
-
-def _scope(config: CUDAGraphConfig) -> CommandBufferScope:
-    scope = config.command_buffers
-    if isinstance(scope, str):
-        require_choice("command_buffers", scope, [known.value for known in CommandBufferScope])
-        scope = CommandBufferScope(scope)
-    if not isinstance(scope, CommandBufferScope):
-        raise ConfigError(f"command_buffers={scope!r} is no CommandBufferScope: use one of its")
-    if not config.per_layer_graphs or scope is CommandBufferScope.PIECEWISE:
-        return scope
-    if scope is CommandBufferScope.AUTO:
-        return CommandBufferScope.PIECEWISE
-    raise ConfigError(
-        f"per_layer_graphs=True means command_buffers=PIECEWISE, but command_buffers={scope.name}: "
-        "leave one of the two out"
-    )
-
-
-def _options(options: Mapping[str, str]) -> Mapping[str, str]:
-    if not isinstance(options, Mapping):
-        raise ConfigError(f"compiler_options={options!r} is no mapping of option names to values")
-    for name in options:
-        if not isinstance(name, str):
-            raise ConfigError(f"compiler_options has the key {name!r}: option names are text")
-    # 1 and "1" would give the same program two cache keys (FACTS.md).
-    return MappingProxyType({name: str(options[name]) for name in sorted(options)})
-
-
 def _default(name: str, config: CUDAGraphConfig) -> object:
     """The value of a field that was left out of an otherwise equal configuration."""
     if name == "max_capture_batch_size":
@@ -295,19 +267,3 @@ def _default(name: str, config: CUDAGraphConfig) -> object:
         return {}
     spec = next(spec for spec in dataclasses.fields(config) if spec.name == name)
     return spec.default
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, Ladder):
-        return repr(tuple(value))
-    if isinstance(value, CommandBufferScope):
-        return str(value)
-    return repr(dict(value)) if isinstance(value, Mapping) else repr(value)
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Ladder):
-        return list(value)
-    if isinstance(value, CommandBufferScope):
-        return value.value
-    return dict(value) if isinstance(value, Mapping) else value

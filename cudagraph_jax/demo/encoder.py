@@ -39,6 +39,7 @@ class Encoder:
         function: The `BucketedFunction` of (params, ids, mask).
         params: The weights, on the device.
         tokenize: Gives the token ids of each text.
+        max_batch_size: Texts in the largest bucket.
 
     Raises:
         DemoError: The model package or an optional dependency is missing, or the weights are not
@@ -51,7 +52,7 @@ class Encoder:
         self.params = jax.device_put(load_params(files.weights))
         self.tokenize = load_tokenizer(files.tokenizer)
         self.function = bucket_jit(encode, in_axes=(None, "batch seq", "batch seq"), config=config)
-        self._max_batch_size = min(config.max_batch_size, max(config.capture_sizes))
+        self.max_batch_size = min(config.max_batch_size, max(config.capture_sizes))
 
     def warmup(self, *, progress: Callback | bool | None = None) -> WarmupReport:
         """Captures the whole grid, so that no later `embed` compiles.
@@ -78,8 +79,8 @@ class Encoder:
         vectors = np.zeros((len(rows), EMBEDDING_SIZE), np.float32)
         # Texts of similar length share a micro-batch, which saves padding.
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        for start in range(0, len(order), self._max_batch_size):
-            chosen = order[start : start + self._max_batch_size]
+        for start in range(0, len(order), self.max_batch_size):
+            chosen = order[start : start + self.max_batch_size]
             ids, mask = stack([rows[index] for index in chosen])
             vectors[chosen] = self.function(self.params, ids, mask)
         return vectors

@@ -71,17 +71,18 @@ def run(
     queries = checked_texts(query) or list(QUERIES)
     limit = DEFAULT_LIMIT if limit is None else positive_size(limit, name="limit")
     if json_path is not None:
-        _write(json_path, "")
+        _check_writable(json_path)
     session = _Session(Encoder(config), numpy_passages(limit=limit), progress, Screen(output))
     result = session.measure(queries, started=start)
     if json_path is not None:
-        _write(json_path, json.dumps(result.to_dict(), indent=2) + "\n")
+        json_path.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return result
 
 
-def _write(path: Path, text: str) -> None:
+def _check_writable(path: Path) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        # Appending nothing keeps what an earlier run wrote until there is something better.
+        path.open("a", encoding="utf-8").close()
     except OSError as error:
         raise DemoError(
             f"the figures cannot be written to {path}: {error.strerror}; name another file"
@@ -103,7 +104,7 @@ class _Session:
         self.screen = screen
         self.encoder = encoder
         self.rows = self.encoder.tokenize([passage.text for passage in passages])
-        self.batches = micro_batches(self.rows)
+        self.batches = micro_batches(self.rows, max_size=encoder.max_batch_size)
         self.reported = compiles_are_reported()
 
     def measure(self, queries: Sequence[str], *, started: float) -> DemoResult:
@@ -151,7 +152,7 @@ class _Session:
             hit_rate=hits / len(self.batches),
             real_elements=real,
             padded_elements=padded,
-            waste=padded / (real + padded),
+            waste=padded / (real + padded) if real else 0.0,
             tokens=sum(map(len, self.rows)),
         )
         return traffic, padding

@@ -12,8 +12,6 @@ from cudagraph_jax.demo.compiles import CompileCounter
 from cudagraph_jax.demo.encoder import Embeddings
 from cudagraph_jax.demo.tokens import IntArray, Row, stack
 
-MAX_REQUESTS = 16
-
 Serve = Callable[[IntArray, IntArray], Embeddings]
 
 
@@ -37,9 +35,7 @@ class MicroBatch:
         return self.ids.shape[0], self.ids.shape[1]
 
 
-def micro_batches(
-    rows: Sequence[Row], *, max_size: int = MAX_REQUESTS, seed: int = 0
-) -> list[MicroBatch]:
+def micro_batches(rows: Sequence[Row], *, max_size: int, seed: int = 0) -> list[MicroBatch]:
     """All rows in a random order, in groups of 1 to `max_size`, the same for the same seed.
 
     Args:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+
+import jax
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
@@ -12,6 +14,7 @@ from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.graphs.routes import Routes
 from cudagraph_jax.graphs.single import check_inputs, check_outputs, single_call, single_target
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.shapes.ladder import Bucket
@@ -43,6 +46,8 @@ class CUDAGraphManager:
         self.config = CUDAGraphConfig() if config is None else config
         self.registry = CUDAGraphRegistry(self.config, clock=clock)
         self.dispatcher = Dispatcher(self.config, self.registry)
+        self._routes = Routes()
+        self.registry.watch(self._routes)
 
     def __repr__(self) -> str:
         return f"CUDAGraphManager({self.mode.name}, {self.registry.num_graphs} graphs)"
@@ -198,6 +203,14 @@ class CUDAGraphManager:
         sizes = Bucket(batch_size, seq_len)
         if input_shapes is not None:
             check_inputs(inputs, input_shapes)
+        key = _route_key(execute_fn, inputs, sizes)
+        route = None if key is None else self._routes.table.get(key)
+        if route is not None:
+            try:
+                return route.run((inputs,))
+            except (TypeError, ValueError):
+                pass  # the compiled function refuses what does not fit it; decided anew
+        draft = self._routes.draft()
         call = single_call(execute_fn, inputs, sizes)
 
         def check(program: Program) -> None:
@@ -207,6 +220,8 @@ class CUDAGraphManager:
         served = self.dispatcher.serve(
             call, single_target(execute_fn), single_input=True, before_capture=check
         )
+        if served.route is not None and key is not None:
+            draft.add(served.route, key=key, lead=None)
         return served.outputs
 
     def seal(self) -> None:
@@ -227,6 +242,19 @@ class CUDAGraphManager:
         by replays that was padding, from 0 to 1.
         """
         return self.dispatcher.stats()
+
+
+def _route_key(
+    function: Callable[[PyTree], PyTree], inputs: PyTree, sizes: Bucket
+) -> Hashable | None:
+    """What the route of `function(inputs)` depends on; None where it cannot be remembered."""
+    leaves, structure = jax.tree.flatten(inputs)
+    try:
+        key = (function, sizes, structure, *[(leaf.shape, leaf.dtype) for leaf in leaves])
+        hash(key)
+    except (AttributeError, TypeError):
+        return None  # a Python number among the leaves, or a function that cannot be hashed
+    return key
 
 
 def _any_function(inputs: PyTree) -> PyTree:

@@ -97,10 +97,10 @@ class Ladder(tuple[int, ...]):
         The relative padding of any n is below `ratio - 1`, but for rounding at small sizes.
 
         Raises:
-            ConfigError: `ratio` is not above 1.
+            ConfigError: `ratio` is no finite number above 1.
         """
-        if not ratio > 1:
-            raise ConfigError(f"ratio={ratio!r} does not grow: give a ratio above 1, such as 1.5")
+        if not isinstance(ratio, int | float) or not 1 < ratio < math.inf:
+            raise ConfigError(f"ratio={ratio!r} is no number above 1: give one, such as 1.5")
         return cls._below(max_size, _growing(ratio))
 
     @classmethod

@@ -67,6 +67,10 @@ def infer_output_axes(
     here = evaluate(base)
     taller = _first_that_evaluates(evaluate, (base._replace(batch_size=n) for n in batches))
     longer = _first_that_evaluates(evaluate, (base._replace(seq_len=n) for n in lengths))
+    for other in (taller, longer):
+        if other is not None and [out.name for out in other[0]] != [out.name for out in here]:
+            counts = f"{len(here)} at {tuple(base)} and {len(other[0])} at {tuple(other[1])}"
+            return tuple(OutputAxes(out.name, LeafAxes(), _other_tree(counts)) for out in here)
     if (batches and taller is None) or (lengths and longer is None):
         axis = "batch" if batches and taller is None else "seq"
         return tuple(OutputAxes(out.name, LeafAxes(), _one_size_only(out, axis)) for out in here)
@@ -126,9 +130,17 @@ def _equals(base: _Sample, moved: _Sample, axis: int, size: str) -> bool:
 def _unclear(base: _Sample, moved: _Sample, what: str) -> str:
     return (
         f"{base.out.name} has the shape {base.out.shape} at (batch, seq_len)={tuple(base.size)} "
-        f"and {moved.out.shape} at {tuple(moved.size)}: {what} follows the sizes, but is not one "
-        'of them, so it cannot be trimmed; return "batch" and "seq" as dimensions of their own, '
+        f"and {moved.out.shape} at {tuple(moved.size)}: {what} follows the sizes, but is not the "
+        'one "batch" or the one "seq" of the output, so it cannot be trimmed; return each as one '
+        "dimension of its own, "
         'declare out_axes, or ask for unpad="none"'
+    )
+
+
+def _other_tree(counts: str) -> str:
+    return (
+        f"the outputs are other ones for other sizes ({counts} as (batch, seq_len)): return the "
+        "same pytree for every size, with batch and seq as dimensions of its arrays"
     )
 
 

@@ -1,0 +1,113 @@
+"""Padding up to a bucket and trimming back."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cudagraph_jax.shapes.axes import PASS_THROUGH, LeafAxes
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import EDGE, padder, real_index
+
+DTYPES = [
+    np.dtype(dtype)
+    for dtype in (
+        *(np.bool_, np.int8, np.uint8, np.int32, np.int64),
+        *(np.float16, np.float32, np.float64, np.complex64, jnp.bfloat16),
+    )
+]
+SIZE = st.integers(1, 5)
+
+
+@st.composite
+def padded_arrays(draw):
+    """An array of any rank and dtype with its axes, its sizes and a bucket that holds them."""
+    shape = tuple(draw(st.lists(st.integers(0, 5), max_size=4)))
+    free = draw(st.permutations([*range(len(shape)), None, None]))
+    axes = LeafAxes(free[0], free[1])
+    sizes = Bucket(draw(SIZE), draw(SIZE))
+    bucket = Bucket(sizes.batch_size + draw(st.integers(0, 4)), sizes.seq_len + draw(SIZE) - 1)
+    shape = axes.resize(shape, sizes)
+    generator = np.random.default_rng(draw(st.integers(0, 99)))
+    array = generator.integers(0, 100, shape).astype(draw(st.sampled_from(DTYPES)))
+    return array, axes, sizes, bucket
+
+
+def _values(dtype):
+    common = [0, 1, True, False, EDGE]
+    if dtype.kind in "iu":
+        return [*common, 100]
+    return common if dtype.kind == "b" else [*common, -1.5, float("nan"), float("-inf")]
+
+
+@given(padded_arrays(), st.data())
+def test_pad_and_trim(case, data):
+    """Padding puts the array in a corner of the bucket and the value elsewhere; trimming undoes it.
+
+    This holds for any rank, axes, sizes, dtype and value, `"edge"` too.
+    """
+    array, axes, sizes, bucket = case
+    value = data.draw(st.sampled_from(_values(array.dtype)))
+    pad = padder(array.shape, array.dtype, axes=axes, sizes=sizes, bucket=bucket, value=value)
+    if axes.resize(array.shape, bucket) == array.shape:
+        assert pad is None
+        return
+    assert pad is not None
+    padded = pad(array)
+    widths = [
+        (0, large - small)
+        for small, large in zip(array.shape, axes.resize(array.shape, bucket), strict=True)
+    ]
+    expected = (
+        np.pad(array, widths, mode="edge")
+        if value == EDGE
+        else np.pad(array, widths, constant_values=np.array(value).astype(array.dtype))
+    )
+    assert (padded.dtype, padded.shape) == (array.dtype, expected.shape)
+    assert padded.tobytes() == expected.tobytes()
+    trimmed = padded[real_index(axes, array.ndim, sizes)]
+    np.testing.assert_array_equal(trimmed, array, strict=True)
+
+
+def test_edge_repeats_row_and_position():
+    """With `"edge"` the last row and the last position are repeated, the corner with both."""
+    pad = padder(
+        (2, 2),
+        np.dtype(np.int32),
+        axes=LeafAxes(0, 1),
+        sizes=Bucket(2, 2),
+        bucket=Bucket(3, 4),
+        value="edge",
+    )
+    assert pad is not None
+    assert pad([[1, 2], [3, 4]]).tolist() == [[1, 2, 2, 2], [3, 4, 4, 4], [3, 4, 4, 4]]
+
+
+@pytest.mark.parametrize("make", [np.array, jnp.array, list], ids=["numpy", "jax", "list"])
+def test_any_array_gives_a_new_numpy_array(make):
+    """NumPy arrays, JAX arrays and lists are padded into a new NumPy array of the dtype lowered."""
+    given = make([1, 2, 3])
+    pad = padder(
+        (3,),
+        np.dtype(np.float32),
+        axes=LeafAxes(batch=0),
+        sizes=Bucket(3, 1),
+        bucket=Bucket(4, 1),
+        value=7,
+    )
+    assert pad is not None
+    first, second = pad(given), pad(given)
+    first[:] = 0
+    assert type(second) is np.ndarray
+    assert second.dtype == np.float32
+    assert second.tolist() == [1, 2, 3, 7]
+    assert list(given) == [1, 2, 3]
+
+
+def test_pass_through_is_never_padded():
+    """An array that carries neither size has no padder, and trimming leaves all of it."""
+    dtype = np.dtype(np.float32)
+    sizes, bucket = Bucket(1, 1), Bucket(8, 8)
+    assert padder((1, 1), dtype, axes=PASS_THROUGH, sizes=sizes, bucket=bucket) is None
+    assert real_index(PASS_THROUGH, 2, sizes) == (slice(None), slice(None))

@@ -1,0 +1,53 @@
+"""The errors of the package are one tree."""
+
+import inspect
+import pickle
+
+import pytest
+
+from cudagraph_jax import errors
+
+PARENTS = {
+    "CUDAGraphError": (Exception,),
+    "ConfigError": (errors.CUDAGraphError, ValueError),
+    "BucketOverflowError": (errors.CUDAGraphError, ValueError),
+    "InputShapeError": (errors.CUDAGraphError, TypeError),
+    "CaptureError": (errors.CUDAGraphError, RuntimeError),
+    "PaddingLeakError": (errors.CaptureError,),
+    "SealedError": (errors.CUDAGraphError, RuntimeError),
+    "UnexpectedCompileError": (errors.CUDAGraphError, RuntimeError),
+    "StoreError": (errors.CUDAGraphError, OSError),
+    "CUDAGraphWarning": (UserWarning,),
+}
+
+
+def test_tree():
+    """These are all the errors there are, each below the built-in one that a caller expects."""
+    classes = {name: value for name, value in vars(errors).items() if inspect.isclass(value)}
+    assert {name: value.__bases__ for name, value in classes.items()} == PARENTS
+
+
+def test_docstring_draws_the_tree():
+    """The module's docstring shows each error and its built-in parent."""
+    drawn = inspect.getdoc(errors) or ""
+    for name, parents in PARENTS.items():
+        if name == "CUDAGraphWarning":
+            continue
+        builtin = f" ({parents[1].__name__})" if len(parents) > 1 else ""
+        assert f"{name}{builtin}" in drawn
+
+
+@pytest.mark.parametrize("name", PARENTS)
+def test_message(name):
+    """Each takes one message, which is its text, also after pickling."""
+    error = getattr(errors, name)("batch=300 is too large")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error) == "batch=300 is too large"
+
+
+def test_capture_error_keeps_its_stage():
+    """A capture error knows the step that failed, "compile" unless told, also after pickling."""
+    assert errors.CaptureError("no").stage == "compile"
+    assert errors.PaddingLeakError("no").stage == "check"
+    assert pickle.loads(pickle.dumps(errors.CaptureError("no", stage="trace"))).stage == "trace"

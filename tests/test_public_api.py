@@ -1,0 +1,85 @@
+"""What `import cudagraph_jax` gives, and what it leaves alone."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+import cudagraph_jax
+
+ROOT = Path(cudagraph_jax.__file__).parents[1]
+
+
+def test_exports():
+    """The public names are exactly these."""
+    assert cudagraph_jax.__all__ == [
+        "Bucket",
+        "BucketOverflowError",
+        "BucketedFunction",
+        "CUDAGraphConfig",
+        "CUDAGraphEntry",
+        "CUDAGraphError",
+        "CUDAGraphManager",
+        "CUDAGraphMode",
+        "CUDAGraphRegistry",
+        "CUDAGraphWarning",
+        "CaptureError",
+        "CommandBufferScope",
+        "ConfigError",
+        "Explanation",
+        "InputShapeError",
+        "Ladder",
+        "PaddingLeakError",
+        "SealedError",
+        "StoreError",
+        "UnexpectedCompileError",
+        "WarmupReport",
+        "__version__",
+        "bucket_jit",
+        "no_compiles",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(set(cudagraph_jax.__all__) - {"__version__"}))
+def test_documented(name):
+    """Every public name has a docstring of its own."""
+    assert (inspect.getdoc(vars(cudagraph_jax)[name]) or "").split("\n")[0]
+
+
+def test_version():
+    """The version is three numbers."""
+    assert re.fullmatch(r"\d+\.\d+\.\d+", cudagraph_jax.__version__)
+
+
+def test_typed():
+    """Type checkers may read the annotations."""
+    assert resources.files(cudagraph_jax).joinpath("py.typed").is_file()
+
+
+def test_import_starts_nothing():
+    """Importing the package starts no JAX backend and imports no optional dependency."""
+    script = """
+import sys
+import cudagraph_jax
+print(sorted({"hypothesis", "matplotlib", "rich"} & set(sys.modules)))
+import jax
+try:
+    jax.devices()
+except RuntimeError:
+    print("no backend")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env={**os.environ, "JAX_PLATFORMS": "no_such_platform"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout.split("\n") == ["[]", "no backend", ""]

@@ -19,13 +19,13 @@ MODULES = (
     "numpy.testing",
     "numpy.ma",
 )
-MIN_WORDS = 4
+MIN_WORDS = 3
 # numpydoc sections that hold code, names or book titles rather than prose.
 SKIPPED_SECTIONS = frozenset({"Examples", "See Also", "See also", "References", "Methods"})
 
-_HEADING = re.compile(r"(?P<title>\S[^\n]*)\n\s*[-=]{3,}\s*(\n|$)")
+_HEADING = re.compile(r"\s*(?P<title>\S[^\n]*)\n\s*[-=]{3,}\s*(\n|$)")
 _NOT_PROSE = re.compile(r">>>|\.\. |:\w+:|[|+=]|\S+\([^)]*\)( ->.*)?$")
-_WORD = re.compile(r"[A-Za-z]{2,}")
+_WORD = re.compile(r"\S*[A-Za-z]{2,}\S*")
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from cudagraph_jax.demo.traffic import MicroBatch, Serve, Traffic, drive, micro_
 from cudagraph_jax.report.progress import Callback, Progress
 
 DEFAULT_LIMIT = 600
-COMPARED_BATCHES = 24
+COMPARED_BATCHES = 20
 QUERIES = (
     "How do I sort an array?",
     "solve a system of linear equations",

@@ -45,7 +45,7 @@ class Screen:
     def warmup(self, figures: WarmupFigures) -> None:
         """The captured buckets."""
         self._table(
-            f"Warm-up: {len(figures.buckets)} buckets in {figures.seconds:.1f} s, "
+            f"Warm-up: {_count(len(figures.buckets), 'bucket')} in {figures.seconds:.1f} s, "
             f"{_count(figures.compiles, 'compile')}",
             ("bucket", "compile ms", "memory MiB"),
             [

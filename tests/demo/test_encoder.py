@@ -1,0 +1,152 @@
+"""The encoder: embeddings of real text by the real model."""
+
+import jax
+import numpy as np
+import pytest
+
+import cudagraph_jax
+from cudagraph_jax import BucketedFunction, CUDAGraphConfig, InputShapeError
+from cudagraph_jax.demo import Encoder
+from cudagraph_jax.demo.encoder import default_config
+from cudagraph_jax.demo.model import encode
+from cudagraph_jax.demo.tokens import stack
+
+# The first eight numbers of the vectors that torch 2.13.0 (CPU, float32) gives for these texts:
+# the BERT layers written out with torch.nn.functional, mean pooling, F.normalize.
+TORCH = {
+    "How do I sort an array?": [
+        0.11390311,
+        0.06272487,
+        -0.02947234,
+        -0.02577573,
+        -0.07290522,
+        -0.0194035,
+        0.04445545,
+        -0.01336968,
+    ],
+    "Compute the eigenvalues of a matrix.": [
+        0.01884524,
+        0.07806436,
+        -0.10255649,
+        -0.02043228,
+        -0.0552176,
+        -0.06990598,
+        -0.01602016,
+        -0.05040137,
+    ],
+    "Return a sorted copy of an array.": [
+        0.02104759,
+        0.03648068,
+        0.00764222,
+        0.00599803,
+        -0.04038417,
+        -0.01869188,
+        0.05628034,
+        -0.07799426,
+    ],
+    # Cut off after 256 tokens.
+    "word " * 400: [
+        -0.00812369,
+        -0.09558598,
+        -0.03867314,
+        0.04966196,
+        -0.04379376,
+        0.0237198,
+        -0.01814243,
+        -0.02020669,
+    ],
+}
+RAGGED = ["a", "Sort an array.", "Return the eigenvalues of a matrix " * 6, "x " * 40, "", "b c"]
+
+
+def test_torch_gives_the_same(encoder):
+    """The embeddings are torch's, texts beyond the model's limit included."""
+    vectors = encoder.embed(list(TORCH))
+    np.testing.assert_allclose(vectors[:, :8], list(TORCH.values()), atol=1e-6)
+
+
+def test_known_cosine(encoder):
+    """Two sentences have the cosine that is published for them."""
+    first, second = encoder.embed(list(TORCH)[:2])
+    assert float(first @ second) == pytest.approx(0.2041, abs=5e-5)
+
+
+def test_unit_length(encoder):
+    """Every text has a float32 vector of length one, the empty text too."""
+    vectors = encoder.embed(RAGGED)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (len(RAGGED), 384)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_embed_equals_the_function(encoder):
+    """Batched and padded, the vectors are those of the plain function, run eagerly."""
+    ids, mask = stack(encoder.tokenize(RAGGED))
+    with jax.disable_jit():
+        plain = encode(encoder.params, ids, mask)
+    np.testing.assert_allclose(encoder.embed(RAGGED), plain, atol=1e-5)
+
+
+def test_order_does_not_matter(encoder):
+    """A text's vector depends neither on its place nor on its neighbours."""
+    forwards, backwards = encoder.embed(RAGGED), encoder.embed(RAGGED[::-1])
+    np.testing.assert_allclose(forwards, backwards[::-1], atol=1e-5)
+
+
+def test_truncated(encoder):
+    """What comes after the model's limit changes nothing."""
+    long, longer = encoder.embed(["word " * 254, "word " * 254 + "and something else"])
+    np.testing.assert_allclose(long, longer, atol=1e-6)
+
+
+def test_nothing_to_embed(encoder):
+    """No texts give no vectors."""
+    vectors = encoder.embed([])
+    assert vectors.shape == (0, 384)
+    assert vectors.dtype == np.float32
+
+
+@pytest.mark.parametrize("texts", ["a single text", b"bytes"])
+def test_single_text(encoder, texts):
+    """A string is not taken for a sequence of letters."""
+    with pytest.raises(InputShapeError, match=r"expected a sequence of str: wrap it in a list"):
+        encoder.embed(texts)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"bytes", ["nested"]])
+def test_no_text(encoder, wrong):
+    """What is no string is told by its place."""
+    with pytest.raises(InputShapeError, match=r"texts\[1\]=.* expected str"):
+        encoder.embed(["fine", wrong])
+
+
+def test_any_iterable(encoder):
+    """A generator of texts will do."""
+    np.testing.assert_array_equal(encoder.embed(iter(["a", "b"])), encoder.embed(("a", "b")))
+
+
+def test_warmup_captures_the_grid(encoder, config):
+    """After warm-up no text compiles anything."""
+    steps = []
+    report = encoder.warmup(progress=lambda done, total, item: steps.append((done, total)))
+    assert {record.bucket for record in report.buckets} == set(config.buckets())
+    assert steps
+    with cudagraph_jax.no_compiles():
+        encoder.embed(RAGGED)
+    assert isinstance(encoder.function, BucketedFunction)
+
+
+def test_limits_of_the_config():
+    """A disabled configuration embeds the same, eagerly, in batches of its largest size."""
+    encoder = Encoder(CUDAGraphConfig(enabled=False, capture_sizes=(2,)))
+    vectors = encoder.embed(list(TORCH)[:3])
+    np.testing.assert_allclose(vectors[:, :8], list(TORCH.values())[:3], atol=1e-6)
+    assert encoder.function.stats()["eager_calls"] == 2
+
+
+def test_default_config():
+    """The grid covers every text, and a CPU is run once."""
+    config = default_config()
+    assert config.max_seq_len == 256
+    assert len(config.buckets()) == 25
+    assert (config.warmup_iterations == 1) == (jax.default_backend() == "cpu")

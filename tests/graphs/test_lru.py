@@ -1,0 +1,271 @@
+"""SingleFlightLRU: each value made once, the least recently used dropped first."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from cudagraph_jax import CaptureError, PaddingLeakError
+from cudagraph_jax.graphs.lru import SingleFlightLRU
+
+keys = st.sampled_from("abcdef")
+
+
+@dataclass
+class Value:
+    """A value that knows when it was used last."""
+
+    key: str
+    weight: int
+    used: int
+
+
+def cache_of(max_items=None, max_weight=None, on_drop=lambda values: None):
+    return SingleFlightLRU(
+        last_used=lambda value: value.used,
+        weight=lambda value: value.weight,
+        max_items=max_items,
+        max_weight=max_weight,
+        on_drop=on_drop,
+    )
+
+
+class Cache(RuleBasedStateMachine):
+    """Whatever is asked in whatever order, the cache is the model: a list in order of use."""
+
+    @initialize(max_items=st.none() | st.integers(1, 3), max_weight=st.none() | st.integers(1, 12))
+    def start(self, max_items, max_weight):
+        self.clock = itertools.count()
+        self.max_items, self.max_weight = max_items, max_weight
+        self.dropped: list[Value] = []
+        self.expected_drops: list[Value] = []
+        self.evictions = 0
+        self.model: list[Value] = []
+        self.cache = cache_of(max_items, max_weight, self.dropped.extend)
+
+    def find(self, key):
+        return next((value for value in self.model if value.key == key), None)
+
+    @rule(key=keys, weight=st.integers(0, 6))
+    def make(self, key, weight):
+        held = self.find(key)
+        value = Value(key, weight, next(self.clock))
+        if held is None and self.max_weight is not None and weight > self.max_weight:
+            with pytest.raises(
+                CaptureError, match=f"more than the whole budget of {self.max_weight}"
+            ):
+                self.cache.get_or_make(key, lambda: value)
+            return
+        made = self.cache.get_or_make(key, lambda: value)
+        assert made.is_new == (held is None)
+        assert made.value is (value if held is None else held)
+        if held is None:
+            self.make_room(weight)
+            self.model.append(value)
+
+    def make_room(self, weight):
+        while self.model and (
+            (self.max_items is not None and len(self.model) >= self.max_items)
+            or (
+                self.max_weight is not None
+                and sum(value.weight for value in self.model) + weight > self.max_weight
+            )
+        ):
+            oldest = min(self.model, key=lambda value: value.used)
+            self.model.remove(oldest)
+            self.expected_drops.append(oldest)
+            self.evictions += 1
+
+    @rule(key=keys)
+    def use(self, key):
+        value = self.cache.get(key)
+        assert value is self.find(key)
+        assert (key in self.cache) == (value is not None)
+        if value is not None:
+            value.used = next(self.clock)
+
+    @rule(key=keys)
+    def fail(self, key):
+        if self.find(key) is None:
+            with pytest.raises(ZeroDivisionError):
+                self.cache.get_or_make(key, lambda: 1 // 0)
+
+    @rule(key=keys)
+    def pop(self, key):
+        held = self.find(key)
+        assert self.cache.pop(key) is held
+        if held is not None:
+            self.model.remove(held)
+            self.expected_drops.append(held)
+
+    @rule()
+    def clear(self):
+        self.cache.clear()
+        self.expected_drops += self.model
+        self.model = []
+
+    @invariant()
+    def same(self):
+        assert [value for _, value in self.cache.items()] == self.model
+        assert [key for key, _ in self.cache.items()] == [value.key for value in self.model]
+        assert len(self.cache) == len(self.model)
+        assert self.dropped == self.expected_drops
+        assert self.cache.evictions == self.evictions
+
+
+TestCache = Cache.TestCase
+TestCache.settings = settings(max_examples=60, stateful_step_count=30)
+
+
+def test_one_flight_for_64_threads():
+    """64 threads that ask for one key at once get the value that one of them made."""
+    cache = cache_of()
+    gate = threading.Barrier(64)
+    made = []
+
+    def make():
+        made.append(Value("a", 0, 0))
+        return made[-1]
+
+    def ask(_):
+        gate.wait()
+        return cache.get_or_make("a", make)
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(ask, range(64)))
+    assert len(made) == 1
+    assert all(answer.value is made[0] for answer in answers)
+    assert sum(answer.is_new for answer in answers) == 1
+
+
+class Announced:
+    """A key that tells when it was looked up; all of them are the same key."""
+
+    def __init__(self):
+        self.lookups = 0
+        self.looked_up = threading.Condition()
+
+    def __eq__(self, other):
+        return isinstance(other, Announced)
+
+    def __hash__(self):
+        with self.looked_up:
+            self.lookups += 1
+            self.looked_up.notify_all()
+        return 1
+
+    def __str__(self):
+        return "the key"
+
+    def until_waiting(self):
+        """Returns when the value and the flight were both looked up, under the cache's lock."""
+        with self.looked_up:
+            self.looked_up.wait_for(lambda: self.lookups >= 2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("no luck"), KeyboardInterrupt(), SystemExit(2)],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_dying_maker_wakes_its_waiters(error):
+    """Whatever ends the maker, also Ctrl-C, those who wait get a CaptureError with that cause."""
+    cache = cache_of()
+    leading, waiting = Announced(), Announced()
+    outcome = []
+
+    def wait_for_it():
+        try:
+            cache.get_or_make(waiting, lambda: Value("waiter's own", 0, 0))
+        except CaptureError as failure:
+            outcome.append(failure)
+
+    waiter = threading.Thread(target=wait_for_it)
+
+    def make():
+        waiter.start()
+        waiting.until_waiting()
+        raise error
+
+    with pytest.raises(type(error)):
+        cache.get_or_make(leading, make)
+    waiter.join()
+    assert outcome[0].__cause__ is error
+    assert type(error).__name__ in str(outcome[0])
+    assert len(cache) == 0
+    assert cache.get_or_make(leading, lambda: Value("again", 0, 0)).is_new
+
+
+def test_a_capture_error_reaches_its_waiters_as_it_is():
+    """Those who wait for a failed capture get its class, message and stage, in an own object."""
+    cache = cache_of()
+    leading, waiting = Announced(), Announced()
+    error = PaddingLeakError("the padding leaks")
+    outcome = []
+
+    def wait_for_it():
+        try:
+            cache.get_or_make(waiting, lambda: Value("waiter's own", 0, 0))
+        except PaddingLeakError as failure:
+            outcome.append(failure)
+
+    waiter = threading.Thread(target=wait_for_it)
+
+    def make():
+        waiter.start()
+        waiting.until_waiting()
+        raise error
+
+    with pytest.raises(PaddingLeakError, match="the padding leaks"):
+        cache.get_or_make(leading, make)
+    waiter.join()
+    assert outcome[0] is not error
+    assert (str(outcome[0]), outcome[0].stage) == (str(error), "check")
+
+
+def test_recursion_is_an_error():
+    """A maker that asks for its own key gets an error instead of waiting for itself."""
+    cache = cache_of()
+    with pytest.raises(CaptureError, match="making a asked for a itself: break the recursion"):
+        cache.get_or_make("a", lambda: cache.get_or_make("a", lambda: Value("a", 0, 0)).value)
+    assert len(cache) == 0
+
+
+def test_a_maker_may_ask_for_another_key():
+    """Making one value may make another."""
+    cache = cache_of()
+    cache.get_or_make("a", lambda: cache.get_or_make("b", lambda: Value("b", 0, 0)).value)
+    assert [key for key, _ in cache.items()] == ["b", "a"]
+
+
+def test_clear_during_a_flight_does_not_keep_the_value():
+    """A value made while the cache was cleared goes to its caller and is not kept."""
+    cache = cache_of()
+    inner = []
+
+    def make():
+        cache.clear()
+        inner.append(cache.get_or_make("a", lambda: Value("second", 0, 0)))
+        return Value("first", 0, 0)
+
+    outer = cache.get_or_make("a", make)
+    assert (outer.value.key, outer.is_new) == ("first", True)
+    assert inner[0].is_new
+    assert cache.get("a") is inner[0].value
+
+
+def test_an_oversized_value_is_told_to_its_waiters():
+    """A value beyond the whole budget is an error for its maker and displaces nobody."""
+    cache = cache_of(max_weight=10)
+    cache.get_or_make("small", lambda: Value("small", 4, 0))
+    with pytest.raises(CaptureError, match="needs 1,000 bytes, more than the whole budget of 10"):
+        cache.get_or_make("big", lambda: Value("big", 1000, 0))
+    assert [key for key, _ in cache.items()] == ["small"]
+    assert cache.evictions == 0

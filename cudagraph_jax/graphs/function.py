@@ -14,6 +14,7 @@ from numpy import ndarray
 
 from cudagraph_jax.graphs.binding import Binder, Bound, Form, unbound
 from cudagraph_jax.graphs.call import Call, describe_call, traced_sizes
+from cudagraph_jax.graphs.capturer import Task
 from cudagraph_jax.graphs.eager import has_tracers
 from cudagraph_jax.graphs.explain import explain
 from cudagraph_jax.graphs.grid import warm_grid
@@ -163,7 +164,7 @@ class BucketedFunction(Generic[P, R]):
             return self._transformed(bound)
         draft = self._routes.draft()
         call = self._describe(bound)
-        served = self.manager.dispatcher.serve(call, self._target_of(bound))
+        served = self.manager.dispatcher.serve(Task(call, self._target_of(bound)))
         if served.route is not None and key is not None:
             draft.add(served.route, key=key, lead=self._lead_shape(bound))
         return served.outputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cudagraph_jax.errors import CaptureError, SealedError
 from cudagraph_jax.graphs.call import Call
+from cudagraph_jax.graphs.capturer import Task
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.program import Program, Target
 from cudagraph_jax.graphs.warmup import warm_up
@@ -32,21 +33,24 @@ def warm_grid(
             f"mode={dispatcher.mode.name} does not allow captures: warm up before seal(), or set "
             "mode to CUDAGraphMode.CAPTURE"
         )
+    capturer, task = dispatcher.capturer, Task(call, target)
     program = Program(target, call)
 
     def failed(bucket: Bucket, error: CaptureError) -> None:
-        dispatcher.failures.remember(bucket, call.variant, error)
+        capturer.failures.remember(bucket, call.variant, error)
         dispatcher.registry.discard(bucket, call.variant)
 
-    return warm_up(
+    report = warm_up(
         target.name,
         grid(dispatcher, call),
-        lambda bucket: dispatcher.capture(program, bucket, call),
+        lambda bucket: capturer.capture(program, bucket, task),
         iterations=config.warmup_iterations,
         leaves=call.leaves,
         failed=failed,
         progress=progress,
     )
+    capturer.is_warm = True
+    return report
 
 
 def grid(dispatcher: Dispatcher, call: Call) -> list[Bucket]:

@@ -232,10 +232,13 @@ class CUDAGraphManager:
         What is queued in the background is captured first. Then every bucket is run once where a
         new capture throws recorded graphs away, so that none is stale.
         """
-        capturer = self.dispatcher.capturer
-        capturer.background.drain()
-        capturer.record_again()
+        self.wait()
+        self.dispatcher.capturer.record_again()
         self.mode = CUDAGraphMode.REPLAY
+
+    def wait(self) -> None:
+        """Waits until every capture that is queued in the background has ended."""
+        self.dispatcher.capturer.background.drain()
 
     def close(self) -> None:
         """Ends the background worker; what waits is dropped, and calls are served on."""

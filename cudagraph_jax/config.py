@@ -57,8 +57,11 @@ class CUDAGraphConfig:
         max_capture_seq_len: Largest sequence length that gets a graph; if None,
             `max(capture_seq_lens)`, or 8192 without those.
         on_miss: What happens inside the limits while the bucket is not captured: `"capture"`
-            (block and compile), `"eager"`, `"error"`.
-        on_overflow: What happens outside the limits: `"eager"` or `"error"`.
+            (block and compile), `"background"` (compile in a worker; meanwhile serve from a larger
+            captured bucket, else eagerly), `"eager"`, `"error"`.
+        on_overflow: What happens outside the limits: `"eager"`, `"split"` (a batch in pieces of
+            the largest bucket; a too long sequence is an error), `"exact"` (compile that very
+            size), `"error"`.
         max_graphs: How many buckets are held; the least recently used goes first. None: no limit.
         use_memory_pool: Whether `memory_pool_size_mb` limits anything.
         memory_pool_size_mb: Budget in MiB over the executables' code and temporary memory, as the
@@ -243,13 +246,6 @@ def _normalise(config: CUDAGraphConfig) -> None:
 
 
 def _refuse_what_is_not_built(config: CUDAGraphConfig) -> None:
-    for name, value in (
-        ("on_miss", "background"),
-        ("on_overflow", "split"),
-        ("on_overflow", "exact"),
-    ):
-        if getattr(config, name) == value:
-            raise ConfigError(f"{name}={value!r} is not available in this version: choose another")
     if config.store is not None:
         raise ConfigError(f"store={config.store!r} is not available in this version: leave it out")
 

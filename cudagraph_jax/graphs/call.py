@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
+import numpy as np
 
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.variant import (
@@ -105,6 +106,19 @@ def describe_call(
     sizes, axes, abstract = described
     variant = Variant(function, name, structure, abstract, statics)
     return Call(args, dict(kwargs), tuple(leaves), axes, declared, sizes, variant)
+
+
+def abstract_call(call: Call) -> Call:
+    """`call` without its arrays, so that holding it keeps none of them alive."""
+    leaves = tuple(map(_abstract, call.leaves))
+    args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
+    return replace(call, args=args, kwargs=kwargs, leaves=leaves)
+
+
+def _abstract(leaf: object) -> object:
+    if isinstance(leaf, np.ndarray | jax.Array):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return leaf
 
 
 def traced_sizes(args: Args, declared: Declared) -> Bucket:

@@ -34,6 +34,11 @@ class Reason(Enum):
     SEALED = "sealed"
     FAILED = "failed"
     UNPADDED = "unpadded"
+    SPLIT = "split"
+    QUEUED = "queued"
+    INPUT = "input"
+    RUN = "run"
+    TRANSFORMED = "transformed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class Decision:
         bucket: The bucket that the call is, or would be, padded to; None outside the limits.
         entry: The captured bucket that serves it, for REPLAY.
         error: What is raised instead of running eagerly; None in general.
+        in_background: Whether the bucket is to be captured in the background meanwhile.
     """
 
     mode: CUDAGraphMode
@@ -53,6 +59,7 @@ class Decision:
     bucket: Bucket | None = None
     entry: CUDAGraphEntry | None = None
     error: CUDAGraphError | None = None
+    in_background: bool = False
 
     @property
     def fit(self) -> Fit:
@@ -102,7 +109,7 @@ def decide(
     if exact is not None:
         return Decision(CUDAGraphMode.REPLAY, Reason.EXACT, sizes, exact)
     if not config.should_use_cudagraph(*sizes):
-        return Decision(none, Reason.OVERFLOW, error=_overflow(config, sizes))
+        return _overflow(config, mode, sizes, holdings)
     if not config.cudagraph_copy_inputs and bucket != sizes:
         return Decision(none, Reason.UNPADDED, bucket, error=_unpadded(sizes, bucket))
     padded = holdings.find(bucket)
@@ -131,6 +138,8 @@ def _miss(config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings) -> Decisi
         return Decision(CUDAGraphMode.NONE, Reason.FAILED, bucket)
     if config.on_miss == "capture":
         return Decision(CUDAGraphMode.CAPTURE, Reason.MISS, bucket)
+    if config.on_miss == "background":
+        return _background(config, bucket, holdings)
     error = None
     if config.on_miss == "error":
         error = SealedError(
@@ -140,19 +149,46 @@ def _miss(config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings) -> Decisi
     return Decision(CUDAGraphMode.NONE, Reason.MISS, bucket, error=error)
 
 
-def _overflow(config: CUDAGraphConfig, sizes: Bucket) -> CUDAGraphError | None:
-    if config.on_overflow != "error":
-        return None
+def _background(config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings) -> Decision:
+    larger = holdings.find_larger() if config.cudagraph_copy_inputs else None
+    if larger is None:
+        return Decision(CUDAGraphMode.NONE, Reason.QUEUED, bucket, in_background=True)
+    return Decision(CUDAGraphMode.REPLAY, Reason.LARGER, bucket, larger, in_background=True)
+
+
+def _overflow(
+    config: CUDAGraphConfig, mode: CUDAGraphMode, sizes: Bucket, holdings: Holdings
+) -> Decision:
+    none = CUDAGraphMode.NONE
+    if config.on_overflow == "eager":
+        return Decision(none, Reason.OVERFLOW)
+    if config.on_overflow == "split" and sizes.seq_len <= config.max_seq_len:
+        return Decision(none, Reason.SPLIT)
+    if config.on_overflow != "exact":
+        return Decision(none, Reason.OVERFLOW, error=_too_large(config, sizes))
+    if mode is CUDAGraphMode.REPLAY:
+        error = SealedError(
+            f'{sizes} is not captured, and a sealed manager refuses on_overflow="exact": '
+            "add a bucket, or set mode to CUDAGraphMode.CAPTURE"
+        )
+        return Decision(none, Reason.SEALED, sizes, error=error)
+    if holdings.failed(sizes) is not None:
+        return Decision(none, Reason.FAILED, sizes)
+    return Decision(CUDAGraphMode.CAPTURE, Reason.OVERFLOW, sizes)
+
+
+def _too_large(config: CUDAGraphConfig, sizes: Bucket) -> CUDAGraphError:
     too_large = [
-        f"{name}={size} is larger than the largest bucket, {limit}"
-        for name, size, limit in (
-            ("batch", sizes.batch_size, config.max_batch_size),
-            ("seq_len", sizes.seq_len, config.max_seq_len),
+        (f"{name}={size} is larger than the largest bucket, {limit}", policy)
+        for name, size, limit, policy in (
+            ("batch", sizes.batch_size, config.max_batch_size, "split"),
+            ("seq_len", sizes.seq_len, config.max_seq_len, "exact"),
         )
         if size > limit
     ]
     return BucketOverflowError(
-        f'{" and ".join(too_large)}: add a bucket or set on_overflow="eager"'
+        f"{' and '.join(problem for problem, _ in too_large)}: add a bucket or set "
+        f'on_overflow="{too_large[-1][1]}"'
     )
 
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+import os
+import weakref
+from dataclasses import replace
 from typing import NamedTuple
 
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.errors import CaptureError, PaddingLeakError
+from cudagraph_jax.errors import CaptureError, CUDAGraphError, PaddingLeakError
 from cudagraph_jax.graphs.call import Call
-from cudagraph_jax.graphs.check import check_entry
+from cudagraph_jax.graphs.capturer import Capturer, Task
 from cudagraph_jax.graphs.decision import Decision, Holdings, Reason, decide
 from cudagraph_jax.graphs.eager import run_eagerly
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.failures import Failures
-from cudagraph_jax.graphs.lru import Made
+from cudagraph_jax.graphs.journal import Fit
 from cudagraph_jax.graphs.outcomes import Outcomes
-from cudagraph_jax.graphs.program import Program, Target
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.graphs.route import Route
+from cudagraph_jax.graphs.split import check_joinable, delete_donated, joined, pieces
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.shapes.prefix import PyTree
-
-logger = logging.getLogger("cudagraph_jax")
 
 
 class Served(NamedTuple):
@@ -36,7 +34,7 @@ class Served(NamedTuple):
     """
 
     outputs: PyTree
-    route: Route | None
+    route: Route | None = None
 
 
 class Dispatcher:
@@ -45,19 +43,24 @@ class Dispatcher:
     Args:
         config: Limits and policies.
         registry: Where captured buckets are.
+        capturer: What captures.
 
     Attributes:
         mode: The most that is done with a call.
-        failures: Captures that failed.
         outcomes: Counts of the calls that were no replays.
     """
 
-    def __init__(self, config: CUDAGraphConfig, registry: CUDAGraphRegistry) -> None:
+    def __init__(
+        self, config: CUDAGraphConfig, registry: CUDAGraphRegistry, *, capturer: Capturer
+    ) -> None:
         self.config = config
         self.registry = registry
+        self.capturer = capturer
         self.mode = CUDAGraphMode.CAPTURE if config.enabled else CUDAGraphMode.DISABLED
-        self.failures = Failures()
         self.outcomes = Outcomes()
+        self._forked = False
+        this = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _after_fork(this()))
 
     def bucket_for(self, call: Call) -> Bucket:
         """The bucket that `call` is padded to; a size that no array carries stays as it is."""
@@ -72,104 +75,133 @@ class Dispatcher:
         holdings = Holdings(
             find=lambda bucket: self.registry.find(bucket, call.variant),
             find_larger=lambda: self.registry.find_larger(call.sizes, call.variant),
-            failed=lambda bucket: self.failures.get(bucket, call.variant),
+            failed=lambda bucket: self.capturer.failures.get(bucket, call.variant),
         )
         return decide(self.config, self.mode, call.sizes, self.bucket_for(call), holdings)
 
-    def serve(
-        self,
-        call: Call,
-        target: Target,
-        *,
-        single_input: bool = False,
-        before_capture: Callable[[Program], None] | None = None,
-    ) -> Served:
-        """The outputs of `call`, by whichever way was decided.
-
-        Args:
-            call: The call.
-            target: Its function.
-            single_input: Whether the function takes one pytree (the specification's calls).
-            before_capture: Called before a new bucket is compiled; what it raises goes through.
+    def serve(self, task: Task) -> Served:
+        """The outputs of a call, by whichever way was decided; counted once.
 
         Raises:
             CUDAGraphError: What the policies turn into an error, and leaks in `debug_mode`.
         """
-        decision = self.decide(call)
+        decision = self.decide(task.call)
+        try:
+            return self._act(decision, task)
+        except BaseException:
+            reason = Reason.RUN if decision.error is None else decision.reason
+            self.outcomes.add("error", reason)
+            raise
+
+    def forget_parent(self) -> None:
+        """Called in a forked child: every call is an error from now on, if anything was used."""
+        self._forked = self.registry.capture_count > 0
+        self.registry.changed()
+
+    def _act(self, decision: Decision, task: Task) -> Served:
+        if self._forked:
+            raise CUDAGraphError(
+                "this process was forked from one that had used JAX, whose threads do not survive "
+                'a fork: start workers with the "spawn" method'
+            )
+        call = task.call
         if decision.error is not None:
-            self.outcomes.add("error", decision.reason)
             raise decision.error
+        if decision.in_background and decision.bucket is not None:
+            self.capturer.capture_later(self.bucket_for(call), task)
         if decision.entry is not None:
             route = decision.entry.route_for(call, fit=decision.fit)
-            return Served(route.run(call.args, call.kwargs), route)
+            outputs = route.run(call.args, call.kwargs)
+            # The bucket that is being captured takes over as soon as it is there.
+            return Served(outputs, None if decision.in_background else route)
+        if decision.reason is Reason.SPLIT:
+            return self._split(task)
         if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
-            return self._eager(call, target, decision.reason)
-        program = Program(target, call)
-        if before_capture is not None:
-            before_capture(program)
-        return self._capture_and_run(call, program, decision.bucket, single_input)
+            return self._eager(task, decision.reason)
+        return self._capture_and_run(task, decision.bucket, decision.reason)
 
-    def capture(
-        self, program: Program, bucket: Bucket, call: Call, *, single_input: bool = False
-    ) -> Made[CUDAGraphEntry]:
-        """The entry of `program` at `bucket`; checked against `call` in `debug_mode`.
-
-        Raises:
-            CaptureError: It could not be captured.
-        """
-
-        def prove(entry: CUDAGraphEntry) -> None:
-            check_entry(entry, call)
-
-        made = self.registry.capture_program(
-            program,
-            bucket,
-            single_input=single_input,
-            prove=prove if self.config.debug_mode else None,
-        )
-        if made.is_new:
-            logger.info(
-                "captured %s of %s in %.0f ms", bucket, program.variant, made.value.capture_time_ms
-            )
-        return made
-
-    def _capture_and_run(
-        self, call: Call, program: Program, bucket: Bucket, single_input: bool
-    ) -> Served:
+    def _capture_and_run(self, task: Task, bucket: Bucket, reason: Reason) -> Served:
+        call = task.call
         try:
-            made = self.capture(program, bucket, call, single_input=single_input)
+            made = self.capturer.capture_for(task, bucket)
         except PaddingLeakError:
-            self.outcomes.add("error", Reason.MISS)
             raise
         except CaptureError as error:
             # A mistake in the function itself surfaces here, as it would without this package.
-            served = self._eager(call, program.target, Reason.FAILED)
-            self.failures.remember(bucket, call.variant, error)
-            return served
+            outputs = self._run_eagerly(task)
+            self.capturer.failures.remember(bucket, call.variant, error)
+            self.outcomes.add("eager", Reason.FAILED)
+            return Served(outputs)
         route = made.value.route_for(call)
         if not made.is_new:
             return Served(route.run(call.args, call.kwargs), route)
         outputs = route.execute(call.args, call.kwargs)
-        self.outcomes.add("capture", Reason.MISS)
+        self.outcomes.add("capture", reason)
         return Served(outputs, route)
 
-    def _eager(self, call: Call, target: Target, reason: Reason) -> Served:
-        outputs = run_eagerly(target, call.args, call.kwargs, call.sizes)
+    def _split(self, task: Task) -> Served:
+        """The call in pieces; eagerly as a whole where its first piece has no bucket."""
+        results: list[PyTree] = []
+        entry: CUDAGraphEntry | None = None
+        largest = Ladder(self.config.capture_sizes).max
+        for piece in pieces(task.call, largest=largest):
+            part = replace(task, call=piece)
+            found = self._entry_for(part)
+            if found is None and entry is None:
+                return self._eager(task, Reason.OVERFLOW)
+            if found is None:
+                results.append(self._run_eagerly(part))
+                continue
+            if entry is None:
+                entry = found
+                check_joinable(entry.outputs)
+            route = found.route_for(piece, fit=Fit.PIECE)
+            results.append(route.run(piece.args, piece.kwargs))
+        delete_donated(task.call, task.target.donate_argnums)
+        self.outcomes.add("split", Reason.OVERFLOW)
+        assert entry is not None  # a call that is split has a piece
+        return Served(joined(results, entry.outputs))
+
+    def _entry_for(self, task: Task) -> CUDAGraphEntry | None:
+        """The entry that serves a piece, captured where that is allowed."""
+        decision = self.decide(task.call)
+        if decision.error is not None:
+            raise decision.error
+        if decision.in_background and decision.bucket is not None:
+            self.capturer.capture_later(self.bucket_for(task.call), task)
+        if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
+            return decision.entry
+        try:
+            return self.capturer.capture_for(task, decision.bucket).value
+        except PaddingLeakError:
+            raise
+        except CaptureError as error:
+            self.capturer.failures.remember(decision.bucket, task.call.variant, error)
+            return None
+
+    def _eager(self, task: Task, reason: Reason) -> Served:
+        outputs = self._run_eagerly(task)
         self.outcomes.add("eager", reason)
-        return Served(outputs, None)
+        return Served(outputs)
+
+    @staticmethod
+    def _run_eagerly(task: Task) -> PyTree:
+        call = task.call
+        return run_eagerly(task.target, call.args, call.kwargs, call.sizes)
 
     def stats(self) -> dict[str, object]:
         """Counts and times, in values that JSON can hold."""
         totals = self.registry.totals
         eager, errors = self.outcomes.by_reason("eager"), self.outcomes.by_reason("error")
         captures = sum(self.outcomes.by_reason("capture").values())
-        missed = sum(eager.get(reason, 0) for reason in ("miss", "sealed", "failed"))
+        splits = sum(self.outcomes.by_reason("split").values())
+        missed = sum(eager.get(reason, 0) for reason in ("miss", "queued", "sealed", "failed"))
         return {
             "enabled": self.mode is not CUDAGraphMode.DISABLED,
             "mode": self.mode.value,
             "registry": self.registry.stats(),
-            "calls": totals.replays + captures + sum(eager.values()) + sum(errors.values()),
-            "hits": totals.replays,
+            "calls": totals.calls + captures + splits + sum(eager.values()) + sum(errors.values()),
+            "hits": totals.calls,
             "misses": captures + missed,
             "replays": {
                 "exact": totals.exact,
@@ -177,13 +209,22 @@ class Dispatcher:
                 "larger": totals.larger,
             },
             "captures": captures,
+            "splits": splits,
+            "pieces": totals.pieces,
+            "queued": len(self.capturer.background),
+            "recorded_again": self.capturer.recorded_again,
             "eager_calls": sum(eager.values()),
             "eager_by_reason": eager,
             "errors_by_reason": errors,
-            "failed_buckets": len(self.failures),
+            "failed_buckets": len(self.capturer.failures),
             "evictions": self.registry.evictions,
             "real_elements": totals.real_elements,
             "padded_elements": totals.computed_elements - totals.real_elements,
             "waste": totals.waste,
             "compile_seconds": self.registry.capture_ms / 1e3,
         }
+
+
+def _after_fork(dispatcher: Dispatcher | None) -> None:
+    if dispatcher is not None:
+        dispatcher.forget_parent()

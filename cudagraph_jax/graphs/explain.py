@@ -5,13 +5,21 @@ from __future__ import annotations
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.decision import Decision, Reason
 from cudagraph_jax.graphs.dispatch import Dispatcher
+from cudagraph_jax.graphs.nearest import nearest_entry
+from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.report.explanation import Explanation
+
+_MISSING = (Reason.MISS, Reason.QUEUED, Reason.LARGER, Reason.SEALED)
 
 
 def explain(dispatcher: Dispatcher, call: Call) -> Explanation:
     """What would be done with `call`, why, and what to change; nothing is run."""
     decision = dispatcher.decide(call)
     reason, remedy = _words(dispatcher, call, decision)
+    if decision.reason in _MISSING:
+        entries = dispatcher.registry.entries()
+        near = nearest_entry(entries, call, dispatcher.bucket_for(call))
+        reason = f"{reason}; {near}" if near else reason
     return Explanation(
         name=call.variant.name,
         mode=decision.mode,
@@ -42,6 +50,17 @@ def _words(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
         case Reason.MISS:
             policy = f'{decision.bucket} is not captured yet and on_miss="{config.on_miss}"'
             return policy, "call warmup() first"
+        case Reason.QUEUED:
+            return (
+                f"{decision.bucket} is not captured yet; it is captured in the background, and "
+                "no larger bucket holds the call",
+                "call warmup() first",
+            )
+        case Reason.SPLIT:
+            largest = max(config.capture_sizes)
+            return f"it is served in pieces of {largest} rows, and joined", ""
+        case Reason.OVERFLOW if decision.mode is CUDAGraphMode.CAPTURE:
+            return 'it is outside the limits and on_overflow="exact"', "add larger buckets"
         case Reason.OVERFLOW:
             limits = f"batch {config.max_batch_size} and seq_len {config.max_seq_len}"
             return f"it is larger than the limits, {limits}", "add larger buckets"
@@ -56,6 +75,6 @@ def _words(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
                 f"{decision.bucket} is not captured, and no capture is allowed now",
                 f"warm {decision.bucket} up before seal()",
             )
-        case Reason.FAILED | Reason.UNPADDED:
-            known = dispatcher.failures.get(dispatcher.bucket_for(call), call.variant)
+        case _:
+            known = dispatcher.capturer.failures.get(dispatcher.bucket_for(call), call.variant)
             return f"its bucket could not be captured before: {known}", "mend that, then reset()"

@@ -1,47 +1,93 @@
-"""Captures that failed: remembered, reported once, not tried again."""
+"""Captures that failed: remembered, reported once, tried again after a growing pause."""
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 from cudagraph_jax.errors import CaptureError, CUDAGraphWarning
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 300.0
+_FINAL = ("trace", "check")
+
+
+class Failure(NamedTuple):
+    """What is known of a bucket that could not be captured.
+
+    Attributes:
+        error: Why.
+        attempts: How often it was tried.
+        retry_at: When it may be tried again, by the clock; infinity: never.
+    """
+
+    error: CaptureError
+    attempts: int
+    retry_at: float
+
 
 class Failures:
-    """The failed captures of one manager."""
+    """The failed captures of one manager.
 
-    def __init__(self) -> None:
+    A function that cannot be traced is not tried again for that bucket. What failed to compile or
+    to run may work later, when there is memory again: the pause before the next try doubles each
+    time, so that a failing bucket cannot eat the server.
+
+    Args:
+        clock: Seconds on any scale that grows.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
-        self._errors: dict[tuple[Bucket, Variant], CaptureError] = {}
+        self._failed: dict[tuple[Bucket, Variant], Failure] = {}
         self._reported: set[tuple[object, str]] = set()
 
     def __len__(self) -> int:
-        return len(self._errors)
+        return len(self._failed)
 
     def get(self, bucket: Bucket, variant: Variant) -> CaptureError | None:
-        """Why this bucket could not be captured; None if it was not tried or did not fail."""
-        return self._errors.get((bucket, variant))
+        """Why this bucket is not tried now; None if it may be."""
+        failure = self._failed.get((bucket, variant))
+        if failure is None or self._clock() >= failure.retry_at:
+            return None
+        return failure.error
+
+    def forget(self, bucket: Bucket, variant: Variant) -> None:
+        """Forgets a bucket, because it was captured."""
+        if self._failed:
+            with self._lock:
+                self._failed.pop((bucket, variant), None)
 
     def clear(self) -> None:
         """Forgets all, so that every bucket is tried again."""
         with self._lock:
-            self._errors.clear()
+            self._failed.clear()
             self._reported.clear()
 
     def remember(self, bucket: Bucket, variant: Variant, error: CaptureError) -> None:
         """Keeps `error`, and warns of it the first time that this function fails like this."""
         cause = (variant.function, f"{error.stage}:{type(error.__cause__).__name__}")
         with self._lock:
-            self._errors[bucket, variant] = error
+            before = self._failed.get((bucket, variant))
+            attempts = 1 if before is None else before.attempts + 1
+            pause = min(FIRST_PAUSE_S * 2 ** (attempts - 1), LONGEST_PAUSE_S)
+            retry_at = math.inf if error.stage in _FINAL else self._clock() + pause
+            self._failed[bucket, variant] = Failure(error, attempts, retry_at)
             if cause in self._reported:
                 return
             self._reported.add(cause)
+        again = "It is not tried again for this bucket; reset() forgets that"
+        if retry_at < math.inf:
+            again = "It is tried again later, after a pause that doubles each time"
         warnings.warn(
-            f"{variant.name} runs eagerly at {bucket}: {error}. It is not tried again for this "
-            "bucket; reset() forgets that",
+            f"{variant.name} runs eagerly at {bucket}: {error}. {again}",
             CUDAGraphWarning,
             stacklevel=2,
         )

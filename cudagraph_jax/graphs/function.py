@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from operator import attrgetter, itemgetter
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -12,8 +13,11 @@ import jax
 import numpy as np
 from numpy import ndarray
 
+from cudagraph_jax.errors import CUDAGraphError
 from cudagraph_jax.graphs.binding import Binder, Bound, Form, unbound
 from cudagraph_jax.graphs.call import Call, describe_call, traced_sizes
+from cudagraph_jax.graphs.capturer import Task
+from cudagraph_jax.graphs.decision import Reason
 from cudagraph_jax.graphs.eager import has_tracers
 from cudagraph_jax.graphs.explain import explain
 from cudagraph_jax.graphs.grid import warm_grid
@@ -60,6 +64,7 @@ class BucketedFunction(Generic[P, R]):
         self._pick = _picker(binder.bucketed_places)
         self._lead = binder.lead
         self._binds_all = bool(binder.static_argnames)
+        self._outcomes = manager.dispatcher.outcomes
         manager.registry.watch(self._routes)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -83,6 +88,9 @@ class BucketedFunction(Generic[P, R]):
         except (TypeError, ValueError):
             # The compiled function refuses what does not fit it: other parameters, tracers.
             outputs = self._call_bound(args, kwargs, refused=route)
+        except Exception:
+            self._outcomes.add("error", Reason.RUN)
+            raise
         return outputs
 
     def __repr__(self) -> str:
@@ -147,23 +155,29 @@ class BucketedFunction(Generic[P, R]):
         refused: Route | None = None,
     ) -> Any:
         """Any call: with keywords, static arguments or pytrees, refused, or of a new shape."""
-        bound = self._bind(args, kwargs)
-        key = self._key(bound)
+        with self._counting_input_errors():
+            bound = self._bind(args, kwargs)
+            key = self._key(bound)
         route = None if key is None else self._routes.table.get(key)
         if route is not None and route is not refused:
             try:
                 return route.run(bound.args, bound.kwargs)
             except (TypeError, ValueError):
                 pass  # refused as in __call__, and decided anew
+            except Exception:
+                self._outcomes.add("error", Reason.RUN)
+                raise
         return self._decided(bound, key)
 
     def _decided(self, bound: Bound, key: Hashable | None) -> Any:
         """A call that has to be decided; its route is remembered under `key`."""
         if has_tracers(bound.args, bound.kwargs):
+            self._outcomes.add("eager", Reason.TRANSFORMED)
             return self._transformed(bound)
         draft = self._routes.draft()
-        call = self._describe(bound)
-        served = self.manager.dispatcher.serve(call, self._target_of(bound))
+        with self._counting_input_errors():
+            call = self._describe(bound)
+        served = self.manager.dispatcher.serve(Task(call, self._target_of(bound)))
         if served.route is not None and key is not None:
             draft.add(served.route, key=key, lead=self._lead_shape(bound))
         return served.outputs
@@ -173,6 +187,14 @@ class BucketedFunction(Generic[P, R]):
         if not bound.form.plain or not 0 <= self._lead < len(bound.args):
             return None
         return getattr(bound.args[self._lead], "shape", None)
+
+    @contextmanager
+    def _counting_input_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except CUDAGraphError:
+            self._outcomes.add("error", Reason.INPUT)
+            raise
 
     def _bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:
         written = (len(args), tuple(kwargs))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from cudagraph_jax.errors import CaptureError, SealedError
+from cudagraph_jax.graphs.budget import Budget
 from cudagraph_jax.graphs.call import Call
+from cudagraph_jax.graphs.capturer import Task
 from cudagraph_jax.graphs.dispatch import Dispatcher
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.lru import Made
 from cudagraph_jax.graphs.program import Program, Target
 from cudagraph_jax.graphs.warmup import warm_up
 from cudagraph_jax.modes import CUDAGraphMode
@@ -21,6 +25,8 @@ def warm_grid(
     A switched off manager has nothing to warm up: the report is empty.
 
     Raises:
+        ConfigError: The grid does not fit into `max_graphs` or the memory budget; said before the
+            first bucket over it is compiled.
         SealedError: The mode does not allow captures.
         InputShapeError: An output that must be trimmed cannot be.
     """
@@ -32,21 +38,33 @@ def warm_grid(
             f"mode={dispatcher.mode.name} does not allow captures: warm up before seal(), or set "
             "mode to CUDAGraphMode.CAPTURE"
         )
+    capturer, task = dispatcher.capturer, Task(call, target)
     program = Program(target, call)
 
     def failed(bucket: Bucket, error: CaptureError) -> None:
-        dispatcher.failures.remember(bucket, call.variant, error)
+        capturer.failures.remember(bucket, call.variant, error)
         dispatcher.registry.discard(bucket, call.variant)
 
-    return warm_up(
+    buckets = grid(dispatcher, call)
+    budget = Budget(dispatcher.registry, buckets)
+
+    def capture(bucket: Bucket) -> Made[CUDAGraphEntry]:
+        budget.check(bucket)
+        made = capturer.capture(program, bucket, task)
+        budget.add(made.value)
+        return made
+
+    report = warm_up(
         target.name,
-        grid(dispatcher, call),
-        lambda bucket: dispatcher.capture(program, bucket, call),
+        buckets,
+        capture,
         iterations=config.warmup_iterations,
         leaves=call.leaves,
         failed=failed,
         progress=progress,
     )
+    capturer.is_warm = True
+    return report
 
 
 def grid(dispatcher: Dispatcher, call: Call) -> list[Bucket]:

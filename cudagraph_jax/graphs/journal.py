@@ -23,6 +23,8 @@ class Fit(Enum):
     PADDED = "padded"
     LARGER = "larger"
     """A larger bucket than its own, which is not captured."""
+    PIECE = "piece"
+    """A piece of a batch that was split: a replay of the bucket, but no call of its own."""
 
 
 class Request(NamedTuple):
@@ -45,6 +47,7 @@ class ReplayTotals:
         exact: Replays of the bucket's own sizes.
         padded: Replays of smaller sizes.
         larger: Replays in a larger bucket than the request's own.
+        pieces: Replays of a piece of a split batch.
         time_ns: Nanoseconds of all, from the inputs to the trimmed outputs.
         real_elements: batch * seq_len of the requests, summed.
         computed_elements: batch * seq_len of the buckets that served them, summed.
@@ -53,6 +56,7 @@ class ReplayTotals:
     exact: int = 0
     padded: int = 0
     larger: int = 0
+    pieces: int = 0
     time_ns: int = 0
     real_elements: int = 0
     computed_elements: int = 0
@@ -60,6 +64,11 @@ class ReplayTotals:
     @property
     def replays(self) -> int:
         """Replays in all."""
+        return self.calls + self.pieces
+
+    @property
+    def calls(self) -> int:
+        """Replays that served a whole call."""
         return self.exact + self.padded + self.larger
 
     @property
@@ -74,6 +83,7 @@ class ReplayTotals:
             exact=self.exact + other.exact,
             padded=self.padded + other.padded,
             larger=self.larger + other.larger,
+            pieces=self.pieces + other.pieces,
             time_ns=self.time_ns + other.time_ns,
             real_elements=self.real_elements + other.real_elements,
             computed_elements=self.computed_elements + other.computed_elements,
@@ -142,7 +152,13 @@ class Journal:
             real += sizes[0] * sizes[1]
         computed = sum(counts.values()) * self._elements
         return ReplayTotals(
-            counts[Fit.EXACT], counts[Fit.PADDED], counts[Fit.LARGER], time_ns, real, computed
+            exact=counts[Fit.EXACT],
+            padded=counts[Fit.PADDED],
+            larger=counts[Fit.LARGER],
+            pieces=counts[Fit.PIECE],
+            time_ns=time_ns,
+            real_elements=real,
+            computed_elements=computed,
         )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
+from typing import Self
 
 import jax
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
+from cudagraph_jax.graphs.capturer import Capturer, Task
 from cudagraph_jax.graphs.decision import Holdings, decide
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -45,7 +47,8 @@ class CUDAGraphManager:
     ) -> None:
         self.config = CUDAGraphConfig() if config is None else config
         self.registry = CUDAGraphRegistry(self.config, clock=clock)
-        self.dispatcher = Dispatcher(self.config, self.registry)
+        capturer = Capturer(self.config, self.registry)
+        self.dispatcher = Dispatcher(self.config, self.registry, capturer=capturer)
         self._routes = Routes()
         self.registry.watch(self._routes)
 
@@ -217,21 +220,40 @@ class CUDAGraphManager:
             if output_shapes is not None:
                 check_outputs(program, sizes, output_shapes)
 
-        served = self.dispatcher.serve(
-            call, single_target(execute_fn), single_input=True, before_capture=check
-        )
+        task = Task(call, single_target(execute_fn), single_input=True, before_capture=check)
+        served = self.dispatcher.serve(task)
         if served.route is not None and key is not None:
             draft.add(served.route, key=key, lead=None)
         return served.outputs
 
     def seal(self) -> None:
-        """Captures nothing from now on: the mode becomes REPLAY."""
+        """Captures nothing from now on: the mode becomes REPLAY.
+
+        What is queued in the background is captured first. Then every bucket is run once where a
+        new capture throws recorded graphs away, so that none is stale.
+        """
+        self.wait()
+        self.dispatcher.capturer.record_again()
         self.mode = CUDAGraphMode.REPLAY
+
+    def wait(self) -> None:
+        """Waits until every capture that is queued in the background has ended."""
+        self.dispatcher.capturer.background.drain()
+
+    def close(self) -> None:
+        """Ends the background worker; what waits is dropped, and calls are served on."""
+        self.dispatcher.capturer.background.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def reset(self) -> None:
         """Drops all buckets, counts and remembered failures; the mode stays."""
         self.registry.reset()
-        self.dispatcher.failures.clear()
+        self.dispatcher.capturer.failures.clear()
         self.dispatcher.outcomes.clear()
 
     def stats(self) -> dict[str, object]:

@@ -1,0 +1,116 @@
+"""Latency of a stream that meets new sizes: plain jit, capture in the request, in the background.
+
+    python benchmarks/latency.py [--calls 400]
+
+The stream has a new size every few calls, as traffic that drifts outside what was seen before.
+Each contender starts cold but for one bucket, the largest, and serves the same stream.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import cudagraph_jax as cg
+
+CAPTURE_SIZES = (1, 2, 4, 8, 16)
+CAPTURE_SEQ_LENS = (16, 32, 64, 128)
+AXES = (None, "batch seq _")
+WIDTH, LAYERS = 64, 6
+
+
+def encoder(weights, x):
+    """A stack of dense layers: long enough to compile that a stall shows."""
+    for layer in weights:
+        x = jnp.tanh(x @ layer["up"]) @ layer["down"] + x
+    return x
+
+
+def parameters() -> list[dict[str, jax.Array]]:
+    """The encoder's weights."""
+    draw = np.random.default_rng(0)
+
+    def matrix(rows: int, columns: int) -> jax.Array:
+        return jnp.asarray(draw.standard_normal((rows, columns)) / rows**0.5, jnp.float32)
+
+    return [
+        {"up": matrix(WIDTH, 2 * WIDTH), "down": matrix(2 * WIDTH, WIDTH)} for _ in range(LAYERS)
+    ]
+
+
+def stream(calls: int) -> list[np.ndarray]:
+    """Requests of random sizes."""
+    draw = np.random.default_rng(1)
+    sizes = draw.integers((1, 1), (CAPTURE_SIZES[-1] + 1, CAPTURE_SEQ_LENS[-1] + 1), (calls, 2))
+    return [draw.standard_normal((*size, WIDTH)).astype(np.float32) for size in sizes]
+
+
+def latencies(call: Callable[[np.ndarray], object], requests: Sequence[np.ndarray]) -> list[float]:
+    """Milliseconds of each call, answer on the host included."""
+    taken = []
+    for request in requests:
+        start = time.perf_counter()
+        np.asarray(call(request))
+        taken.append((time.perf_counter() - start) * 1e3)
+    return taken
+
+
+def bucketed(weights: object, on_miss: cg.config.OnMiss) -> cg.BucketedFunction:
+    """The encoder with its largest bucket captured."""
+    config = cg.CUDAGraphConfig(
+        capture_sizes=CAPTURE_SIZES, capture_seq_lens=CAPTURE_SEQ_LENS, on_miss=on_miss
+    )
+    function = cg.bucket_jit(encoder, in_axes=AXES, config=config)
+    largest = cg.CUDAGraphConfig(
+        capture_sizes=CAPTURE_SIZES[-1:], capture_seq_lens=CAPTURE_SEQ_LENS[-1:]
+    )
+    shape = (largest.max_batch_size, largest.max_seq_len, WIDTH)
+    function(weights, np.zeros(shape, np.float32))
+    if on_miss == "background":
+        function.manager.wait()
+        function(weights, np.zeros(shape, np.float32))
+    return function
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calls", type=int, default=400)
+    options = parser.parse_args()
+    weights, requests = parameters(), stream(options.calls)
+    jitted = jax.jit(encoder)
+    capturing = bucketed(weights, "capture")
+    background = bucketed(weights, "background")
+    contenders = {
+        "plain jax.jit": lambda request: jitted(weights, request),
+        'on_miss="capture"': lambda request: capturing(weights, request),
+        'on_miss="background"': lambda request: background(weights, request),
+    }
+    device = jax.devices()[0]
+    print(f"jax {jax.__version__}, {device.platform}, {options.calls} calls of random sizes")
+    print(f"{'':22} {'p50 ms':>8} {'p99 ms':>8} {'worst ms':>9}  waited for a compile")
+    counts = {
+        "plain jax.jit": lambda: len({request.shape for request in requests}),
+        'on_miss="capture"': lambda: capturing.stats()["captures"] - 1,
+        'on_miss="background"': lambda: background.stats()["captures"],
+    }
+    for name, call in contenders.items():
+        taken = sorted(latencies(call, requests))
+        p99 = taken[int(len(taken) * 0.99)]
+        print(
+            f"{name:22} {statistics.median(taken):8.2f} {p99:8.2f} {taken[-1]:9.2f}  "
+            f"{counts[name]()} calls"
+        )
+    stats = background.stats()
+    print(f"background: {stats['replays']} replays, {stats['eager_by_reason']} eager")
+    background.manager.close()
+
+
+if __name__ == "__main__":
+    main()

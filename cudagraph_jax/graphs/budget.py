@@ -1,0 +1,59 @@
+"""Whether a grid fits into the limits: said before a bucket is evicted by the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.shapes.ladder import Bucket
+
+
+class Budget:
+    """The limits of a registry, while a grid is captured from the largest bucket down.
+
+    What the next bucket needs is estimated from the one before, in proportion to their elements:
+    temporary memory grows with those, so that the estimate is rarely too low.
+
+    Args:
+        registry: Where the buckets go.
+        buckets: The grid.
+
+    Raises:
+        ConfigError: The grid has more buckets than `max_graphs`.
+    """
+
+    def __init__(self, registry: CUDAGraphRegistry, buckets: Sequence[Bucket]) -> None:
+        limit = registry.config.max_graphs
+        if limit is not None and len(buckets) > limit:
+            raise ConfigError(
+                f"the grid has {len(buckets)} buckets, more than max_graphs={limit}: raise it, or "
+                "give fewer capture_sizes and capture_seq_lens"
+            )
+        self._registry = registry
+        self._evictions = registry.evictions
+        self._last: CUDAGraphEntry | None = None
+
+    def check(self, bucket: Bucket) -> None:
+        """Raises unless `bucket` probably fits beside those that are held.
+
+        Raises:
+            ConfigError: It does not; the message has the sizes.
+        """
+        limit = self._registry.config.memory_budget_bytes
+        if limit is None or self._last is None or not self._last.memory_bytes:
+            return
+        held = sum(entry.memory_bytes or 0 for entry in self._registry.entries())
+        needed = self._last.memory_bytes * bucket.elements // self._last.bucket.elements
+        if held + needed > limit or self._registry.evictions > self._evictions:
+            raise ConfigError(
+                f"the grid does not fit into memory_pool_size_mb="
+                f"{self._registry.config.memory_pool_size_mb}: {self._registry.num_graphs} buckets "
+                f"take {held:,} bytes, and the next one, {bucket}, needs about {needed:,}, but the "
+                f"budget is {limit:,}: raise it, or give fewer capture_sizes and capture_seq_lens"
+            )
+
+    def add(self, entry: CUDAGraphEntry) -> None:
+        """Counts a bucket that is held now."""
+        self._last = entry

@@ -17,7 +17,7 @@ from cudagraph_jax.graphs.variant import (
 )
 from cudagraph_jax.shapes.axes import PASS_THROUGH, AxisPattern, Leaf, LeafAxes, sizes_of
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import PadValue
+from cudagraph_jax.shapes.padding import PadValue, check_pad_value
 from cudagraph_jax.shapes.prefix import PyTree, leaf_names
 
 Args = tuple[PyTree, ...]
@@ -96,16 +96,37 @@ def describe_call(
             or has a dtype that would not survive.
     """
     leaves, structure = jax.tree.flatten((args, dict(kwargs)))
-    patterns = [*declared.patterns, *[None] * (len(leaves) - len(declared.patterns))]
+    undeclared = len(leaves) - len(declared.patterns)
+    patterns = [*declared.patterns, *[None] * undeclared]
+    pads = [*declared.pad_values, *[0] * undeclared]
     try:
-        described = _describe_leaves(leaves, patterns, [""] * len(leaves))
+        described = _describe_leaves(leaves, patterns, pads, [""] * len(leaves))
     except InputShapeError:
         # Names cost a second walk, so only the error, which is raised again here, has them.
         names = leaf_names((*declared.argument_names, *kwargs), (*args, *kwargs.values()))
-        described = _describe_leaves(leaves, patterns, names)
+        described = _describe_leaves(leaves, patterns, pads, names)
     sizes, axes, abstract = described
     variant = Variant(function, name, structure, abstract, statics)
     return Call(args, dict(kwargs), tuple(leaves), axes, declared, sizes, variant)
+
+
+def refuse_abstract(call: Call) -> None:
+    """Raises unless all leaves of `call` are values.
+
+    Raises:
+        InputShapeError: One is a `jax.ShapeDtypeStruct`.
+    """
+    for index, leaf in enumerate(call.leaves):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            names = leaf_names((*call.declared.argument_names, *call.kwargs), _arguments(call))
+            raise InputShapeError(
+                f"{names[index]} is a jax.ShapeDtypeStruct, which has no values: "
+                "pass an array (warmup and explain take shapes alone)"
+            )
+
+
+def _arguments(call: Call) -> Args:
+    return (*call.args, *call.kwargs.values())
 
 
 def abstract_call(call: Call) -> Call:
@@ -138,18 +159,21 @@ def traced_sizes(args: Args, declared: Declared) -> Bucket:
 def _describe_leaves(
     leaves: Sequence[object],
     patterns: Sequence[AxisPattern | LeafAxes | None],
+    pads: Sequence[PadValue],
     names: Sequence[str],
 ) -> tuple[Bucket, tuple[LeafAxes, ...], tuple[AbstractLeaf, ...]]:
     all_axes: list[LeafAxes] = []
     abstract: list[AbstractLeaf] = []
     sized: list[Leaf] = []
-    for leaf, pattern, name in zip(leaves, patterns, names, strict=True):
+    for leaf, pattern, pad, name in zip(leaves, patterns, pads, names, strict=True):
         axes = _axes(leaf, pattern, name)
         all_axes.append(axes)
         if axes.passes_through:
             abstract.append(abstract_passed(leaf, name=name))
             continue
-        abstract.append(abstract_bucketed(leaf, axes, name=name))
+        described = abstract_bucketed(leaf, axes, name=name)
+        check_pad_value(pad, described.dtype, name=name)
+        abstract.append(described)
         sized.append(Leaf(name, axes, leaf.shape))  # type: ignore[attr-defined]  # an array now
     return sizes_of(sized), tuple(all_axes), tuple(abstract)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import jax
 
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.errors import CaptureError
+from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.graphs.background import Background
 from cudagraph_jax.graphs.call import Call, abstract_call
 from cudagraph_jax.graphs.check import check_entry
@@ -114,7 +114,15 @@ class Capturer:
         program = Program(task.target, task.call)
         if task.before_capture is not None:
             task.before_capture(program)
-        return self.capture(program, bucket, task, iterations=iterations)
+        try:
+            return self.capture(program, bucket, task, iterations=iterations)
+        except InputShapeError as error:
+            if not task.single_input:
+                raise
+            # Axes were guessed by size, and guessed wrong: nothing that the caller declared.
+            raise CaptureError(
+                f"{error} (bucket_jit names axes explicitly)", stage="trace"
+            ) from error
 
     def capture_later(self, bucket: Bucket, task: Task) -> None:
         """Captures and warms up `bucket` off the request path, queued once."""

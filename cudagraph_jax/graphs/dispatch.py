@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, CUDAGraphError, PaddingLeakError
@@ -189,7 +189,7 @@ class Dispatcher:
         call = task.call
         return run_eagerly(task.target, call.args, call.kwargs, call.sizes)
 
-    def stats(self) -> dict[str, object]:
+    def stats(self) -> dict[str, Any]:
         """Counts and times, in values that JSON can hold."""
         totals = self.registry.totals
         eager, errors = self.outcomes.by_reason("eager"), self.outcomes.by_reason("error")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 
@@ -117,7 +118,7 @@ class CUDAGraphEntry:
         totals = self.totals
         return totals.time_ns / 1e6 / totals.replays if totals.replays else 0.0
 
-    def stats(self) -> dict[str, object]:
+    def stats(self) -> dict[str, Any]:
         """Its figures, in values that JSON can hold."""
         totals = self.totals
         return {

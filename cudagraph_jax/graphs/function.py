@@ -14,12 +14,18 @@ import numpy as np
 from numpy import ndarray
 
 from cudagraph_jax.errors import CUDAGraphError
-from cudagraph_jax.graphs.binding import Binder, Bound, Form, unbound
-from cudagraph_jax.graphs.call import Call, describe_call, traced_sizes
+from cudagraph_jax.graphs.binding import Binder
+from cudagraph_jax.graphs.call import (
+    Call,
+    describe_call,
+    refuse_abstract,
+    traced_sizes,
+)
 from cudagraph_jax.graphs.capturer import Task
 from cudagraph_jax.graphs.decision import Reason
 from cudagraph_jax.graphs.eager import has_tracers
 from cudagraph_jax.graphs.explain import explain
+from cudagraph_jax.graphs.forms import Bound, Form, unbound
 from cudagraph_jax.graphs.grid import warm_grid
 from cudagraph_jax.graphs.manager import CUDAGraphManager
 from cudagraph_jax.graphs.program import Target
@@ -49,6 +55,9 @@ class BucketedFunction(Generic[P, R]):
     Attributes:
         manager: What decides and counts.
     """
+
+    __name__: str
+    __wrapped__: Callable[P, R]
 
     def __init__(
         self, function: Callable[P, R], *, binder: Binder, target: Target, manager: CUDAGraphManager
@@ -84,6 +93,9 @@ class BucketedFunction(Generic[P, R]):
             outputs = self._call_bound(args, kwargs)
             return outputs
         try:
+            if not (route.takes_any or route.takes(args)):
+                outputs = self._call_bound(args, kwargs, refused=route)
+                return outputs
             outputs = route.run(args)
         except (TypeError, ValueError):
             # The compiled function refuses what does not fit it: other parameters, tracers.
@@ -134,7 +146,7 @@ class BucketedFunction(Generic[P, R]):
         """Captures nothing from now on."""
         self.manager.seal()
 
-    def stats(self) -> dict[str, object]:
+    def stats(self) -> dict[str, Any]:
         """The manager's counts and times; see `CUDAGraphManager.stats`."""
         return self.manager.stats()
 
@@ -159,7 +171,7 @@ class BucketedFunction(Generic[P, R]):
             bound = self._bind(args, kwargs)
             key = self._key(bound)
         route = None if key is None else self._routes.table.get(key)
-        if route is not None and route is not refused:
+        if route is not None and route is not refused and route.takes(bound.args, bound.kwargs):
             try:
                 return route.run(bound.args, bound.kwargs)
             except (TypeError, ValueError):
@@ -177,8 +189,9 @@ class BucketedFunction(Generic[P, R]):
         draft = self._routes.draft()
         with self._counting_input_errors():
             call = self._describe(bound)
+            refuse_abstract(call)
         served = self.manager.dispatcher.serve(Task(call, self._target_of(bound)))
-        if served.route is not None and key is not None:
+        if served.route is not None and served.route.is_reusable and key is not None:
             draft.add(served.route, key=key, lead=self._lead_shape(bound))
         return served.outputs
 

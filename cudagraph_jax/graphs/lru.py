@@ -135,7 +135,7 @@ class SingleFlightLRU(Generic[K, V]):
         flight.done.wait()
         if isinstance(flight.error, CaptureError):
             # A copy: raising one object in many threads would mix their tracebacks.
-            raise copy.copy(flight.error) from flight.error
+            raise copy.copy(flight.error) from flight.error.__cause__
         if flight.error is not None:
             kind = type(flight.error).__name__
             raise CaptureError(f"{key} was not made: {kind} in another thread") from flight.error

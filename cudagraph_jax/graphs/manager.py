@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
-from typing import Self
+from typing import Any, Self
 
 import jax
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
+from cudagraph_jax.graphs.call import refuse_abstract
 from cudagraph_jax.graphs.capturer import Capturer, Task
 from cudagraph_jax.graphs.decision import Holdings, decide
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.graphs.routes import Routes
@@ -133,8 +135,13 @@ class CUDAGraphManager:
         entry = self.registry.find(bucket, call.variant)
         if entry is not None or self.mode is not CUDAGraphMode.CAPTURE:
             return entry if self.is_enabled() else None
-        args, _ = program.arguments(bucket)
-        return self.registry.capture(*bucket, capture_fn, args[0])
+        made = self.registry.capture_program(
+            program,
+            bucket,
+            single_input=True,
+            prove=lambda entry: run_idle(entry, self.config.warmup_iterations),
+        )
+        return made.value
 
     def replay_graph(self, batch_size: int, seq_len: int, inputs: PyTree) -> PyTree | None:
         """The outputs of the captured bucket that fits `inputs`.
@@ -208,13 +215,14 @@ class CUDAGraphManager:
             check_inputs(inputs, input_shapes)
         key = _route_key(execute_fn, inputs, sizes)
         route = None if key is None else self._routes.table.get(key)
-        if route is not None:
+        if route is not None and route.takes((inputs,)):
             try:
                 return route.run((inputs,))
             except (TypeError, ValueError):
                 pass  # the compiled function refuses what does not fit it; decided anew
         draft = self._routes.draft()
         call = single_call(execute_fn, inputs, sizes)
+        refuse_abstract(call)
 
         def check(program: Program) -> None:
             if output_shapes is not None:
@@ -222,7 +230,7 @@ class CUDAGraphManager:
 
         task = Task(call, single_target(execute_fn), single_input=True, before_capture=check)
         served = self.dispatcher.serve(task)
-        if served.route is not None and key is not None:
+        if served.route is not None and served.route.is_reusable and key is not None:
             draft.add(served.route, key=key, lead=None)
         return served.outputs
 
@@ -256,7 +264,7 @@ class CUDAGraphManager:
         self.dispatcher.capturer.failures.clear()
         self.dispatcher.outcomes.clear()
 
-    def stats(self) -> dict[str, object]:
+    def stats(self) -> dict[str, Any]:
         """Counts and times, in values that JSON can hold.
 
         `hits` are replays; `misses` are captures in a request, and eager runs inside the limits.

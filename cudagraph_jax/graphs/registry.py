@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -248,7 +248,7 @@ class CUDAGraphRegistry:
         for watcher in watchers:
             watcher.forget_routes()
 
-    def stats(self) -> dict[str, object]:
+    def stats(self) -> dict[str, Any]:
         """Counts and times, in values that JSON can hold; `graphs` by `"8x128"`.
 
         Further variants of the same bucket have `"#"` and their graph_id behind it.

@@ -11,6 +11,7 @@ import numpy as np
 
 from cudagraph_jax.graphs.journal import FOLD_EVERY, Fit, Journal, Request
 from cudagraph_jax.graphs.program import OutputLeaf, Outputs, Program
+from cudagraph_jax.graphs.variant import is_weak
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Index, Padder, padder, real_index
 from cudagraph_jax.shapes.prefix import PyTree
@@ -31,6 +32,20 @@ class Pads(NamedTuple):
     arrays: tuple[tuple[int, Padder], ...] = ()
     trees: tuple[tuple[int, tuple[Padder | None, ...]], ...] = ()
     donated: tuple[int, ...] = ()
+
+
+class Numbers(NamedTuple):
+    """The numbers that a call passes through: the compiled function does not tell weak ones apart.
+
+    Attributes:
+        args: Position of each number among the arguments, and whether it is weak.
+        kwargs: Keyword of each, likewise.
+        nested: Whether a pytree holds a weak one, which only a walk would find.
+    """
+
+    args: tuple[tuple[int, bool], ...] = ()
+    kwargs: tuple[tuple[str, bool], ...] = ()
+    nested: bool = False
 
 
 class Route:
@@ -55,6 +70,7 @@ class Route:
         "_finish",
         "_full_mask",
         "_mask_argname",
+        "_numbers",
         "_pads",
         "_pads_any",
         "_record",
@@ -62,6 +78,7 @@ class Route:
         "bucket",
         "journal",
         "request",
+        "takes_any",
     )
 
     def __init__(
@@ -89,7 +106,20 @@ class Route:
         self._full_mask = None
         if self._mask_argname is not None and request.fit is Fit.EXACT:
             self._full_mask = jax.device_put(np.ones(bucket, np.bool_))
+        self._numbers = numbers_of(program)
+        self.takes_any = not any(self._numbers)
         self._direct = not self._pads_any and self._mask_argname is None and not wait
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether calls of the same shapes can be told from others without walking pytrees."""
+        return not self._numbers.nested
+
+    def takes(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> bool:
+        """Whether the numbers among the arguments are weak where those of the program are."""
+        return all(
+            is_weak(args[position]) == weak for position, weak in self._numbers.args
+        ) and all(is_weak(kwargs[name]) == weak for name, weak in self._numbers.kwargs)
 
     @property
     def pads_nothing(self) -> bool:
@@ -158,6 +188,29 @@ class Route:
             for leaf in jax.tree.leaves(args[position]):
                 if isinstance(leaf, jax.Array) and not leaf.is_deleted():
                     leaf.delete()
+
+
+def numbers_of(program: Program) -> Numbers:
+    """The numbers among a program's arguments."""
+    leaves = program.variant.leaves
+    args, kwargs = jax.tree.unflatten(program.variant.structure, range(len(leaves)))
+    bare = {**dict(enumerate(args)), **kwargs}
+    found = {
+        place: leaves[index].weak_type
+        for place, index in bare.items()
+        if isinstance(index, int) and not leaves[index].shape
+    }
+    nested = any(
+        leaves[index].weak_type
+        for value in bare.values()
+        if not isinstance(value, int)
+        for index in jax.tree.leaves(value)
+    )
+    return Numbers(
+        tuple((place, weak) for place, weak in found.items() if isinstance(place, int)),
+        tuple((place, weak) for place, weak in found.items() if isinstance(place, str)),
+        nested,
+    )
 
 
 def pads_for(

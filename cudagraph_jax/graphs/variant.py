@@ -23,7 +23,8 @@ class AbstractLeaf:
     Attributes:
         shape: Its dimensions; None where the bucket's sizes go.
         dtype: The dtype that JAX computes with.
-        weak_type: Whether it is a Python scalar, whose dtype gives way to others'.
+        weak_type: Whether it is a number whose dtype gives way to others', such as a Python
+            float. Arrays with dimensions are taken for strong ones.
         sharding: Where it was put on purpose; None: on the default device.
     """
 
@@ -101,8 +102,13 @@ def abstract_passed(value: object, *, name: str) -> AbstractLeaf:
             f"{name} is a {type(value).__name__}, which is no JAX type: "
             "pass an array or a number, or name the argument in static_argnames"
         ) from None
-    weak = bool(getattr(abstract, "weak_type", False))
+    weak = not abstract.shape and is_weak(value)
     return AbstractLeaf(abstract.shape, abstract.dtype, weak, placement(value))
+
+
+def is_weak(number: object) -> bool:
+    """Whether the dtype of a number gives way to that of the arrays it meets."""
+    return type(number) in (int, float, complex) or bool(getattr(number, "weak_type", False))
 
 
 def computed_dtype(dtype: np.dtype[np.generic], *, name: str) -> np.dtype[np.generic]:
@@ -114,12 +120,11 @@ def computed_dtype(dtype: np.dtype[np.generic], *, name: str) -> np.dtype[np.gen
     """
     if jnp.issubdtype(dtype, jax.dtypes.extended):
         return dtype
-    try:
-        computed = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
-    except TypeError:
+    if not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_):
         raise InputShapeError(
             f"{name} has dtype {dtype}, which JAX does not have: convert it to numbers first"
-        ) from None
+        )
+    computed = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
     if computed != dtype and np.issubdtype(dtype, np.inexact):
         raise InputShapeError(
             f"{name} has dtype {dtype}, but x64 is off and JAX would compute in {computed}: "

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.shapes.axes import LeafAxes, Shape
 from cudagraph_jax.shapes.ladder import Bucket
 
@@ -27,6 +29,27 @@ def real_index(axes: LeafAxes, ndim: int, sizes: Bucket) -> Index:
     if axes.seq is not None:
         index[axes.seq] = slice(sizes.seq_len)
     return tuple(index)
+
+
+def check_pad_value(value: PadValue, dtype: np.dtype[np.generic], *, name: str) -> None:
+    """Raises unless an array of `dtype` can hold `value`, to its own precision.
+
+    Raises:
+        InputShapeError: It cannot: the padding of `name` would be something else.
+    """
+    if value in (0, EDGE):
+        return
+    try:
+        with np.errstate(all="raise"):
+            held = np.asarray(value).astype(dtype)
+    except (OverflowError, ValueError, FloatingPointError):
+        held = None
+    floating = jnp.issubdtype(dtype, np.inexact)
+    if held is None or not (floating or held.astype(np.float64) == value):
+        raise InputShapeError(
+            f"pad_values has {value!r} for {name}, which its dtype {dtype} does not hold: "
+            "choose another value"
+        )
 
 
 @dataclass(frozen=True, slots=True)

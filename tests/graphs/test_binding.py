@@ -245,7 +245,7 @@ def test_unhashable_static():
         ({"in_axes": ("rows",)}, "the name 'rows'"),
         ({"in_axes": (0, None)}, "in_axes has the entry 0"),
         ({"pad_values": "edges"}, "pad_values has 'edges'"),
-        ({"pad_values": (object(),)}, "pad_values has <object"),
+        ({"pad_values": (Ellipsis,)}, "pad_values has Ellipsis"),
         ({"unpad": "gpu"}, "unpad='gpu' is unknown"),
         ({"out_axes": 0}, "out_axes has the entry 0"),
         ({"out_axes": "batch batch"}, "'batch' twice"),

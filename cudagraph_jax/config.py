@@ -26,6 +26,14 @@ OnOverflow = Literal["eager", "split", "exact", "error"]
 DEFAULT_CAPTURE_SIZES = Ladder.powers_of_two(256)
 DEFAULT_MAX_SEQ_LEN = 8192
 
+_FLAGS = (
+    "enabled",
+    "use_memory_pool",
+    "cudagraph_copy_inputs",
+    "per_layer_graphs",
+    "debug_mode",
+)
+
 
 class SupportsPlan(Protocol):
     """What `CUDAGraphConfig.from_plan` reads of a bucket plan."""
@@ -177,6 +185,8 @@ class CUDAGraphConfig:
         Raises:
             ConfigError: A key that no field has (it names the nearest one), or an invalid value.
         """
+        if not isinstance(d, Mapping):
+            raise ConfigError(f"{d!r} is no mapping of configuration keys to values")
         known = [spec.name for spec in dataclasses.fields(cls)]
         for key in d:
             if key not in known:
@@ -194,55 +204,67 @@ class CUDAGraphConfig:
         return cls(capture_sizes=plan.batch_sizes, capture_seq_lens=plan.seq_lens)
 
 
+def checked_config(config: CUDAGraphConfig | None) -> CUDAGraphConfig:
+    """`config`, or the default one if None.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if config is None:
+        return CUDAGraphConfig()
+    if not isinstance(config, CUDAGraphConfig):
+        raise ConfigError(f"config={config!r} is no CUDAGraphConfig: make one, or leave it out")
+    return config
+
+
 def _normalise(config: CUDAGraphConfig) -> None:
     """Brings every field of a new `config` into its one form, or raises `ConfigError`."""
-
-    def put(name: str, value: object) -> None:
-        object.__setattr__(config, name, value)
-
-    for name in ("enabled", "use_memory_pool", "cudagraph_copy_inputs", "per_layer_graphs"):
+    for name in _FLAGS:
         require_bool(name, getattr(config, name))
-    require_bool("debug_mode", config.debug_mode)
+    require_choice("on_miss", config.on_miss, get_args(OnMiss))
+    require_choice("on_overflow", config.on_overflow, get_args(OnOverflow))
+    scope = command_buffer_scope(config.command_buffers, per_layer_graphs=config.per_layer_graphs)
+    limit = config.max_graphs
+    normal = {
+        **_grid(config),
+        "max_graphs": None if limit is None else positive_size(limit, name="max_graphs"),
+        "memory_pool_size_mb": positive_size(
+            config.memory_pool_size_mb, name="memory_pool_size_mb"
+        ),
+        "warmup_iterations": count("warmup_iterations", config.warmup_iterations),
+        "command_buffers": scope,
+        "compiler_options": xla_options(config.compiler_options),
+        "store": directory(config.store),
+    }
+    for name, value in normal.items():
+        object.__setattr__(config, name, value)
+    _refuse_what_is_not_built(config)
+
+
+def _grid(config: CUDAGraphConfig) -> dict[str, object]:
+    """The ladders and the limits."""
     batches = Ladder(config.capture_sizes, name="capture_sizes")
     lengths = config.capture_seq_lens
     if lengths is not None:
         lengths = Ladder(lengths, name="capture_seq_lens")
-    put("capture_sizes", batches)
-    put("capture_seq_lens", lengths)
-    put(
-        "max_capture_batch_size",
-        largest_size(
+    return {
+        "capture_sizes": batches,
+        "capture_seq_lens": lengths,
+        "max_capture_batch_size": largest_size(
             config.max_capture_batch_size,
             batches,
             default=batches.max,
             name="max_capture_batch_size",
             ladder_name="capture_sizes",
         ),
-    )
-    put(
-        "max_capture_seq_len",
-        largest_size(
+        "max_capture_seq_len": largest_size(
             config.max_capture_seq_len,
             lengths,
             default=DEFAULT_MAX_SEQ_LEN,
             name="max_capture_seq_len",
             ladder_name="capture_seq_lens",
         ),
-    )
-    require_choice("on_miss", config.on_miss, get_args(OnMiss))
-    require_choice("on_overflow", config.on_overflow, get_args(OnOverflow))
-    if config.max_graphs is not None:
-        put("max_graphs", positive_size(config.max_graphs, name="max_graphs"))
-    put(
-        "memory_pool_size_mb",
-        positive_size(config.memory_pool_size_mb, name="memory_pool_size_mb"),
-    )
-    put("warmup_iterations", count("warmup_iterations", config.warmup_iterations))
-    scope = command_buffer_scope(config.command_buffers, per_layer_graphs=config.per_layer_graphs)
-    put("command_buffers", scope)
-    put("compiler_options", xla_options(config.compiler_options))
-    put("store", directory(config.store))
-    _refuse_what_is_not_built(config)
+    }
 
 
 def _refuse_what_is_not_built(config: CUDAGraphConfig) -> None:

@@ -56,6 +56,7 @@ class Binder:
             )
         signature = _signature(function, name)
         self._check_names(signature, mask_argname)
+        self._check_counts(signature)
         self._mask_argname = mask_argname
         self._signature = signature.replace(
             parameters=[
@@ -107,6 +108,11 @@ class Binder:
         """The positions in the signature whose arguments carry the batch or the sequence."""
         axes = self.in_axes if isinstance(self.in_axes, tuple | list) else [self.in_axes]
         return tuple(place for place, prefix in enumerate(axes) if _buckets(prefix))
+
+    @property
+    def has_entries(self) -> bool:
+        """Whether `in_axes` has an entry for each argument, or one for all of them."""
+        return isinstance(self.in_axes, tuple | list)
 
     @property
     def lead(self) -> int:
@@ -165,18 +171,36 @@ class Binder:
         return list(self._signature.parameters).index(name)
 
     def _check_names(self, signature: inspect.Signature, mask_argname: str | None) -> None:
-        known = set(signature.parameters)
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+        known = signature.parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
         for name in self.static_argnames | ({mask_argname} if mask_argname else set()):
             if name not in known and not takes_any:
                 raise ConfigError(
                     f"{self.name}{signature} has no argument {name!r}: name one that it has"
                 )
+        if mask_argname in self.static_argnames:
+            raise ConfigError(f"{mask_argname!r} is both mask_argname and static: choose one")
+        names = list(known)
+        for name in self.static_argnames & set(names):
+            if names.index(name) in self.bucketed_places and self.has_entries:
+                raise ConfigError(
+                    f"in_axes names axes for {name!r}, which is static: give None for it"
+                )
+        if mask_argname in known:
+            behind = names[names.index(str(mask_argname)) + 1 :]
+            if any(known[name].kind in _POSITIONAL for name in behind):
+                raise ConfigError(
+                    f"mask_argname={mask_argname!r} stands before {behind[0]!r} in "
+                    f"{self.name}{signature}: put it behind the positional arguments"
+                )
+
+    def _check_counts(self, signature: inspect.Signature) -> None:
         count = len(signature.parameters)
         for place in self.donate_argnums:
-            if not 0 <= place < count:
+            if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < count:
                 raise ConfigError(
-                    f"donate_argnums has {place}, but {self.name}{signature} has {count} arguments"
+                    f"donate_argnums has {place!r}, but {self.name}{signature} has {count} "
+                    "arguments: give positions of those"
                 )
         axes = self.in_axes
         variadic = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())

@@ -19,6 +19,7 @@ from cudagraph_jax.shapes.prefix import PyTree, is_declaration
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 @overload
@@ -106,45 +107,31 @@ def bucket_jit(
         >>> scores(jnp.arange(10.0), np.array([[1, 2, 3]], np.int32))
         array([6.], dtype=float32)
     """
-    if fn is None:
 
-        def decorate(function: Callable[P, R]) -> BucketedFunction[P, R]:
-            return bucket_jit(
-                function,
-                in_axes=in_axes,
-                out_axes=out_axes,
-                config=config,
-                manager=manager,
-                pad_values=pad_values,
-                mask_argname=mask_argname,
-                unpad=unpad,
-                donate_argnums=donate_argnums,
-                static_argnames=static_argnames,
-                name=name,
-            )
+    def make(function: Callable[P, R]) -> BucketedFunction[P, R]:
+        if not callable(function):
+            raise ConfigError(f"fn={function!r} cannot be called: give a function")
+        called = function_name(function) if name is None else str(name)
+        binder = Binder(
+            function,
+            name=called,
+            in_axes=in_axes,
+            pad_values=pad_values,
+            static_argnames=_listed(static_argnames, str, "static_argnames"),
+            donate_argnums=_listed(donate_argnums, int, "donate_argnums"),
+            mask_argname=mask_argname,
+        )
+        target = Target(
+            function,
+            called,
+            unpad=jax.tree.map(_unpad, unpad, is_leaf=is_declaration),
+            out_axes=jax.tree.map(_out_axes, out_axes, is_leaf=is_declaration),
+            mask_argname=mask_argname,
+        )
+        shared = _manager(config, manager)
+        return BucketedFunction(function, binder=binder, target=target, manager=shared)
 
-        return decorate
-    if not callable(fn):
-        raise ConfigError(f"fn={fn!r} cannot be called: give a function")
-    called = function_name(fn) if name is None else name
-    donated = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
-    binder = Binder(
-        fn,
-        name=called,
-        in_axes=in_axes,
-        pad_values=pad_values,
-        static_argnames=_names(static_argnames),
-        donate_argnums=donated,
-        mask_argname=mask_argname,
-    )
-    target = Target(
-        fn,
-        called,
-        unpad=jax.tree.map(_unpad, unpad, is_leaf=is_declaration),
-        out_axes=jax.tree.map(_out_axes, out_axes, is_leaf=is_declaration),
-        mask_argname=mask_argname,
-    )
-    return BucketedFunction(fn, binder=binder, target=target, manager=_manager(config, manager))
+    return make if fn is None else make(fn)
 
 
 def _manager(config: CUDAGraphConfig | None, manager: CUDAGraphManager | None) -> CUDAGraphManager:
@@ -157,8 +144,14 @@ def _manager(config: CUDAGraphConfig | None, manager: CUDAGraphManager | None) -
     return manager
 
 
-def _names(static_argnames: str | Iterable[str]) -> tuple[str, ...]:
-    return (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+def _listed(given: T | Iterable[T], kind: type[T], option: str) -> tuple[T, ...]:
+    """One value or several, as a tuple."""
+    listed = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given
+    values = tuple(listed)
+    for value in values:
+        if not isinstance(value, kind):
+            raise ConfigError(f"{option} has {value!r}: give {kind.__name__} values")
+    return values
 
 
 def _unpad(mode: object) -> object:

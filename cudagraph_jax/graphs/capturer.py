@@ -13,7 +13,6 @@ from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.graphs.background import Background
 from cudagraph_jax.graphs.call import Call, abstract_call
-from cudagraph_jax.graphs.check import check_entry
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.failures import Failures
 from cudagraph_jax.graphs.idle import run_idle
@@ -89,14 +88,12 @@ class Capturer:
         Raises:
             CaptureError: It could not be captured, checked or run.
         """
-
-        def prove(entry: CUDAGraphEntry) -> None:
-            if self.config.debug_mode:
-                check_entry(entry, task.call)
-            run_idle(entry, iterations, leaves=task.call.leaves)
-
         made = self.registry.capture_program(
-            program, bucket, single_input=task.single_input, prove=prove
+            program,
+            bucket,
+            task.call,
+            single_input=task.single_input,
+            iterations=iterations,
         )
         if made.is_new:
             self.failures.forget(bucket, program.variant)

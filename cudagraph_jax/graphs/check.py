@@ -97,11 +97,15 @@ def _poison(
         array = np.asarray(leaf)
         if jnp.issubdtype(array.dtype, np.inexact):
             values.append(floating)
-        elif array.dtype == np.bool_ or (array.min() >= 0 and array.max() <= 1):
+        elif not array.size or array.dtype == np.bool_ or _is_mask(array):
             values.append(usual)
         else:
             values.append(int(array.max() if largest else array.min()))
     return tuple(values)
+
+
+def _is_mask(array: Array) -> bool:
+    return bool(array.min() >= 0 and array.max() <= 1)
 
 
 def _replay(entry: CUDAGraphEntry, call: Call, pad_values: tuple[PadValue, ...]) -> list[Array]:

@@ -38,6 +38,7 @@ class Reason(Enum):
     QUEUED = "queued"
     INPUT = "input"
     RUN = "run"
+    LEAK = "leak"
     TRANSFORMED = "transformed"
 
 

@@ -88,6 +88,9 @@ class Dispatcher:
         decision = self.decide(task.call)
         try:
             return self._act(decision, task)
+        except PaddingLeakError:
+            self.outcomes.add("error", Reason.LEAK)
+            raise
         except BaseException:
             reason = Reason.RUN if decision.error is None else decision.reason
             self.outcomes.add("error", reason)
@@ -144,7 +147,8 @@ class Dispatcher:
         results: list[PyTree] = []
         entry: CUDAGraphEntry | None = None
         largest = Ladder(self.config.capture_sizes).max
-        for piece in pieces(task.call, largest=largest):
+        donated = task.target.donate_argnums
+        for piece in pieces(task.call, largest=largest, donate_argnums=donated):
             part = replace(task, call=piece)
             found = self._entry_for(part)
             if found is None and entry is None:
@@ -157,7 +161,7 @@ class Dispatcher:
                 check_joinable(entry.outputs)
             route = found.route_for(piece, fit=Fit.PIECE)
             results.append(route.run(piece.args, piece.kwargs))
-        delete_donated(task.call, task.target.donate_argnums)
+        delete_donated(task.call, donated)
         self.outcomes.add("split", Reason.OVERFLOW)
         assert entry is not None  # a call that is split has a piece
         return Served(joined(results, entry.outputs))

@@ -30,6 +30,7 @@ class CUDAGraphEntry:
         graph_id: A number that no other entry of the registry has had.
         single_input: Whether `replay` takes one pytree (the specification's calls) or the tuple of
             a function's positional arguments (`bucket_jit`).
+        copies_inputs: Whether `replay` pads; otherwise inputs must have the bucket's shape.
         waits: Whether each replay waits for the device (`debug_mode`).
         journal: The records of its replays.
     """
@@ -40,6 +41,7 @@ class CUDAGraphEntry:
     outputs: Outputs = field(repr=False)
     graph_id: int
     single_input: bool = False
+    copies_inputs: bool = True
     waits: bool = False
     journal: Journal = field(repr=False)
 
@@ -193,6 +195,12 @@ class CUDAGraphEntry:
             raise InputShapeError(
                 f"the inputs have (batch, seq_len)={tuple(call.sizes)}, more than the bucket "
                 f"{self.bucket}: use a larger bucket"
+            )
+        if not self.copies_inputs and call.sizes != self.bucket:
+            raise InputShapeError(
+                f"the inputs have (batch, seq_len)={tuple(call.sizes)}, not the bucket's "
+                f"{tuple(self.bucket)}, and cudagraph_copy_inputs=False forbids to copy them: "
+                "pad them, or leave cudagraph_copy_inputs on"
             )
         # A size that no array carries is the bucket's own.
         sizes = Bucket(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import jax
 from jax.stages import Compiled
 
-from cudagraph_jax.errors import CaptureError, CUDAGraphError
+from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError
 from cudagraph_jax.graphs.guard import tracing_refusals
 from cudagraph_jax.shapes.prefix import PyTree
 
@@ -57,6 +57,7 @@ def compile_function(
 
     Raises:
         CaptureError: Tracing, lowering or compiling failed; `stage` says which.
+        ConfigError: XLA does not know one of the compiler options, or its value.
         UnexpectedCompileError: Called inside `no_compiles()`.
     """
     start = clock()
@@ -111,6 +112,10 @@ def _stage(stage: str, name: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = str(error).strip().split("\n", 1)[0]
+        if stage == "compile" and "INVALID_ARGUMENT" in reason and "option" in reason:
+            raise ConfigError(
+                f"XLA refuses the compiler options: {reason}: correct compiler_options"
+            ) from error
         raise CaptureError(
             f"cannot {stage} {name}: {type(error).__name__}: {reason}", stage=stage
         ) from error

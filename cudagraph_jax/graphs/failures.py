@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cudagraph_jax.errors import CaptureError, CUDAGraphWarning
 from cudagraph_jax.graphs.variant import Variant
@@ -16,6 +16,10 @@ from cudagraph_jax.shapes.ladder import Bucket
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
 _FINAL = ("trace", "check")
+
+
+MAX_REMEMBERED = 1024
+"""Failures kept; beyond that the oldest is forgotten, and may be tried again."""
 
 
 class Failure(NamedTuple):
@@ -47,7 +51,7 @@ class Failures:
         self._clock = clock
         self._lock = threading.Lock()
         self._failed: dict[tuple[Bucket, Variant], Failure] = {}
-        self._reported: set[tuple[object, str]] = set()
+        self._reported: dict[tuple[object, str], None] = {}
 
     def __len__(self) -> int:
         return len(self._failed)
@@ -79,10 +83,15 @@ class Failures:
             attempts = 1 if before is None else before.attempts + 1
             pause = min(FIRST_PAUSE_S * 2 ** (attempts - 1), LONGEST_PAUSE_S)
             retry_at = math.inf if error.stage in _FINAL else self._clock() + pause
-            self._failed[bucket, variant] = Failure(error, attempts, retry_at)
+            # Without its traceback, whose frames would keep the caller's arrays alive.
+            kept = CaptureError(str(error), stage=error.stage)
+            self._failed.pop((bucket, variant), None)
+            self._failed[bucket, variant] = Failure(kept, attempts, retry_at)
+            _shorten(self._failed)
             if cause in self._reported:
                 return
-            self._reported.add(cause)
+            self._reported[cause] = None
+            _shorten(self._reported)
         again = "It is not tried again for this bucket; reset() forgets that"
         if retry_at < math.inf:
             again = "It is tried again later, after a pause that doubles each time"
@@ -91,3 +100,8 @@ class Failures:
             CUDAGraphWarning,
             stacklevel=2,
         )
+
+
+def _shorten(known: dict[Any, Any]) -> None:
+    while len(known) > MAX_REMEMBERED:
+        del known[next(iter(known))]

@@ -32,6 +32,7 @@ from cudagraph_jax.graphs.program import Target
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.graphs.routes import Routes
+from cudagraph_jax.graphs.variant import placement
 from cudagraph_jax.report.explanation import Explanation
 from cudagraph_jax.report.progress import Callback, Progress
 from cudagraph_jax.report.stats import stats_html
@@ -43,6 +44,7 @@ R = TypeVar("R")
 
 Pick = Callable[[Sequence[PyTree]], tuple[PyTree, ...]]
 
+_ALL: Pick = itemgetter(slice(None))
 _shape_and_dtype = attrgetter("shape", "dtype")
 
 
@@ -70,7 +72,7 @@ class BucketedFunction(Generic[P, R]):
         self._routes = Routes()
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
         self._picks: dict[Form, Pick] = {}
-        self._pick = _picker(binder.bucketed_places)
+        self._pick = _picker(binder.bucketed_places) if binder.has_entries else _ALL
         self._lead = binder.lead
         self._binds_all = bool(binder.static_argnames)
         self._outcomes = manager.dispatcher.outcomes
@@ -86,6 +88,9 @@ class BucketedFunction(Generic[P, R]):
             # JAX narrows NumPy's 64-bit floats silently, so NumPy arrays are always looked at.
             if ndarray in map(type, args):
                 route = self._routes.table[tuple(map(_shape_and_dtype, self._pick(args)))]
+                if not route.takes_numpy(args):
+                    outputs = self._call_bound(args, kwargs, refused=route)
+                    return outputs
             else:
                 lead = args[self._lead]
                 route = self._routes.exact[lead.shape]  # type: ignore[attr-defined]  # or caught
@@ -99,6 +104,8 @@ class BucketedFunction(Generic[P, R]):
             outputs = route.run(args)
         except (TypeError, ValueError):
             # The compiled function refuses what does not fit it: other parameters, tracers.
+            # Refusals are slow, so calls that alternate are told apart by all their arrays.
+            self._routes.exact.clear()
             outputs = self._call_bound(args, kwargs, refused=route)
         except Exception:
             self._outcomes.add("error", Reason.RUN)
@@ -171,7 +178,12 @@ class BucketedFunction(Generic[P, R]):
             bound = self._bind(args, kwargs)
             key = self._key(bound)
         route = None if key is None else self._routes.table.get(key)
-        if route is not None and route is not refused and route.takes(bound.args, bound.kwargs):
+        if (
+            route is not None
+            and route is not refused
+            and route.takes(bound.args, bound.kwargs)
+            and route.takes_numpy(bound.args)
+        ):
             try:
                 return route.run(bound.args, bound.kwargs)
             except (TypeError, ValueError):
@@ -231,6 +243,9 @@ class BucketedFunction(Generic[P, R]):
                 arrays = (structure, *map(_shape_and_dtype, leaves))
             except AttributeError:
                 return None
+        placed = tuple(map(placement, jax.tree.leaves(picked)))
+        if any(placed):
+            arrays = (arrays, placed)
         return arrays if form.plain else (form, bound.statics, arrays)
 
     def _describe(self, bound: Bound) -> Call:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.variant import AbstractLeaf
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
@@ -29,9 +30,8 @@ def run_idle(entry: CUDAGraphEntry, iterations: int, *, leaves: Sequence[object]
     Raises:
         CaptureError: A run failed.
     """
-    donated = set(entry.program.target.donate_argnums)
     for _ in range(iterations):
-        args, kwargs = idle_arguments(entry, leaves=() if donated else leaves)
+        args, kwargs = idle_arguments(entry, leaves=leaves)
         try:
             jax.block_until_ready(entry.executable.call(*args, **kwargs))
         except Exception as error:
@@ -45,7 +45,9 @@ def idle_arguments(
 ) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
     """Arguments of the bucket's size that hold nothing but padding, all of it unmasked."""
     program = entry.program
-    given = leaves or [None] * len(program.axes)
+    given: list[object] = list(leaves) or [None] * len(program.axes)
+    for index in _donated_leaves(program):
+        given[index] = None  # a run would use it up
     values = [
         _idle_leaf(leaf, axes, pad, value, entry.bucket)
         for leaf, axes, pad, value in zip(
@@ -56,6 +58,11 @@ def idle_arguments(
     if program.target.mask_argname is not None:
         kwargs = {**kwargs, program.target.mask_argname: np.ones(entry.bucket, np.bool_)}
     return args, kwargs
+
+
+def _donated_leaves(program: Program) -> list[int]:
+    args, _ = jax.tree.unflatten(program.variant.structure, range(len(program.axes)))
+    return jax.tree.leaves([args[position] for position in program.target.donate_argnums])
 
 
 def _idle_leaf(

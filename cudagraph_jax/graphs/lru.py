@@ -80,6 +80,11 @@ class SingleFlightLRU(Generic[K, V]):
         """How many values had to leave because of `max_items` or `max_weight`."""
         return self._evictions
 
+    def forget_evictions(self) -> None:
+        """Counts evictions from zero again."""
+        with self._lock:
+            self._evictions = 0
+
     def get(self, key: K) -> V | None:
         """The value of `key`, or None; marks nothing as used."""
         return self._values.get(key)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, Self
 
-import jax
-
-from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.config import CUDAGraphConfig, checked_config
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
 from cudagraph_jax.graphs.call import refuse_abstract
 from cudagraph_jax.graphs.capturer import Capturer, Task
 from cudagraph_jax.graphs.decision import Holdings, decide
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.graphs.routes import Routes
-from cudagraph_jax.graphs.single import check_inputs, check_outputs, single_call, single_target
+from cudagraph_jax.graphs.single import (
+    any_function,
+    capture_sizes,
+    check_inputs,
+    check_outputs,
+    request_sizes,
+    route_key,
+    single_call,
+    single_target,
+)
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.prefix import PyTree
@@ -47,7 +53,7 @@ class CUDAGraphManager:
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.config = CUDAGraphConfig() if config is None else config
+        self.config = checked_config(config)
         self.registry = CUDAGraphRegistry(self.config, clock=clock)
         capturer = Capturer(self.config, self.registry)
         self.dispatcher = Dispatcher(self.config, self.registry, capturer=capturer)
@@ -122,7 +128,7 @@ class CUDAGraphManager:
             CaptureError: The function could not be traced, lowered, compiled or run.
             InputShapeError: `input_shapes` or `output_shapes` do not fit.
         """
-        sizes = Bucket(batch_size, seq_len)
+        sizes = capture_sizes(batch_size, seq_len)
         if not self.config.should_use_cudagraph(*sizes):
             return None
         target = single_target(capture_fn)
@@ -138,8 +144,9 @@ class CUDAGraphManager:
         made = self.registry.capture_program(
             program,
             bucket,
+            call,
             single_input=True,
-            prove=lambda entry: run_idle(entry, self.config.warmup_iterations),
+            iterations=self.config.warmup_iterations,
         )
         return made.value
 
@@ -161,23 +168,35 @@ class CUDAGraphManager:
         """
         if self.mode not in (CUDAGraphMode.CAPTURE, CUDAGraphMode.REPLAY):
             return None
-        sizes = Bucket(batch_size, seq_len)
-        bucket = self.config.bucket_for(*sizes)
-        entries = [
-            entry
-            for size in dict.fromkeys((sizes, bucket))
-            for entry in self.registry.at(size)
-            if entry.single_input
-        ]
+        sizes = request_sizes(batch_size, seq_len)
+        entries = self._replayable(sizes)
         if len(entries) > 1:
-            leaves = single_call(_any_function, inputs, sizes).variant.leaves
-            entries = [entry for entry in entries if entry.variant.leaves == leaves] or entries[-1:]
+            leaves = single_call(any_function, inputs, sizes).variant.leaves
+            entries = [entry for entry in entries if entry.variant.leaves == leaves] or entries[:1]
         if len({entry.variant.function for entry in entries}) > 1:
             raise CUDAGraphError(
-                f"{len(entries)} functions are captured for {bucket} and these inputs: "
+                f"{len(entries)} functions are captured for {sizes} and these inputs: "
                 "call entry.replay(inputs) or execute_or_capture, which name the function"
             )
         return entries[0].replay(inputs) if entries else None
+
+    def _replayable(self, sizes: Bucket) -> list[CUDAGraphEntry]:
+        """The entries of the first bucket that may serve `sizes`, by the mode table."""
+        registry = self.registry
+        buckets = [sizes]
+        if self.config.cudagraph_copy_inputs:
+            buckets.append(self.config.bucket_for(*sizes))
+            if self.mode is CUDAGraphMode.REPLAY:
+                larger = (
+                    registry.find_larger(sizes, entry.variant) for entry in registry.entries()
+                )
+                found = {entry.bucket for entry in larger if entry is not None}
+                buckets += sorted(found, key=lambda bucket: bucket.elements)
+        for bucket in dict.fromkeys(buckets):
+            entries = [entry for entry in registry.at(bucket) if entry.single_input]
+            if entries:
+                return entries[::-1]
+        return []
 
     def execute_or_capture(
         self,
@@ -210,10 +229,10 @@ class CUDAGraphManager:
             InputShapeError: The inputs do not fit what was declared.
             SealedError: The bucket is not captured and `on_miss="error"`.
         """
-        sizes = Bucket(batch_size, seq_len)
+        sizes = request_sizes(batch_size, seq_len)
         if input_shapes is not None:
             check_inputs(inputs, input_shapes)
-        key = _route_key(execute_fn, inputs, sizes)
+        key = route_key(execute_fn, inputs, sizes)
         route = None if key is None else self._routes.table.get(key)
         if route is not None and route.takes((inputs,)):
             try:
@@ -240,9 +259,9 @@ class CUDAGraphManager:
         What is queued in the background is captured first. Then every bucket is run once where a
         new capture throws recorded graphs away, so that none is stale.
         """
+        self.mode = CUDAGraphMode.REPLAY
         self.wait()
         self.dispatcher.capturer.record_again()
-        self.mode = CUDAGraphMode.REPLAY
 
     def wait(self) -> None:
         """Waits until every capture that is queued in the background has ended."""
@@ -272,21 +291,3 @@ class CUDAGraphManager:
         by replays that was padding, from 0 to 1.
         """
         return self.dispatcher.stats()
-
-
-def _route_key(
-    function: Callable[[PyTree], PyTree], inputs: PyTree, sizes: Bucket
-) -> Hashable | None:
-    """What the route of `function(inputs)` depends on; None where it cannot be remembered."""
-    leaves, structure = jax.tree.flatten(inputs)
-    try:
-        key = (function, sizes, structure, *[(leaf.shape, leaf.dtype) for leaf in leaves])
-        hash(key)
-    except (AttributeError, TypeError):
-        return None  # a Python number among the leaves, or a function that cannot be hashed
-    return key
-
-
-def _any_function(inputs: PyTree) -> PyTree:
-    """Stands for a function that is not known."""
-    return inputs

@@ -176,7 +176,7 @@ class Program:
         found = (
             self._infer(bucket, others)
             if self.target.out_axes is None
-            else _declared(self.target.out_axes, tree)
+            else _declared(self.target.out_axes, tree, bucket)
         )
         leaves = tuple(
             _output_leaf(array, axes, mode)
@@ -212,7 +212,7 @@ def _named(tree: PyTree) -> list[OutputShape]:
     return found
 
 
-def _declared(out_axes: PyTree, tree: PyTree) -> list[OutputAxes]:
+def _declared(out_axes: PyTree, tree: PyTree, bucket: Bucket) -> list[OutputAxes]:
     patterns = broadcast_prefix(out_axes, tree, name="out_axes")
     found = []
     for pattern, (name, shape) in zip(patterns, _named(tree), strict=True):
@@ -221,6 +221,11 @@ def _declared(out_axes: PyTree, tree: PyTree) -> list[OutputAxes]:
             if isinstance(pattern, str)
             else LeafAxes()
         )
+        if axes.resize(shape, bucket) != shape:
+            raise InputShapeError(
+                f"{name} has the shape {shape} at (batch, seq_len)={tuple(bucket)}, but out_axes "
+                f"says {pattern!r}: correct out_axes, or leave it out to have it found"
+            )
         found.append(OutputAxes(name, axes))
     return found
 

@@ -7,28 +7,29 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.config import CUDAGraphConfig, checked_config
+from cudagraph_jax.graphs.call import Call
+from cudagraph_jax.graphs.check import check_entry
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.journal import Journal, Ledger, ReplayTotals
 from cudagraph_jax.graphs.lru import Made, SingleFlightLRU
 from cudagraph_jax.graphs.program import Program
-from cudagraph_jax.graphs.single import check_outputs, single_program
+from cudagraph_jax.graphs.routes import Routes
+from cudagraph_jax.graphs.single import (
+    capture_sizes,
+    check_outputs,
+    single_call,
+    single_target,
+)
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.prefix import PyTree
 from cudagraph_jax.shapes.structs import as_structs
 
 Key = tuple[Bucket, Variant]
-
-
-class Watcher(Protocol):
-    """Someone who remembers entries and must hear when one was dropped."""
-
-    def forget_routes(self) -> None:
-        """Looks every entry up anew from now on."""
 
 
 class CUDAGraphRegistry:
@@ -48,14 +49,14 @@ class CUDAGraphRegistry:
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.config = CUDAGraphConfig() if config is None else config
+        self.config = checked_config(config)
         self._clock = clock
         self._ledger = Ledger()
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._captures = 0
         self._capture_ms = 0.0
-        self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
+        self._watchers: weakref.WeakSet[Routes] = weakref.WeakSet()
         self._entries: SingleFlightLRU[Key, CUDAGraphEntry] = SingleFlightLRU(
             last_used=lambda entry: entry.journal.last_used_ns,
             weight=lambda entry: entry.memory_bytes or 0,
@@ -115,44 +116,45 @@ class CUDAGraphRegistry:
             InputShapeError: `input_shapes` are no shapes, or `output_shapes` not what comes.
             CaptureError: The function could not be traced, lowered, compiled or run.
         """
-        sizes = Bucket(batch_size, seq_len)
-        program = single_program(capture_fn, as_structs(input_shapes, name="input_shapes"), sizes)
+        sizes = capture_sizes(batch_size, seq_len)
+        call = single_call(capture_fn, as_structs(input_shapes, name="input_shapes"), sizes)
+        program = Program(single_target(capture_fn), call)
         if output_shapes is not None:
             check_outputs(program, sizes, output_shapes)
-        made = self.capture_program(
-            program,
-            sizes,
-            single_input=True,
-            prove=lambda entry: run_idle(entry, self.config.warmup_iterations),
-        )
+        iterations = self.config.warmup_iterations
+        made = self.capture_program(program, sizes, call, single_input=True, iterations=iterations)
         return made.value
 
     def capture_program(
         self,
         program: Program,
         bucket: Bucket,
+        call: Call,
         *,
         single_input: bool = False,
-        prove: Callable[[CUDAGraphEntry], None] | None = None,
+        iterations: int = 0,
     ) -> Made[CUDAGraphEntry]:
-        """The entry of `program` at `bucket`, compiled where absent.
+        """The entry of `program` at `bucket`, compiled where absent and published whole.
 
         Args:
             program: What to compile.
             bucket: For which sizes.
+            call: A call of the program: in `debug_mode` a new entry is checked against it, and
+                what it passes through is used in the runs.
             single_input: Whether the entry's `replay` takes the function's only argument.
-            prove: Called with a new entry before anybody else can see it; where it raises, the
-                entry is not kept.
+            iterations: Runs of a new entry before anybody can see it.
 
         Raises:
-            CaptureError: Compiling or proving failed, here or in the thread that was waited for.
+            CaptureError: Compiling, checking or running failed, here or in the thread that was
+                waited for; such an entry is not kept.
             InputShapeError: An output that must be trimmed cannot be.
         """
 
         def make() -> CUDAGraphEntry:
             entry = self._compile(program, bucket, single_input)
-            if prove is not None:
-                prove(entry)
+            if self.config.debug_mode:
+                check_entry(entry, call)
+            run_idle(entry, iterations, leaves=call.leaves)
             return entry
 
         return self._entries.get_or_make((bucket, program.variant), make)
@@ -221,12 +223,14 @@ class CUDAGraphRegistry:
         self._entries.pop((bucket, variant))
 
     def clear(self) -> None:
-        """Drops all entries."""
+        """Drops all entries, and does not keep those that are being captured."""
         self._entries.clear()
+        self.changed()
 
     def reset(self) -> None:
         """Drops all entries and starts all counts from zero."""
         self.clear()
+        self._entries.forget_evictions()
         with self._lock:
             self._ledger = Ledger()
             self._captures = 0
@@ -236,10 +240,10 @@ class CUDAGraphRegistry:
         """A snapshot of all entries, the one captured first at the front."""
         return [entry for _, entry in self._entries.items()]
 
-    def watch(self, watcher: Watcher) -> None:
-        """Calls `watcher.forget_routes()` whenever an entry was dropped; held weakly."""
+    def watch(self, routes: Routes) -> None:
+        """Forgets `routes` whenever an entry was dropped; held weakly."""
         with self._lock:
-            self._watchers.add(watcher)
+            self._watchers.add(routes)
 
     def changed(self) -> None:
         """Tells all watchers to look entries up anew."""
@@ -285,6 +289,7 @@ class CUDAGraphRegistry:
             outputs=outputs,
             graph_id=next(self._ids),
             single_input=single_input,
+            copies_inputs=self.config.cudagraph_copy_inputs,
             waits=self.config.debug_mode,
             journal=Journal(bucket, self._ledger),
         )

@@ -4,48 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter_ns
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from cudagraph_jax.graphs.journal import FOLD_EVERY, Fit, Journal, Request
+from cudagraph_jax.graphs.pads import pads_for
+from cudagraph_jax.graphs.passed import numbers_of, passed_arrays
 from cudagraph_jax.graphs.program import OutputLeaf, Outputs, Program
 from cudagraph_jax.graphs.variant import is_weak
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import Index, Padder, padder, real_index
+from cudagraph_jax.shapes.padding import Index, real_index
 from cudagraph_jax.shapes.prefix import PyTree
 
 NO_KWARGS: Mapping[str, PyTree] = {}
-
-
-class Pads(NamedTuple):
-    """What has to be padded in the positional arguments.
-
-    Attributes:
-        arrays: Position and padder of each argument that is an array itself.
-        trees: Position of each argument that is a pytree, with a padder for every leaf of it; None
-            for those that fit.
-        donated: Positions of those of both whose buffers are the callee's to take.
-    """
-
-    arrays: tuple[tuple[int, Padder], ...] = ()
-    trees: tuple[tuple[int, tuple[Padder | None, ...]], ...] = ()
-    donated: tuple[int, ...] = ()
-
-
-class Numbers(NamedTuple):
-    """The numbers that a call passes through: the compiled function does not tell weak ones apart.
-
-    Attributes:
-        args: Position of each number among the arguments, and whether it is weak.
-        kwargs: Keyword of each, likewise.
-        nested: Whether a pytree holds a weak one, which only a walk would find.
-    """
-
-    args: tuple[tuple[int, bool], ...] = ()
-    kwargs: tuple[tuple[str, bool], ...] = ()
-    nested: bool = False
 
 
 class Route:
@@ -73,6 +45,7 @@ class Route:
         "_numbers",
         "_pads",
         "_pads_any",
+        "_passed",
         "_record",
         "_wait",
         "bucket",
@@ -107,6 +80,7 @@ class Route:
         if self._mask_argname is not None and request.fit is Fit.EXACT:
             self._full_mask = jax.device_put(np.ones(bucket, np.bool_))
         self._numbers = numbers_of(program)
+        self._passed = passed_arrays(program)
         self.takes_any = not any(self._numbers)
         self._direct = not self._pads_any and self._mask_argname is None and not wait
 
@@ -118,8 +92,17 @@ class Route:
     def takes(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> bool:
         """Whether the numbers among the arguments are weak where those of the program are."""
         return all(
-            is_weak(args[position]) == weak for position, weak in self._numbers.args
-        ) and all(is_weak(kwargs[name]) == weak for name, weak in self._numbers.kwargs)
+            position < len(args) and is_weak(args[position]) == weak
+            for position, weak in self._numbers.args
+        ) and all(is_weak(kwargs.get(name)) == weak for name, weak in self._numbers.kwargs)
+
+    def takes_numpy(self, args: Sequence[PyTree]) -> bool:
+        """Whether the NumPy arrays passed through have dtypes that JAX does not narrow."""
+        return not any(
+            isinstance(args[position], np.ndarray) and args[position].dtype != dtype
+            for position, dtype in self._passed
+            if position < len(args)
+        )
 
     @property
     def pads_nothing(self) -> bool:
@@ -188,67 +171,6 @@ class Route:
             for leaf in jax.tree.leaves(args[position]):
                 if isinstance(leaf, jax.Array) and not leaf.is_deleted():
                     leaf.delete()
-
-
-def numbers_of(program: Program) -> Numbers:
-    """The numbers among a program's arguments."""
-    leaves = program.variant.leaves
-    args, kwargs = jax.tree.unflatten(program.variant.structure, range(len(leaves)))
-    bare = {**dict(enumerate(args)), **kwargs}
-    found = {
-        place: leaves[index].weak_type
-        for place, index in bare.items()
-        if isinstance(index, int) and not leaves[index].shape
-    }
-    nested = any(
-        leaves[index].weak_type
-        for value in bare.values()
-        if not isinstance(value, int)
-        for index in jax.tree.leaves(value)
-    )
-    return Numbers(
-        tuple((place, weak) for place, weak in found.items() if isinstance(place, int)),
-        tuple((place, weak) for place, weak in found.items() if isinstance(place, str)),
-        nested,
-    )
-
-
-def pads_for(
-    program: Program, shapes: Sequence[tuple[int, ...]], *, sizes: Bucket, bucket: Bucket
-) -> Pads:
-    """What a request of these shapes needs padded."""
-    args, _ = jax.tree.unflatten(program.variant.structure, range(len(shapes)))
-    arrays: list[tuple[int, Padder]] = []
-    trees: list[tuple[int, tuple[Padder | None, ...]]] = []
-    for position, value in enumerate(args):
-        padders = tuple(
-            _leaf_padder(program, index, shapes[index], sizes, bucket)
-            for index in jax.tree.leaves(value)
-        )
-        needed = [pad for pad in padders if pad is not None]
-        if isinstance(value, int):
-            arrays += [(position, pad) for pad in needed]
-        elif needed:
-            trees.append((position, padders))
-    padded = {position for position, _ in (*arrays, *trees)}
-    donated = padded.intersection(program.target.donate_argnums)
-    return Pads(tuple(arrays), tuple(trees), tuple(sorted(donated)))
-
-
-def _leaf_padder(
-    program: Program, index: int, shape: tuple[int, ...], sizes: Bucket, bucket: Bucket
-) -> Padder | None:
-    axes = program.axes[index]
-    if axes.passes_through:
-        return None
-    return padder(
-        shape,
-        np.dtype(program.variant.leaves[index].dtype),
-        axes=axes,
-        sizes=sizes,
-        bucket=bucket,
-        value=program.pad_values[index],
-    )
 
 
 def finisher(outputs: Outputs, sizes: Bucket | None) -> Callable[[PyTree], PyTree] | None:

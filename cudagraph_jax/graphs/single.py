@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Hashable
 
 import jax
+import numpy as np
 
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.call import Call, Declared, describe_call
@@ -58,14 +60,34 @@ def single_call(function: Function, inputs: PyTree, sizes: Bucket) -> Call:
     return dataclasses.replace(call, sizes=sizes)
 
 
+def request_sizes(batch_size: int, seq_len: int) -> Bucket:
+    """The (batch, seq_len) of a request, each 0 or more.
+
+    Raises:
+        InputShapeError: One is no such integer.
+    """
+    return _sizes(batch_size, seq_len, minimum=0)
+
+
+def capture_sizes(batch_size: int, seq_len: int) -> Bucket:
+    """The (batch, seq_len) of a bucket, each 1 or more.
+
+    Raises:
+        InputShapeError: One is no such integer.
+    """
+    return _sizes(batch_size, seq_len, minimum=1)
+
+
+def _sizes(batch_size: int, seq_len: int, *, minimum: int) -> Bucket:
+    for name, size in (("batch_size", batch_size), ("seq_len", seq_len)):
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < minimum:
+            raise InputShapeError(f"{name}={size!r} is no integer of {minimum} or more: give one")
+    return Bucket(operator.index(batch_size), operator.index(seq_len))
+
+
 def single_target(function: Function) -> Target:
     """`function` as what a program is made of."""
     return Target(function, function_name(function))
-
-
-def single_program(function: Function, inputs: PyTree, sizes: Bucket) -> Program:
-    """The program of `function(inputs)`."""
-    return Program(single_target(function), single_call(function, inputs, sizes))
 
 
 def check_outputs(program: Program, sizes: Bucket, output_shapes: PyTree) -> None:
@@ -98,3 +120,21 @@ def check_inputs(inputs: PyTree, input_shapes: PyTree) -> None:
 def _axes(leaf: object, sizes: Bucket) -> LeafAxes | None:
     axes = axes_by_size(getattr(leaf, "shape", ()), sizes)
     return None if axes.passes_through else axes
+
+
+def route_key(
+    function: Callable[[PyTree], PyTree], inputs: PyTree, sizes: Bucket
+) -> Hashable | None:
+    """What the route of `function(inputs)` depends on; None where it cannot be remembered."""
+    leaves, structure = jax.tree.flatten(inputs)
+    try:
+        key = (function, sizes, structure, *[(leaf.shape, leaf.dtype) for leaf in leaves])
+        hash(key)
+    except (AttributeError, TypeError):
+        return None  # a Python number among the leaves, or a function that cannot be hashed
+    return key
+
+
+def any_function(inputs: PyTree) -> PyTree:
+    """Stands for a function that is not known."""
+    return inputs

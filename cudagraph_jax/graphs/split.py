@@ -16,7 +16,7 @@ from cudagraph_jax.graphs.program import Outputs
 from cudagraph_jax.shapes.prefix import PyTree
 
 
-def pieces(call: Call, *, largest: int) -> Iterator[Call]:
+def pieces(call: Call, *, largest: int, donate_argnums: Sequence[int] = ()) -> Iterator[Call]:
     """`call` in calls of `largest` rows each, the last one of what is left.
 
     Arrays are cut on the host, which compiles nothing.
@@ -24,11 +24,14 @@ def pieces(call: Call, *, largest: int) -> Iterator[Call]:
     Args:
         call: A call that carries a batch.
         largest: Rows of a piece.
+        donate_argnums: Arguments that a piece would use up: each gets a copy.
     """
     rows = call.sizes.batch_size
+    indices, _ = jax.tree.unflatten(call.variant.structure, range(len(call.leaves)))
+    donated = set(jax.tree.leaves([indices[position] for position in donate_argnums]))
     on_host: list[Any] = [
-        leaf if axes.batch is None else np.asarray(leaf)
-        for leaf, axes in zip(call.leaves, call.axes, strict=True)
+        leaf if axes.batch is None and index not in donated else np.asarray(leaf)
+        for index, (leaf, axes) in enumerate(zip(call.leaves, call.axes, strict=True))
     ]
     for start in range(0, rows, largest):
         stop = min(rows, start + largest)

@@ -83,6 +83,11 @@ def abstract_bucketed(value: object, axes: LeafAxes, *, name: str) -> AbstractLe
             f"{name} is a {type(value).__name__}, not an array, but its axes are bucketed: "
             "pass a NumPy or JAX array (numpy.asarray makes one)"
         )
+    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
+        raise InputShapeError(
+            f"{name} holds PRNG keys, which NumPy cannot pad: pass jax.random.key_data of them, "
+            "or pass a single key through (None in in_axes)"
+        )
     dtype = computed_dtype(value.dtype, name=name)
     return AbstractLeaf(axes.open(value.shape), dtype, sharding=placement(value))
 
@@ -140,7 +145,7 @@ def placement(value: object) -> Sharding | None:
     the same program.
     """
     on_purpose = isinstance(value, jax.ShapeDtypeStruct) or (
-        isinstance(value, jax.Array) and value.committed
+        isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.committed
     )
     sharding: Sharding | None = getattr(value, "sharding", None) if on_purpose else None
     if not isinstance(sharding, SingleDeviceSharding):

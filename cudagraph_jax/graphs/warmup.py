@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from cudagraph_jax.errors import CaptureError
+from cudagraph_jax.errors import CaptureError, PaddingLeakError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.lru import Made
@@ -42,6 +42,9 @@ def warm_up(
         failed: Told of a bucket that could not be captured or run.
         progress: Told of every step.
         clock: Seconds.
+
+    Raises:
+        PaddingLeakError: In `debug_mode` the padding of a bucket changes its real rows.
     """
     start = clock()
     order = sorted(buckets, key=lambda bucket: bucket.elements, reverse=True)
@@ -51,6 +54,8 @@ def warm_up(
         for bucket in order:
             try:
                 made = capture(bucket)
+            except PaddingLeakError:
+                raise
             except CaptureError as error:
                 records[bucket] = BucketWarmup(bucket, "failed", error=str(error))
                 failed(bucket, error)

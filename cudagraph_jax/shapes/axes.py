@@ -61,6 +61,9 @@ class AxisPattern:
     before: tuple[str, ...]
     after: tuple[str, ...] | None
 
+    def __repr__(self) -> str:
+        return repr(self.text)
+
     @classmethod
     def parse(cls, text: str) -> AxisPattern:
         """The pattern of `text`.

@@ -17,6 +17,8 @@ class OutputShape(NamedTuple):
     shape: Shape
 
 
+_SMALLEST = (1, 2, 3)
+
 Evaluate = Callable[[Bucket], Sequence[OutputShape]]
 """Abstract evaluation of a function at one size, such as by `jax.eval_shape`."""
 
@@ -67,21 +69,29 @@ def infer_output_axes(
     here = evaluate(base)
     taller = _first_that_evaluates(evaluate, (base._replace(batch_size=n) for n in batches))
     longer = _first_that_evaluates(evaluate, (base._replace(seq_len=n) for n in lengths))
-    for other in (taller, longer):
+    # What is cut to a fixed length looks constant in the grid, and is not below it.
+    least = [
+        _first_that_evaluates(evaluate, (base._replace(**{field: n}) for n in _SMALLEST))
+        for field, sizes in (("batch_size", batches), ("seq_len", lengths))
+        if sizes
+    ]
+    for other in (taller, longer, *least):
         if other is not None and [out.name for out in other[0]] != [out.name for out in here]:
             counts = f"{len(here)} at {tuple(base)} and {len(other[0])} at {tuple(other[1])}"
             return tuple(OutputAxes(out.name, LeafAxes(), _other_tree(counts)) for out in here)
     if (batches and taller is None) or (lengths and longer is None):
         axis = "batch" if batches and taller is None else "seq"
         return tuple(OutputAxes(out.name, LeafAxes(), _one_size_only(out, axis)) for out in here)
-    return tuple(
-        _classify(
-            _Sample(out, base),
-            None if taller is None else _Sample(taller[0][index], taller[1]),
-            None if longer is None else _Sample(longer[0][index], longer[1]),
-        )
-        for index, out in enumerate(here)
-    )
+    found = []
+    for index, out in enumerate(here):
+        samples = [
+            None if other is None else _Sample(other[0][index], other[1])
+            for other in (taller, longer, *least)
+        ]
+        first = _Sample(out, base)
+        axes = _classify(first, samples[0], samples[1])
+        found.append(_confirmed(axes, first, samples[2:]))
+    return tuple(found)
 
 
 class _Sample(NamedTuple):
@@ -121,6 +131,21 @@ def _classify(base: _Sample, taller: _Sample | None, longer: _Sample | None) -> 
             continue
         return OutputAxes(name, LeafAxes(), _unclear(base, moved, f"dimension {axis}"))
     return OutputAxes(name, LeafAxes(batch, seq))
+
+
+def _confirmed(found: OutputAxes, base: _Sample, others: Sequence[_Sample | None]) -> OutputAxes:
+    """`found`, unless a further sample has another shape than these axes give."""
+    for other in others:
+        if found.problem is not None or other is None:
+            continue
+        if len(other.out.shape) != len(base.out.shape):
+            return OutputAxes(found.name, LeafAxes(), _unclear(base, other, "its rank"))
+        expected = found.axes.resize(base.out.shape, other.size)
+        for axis, (has, needs) in enumerate(zip(other.out.shape, expected, strict=True)):
+            if has != needs:
+                problem = _unclear(base, other, f"dimension {axis}")
+                return OutputAxes(found.name, LeafAxes(), problem)
+    return found
 
 
 def _equals(base: _Sample, moved: _Sample, axis: int, size: str) -> bool:

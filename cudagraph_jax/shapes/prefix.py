@@ -39,7 +39,7 @@ def broadcast_prefix(
     try:
         subtrees = structure.flatten_up_to(tree)  # type: ignore[attr-defined]  # JAX's stubs
     except ValueError as error:
-        reason = str(error).split("\n", 1)[0]
+        reason = str(error).split("\n", 1)[0][:200]
         raise InputShapeError(
             f"{name}={prefix!r} does not match the structure of what it describes: {reason}"
         ) from None

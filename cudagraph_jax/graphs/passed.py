@@ -1,0 +1,58 @@
+"""What a call passes through, and the compiled function would take for something else."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from cudagraph_jax.graphs.program import Program
+
+
+class Numbers(NamedTuple):
+    """The numbers that a call passes through: the compiled function does not tell weak ones apart.
+
+    Attributes:
+        args: Position of each number among the arguments, and whether it is weak.
+        kwargs: Keyword of each, likewise.
+        nested: Whether a pytree holds a weak one, which only a walk would find.
+    """
+
+    args: tuple[tuple[int, bool], ...] = ()
+    kwargs: tuple[tuple[str, bool], ...] = ()
+    nested: bool = False
+
+
+def passed_arrays(program: Program) -> tuple[tuple[int, np.dtype[np.generic]], ...]:
+    """Position and dtype of each argument that is an array and is passed through."""
+    leaves = program.variant.leaves
+    args, _ = jax.tree.unflatten(program.variant.structure, range(len(leaves)))
+    return tuple(
+        (position, leaves[index].dtype)
+        for position, index in enumerate(args)
+        if isinstance(index, int) and program.axes[index].passes_through
+    )
+
+
+def numbers_of(program: Program) -> Numbers:
+    """The numbers among a program's arguments."""
+    leaves = program.variant.leaves
+    args, kwargs = jax.tree.unflatten(program.variant.structure, range(len(leaves)))
+    bare = {**dict(enumerate(args)), **kwargs}
+    found = {
+        place: leaves[index].weak_type
+        for place, index in bare.items()
+        if isinstance(index, int) and not leaves[index].shape
+    }
+    nested = any(
+        leaves[index].weak_type
+        for value in bare.values()
+        if not isinstance(value, int)
+        for index in jax.tree.leaves(value)
+    )
+    return Numbers(
+        tuple((place, weak) for place, weak in found.items() if isinstance(place, int)),
+        tuple((place, weak) for place, weak in found.items() if isinstance(place, str)),
+        nested,
+    )

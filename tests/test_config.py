@@ -229,18 +229,6 @@ def test_bad_values_cover_every_field():
             "leave one of the two out",
         ),
         (
-            {"on_miss": "background"},
-            "on_miss='background' is not available in this version: choose another",
-        ),
-        (
-            {"on_overflow": "split"},
-            "on_overflow='split' is not available in this version: choose another",
-        ),
-        (
-            {"on_overflow": "exact"},
-            "on_overflow='exact' is not available in this version: choose another",
-        ),
-        (
             {"store": Path("graphs")},
             "store='graphs' is not available in this version: leave it out",
         ),

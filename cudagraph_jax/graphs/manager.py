@@ -175,7 +175,7 @@ class CUDAGraphManager:
             entries = [entry for entry in entries if entry.variant.leaves == leaves] or entries[:1]
         if len({entry.variant.function for entry in entries}) > 1:
             raise CUDAGraphError(
-                f"{len(entries)} functions are captured for {sizes} and these inputs: "
+                f"{len(entries)} functions are captured for {entries[0].bucket} and these inputs: "
                 "call entry.replay(inputs) or execute_or_capture, which name the function"
             )
         return entries[0].replay(inputs) if entries else None

@@ -75,17 +75,16 @@ def test_leaks_are_caught(leaky, sizes):
     assert leaky.__name__ in str(caught.value)
     assert caught.value.stage == "check"
     assert function.registry.num_graphs == 0
-    assert stats_of(function)["errors_by_reason"] == {"miss": 1}
+    assert stats_of(function)["errors_by_reason"] == {"leak": 1}
 
 
 @pytest.mark.parametrize("leaky", [mean_over_batch, mean_over_tokens, unmasked_softmax])
 def test_leaks_are_reported_by_warmup(leaky):
-    """Warm-up reports a leaking bucket as failed, with a warning, and does not keep it."""
+    """Warm-up raises at a leaking bucket, and does not keep it."""
     function = bucket_jit(leaky, in_axes=("batch seq",), config=DEBUG)
-    with pytest.warns(CUDAGraphWarning, match="the padding changes the real rows"):
-        report = function.warmup(X, progress=False)
-    assert report.failed
-    assert function.registry.num_graphs == len(report.buckets) - len(report.failed)
+    with pytest.raises(PaddingLeakError, match="the padding changes the real rows"):
+        function.warmup(X, progress=False)
+    assert function.registry.num_graphs == 0
 
 
 def test_leaks_of_integers_are_caught():
@@ -199,8 +198,8 @@ def test_abstract_warmup_is_checked_with_drawn_values():
     """Warm-up from shapes alone finds leaks as well."""
     function = bucket_jit(mean_over_batch, in_axes=("batch seq",), config=DEBUG)
     shape = jax.ShapeDtypeStruct((2, 4), np.float32)
-    with pytest.warns(CUDAGraphWarning):
-        assert function.warmup(shape, progress=False).failed
+    with pytest.raises(PaddingLeakError):
+        function.warmup(shape, progress=False)
     ids = bucket_jit(lambda ids: ids + 1, in_axes=("batch seq",), config=DEBUG)
     struct = jax.ShapeDtypeStruct((2, 4), np.int32)
     assert not ids.warmup(struct, progress=False).failed

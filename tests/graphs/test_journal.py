@@ -34,6 +34,7 @@ def sums(written):
         exact=fits.count(Fit.EXACT),
         padded=fits.count(Fit.PADDED),
         larger=fits.count(Fit.LARGER),
+        pieces=fits.count(Fit.PIECE),
         time_ns=sum(elapsed for elapsed, _ in written),
         real_elements=sum(sizes.elements for _, (sizes, _) in written),
         computed_elements=len(written) * BUCKET.elements,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -140,8 +141,12 @@ def test_an_array_of_the_batchs_size_by_chance():
     manager = CUDAGraphManager(CUDAGraphConfig(capture_sizes=(2, 4, 8), warmup_iterations=0))
     w = floats(1, 8, 8)
     for batch in (8, 7, 4, 8):
-        x = floats(0, batch, 8)
-        assert_close(manager.execute_or_capture(batch, 1, dense, {"x": x, "w": w}), x @ w)
+        inputs = {"x": floats(0, batch, 8), "w": w}
+        with warnings.catch_warnings():
+            # At batch 8 the guess is wrong, is said once, and the call runs eagerly.
+            warnings.simplefilter("ignore", CUDAGraphWarning)
+            outputs = manager.execute_or_capture(batch, 1, dense, inputs)
+        assert_close(outputs, inputs["x"] @ w)
 
 
 def test_an_array_of_the_buckets_size_by_chance():

@@ -13,6 +13,7 @@ import pytest
 
 from cudagraph_jax import (
     Bucket,
+    ConfigError,
     CUDAGraphConfig,
     CUDAGraphManager,
     CUDAGraphWarning,
@@ -186,15 +187,14 @@ def test_bad_examples_are_the_callers_error():
 
 
 def test_a_larger_grid_than_max_graphs():
-    """A grid that does not fit keeps the last captured, and calls still get their answer."""
+    """A grid that does not fit is an error before anything is compiled."""
     config = CUDAGraphConfig(
         capture_sizes=(1, 2, 4), capture_seq_lens=(5,), max_graphs=2, warmup_iterations=1
     )
     function = bucket_jit(double, in_axes=("batch seq",), config=config)
-    function.warmup(floats(0, 1, 1), progress=False)
-    assert function.registry.num_graphs == 2
-    for batch in range(1, 5):
-        assert_close(function(floats(0, batch, 3)), floats(0, batch, 3) * 2)
+    with pytest.raises(ConfigError, match="3 buckets, more than max_graphs=2: raise it"):
+        function.warmup(floats(0, 1, 1), progress=False)
+    assert function.registry.num_graphs == 0
 
 
 def test_random_keys_must_be_given():

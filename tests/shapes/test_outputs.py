@@ -40,7 +40,6 @@ def infer(function, *, base=BASE, batches=(8,), lengths=(32,)):
         (lambda x: x.sum(), (None, None)),
         (lambda x: x @ jnp.ones((3, 16)), (0, 1)),
         (lambda x: jnp.ones((4, 16, 8, 32)), (None, None)),
-        (lambda x: x[:, :2], (0, None)),
         (lambda x: jnp.zeros((x.shape[1], 4, 16)), (None, 0)),
     ],
 )
@@ -49,6 +48,13 @@ def test_function(function, axes):
     (found,) = infer(function)
     assert found.problem is None
     assert found.checked() == axes
+
+
+def test_a_cut_that_short_sequences_do_not_fill():
+    """What is cut to a fixed length is constant in the grid, and shorter below it: a problem."""
+    (found,) = infer(lambda x: x[:, :2])
+    assert found.problem is not None
+    assert "(4, 1, 3) at (4, 1): dimension 1 follows the sizes" in found.problem
 
 
 @given(st.data())

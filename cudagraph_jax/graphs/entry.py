@@ -112,13 +112,13 @@ class CUDAGraphEntry:
 
         With outputs on the device this is the time to dispatch, unless in `debug_mode`.
         """
-        return self.totals.time_ns / 1e6
+        return self.totals.seconds * 1e3
 
     @property
     def avg_replay_time_ms(self) -> float:
         """Mean milliseconds of a replay; 0 before the first."""
         totals = self.totals
-        return totals.time_ns / 1e6 / totals.replays if totals.replays else 0.0
+        return totals.seconds * 1e3 / totals.replays if totals.replays else 0.0
 
     def stats(self) -> dict[str, Any]:
         """Its figures, in values that JSON can hold."""
@@ -132,8 +132,8 @@ class CUDAGraphEntry:
             "memory_bytes": self.memory_bytes,
             "flops": self.flops,
             "replay_count": totals.replays,
-            "total_replay_time_ms": totals.time_ns / 1e6,
-            "avg_replay_time_ms": totals.time_ns / 1e6 / totals.replays if totals.replays else 0.0,
+            "total_replay_time_ms": totals.seconds * 1e3,
+            "avg_replay_time_ms": totals.seconds * 1e3 / totals.replays if totals.replays else 0.0,
             "waste": totals.waste,
         }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import attrgetter, itemgetter
+from time import perf_counter
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
@@ -85,23 +86,36 @@ class BucketedFunction(Generic[P, R]):
             outputs = self._call_bound(args, kwargs)
             return outputs
         try:
-            # JAX narrows NumPy's 64-bit floats silently, so NumPy arrays are always looked at.
-            if ndarray in map(type, args):
+            lead = args[self._lead]
+            if type(lead) is ndarray:
                 route = self._routes.table[tuple(map(_shape_and_dtype, self._pick(args)))]
-                if not route.takes_numpy(args):
-                    outputs = self._call_bound(args, kwargs, refused=route)
-                    return outputs
+                unsure = not route.takes_numpy(args)
             else:
-                lead = args[self._lead]
                 route = self._routes.exact[lead.shape]  # type: ignore[attr-defined]  # or caught
+                # JAX narrows NumPy's 64-bit floats silently, so NumPy arrays are looked at.
+                unsure = False
+                for position in route.others:
+                    if type(args[position]) is ndarray:
+                        unsure = True
         except (KeyError, AttributeError, IndexError):
             outputs = self._call_bound(args, kwargs)
             return outputs
+        direct = route.direct
+        if unsure or (direct is None and not route.takes(args)):
+            outputs = self._call_bound(args, kwargs)
+            return outputs
         try:
-            if not (route.takes_any or route.takes(args)):
-                outputs = self._call_bound(args, kwargs, refused=route)
-                return outputs
-            outputs = route.run(args)
+            if direct is not None:
+                start = perf_counter()
+                outputs = direct(*args)
+                if route.finish is not None:
+                    outputs = route.finish(outputs)
+                tally = route.tally
+                tally.used_at = end = perf_counter()
+                tally.seconds += end - start
+                next(tally.count)
+            else:
+                outputs = route.run(args)
         except (TypeError, ValueError):
             # The compiled function refuses what does not fit it: other parameters, tracers.
             # Refusals are slow, so calls that alternate are told apart by all their arrays.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import weakref
@@ -11,9 +12,6 @@ from enum import Enum
 from typing import NamedTuple
 
 from cudagraph_jax.shapes.ladder import Bucket
-
-FOLD_EVERY = 512
-"""Records kept before the thread that writes the next one adds them up (some 100 µs)."""
 
 
 class Fit(Enum):
@@ -48,7 +46,7 @@ class ReplayTotals:
         padded: Replays of smaller sizes.
         larger: Replays in a larger bucket than the request's own.
         pieces: Replays of a piece of a split batch.
-        time_ns: Nanoseconds of all, from the inputs to the trimmed outputs.
+        seconds: Time of all, from the inputs to the trimmed outputs.
         real_elements: batch * seq_len of the requests, summed.
         computed_elements: batch * seq_len of the buckets that served them, summed.
     """
@@ -57,7 +55,7 @@ class ReplayTotals:
     padded: int = 0
     larger: int = 0
     pieces: int = 0
-    time_ns: int = 0
+    seconds: float = 0.0
     real_elements: int = 0
     computed_elements: int = 0
 
@@ -84,82 +82,127 @@ class ReplayTotals:
             padded=self.padded + other.padded,
             larger=self.larger + other.larger,
             pieces=self.pieces + other.pieces,
-            time_ns=self.time_ns + other.time_ns,
+            seconds=self.seconds + other.seconds,
             real_elements=self.real_elements + other.real_elements,
             computed_elements=self.computed_elements + other.computed_elements,
         )
 
 
-class Journal:
-    """Records of replays: appended without a lock, added up now and then under one.
+class Tally:
+    """Counts the replays of one request shape through one entry.
 
-    `deque.append` and `deque.popleft` are atomic, so no record is lost or counted twice, whatever
-    the number of threads.
+    The hot path writes here without a lock: `next(tally.count)` and the two sums below.
+    `itertools.count` is atomic, so that no replay is lost or counted twice whatever the number of
+    threads; a race may lose the time of one, never its count.
+
+    Args:
+        request: What is served.
+        journal: Where the sum goes when the last holder of the tally is gone: a request that is
+            still under way when its route is dropped is counted all the same.
+
+    Attributes:
+        count: `next` counts one replay.
+        seconds: Their time, from the inputs to the trimmed outputs.
+        used_at: `time.perf_counter` at the end of the last one.
+    """
+
+    __slots__ = ("__weakref__", "_journal", "_reads", "count", "request", "seconds", "used_at")
+
+    def __init__(self, request: Request, journal: Journal) -> None:
+        self.request = request
+        self.count = itertools.count()
+        self.seconds = 0.0
+        self.used_at = 0.0
+        self._reads = 0
+        self._journal = journal
+
+    def __del__(self) -> None:
+        self._journal.close(self.totals(), self.used_at)
+
+    def totals(self) -> ReplayTotals:
+        """The sum so far; only one thread at a time may ask."""
+        # A counter tells its value only by counting on: what was read is taken off again.
+        replays = next(self.count) - self._reads
+        self._reads += 1
+        sizes, fit = self.request
+        return ReplayTotals(
+            **{_FIELD[fit]: replays},
+            seconds=self.seconds,
+            real_elements=replays * sizes.elements,
+            computed_elements=replays * self._journal.elements,
+        )
+
+
+_FIELD = {Fit.EXACT: "exact", Fit.PADDED: "padded", Fit.LARGER: "larger", Fit.PIECE: "pieces"}
+
+
+class Journal:
+    """The replays of one entry, whatever their routes.
 
     Args:
         bucket: The sizes of the entry.
-        ledger: Where the sum goes when the last holder of the journal is gone: a request that is
-            still under way when its entry is dropped is counted all the same.
+        ledger: Where the sum goes when the journal is gone.
 
     Attributes:
-        append: Takes (nanoseconds, request).
-        pending: What was appended and is not added up yet.
-        last_used_ns: `time.perf_counter_ns` of the last replay.
+        elements: batch * seq_len of the bucket.
     """
 
     __slots__ = (
         "__weakref__",
-        "_elements",
+        "_closed",
         "_ledger",
         "_lock",
-        "_totals",
-        "append",
-        "last_used_ns",
-        "pending",
+        "_sum",
+        "_tallies",
+        "_used_at",
+        "elements",
     )
 
     def __init__(self, bucket: Bucket, ledger: Ledger) -> None:
-        self._elements = bucket.elements
-        self._ledger = ledger
+        self.elements = bucket.elements
         self._lock = threading.Lock()
-        self._totals = ReplayTotals()
-        self.pending: deque[tuple[int, Request]] = deque()
-        self.append = self.pending.append
-        self.last_used_ns = time.perf_counter_ns()
+        self._tallies: weakref.WeakSet[Tally] = weakref.WeakSet()
+        self._closed: deque[tuple[ReplayTotals, float]] = deque()
+        self._sum = ReplayTotals()
+        self._used_at = time.perf_counter()
+        self._ledger = ledger
         ledger.open(self)
 
     def __del__(self) -> None:
-        self._ledger.close(self._take())
+        self._ledger.close(self.totals())
+
+    def open(self, request: Request) -> Tally:
+        """A tally for requests of one shape."""
+        tally = Tally(request, self)
+        with self._lock:
+            self._tallies.add(tally)
+        return tally
+
+    def close(self, totals: ReplayTotals, used_at: float) -> None:
+        """Keeps the sum of a tally that is going away.
+
+        It is called by a finaliser, which may run anywhere, so it takes no lock.
+        """
+        self._closed.append((totals, used_at))
+
+    def last_used(self) -> float:
+        """`time.perf_counter` at the end of the last replay, or when the journal began."""
+        with self._lock:
+            self._add_closed()
+            return max([self._used_at, *[tally.used_at for tally in self._tallies]])
 
     def totals(self) -> ReplayTotals:
-        """The sum of all records so far."""
+        """The sum of all replays so far."""
         with self._lock:
-            self._totals = self._totals + self._drain()
-            return self._totals
+            # In this order: a tally that goes away meanwhile is not counted on both sides.
+            self._add_closed()
+            return sum((tally.totals() for tally in self._tallies), self._sum)
 
-    def _take(self) -> ReplayTotals:
-        with self._lock:
-            totals, self._totals = self._totals + self._drain(), ReplayTotals()
-            return totals
-
-    def _drain(self) -> ReplayTotals:
-        counts = dict.fromkeys(Fit, 0)
-        time_ns = real = 0
-        while self.pending:
-            elapsed, (sizes, fit) = self.pending.popleft()
-            counts[fit] += 1
-            time_ns += elapsed
-            real += sizes[0] * sizes[1]
-        computed = sum(counts.values()) * self._elements
-        return ReplayTotals(
-            exact=counts[Fit.EXACT],
-            padded=counts[Fit.PADDED],
-            larger=counts[Fit.LARGER],
-            pieces=counts[Fit.PIECE],
-            time_ns=time_ns,
-            real_elements=real,
-            computed_elements=computed,
-        )
+    def _add_closed(self) -> None:
+        while self._closed:
+            totals, used_at = self._closed.popleft()
+            self._sum = self._sum + totals
+            self._used_at = max(self._used_at, used_at)
 
 
 class Ledger:
@@ -186,7 +229,6 @@ class Ledger:
     def totals(self) -> ReplayTotals:
         """The sum of all journals, open and closed."""
         with self._lock:
-            open_now = sum((journal.totals() for journal in self._journals), ReplayTotals())
             while self._closed:
                 self._sum = self._sum + self._closed.popleft()
-            return self._sum + open_now
+            return sum((journal.totals() for journal in self._journals), self._sum)

@@ -24,6 +24,22 @@ class Numbers(NamedTuple):
     nested: bool = False
 
 
+def other_arrays(program: Program) -> tuple[int, ...]:
+    """Positions of the arguments that are arrays or numbers, but for the one that leads.
+
+    That is the first that carries all the sizes there are; see `Binder.lead`.
+    """
+    args, _ = jax.tree.unflatten(program.variant.structure, range(len(program.axes)))
+    arrays = [place for place, index in enumerate(args) if isinstance(index, int)]
+    for place in arrays:
+        axes = program.axes[args[place]]
+        if (axes.batch is not None or not program.carries_batch) and (
+            axes.seq is not None or not program.carries_seq
+        ):
+            return tuple(other for other in arrays if other != place)
+    return tuple(arrays)
+
+
 def passed_arrays(program: Program) -> tuple[tuple[int, np.dtype[np.generic]], ...]:
     """Position and dtype of each argument that is an array and is passed through."""
     leaves = program.variant.leaves

@@ -58,7 +58,7 @@ class CUDAGraphRegistry:
         self._capture_ms = 0.0
         self._watchers: weakref.WeakSet[Routes] = weakref.WeakSet()
         self._entries: SingleFlightLRU[Key, CUDAGraphEntry] = SingleFlightLRU(
-            last_used=lambda entry: entry.journal.last_used_ns,
+            last_used=lambda entry: entry.journal.last_used(),
             weight=lambda entry: entry.memory_bytes or 0,
             max_items=self.config.max_graphs,
             max_weight=self.config.memory_budget_bytes,
@@ -266,8 +266,8 @@ class CUDAGraphRegistry:
             "num_graphs": self.num_graphs,
             "capture_count": self._captures,
             "total_replays": totals.replays,
-            "total_replay_time_ms": totals.time_ns / 1e6,
-            "avg_replay_time_ms": totals.time_ns / 1e6 / totals.replays if totals.replays else 0.0,
+            "total_replay_time_ms": totals.seconds * 1e3,
+            "avg_replay_time_ms": totals.seconds * 1e3 / totals.replays if totals.replays else 0.0,
             "capture_time_ms": self._capture_ms,
             "memory_bytes": sum(entry.memory_bytes or 0 for entry in self.entries()),
             "evictions": self.evictions,

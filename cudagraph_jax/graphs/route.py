@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter_ns
+from time import perf_counter
 
 import jax
 import numpy as np
 
-from cudagraph_jax.graphs.journal import FOLD_EVERY, Fit, Journal, Request
+from cudagraph_jax.graphs.journal import Fit, Journal, Request
 from cudagraph_jax.graphs.pads import pads_for
-from cudagraph_jax.graphs.passed import numbers_of, passed_arrays
+from cudagraph_jax.graphs.passed import numbers_of, other_arrays, passed_arrays
 from cudagraph_jax.graphs.program import OutputLeaf, Outputs, Program
 from cudagraph_jax.graphs.variant import is_weak
 from cudagraph_jax.shapes.ladder import Bucket
@@ -34,24 +34,29 @@ class Route:
         outputs: The program's outputs.
         journal: Where replays are recorded.
         wait: Whether to wait for the device on each run.
+
+    Attributes:
+        direct: The compiled function, where it takes a call's arguments as they are; else None.
+        others: Positions of the arguments that are arrays, but for the one that leads.
+        finish: What turns its outputs into the caller's; None where they are handed out as is.
+        tally: Counts the replays.
     """
 
     __slots__ = (
         "_call",
-        "_direct",
-        "_finish",
         "_full_mask",
         "_mask_argname",
         "_numbers",
         "_pads",
         "_pads_any",
         "_passed",
-        "_record",
         "_wait",
         "bucket",
-        "journal",
+        "direct",
+        "finish",
+        "others",
         "request",
-        "takes_any",
+        "tally",
     )
 
     def __init__(
@@ -69,20 +74,20 @@ class Route:
         self._call = call
         self.bucket = bucket
         self.request = request
-        self.journal = journal
-        self._record = journal.append
+        self.tally = journal.open(request)
         self._wait = wait
         self._mask_argname = program.target.mask_argname
         self._pads = pads_for(program, shapes, sizes=request.sizes, bucket=bucket)
         self._pads_any = bool(self._pads.arrays or self._pads.trees)
-        self._finish = finisher(outputs, None if request.fit is Fit.EXACT else request.sizes)
+        self.finish = finisher(outputs, None if request.fit is Fit.EXACT else request.sizes)
         self._full_mask = None
         if self._mask_argname is not None and request.fit is Fit.EXACT:
             self._full_mask = jax.device_put(np.ones(bucket, np.bool_))
         self._numbers = numbers_of(program)
         self._passed = passed_arrays(program)
-        self.takes_any = not any(self._numbers)
-        self._direct = not self._pads_any and self._mask_argname is None and not wait
+        self.others = other_arrays(program)
+        untouched = not (self._pads_any or self._mask_argname or wait or any(self._numbers))
+        self.direct = call if untouched else None
 
     @property
     def is_reusable(self) -> bool:
@@ -111,22 +116,18 @@ class Route:
 
     def run(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
         """The outputs for `args`, trimmed; recorded as a replay."""
-        start = perf_counter_ns()
-        result = self._call(*args, **kwargs) if self._direct else self.call_padded(args, kwargs)
-        if self._finish is not None:
-            result = self._finish(result)
-        end = perf_counter_ns()
-        self._record((end - start, self.request))
-        journal = self.journal
-        journal.last_used_ns = end
-        if len(journal.pending) >= FOLD_EVERY:
-            journal.totals()
+        start = perf_counter()
+        result = self.execute(args, kwargs)
+        tally = self.tally
+        tally.used_at = end = perf_counter()
+        tally.seconds += end - start
+        next(tally.count)
         return result
 
     def execute(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
         """The outputs for `args`, trimmed; recorded nowhere."""
         result = self.call_padded(args, kwargs)
-        return result if self._finish is None else self._finish(result)
+        return result if self.finish is None else self.finish(result)
 
     def call_padded(
         self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS

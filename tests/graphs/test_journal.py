@@ -1,4 +1,4 @@
-"""Journal and Ledger: no replay is lost or counted twice."""
+"""Tally, Journal and Ledger: no replay is lost or counted twice."""
 
 from __future__ import annotations
 
@@ -14,72 +14,84 @@ from cudagraph_jax.graphs.journal import Fit, Journal, Ledger, ReplayTotals, Req
 
 BUCKET = Bucket(4, 8)
 
-records = st.lists(
-    st.tuples(
-        st.integers(0, 10**9),
-        st.builds(
-            Request,
-            st.builds(Bucket, st.integers(1, 4), st.integers(1, 8)),
-            st.sampled_from(Fit),
-        ),
-    ),
-    max_size=12,
+requests = st.builds(
+    Request,
+    st.builds(Bucket, st.integers(1, 4), st.integers(1, 8)),
+    st.sampled_from(Fit),
 )
+written = st.lists(st.tuples(requests, st.integers(0, 5)), max_size=6)
 
 
-def sums(written):
-    """What `written` adds up to, one record after the other."""
-    fits = [fit for _, (_, fit) in written]
+def replay(tally, times):
+    """What the hot path does, `times` times."""
+    for _ in range(times):
+        tally.used_at += 1.0
+        tally.seconds += 0.5
+        next(tally.count)
+
+
+def sums(counted):
+    """What replays of these requests add up to."""
+    counts = dict.fromkeys(Fit, 0)
+    for request, times in counted:
+        counts[request.fit] += times
+    replays = sum(counts.values())
     return ReplayTotals(
-        exact=fits.count(Fit.EXACT),
-        padded=fits.count(Fit.PADDED),
-        larger=fits.count(Fit.LARGER),
-        pieces=fits.count(Fit.PIECE),
-        time_ns=sum(elapsed for elapsed, _ in written),
-        real_elements=sum(sizes.elements for _, (sizes, _) in written),
-        computed_elements=len(written) * BUCKET.elements,
+        exact=counts[Fit.EXACT],
+        padded=counts[Fit.PADDED],
+        larger=counts[Fit.LARGER],
+        pieces=counts[Fit.PIECE],
+        seconds=0.5 * replays,
+        real_elements=sum(request.sizes.elements * times for request, times in counted),
+        computed_elements=replays * BUCKET.elements,
     )
 
 
 @settings(max_examples=50)
-@given(written=records, read_after=st.integers(0, 20))
-def test_totals_are_the_sum_of_the_records(written, read_after):
-    """Totals are the sum of all records, whenever they were read in between."""
+@given(counted=written, reads=st.integers(0, 3))
+def test_totals_are_the_sum_of_the_replays(counted, reads):
+    """Totals are the sum of all replays, however often they were read in between."""
     ledger = Ledger()
     journal = Journal(BUCKET, ledger)
-    for index, record in enumerate(written):
-        journal.append(record)
-        if index == read_after:
-            assert journal.totals() == sums(written[: index + 1])
-    assert journal.totals() == ledger.totals() == sums(written)
+    tallies = []
+    for index, (request, times) in enumerate(counted):
+        tallies.append(journal.open(request))
+        replay(tallies[-1], times)
+        for _ in range(reads):
+            assert journal.totals() == sums(counted[: index + 1])
+    assert journal.totals() == ledger.totals() == sums(counted)
 
 
-@settings(max_examples=20)
-@given(batches=st.lists(st.tuples(records, st.booleans()), max_size=4))
-def test_the_ledger_outlives_its_journals(batches):
-    """The ledger's sum is that of all journals, also of those that are gone, read or unread."""
+@settings(max_examples=30)
+@given(parts=st.lists(st.tuples(written, st.booleans(), st.booleans()), max_size=4))
+def test_the_ledger_outlives_its_journals(parts):
+    """The ledger's sum is that of all tallies and journals, also of those that are gone."""
     ledger = Ledger()
     kept = []
-    for written, keep in batches:
+    for counted, keep_journal, keep_tallies in parts:
         journal = Journal(BUCKET, ledger)
-        for record in written:
-            journal.append(record)
-        if keep:
+        for request, times in counted:
+            tally = journal.open(request)
+            replay(tally, times)
+            if keep_tallies:
+                kept.append(tally)
+            del tally
+        if keep_journal:
             kept.append(journal)
         del journal
         ledger.totals()
     gc.collect()
-    expected = sums([record for written, _ in batches for record in written])
+    expected = sums([item for counted, _, _ in parts for item in counted])
     assert ledger.totals() == ledger.totals() == expected
 
 
 @settings(max_examples=30)
-@given(st.lists(records, max_size=4))
+@given(st.lists(written, max_size=4))
 def test_totals_add_up(parts):
     """The sum of totals is the total of the concatenation."""
     added = sum((sums(part) for part in parts), ReplayTotals())
-    assert added == sums([record for part in parts for record in part])
-    assert added.replays == sum(map(len, parts))
+    assert added == sums([item for part in parts for item in part])
+    assert added.replays == added.calls + added.pieces
 
 
 def test_waste():
@@ -88,29 +100,40 @@ def test_waste():
     assert ReplayTotals(padded=1, real_elements=8, computed_elements=32).waste == 0.75
 
 
+def test_last_use():
+    """A journal was last used when the last of its tallies was, also of those that are gone."""
+    journal = Journal(BUCKET, Ledger())
+    began = journal.last_used()
+    tally = journal.open(Request(BUCKET, Fit.EXACT))
+    assert journal.last_used() == began
+    tally.used_at = began + 5
+    assert journal.last_used() == began + 5
+    del tally
+    gc.collect()
+    assert journal.last_used() == began + 5
+
+
 def test_counts_are_exact_under_threads():
-    """Writers, readers and dying journals at once lose nothing."""
+    """Writers, readers and dying tallies at once lose nothing."""
     ledger = Ledger()
-    shared = [Journal(BUCKET, ledger)]
+    journal = Journal(BUCKET, ledger)
+    request = Request(Bucket(2, 4), Fit.PADDED)
+    shared = journal.open(request)
     writers, each = 8, 2000
-    record = (3, Request(Bucket(2, 4), Fit.PADDED))
     gate = threading.Barrier(writers)
 
     def write(_):
         gate.wait()
         for index in range(each):
-            shared[0].append(record)
+            next(shared.count)
             if index % 100 == 0:
-                own = Journal(BUCKET, ledger)
-                own.append(record)
+                own = journal.open(request)
+                next(own.count)
                 del own
                 ledger.totals()
 
     with ThreadPoolExecutor(writers) as pool:
         list(pool.map(write, range(writers)))
-    assert shared[0].totals() == sums([record] * (writers * each))
     total = writers * (each + each // 100)
-    assert ledger.totals() == sums([record] * total)
-    shared.clear()
     gc.collect()
-    assert ledger.totals() == sums([record] * total)
+    assert ledger.totals().padded == journal.totals().padded == total

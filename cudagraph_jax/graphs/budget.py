@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 
 
@@ -18,20 +19,26 @@ class Budget:
 
     Args:
         registry: Where the buckets go.
+        variant: What the buckets are captured for.
         buckets: The grid.
 
     Raises:
-        ConfigError: The grid has more buckets than `max_graphs`.
+        ConfigError: The grid has more buckets than `max_graphs` leaves for it.
     """
 
-    def __init__(self, registry: CUDAGraphRegistry, buckets: Sequence[Bucket]) -> None:
+    def __init__(
+        self, registry: CUDAGraphRegistry, variant: Variant, buckets: Sequence[Bucket]
+    ) -> None:
         limit = registry.config.max_graphs
-        if limit is not None and len(buckets) > limit:
+        others = sum(entry.variant != variant for entry in registry.entries())
+        if limit is not None and len(buckets) + others > limit:
+            beside = f" beside the {others} of other functions" if others else ""
             raise ConfigError(
-                f"the grid has {len(buckets)} buckets, more than max_graphs={limit}: raise it, or "
-                "give fewer capture_sizes and capture_seq_lens"
+                f"the grid has {len(buckets)} buckets{beside}, more than max_graphs={limit}: "
+                "raise it, or give fewer capture_sizes and capture_seq_lens"
             )
         self._registry = registry
+        self._variant = variant
         self._evictions = registry.evictions
         self._last: CUDAGraphEntry | None = None
 
@@ -43,6 +50,8 @@ class Budget:
         """
         limit = self._registry.config.memory_budget_bytes
         if limit is None or self._last is None or not self._last.memory_bytes:
+            return
+        if self._registry.find(bucket, self._variant) is not None:
             return
         held = sum(entry.memory_bytes or 0 for entry in self._registry.entries())
         needed = self._last.memory_bytes * bucket.elements // self._last.bucket.elements

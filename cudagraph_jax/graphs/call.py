@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cudagraph_jax.errors import InputShapeError
@@ -137,6 +138,8 @@ def abstract_call(call: Call) -> Call:
 
 
 def _abstract(leaf: object) -> object:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
     if isinstance(leaf, np.ndarray | jax.Array):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     return leaf

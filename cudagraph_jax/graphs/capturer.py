@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import jax
 
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.errors import CaptureError, InputShapeError
+from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError
 from cudagraph_jax.graphs.background import Background
 from cudagraph_jax.graphs.call import Call, abstract_call
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -130,8 +130,17 @@ class Capturer:
                 self.capture_for(abstract, bucket, iterations=self.config.warmup_iterations)
             except CaptureError as error:
                 self.failures.remember(bucket, task.call.variant, error)
+            except CUDAGraphError as error:
+                final = CaptureError(str(error), stage="trace")
+                self.failures.remember(bucket, task.call.variant, final)
 
         self.background.submit((bucket, task.call.variant), job)
+
+    def reset(self) -> None:
+        """Forgets failures and counts."""
+        self.failures.clear()
+        self.is_warm = False
+        self.recorded_again = 0
 
     def record_again(self, *, other_than: CUDAGraphEntry | None = None) -> None:
         """Runs every bucket once, on backends where a new capture throws recorded graphs away."""

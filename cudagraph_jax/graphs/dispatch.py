@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import weakref
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.errors import CaptureError, CUDAGraphError, PaddingLeakError
+from cudagraph_jax.errors import CaptureError, PaddingLeakError
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.capturer import Capturer, Task
 from cudagraph_jax.graphs.decision import Decision, Holdings, Reason, decide
@@ -18,7 +16,13 @@ from cudagraph_jax.graphs.journal import Fit
 from cudagraph_jax.graphs.outcomes import Outcomes
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.graphs.route import Route
-from cudagraph_jax.graphs.split import check_joinable, delete_donated, joined, pieces
+from cudagraph_jax.graphs.split import (
+    check_joinable,
+    delete_donated,
+    joined,
+    piece_rows,
+    pieces,
+)
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.shapes.prefix import PyTree
@@ -58,9 +62,6 @@ class Dispatcher:
         self.capturer = capturer
         self.mode = CUDAGraphMode.CAPTURE if config.enabled else CUDAGraphMode.DISABLED
         self.outcomes = Outcomes()
-        self._forked = False
-        this = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _after_fork(this()))
 
     def bucket_for(self, call: Call) -> Bucket:
         """The bucket that `call` is padded to; a size that no array carries stays as it is."""
@@ -72,12 +73,27 @@ class Dispatcher:
 
     def decide(self, call: Call) -> Decision:
         """What is done with `call`; nothing is run."""
+        decision = self._decide(call, call.sizes)
+        if decision.reason is not Reason.SPLIT:
+            return decision
+        for rows in piece_rows(call.sizes.batch_size, self._largest_piece):
+            part = self._decide(call, call.sizes._replace(batch_size=rows))
+            if part.error is not None:
+                return part
+        return decision
+
+    @property
+    def _largest_piece(self) -> int:
+        return Ladder(self.config.capture_sizes).max
+
+    def _decide(self, call: Call, sizes: Bucket) -> Decision:
         holdings = Holdings(
             find=lambda bucket: self.registry.find(bucket, call.variant),
-            find_larger=lambda: self.registry.find_larger(call.sizes, call.variant),
+            find_larger=lambda: self.registry.find_larger(sizes, call.variant),
             failed=lambda bucket: self.capturer.failures.get(bucket, call.variant),
         )
-        return decide(self.config, self.mode, call.sizes, self.bucket_for(call), holdings)
+        bucket = self.bucket_for(replace(call, sizes=sizes))
+        return decide(self.config, self.mode, sizes, bucket, holdings)
 
     def serve(self, task: Task) -> Served:
         """The outputs of a call, by whichever way was decided; counted once.
@@ -96,17 +112,8 @@ class Dispatcher:
             self.outcomes.add("error", reason)
             raise
 
-    def forget_parent(self) -> None:
-        """Called in a forked child: every call is an error from now on, if anything was used."""
-        self._forked = self.registry.capture_count > 0
-        self.registry.changed()
-
     def _act(self, decision: Decision, task: Task) -> Served:
-        if self._forked:
-            raise CUDAGraphError(
-                "this process was forked from one that had used JAX, whose threads do not survive "
-                'a fork: start workers with the "spawn" method'
-            )
+        self.registry.fork_guard.check()
         call = task.call
         if decision.error is not None:
             raise decision.error
@@ -146,9 +153,9 @@ class Dispatcher:
         """The call in pieces; eagerly as a whole where its first piece has no bucket."""
         results: list[PyTree] = []
         entry: CUDAGraphEntry | None = None
-        largest = Ladder(self.config.capture_sizes).max
         donated = task.target.donate_argnums
-        for piece in pieces(task.call, largest=largest, donate_argnums=donated):
+        parts = list(pieces(task.call, largest=self._largest_piece, donate_argnums=donated))
+        for piece in parts:
             part = replace(task, call=piece)
             found = self._entry_for(part)
             if found is None and entry is None:
@@ -164,7 +171,7 @@ class Dispatcher:
         delete_donated(task.call, donated)
         self.outcomes.add("split", Reason.OVERFLOW)
         assert entry is not None  # a call that is split has a piece
-        return Served(joined(results, entry.outputs))
+        return Served(joined(results, entry.outputs, [part.sizes.batch_size for part in parts]))
 
     def _entry_for(self, task: Task) -> CUDAGraphEntry | None:
         """The entry that serves a piece, captured where that is allowed."""
@@ -227,8 +234,3 @@ class Dispatcher:
             "waste": totals.waste,
             "compile_seconds": self.registry.capture_ms / 1e3,
         }
-
-
-def _after_fork(dispatcher: Dispatcher | None) -> None:
-    if dispatcher is not None:
-        dispatcher.forget_parent()

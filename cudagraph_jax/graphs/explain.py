@@ -18,7 +18,10 @@ def explain(dispatcher: Dispatcher, call: Call) -> Explanation:
     reason, remedy = _words(dispatcher, call, decision)
     if decision.reason in _MISSING:
         entries = dispatcher.registry.entries()
-        near = nearest_entry(entries, call, dispatcher.bucket_for(call))
+        wanted = decision.bucket or dispatcher.bucket_for(call)
+        if decision.reason is Reason.LARGER:
+            wanted = dispatcher.bucket_for(call)
+        near = nearest_entry(entries, call, wanted)
         reason = f"{reason}; {near}" if near else reason
     return Explanation(
         name=call.variant.name,
@@ -41,6 +44,9 @@ def _words(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
             return "a bucket of exactly this size is captured", ""
         case Reason.PADDED:
             return f"it is padded to {decision.bucket}, which is captured", ""
+        case Reason.LARGER if decision.in_background:
+            own = dispatcher.bucket_for(call)
+            return f"its own bucket {own} is being captured in the background meanwhile", ""
         case Reason.LARGER:
             own = dispatcher.bucket_for(call)
             return (
@@ -76,5 +82,6 @@ def _words(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
                 f"warm {decision.bucket} up before seal()",
             )
         case _:
-            known = dispatcher.capturer.failures.get(dispatcher.bucket_for(call), call.variant)
+            bucket = decision.bucket or dispatcher.bucket_for(call)
+            known = dispatcher.capturer.failures.get(bucket, call.variant)
             return f"its bucket could not be captured before: {known}", "mend that, then reset()"

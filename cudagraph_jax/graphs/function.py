@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter, itemgetter
 from time import perf_counter
@@ -14,7 +13,6 @@ import jax
 import numpy as np
 from numpy import ndarray
 
-from cudagraph_jax.errors import CUDAGraphError
 from cudagraph_jax.graphs.binding import Binder
 from cudagraph_jax.graphs.call import (
     Call,
@@ -188,7 +186,7 @@ class BucketedFunction(Generic[P, R]):
         refused: Route | None = None,
     ) -> Any:
         """Any call: with keywords, static arguments or pytrees, refused, or of a new shape."""
-        with self._counting_input_errors():
+        with self._outcomes.counting_input_errors():
             bound = self._bind(args, kwargs)
             key = self._key(bound)
         route = None if key is None else self._routes.table.get(key)
@@ -213,7 +211,7 @@ class BucketedFunction(Generic[P, R]):
             self._outcomes.add("eager", Reason.TRANSFORMED)
             return self._transformed(bound)
         draft = self._routes.draft()
-        with self._counting_input_errors():
+        with self._outcomes.counting_input_errors():
             call = self._describe(bound)
             refuse_abstract(call)
         served = self.manager.dispatcher.serve(Task(call, self._target_of(bound)))
@@ -226,14 +224,6 @@ class BucketedFunction(Generic[P, R]):
         if not bound.form.plain or not 0 <= self._lead < len(bound.args):
             return None
         return getattr(bound.args[self._lead], "shape", None)
-
-    @contextmanager
-    def _counting_input_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except CUDAGraphError:
-            self._outcomes.add("error", Reason.INPUT)
-            raise
 
     def _bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:
         written = (len(args), tuple(kwargs))

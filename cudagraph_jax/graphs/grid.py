@@ -46,7 +46,7 @@ def warm_grid(
         dispatcher.registry.discard(bucket, call.variant)
 
     buckets = grid(dispatcher, call)
-    budget = Budget(dispatcher.registry, buckets)
+    budget = Budget(dispatcher.registry, call.variant, buckets)
 
     def capture(bucket: Bucket) -> Made[CUDAGraphEntry]:
         budget.check(bucket)

@@ -48,6 +48,8 @@ def idle_arguments(
     given: list[object] = list(leaves) or [None] * len(program.axes)
     for index in _donated_leaves(program):
         given[index] = None  # a run would use it up
+    for index, key in program.keys.items():
+        given[index] = key
     values = [
         _idle_leaf(leaf, axes, pad, value, entry.bucket)
         for leaf, axes, pad, value in zip(

@@ -10,7 +10,7 @@ from cudagraph_jax.config import CUDAGraphConfig, checked_config
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
 from cudagraph_jax.graphs.call import refuse_abstract
 from cudagraph_jax.graphs.capturer import Capturer, Task
-from cudagraph_jax.graphs.decision import Holdings, decide
+from cudagraph_jax.graphs.decision import Holdings, Reason, decide
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.program import Program
@@ -229,9 +229,11 @@ class CUDAGraphManager:
             InputShapeError: The inputs do not fit what was declared.
             SealedError: The bucket is not captured and `on_miss="error"`.
         """
-        sizes = request_sizes(batch_size, seq_len)
-        if input_shapes is not None:
-            check_inputs(inputs, input_shapes)
+        outcomes = self.dispatcher.outcomes
+        with outcomes.counting_input_errors():
+            sizes = request_sizes(batch_size, seq_len)
+            if input_shapes is not None:
+                check_inputs(inputs, input_shapes)
         key = route_key(execute_fn, inputs, sizes)
         route = None if key is None else self._routes.table.get(key)
         if route is not None and route.takes((inputs,)):
@@ -239,9 +241,13 @@ class CUDAGraphManager:
                 return route.run((inputs,))
             except (TypeError, ValueError):
                 pass  # the compiled function refuses what does not fit it; decided anew
+            except Exception:
+                outcomes.add("error", Reason.RUN)
+                raise
         draft = self._routes.draft()
-        call = single_call(execute_fn, inputs, sizes)
-        refuse_abstract(call)
+        with outcomes.counting_input_errors():
+            call = single_call(execute_fn, inputs, sizes)
+            refuse_abstract(call)
 
         def check(program: Program) -> None:
             if output_shapes is not None:
@@ -280,7 +286,7 @@ class CUDAGraphManager:
     def reset(self) -> None:
         """Drops all buckets, counts and remembered failures; the mode stays."""
         self.registry.reset()
-        self.dispatcher.capturer.failures.clear()
+        self.dispatcher.capturer.reset()
         self.dispatcher.outcomes.clear()
 
     def stats(self) -> dict[str, Any]:

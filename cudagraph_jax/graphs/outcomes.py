@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from cudagraph_jax.errors import CUDAGraphError
 from cudagraph_jax.graphs.decision import Reason
 
 
@@ -24,6 +27,15 @@ class Outcomes:
         """
         with self._lock:
             self._counts[outcome, reason] += 1
+
+    @contextmanager
+    def counting_input_errors(self) -> Iterator[None]:
+        """Counts a call whose arguments are refused."""
+        try:
+            yield
+        except CUDAGraphError:
+            self.add("error", Reason.INPUT)
+            raise
 
     def clear(self) -> None:
         """Starts from zero."""

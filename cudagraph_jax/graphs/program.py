@@ -85,6 +85,12 @@ class Program:
         self.axes: tuple[LeafAxes, ...] = call.axes
         self.pad_values: tuple[PadValue, ...] = tuple(call.declared.pad_values)
         self.argument_names = tuple(call.declared.argument_names)
+        # Keys cannot be made up for a run without a request, and take next to no memory.
+        self.keys = {
+            index: leaf
+            for index, leaf in enumerate(call.leaves)
+            if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+        }
         self._outputs: Outputs | None = None
         self._lock = threading.Lock()
 

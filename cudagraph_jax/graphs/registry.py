@@ -6,13 +6,14 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.check import check_entry
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.fork import ForkGuard
 from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.journal import Journal, Ledger, ReplayTotals
 from cudagraph_jax.graphs.lru import Made, SingleFlightLRU
@@ -56,6 +57,7 @@ class CUDAGraphRegistry:
         self._lock = threading.Lock()
         self._captures = 0
         self._capture_ms = 0.0
+        self.fork_guard = ForkGuard(self._forget_all)
         self._watchers: weakref.WeakSet[Routes] = weakref.WeakSet()
         self._entries: SingleFlightLRU[Key, CUDAGraphEntry] = SingleFlightLRU(
             last_used=lambda entry: entry.journal.last_used(),
@@ -75,7 +77,7 @@ class CUDAGraphRegistry:
 
     @property
     def capture_count(self) -> int:
-        """How many captures there have been, those since dropped included."""
+        """How many captures there have been."""
         return self._captures
 
     @property
@@ -149,8 +151,10 @@ class CUDAGraphRegistry:
                 waited for; such an entry is not kept.
             InputShapeError: An output that must be trimmed cannot be.
         """
+        self.fork_guard.check()
 
         def make() -> CUDAGraphEntry:
+            self.fork_guard.was_used = True
             entry = self._compile(program, bucket, single_input)
             if self.config.debug_mode:
                 check_entry(entry, call)
@@ -237,7 +241,7 @@ class CUDAGraphRegistry:
             self._capture_ms = 0.0
 
     def entries(self) -> list[CUDAGraphEntry]:
-        """A snapshot of all entries, the one captured first at the front."""
+        """A snapshot of all entries, in the order of their capture."""
         return [entry for _, entry in self._entries.items()]
 
     def watch(self, routes: Routes) -> None:
@@ -249,8 +253,7 @@ class CUDAGraphRegistry:
         """Tells all watchers to look entries up anew."""
         with self._lock:
             watchers = list(self._watchers)
-        for watcher in watchers:
-            watcher.forget_routes()
+        self._forget_all(watchers)
 
     def stats(self) -> dict[str, Any]:
         """Counts and times, in values that JSON can hold; `graphs` by `"8x128"`.
@@ -273,6 +276,11 @@ class CUDAGraphRegistry:
             "evictions": self.evictions,
             "graphs": graphs,
         }
+
+    def _forget_all(self, watchers: Iterable[Routes] | None = None) -> None:
+        # In a forked child without a lock: the thread that held it is not there to let it go.
+        for watcher in list(self._watchers) if watchers is None else watchers:
+            watcher.forget_routes()
 
     def _compile(self, program: Program, bucket: Bucket, single_input: bool) -> CUDAGraphEntry:
         outputs = program.outputs(bucket, others=self.config.buckets(seq_len=bucket.seq_len))

@@ -13,7 +13,15 @@ import numpy as np
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.program import Outputs
+from cudagraph_jax.shapes.axes import LeafAxes
+from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.prefix import PyTree
+
+
+def piece_rows(rows: int, largest: int) -> list[int]:
+    """The rows of each piece: `largest` as often as it fits, then what is left."""
+    full, rest = divmod(rows, largest)
+    return [largest] * full + ([rest] if rest else [])
 
 
 def pieces(call: Call, *, largest: int, donate_argnums: Sequence[int] = ()) -> Iterator[Call]:
@@ -33,8 +41,9 @@ def pieces(call: Call, *, largest: int, donate_argnums: Sequence[int] = ()) -> I
         leaf if axes.batch is None and index not in donated else np.asarray(leaf)
         for index, (leaf, axes) in enumerate(zip(call.leaves, call.axes, strict=True))
     ]
-    for start in range(0, rows, largest):
-        stop = min(rows, start + largest)
+    start = 0
+    for count in piece_rows(rows, largest):
+        stop = start + count
         leaves = [
             leaf
             if axes.batch is None
@@ -47,8 +56,9 @@ def pieces(call: Call, *, largest: int, donate_argnums: Sequence[int] = ()) -> I
             args=args,
             kwargs=kwargs,
             leaves=tuple(leaves),
-            sizes=call.sizes._replace(batch_size=stop - start),
+            sizes=call.sizes._replace(batch_size=count),
         )
+        start = stop
 
 
 def check_joinable(outputs: Outputs) -> None:
@@ -65,12 +75,20 @@ def check_joinable(outputs: Outputs) -> None:
             )
 
 
-def joined(results: Sequence[PyTree], outputs: Outputs) -> PyTree:
-    """The outputs of all pieces as those of one call."""
+def joined(results: Sequence[PyTree], outputs: Outputs, rows: Sequence[int]) -> PyTree:
+    """The outputs of all pieces as those of one call.
+
+    With `unpad="none"` the padding of the last piece alone stays; pieces that were served by
+    buckets of different lengths are cut to the shortest.
+
+    Args:
+        results: The outputs of each piece.
+        outputs: Where they carry the batch and the sequence.
+        rows: The real rows of each piece.
+    """
     columns = zip(*map(jax.tree.leaves, results), strict=True)
     leaves = [
-        _join(column, leaf.axes.batch or 0)
-        for column, leaf in zip(columns, outputs.leaves, strict=True)
+        _join(column, leaf.axes, rows) for column, leaf in zip(columns, outputs.leaves, strict=True)
     ]
     return jax.tree.unflatten(outputs.structure, leaves)
 
@@ -83,7 +101,15 @@ def delete_donated(call: Call, donate_argnums: Sequence[int]) -> None:
                 leaf.delete()
 
 
-def _join(parts: Sequence[PyTree], axis: int) -> PyTree:
-    if all(isinstance(part, np.ndarray) for part in parts):
-        return np.concatenate(parts, axis=axis)
-    return jnp.concatenate(parts, axis=axis)
+def _join(parts: Sequence[PyTree], axes: LeafAxes, rows: Sequence[int]) -> PyTree:
+    batch = axes.batch or 0
+    length = None if axes.seq is None else min(part.shape[axes.seq] for part in parts)
+    cut = []
+    for index, (part, real) in enumerate(zip(parts, rows, strict=True)):
+        kept = part.shape[batch] if index == len(parts) - 1 else real
+        shape = axes.resize(part.shape, Bucket(kept, length or 0))
+        # Slicing a JAX array compiles, so only what has to be is cut.
+        cut.append(part if shape == part.shape else part[tuple(map(slice, shape))])
+    if all(isinstance(part, np.ndarray) for part in cut):
+        return np.concatenate(cut, axis=batch)
+    return jnp.concatenate(cut, axis=batch)

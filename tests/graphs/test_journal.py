@@ -67,7 +67,7 @@ def test_totals_are_the_sum_of_the_replays(counted, reads):
 def test_the_ledger_outlives_its_journals(parts):
     """The ledger's sum is that of all tallies and journals, also of those that are gone."""
     ledger = Ledger()
-    kept = []
+    kept: list[object] = []
     for counted, keep_journal, keep_tallies in parts:
         journal = Journal(BUCKET, ledger)
         for request, times in counted:

@@ -30,7 +30,7 @@ class Budget:
         self, registry: CUDAGraphRegistry, variant: Variant, buckets: Sequence[Bucket]
     ) -> None:
         limit = registry.config.max_graphs
-        others = sum(entry.variant != variant for entry in registry.entries())
+        others = sum(entry.variant.function != variant.function for entry in registry.entries())
         if limit is not None and len(buckets) + others > limit:
             beside = f" beside the {others} of other functions" if others else ""
             raise ConfigError(
@@ -39,7 +39,7 @@ class Budget:
             )
         self._registry = registry
         self._variant = variant
-        self._evictions = registry.evictions
+        self._added = 0
         self._last: CUDAGraphEntry | None = None
 
     def check(self, bucket: Bucket) -> None:
@@ -53,9 +53,16 @@ class Budget:
             return
         if self._registry.find(bucket, self._variant) is not None:
             return
-        held = sum(entry.memory_bytes or 0 for entry in self._registry.entries())
+        entries = self._registry.entries()
+        # Other variants of the same function, such as for parameters that are gone, may go.
+        held = sum(
+            entry.memory_bytes or 0
+            for entry in entries
+            if entry.variant == self._variant or entry.variant.function != self._variant.function
+        )
+        lost = sum(entry.variant == self._variant for entry in entries) < self._added
         needed = self._last.memory_bytes * bucket.elements // self._last.bucket.elements
-        if held + needed > limit or self._registry.evictions > self._evictions:
+        if held + needed > limit or lost:
             raise ConfigError(
                 f"the grid does not fit into memory_pool_size_mb="
                 f"{self._registry.config.memory_pool_size_mb}: {self._registry.num_graphs} buckets "
@@ -66,3 +73,4 @@ class Budget:
     def add(self, entry: CUDAGraphEntry) -> None:
         """Counts a bucket that is held now."""
         self._last = entry
+        self._added += 1

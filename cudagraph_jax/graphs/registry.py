@@ -194,11 +194,8 @@ class CUDAGraphRegistry:
         """
         exact = Bucket(batch_size, seq_len)
         padded = self.config.bucket_for(batch_size, seq_len)
-        for bucket in dict.fromkeys((exact, padded)):
-            entries = self.at(bucket, variant=variant)
-            if entries:
-                return entries[-1]
-        return None
+        entries = self.at(exact, variant=variant) or self.at(padded, variant=variant)
+        return entries[-1] if entries else None
 
     def at(self, bucket: Bucket, *, variant: Variant | None = None) -> list[CUDAGraphEntry]:
         """All entries of exactly this bucket, the one captured last at the end."""

@@ -83,6 +83,7 @@ class Binder:
         except TypeError as error:
             raise InputShapeError(
                 f"{self.name}{self._signature} cannot be called like this: {error}"
+                + (f" ({self._mask_argname} is not given)" if self._mask_argname else "")
             ) from None
         return self._sorted(bound)
 

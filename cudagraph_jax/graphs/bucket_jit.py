@@ -137,6 +137,8 @@ def bucket_jit(
 def _manager(config: CUDAGraphConfig | None, manager: CUDAGraphManager | None) -> CUDAGraphManager:
     if manager is None:
         return CUDAGraphManager(config)
+    if not isinstance(manager, CUDAGraphManager):
+        raise ConfigError(f"manager={manager!r} is no CUDAGraphManager: give one, or a config")
     if config is not None and config != manager.config:
         raise ConfigError(
             f"config={config} is not the manager's, {manager.config}: give one of the two"

@@ -27,8 +27,8 @@ def check_entry(entry: CUDAGraphEntry, call: Call) -> None:
 
     The padding is then filled with NaN, or for integers with an end of the range of their real
     values, and the real rows must not move. Where NaN moves them, large finite values decide: a
-    weight of exactly zero stops those, and never NaN. Integers that are all 0 or 1, and bools, are
-    taken for masks and keep their padding.
+    weight of exactly zero stops those, and never NaN. An array that is all 0 and 1, of whatever
+    dtype, is taken for a mask and keeps its padding.
 
     Args:
         entry: A new entry.
@@ -95,17 +95,17 @@ def _poison(
             values.append(usual)
             continue
         array = np.asarray(leaf)
-        if jnp.issubdtype(array.dtype, np.inexact):
-            values.append(floating)
-        elif not array.size or array.dtype == np.bool_ or _is_mask(array):
+        if not array.size or _is_mask(array):
             values.append(usual)
+        elif jnp.issubdtype(array.dtype, np.inexact):
+            values.append(floating)
         else:
             values.append(int(array.max() if largest else array.min()))
     return tuple(values)
 
 
 def _is_mask(array: Array) -> bool:
-    return bool(array.min() >= 0 and array.max() <= 1)
+    return bool(np.all((array == 0) | (array == 1)))
 
 
 def _replay(entry: CUDAGraphEntry, call: Call, pad_values: tuple[PadValue, ...]) -> list[Array]:

@@ -52,7 +52,7 @@ def tracing_refusals() -> Iterator[None]:
         # JAX has no class of its own for this; the option's name is in every such message.
         if "no_tracing" not in str(error):
             raise
-        raise UnexpectedCompileError(f"{error}: {_COMPILED}") from error
+        raise UnexpectedCompileError(f"a function {_COMPILED} ({error})") from error
 
 
 _COMPILED = (

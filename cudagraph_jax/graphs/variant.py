@@ -80,7 +80,7 @@ def abstract_bucketed(value: object, axes: LeafAxes, *, name: str) -> AbstractLe
     """
     if not isinstance(value, np.ndarray | jax.Array | jax.ShapeDtypeStruct):
         raise InputShapeError(
-            f"{name} is a {type(value).__name__}, not an array, but its axes are bucketed: "
+            f"{name} is of type {type(value).__name__}, not an array, but its axes are bucketed: "
             "pass a NumPy or JAX array (numpy.asarray makes one)"
         )
     if jnp.issubdtype(value.dtype, jax.dtypes.extended):

@@ -28,8 +28,8 @@ BAD = {
     "float64 parameters": ((TABLE.astype(np.float64), IDS, MASK), "params has dtype float64"),
     "text": ((TABLE, IDS.astype(str), MASK), "ids has dtype <U"),
     "objects": ((TABLE, IDS, MASK.astype(object)), "mask has dtype object"),
-    "a list": ((TABLE, IDS.tolist(), MASK), r"ids\[0\]\[0\] is a int, not an array"),
-    "a number": ((TABLE, 3, MASK), "ids is a int, not an array"),
+    "a list": ((TABLE, IDS.tolist(), MASK), r"ids\[0\]\[0\] is of type int, not an array"),
+    "a number": ((TABLE, 3, MASK), "ids is of type int, not an array"),
     "a pytree": ((TABLE, {"a": IDS, "b": IDS[0]}, MASK), r"ids\['b'\] has 1 dimension"),
     "no JAX type": (("table", IDS, MASK), "params is a str, which is no JAX type"),
 }

@@ -15,7 +15,7 @@ from cudagraph_jax.graphs.guard import tracing_refusals
 from cudagraph_jax.shapes.prefix import PyTree
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Executable:
     """One XLA executable and what the compiler reports of it.
 

@@ -6,7 +6,6 @@ import itertools
 import threading
 import time
 import weakref
-from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -95,32 +94,26 @@ class Tally:
     `itertools.count` is atomic, so that no replay is lost or counted twice whatever the number of
     threads; a race may lose the time of one, never its count.
 
-    Args:
-        request: What is served.
-        journal: Where the sum goes when the last holder of the tally is gone: a request that is
-            still under way when its route is dropped is counted all the same.
-
     Attributes:
+        request: What is served.
         count: `next` counts one replay.
         seconds: Their time, from the inputs to the trimmed outputs.
         used_at: `time.perf_counter` at the end of the last one.
+        is_open: Whether there may be more; its route sets it to False when it goes away.
     """
 
-    __slots__ = ("__weakref__", "_journal", "_reads", "count", "request", "seconds", "used_at")
+    __slots__ = ("_reads", "count", "is_open", "request", "seconds", "used_at")
 
-    def __init__(self, request: Request, journal: Journal) -> None:
+    def __init__(self, request: Request) -> None:
         self.request = request
         self.count = itertools.count()
         self.seconds = 0.0
         self.used_at = 0.0
+        self.is_open = True
         self._reads = 0
-        self._journal = journal
 
-    def __del__(self) -> None:
-        self._journal.close(self.totals(), self.used_at)
-
-    def totals(self) -> ReplayTotals:
-        """The sum so far; only one thread at a time may ask."""
+    def totals(self, elements: int) -> ReplayTotals:
+        """The sum so far, in a bucket of so many elements; one thread at a time may ask."""
         # A counter tells its value only by counting on: what was read is taken off again.
         replays = next(self.count) - self._reads
         self._reads += 1
@@ -129,106 +122,106 @@ class Tally:
             **{_FIELD[fit]: replays},
             seconds=self.seconds,
             real_elements=replays * sizes.elements,
-            computed_elements=replays * self._journal.elements,
+            computed_elements=replays * elements,
         )
 
 
 _FIELD = {Fit.EXACT: "exact", Fit.PADDED: "padded", Fit.LARGER: "larger", Fit.PIECE: "pieces"}
+_FEW = 256
 
 
 class Journal:
     """The replays of one entry, whatever their routes.
 
+    It holds its tallies, also those of routes that are gone, until it adds them up: a request that
+    is still under way when its route is dropped is counted all the same.
+
     Args:
         bucket: The sizes of the entry.
-        ledger: Where the sum goes when the journal is gone.
-
-    Attributes:
-        elements: batch * seq_len of the bucket.
+        ledger: What adds all journals up.
+        owner: What lives as long as the entry.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_closed",
-        "_ledger",
-        "_lock",
-        "_sum",
-        "_tallies",
-        "_used_at",
-        "elements",
-    )
-
-    def __init__(self, bucket: Bucket, ledger: Ledger) -> None:
-        self.elements = bucket.elements
+    def __init__(self, bucket: Bucket, ledger: Ledger, owner: object) -> None:
+        self._elements = bucket.elements
+        self._owner = weakref.ref(owner)
         self._lock = threading.Lock()
-        self._tallies: weakref.WeakSet[Tally] = weakref.WeakSet()
-        self._closed: deque[tuple[ReplayTotals, float]] = deque()
+        self._tallies: list[Tally] = []
+        self._fold_at = _FEW
         self._sum = ReplayTotals()
         self._used_at = time.perf_counter()
-        self._ledger = ledger
         ledger.open(self)
-
-    def __del__(self) -> None:
-        self._ledger.close(self.totals())
 
     def open(self, request: Request) -> Tally:
         """A tally for requests of one shape."""
-        tally = Tally(request, self)
+        tally = Tally(request)
         with self._lock:
-            self._tallies.add(tally)
+            self._tallies.append(tally)
+            if len(self._tallies) >= self._fold_at:
+                self._fold()
+                self._fold_at = 2 * len(self._tallies) + _FEW
         return tally
 
-    def close(self, totals: ReplayTotals, used_at: float) -> None:
-        """Keeps the sum of a tally that is going away.
-
-        It is called by a finaliser, which may run anywhere, so it takes no lock.
-        """
-        self._closed.append((totals, used_at))
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be added any more; after `totals`."""
+        return self._owner() is None and not self._tallies
 
     def last_used(self) -> float:
         """`time.perf_counter` at the end of the last replay, or when the journal began."""
         with self._lock:
-            self._add_closed()
             return max([self._used_at, *[tally.used_at for tally in self._tallies]])
 
     def totals(self) -> ReplayTotals:
         """The sum of all replays so far."""
         with self._lock:
-            # In this order: a tally that goes away meanwhile is not counted on both sides.
-            self._add_closed()
-            return sum((tally.totals() for tally in self._tallies), self._sum)
+            self._fold()
+            return sum((tally.totals(self._elements) for tally in self._tallies), self._sum)
 
-    def _add_closed(self) -> None:
-        while self._closed:
-            totals, used_at = self._closed.popleft()
-            self._sum = self._sum + totals
-            self._used_at = max(self._used_at, used_at)
+    def _fold(self) -> None:
+        """Adds up the tallies that are closed, and lets go of them."""
+        still_open = []
+        for tally in self._tallies:
+            if tally.is_open:
+                still_open.append(tally)
+                continue
+            self._sum = self._sum + tally.totals(self._elements)
+            self._used_at = max(self._used_at, tally.used_at)
+        self._tallies = still_open
 
 
 class Ledger:
-    """The sum of many journals, also of those that are gone."""
+    """The sum of many journals, also of those that are over."""
 
     def __init__(self) -> None:
-        self._journals: weakref.WeakSet[Journal] = weakref.WeakSet()
         self._lock = threading.Lock()
-        self._closed: deque[ReplayTotals] = deque()
+        self._journals: list[Journal] = []
+        self._fold_at = _FEW
         self._sum = ReplayTotals()
 
     def open(self, journal: Journal) -> None:
         """Counts `journal` from now on."""
         with self._lock:
-            self._journals.add(journal)
-
-    def close(self, totals: ReplayTotals) -> None:
-        """Keeps the sum of a journal that is going away.
-
-        It is called by a finaliser, which may run anywhere, so it takes no lock.
-        """
-        self._closed.append(totals)
+            self._journals.append(journal)
+            if len(self._journals) >= self._fold_at:
+                self._fold()
+                self._fold_at = 2 * len(self._journals) + _FEW
 
     def totals(self) -> ReplayTotals:
-        """The sum of all journals, open and closed."""
+        """The sum of all journals."""
         with self._lock:
-            while self._closed:
-                self._sum = self._sum + self._closed.popleft()
-            return sum((journal.totals() for journal in self._journals), self._sum)
+            return self._fold()
+
+    def _fold(self) -> ReplayTotals:
+        """The sum of all journals; lets go of those that are over."""
+        still_open, total = [], self._sum
+        for journal in self._journals:
+            # Asked in this order, so that nothing is added between the two.
+            found = journal.totals()
+            total = total + found
+            if journal.is_over:
+                self._sum = self._sum + found
+            else:
+                still_open.append(journal)
+        self._journals = still_open
+        return total

@@ -296,5 +296,5 @@ class CUDAGraphRegistry:
             single_input=single_input,
             copies_inputs=self.config.cudagraph_copy_inputs,
             waits=self.config.debug_mode,
-            journal=Journal(bucket, self._ledger),
+            journal=Journal(bucket, self._ledger, executable),
         )

@@ -89,6 +89,10 @@ class Route:
         untouched = not (self._pads_any or self._mask_argname or wait or any(self._numbers))
         self.direct = call if untouched else None
 
+    def __del__(self) -> None:
+        # Whoever runs a route holds it, so that nothing is counted after this.
+        self.tally.is_open = False
+
     @property
     def is_reusable(self) -> bool:
         """Whether calls of the same shapes can be told from others without walking pytrees."""

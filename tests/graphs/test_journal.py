@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import given, settings
@@ -47,16 +48,18 @@ def sums(counted):
     )
 
 
+class Owner:
+    """Stands for an executable."""
+
+
 @settings(max_examples=50)
 @given(counted=written, reads=st.integers(0, 3))
 def test_totals_are_the_sum_of_the_replays(counted, reads):
     """Totals are the sum of all replays, however often they were read in between."""
-    ledger = Ledger()
-    journal = Journal(BUCKET, ledger)
-    tallies = []
+    ledger, owner = Ledger(), Owner()
+    journal = Journal(BUCKET, ledger, owner)
     for index, (request, times) in enumerate(counted):
-        tallies.append(journal.open(request))
-        replay(tallies[-1], times)
+        replay(journal.open(request), times)
         for _ in range(reads):
             assert journal.totals() == sums(counted[: index + 1])
     assert journal.totals() == ledger.totals() == sums(counted)
@@ -65,24 +68,41 @@ def test_totals_are_the_sum_of_the_replays(counted, reads):
 @settings(max_examples=30)
 @given(parts=st.lists(st.tuples(written, st.booleans(), st.booleans()), max_size=4))
 def test_the_ledger_outlives_its_journals(parts):
-    """The ledger's sum is that of all tallies and journals, also of those that are gone."""
+    """The ledger's sum is that of all tallies and journals, also of those that are over."""
     ledger = Ledger()
     kept: list[object] = []
-    for counted, keep_journal, keep_tallies in parts:
-        journal = Journal(BUCKET, ledger)
+    for counted, keep_owner, close in parts:
+        owner = Owner()
+        journal = Journal(BUCKET, ledger, owner)
         for request, times in counted:
             tally = journal.open(request)
             replay(tally, times)
-            if keep_tallies:
-                kept.append(tally)
-            del tally
-        if keep_journal:
-            kept.append(journal)
-        del journal
+            tally.is_open = not close
+        if keep_owner:
+            kept.append(owner)
+        del journal, owner
         ledger.totals()
-    gc.collect()
     expected = sums([item for counted, _, _ in parts for item in counted])
     assert ledger.totals() == ledger.totals() == expected
+
+
+def test_what_is_over_is_let_go():
+    """Closed tallies, and journals whose entry is gone, are added up and freed."""
+    ledger, owner = Ledger(), Owner()
+    journal = Journal(BUCKET, ledger, owner)
+    request = Request(BUCKET, Fit.EXACT)
+    for _ in range(5000):
+        tally = journal.open(request)
+        next(tally.count)
+        tally.is_open = False
+    assert journal.totals().exact == 5000
+    assert not journal.is_over
+    gone = weakref.ref(journal)
+    del owner, journal
+    assert ledger.totals().exact == 5000
+    gc.collect()
+    assert gone() is None
+    assert ledger.totals().exact == 5000
 
 
 @settings(max_examples=30)
@@ -101,22 +121,23 @@ def test_waste():
 
 
 def test_last_use():
-    """A journal was last used when the last of its tallies was, also of those that are gone."""
-    journal = Journal(BUCKET, Ledger())
+    """A journal was last used when the last of its tallies was, also of those that are closed."""
+    owner = Owner()
+    journal = Journal(BUCKET, Ledger(), owner)
     began = journal.last_used()
     tally = journal.open(Request(BUCKET, Fit.EXACT))
     assert journal.last_used() == began
     tally.used_at = began + 5
     assert journal.last_used() == began + 5
-    del tally
-    gc.collect()
+    tally.is_open = False
+    journal.totals()
     assert journal.last_used() == began + 5
 
 
 def test_counts_are_exact_under_threads():
-    """Writers, readers and dying tallies at once lose nothing."""
-    ledger = Ledger()
-    journal = Journal(BUCKET, ledger)
+    """Writers, readers, closing tallies and ending journals at once lose nothing."""
+    ledger, owner = Ledger(), Owner()
+    journal = Journal(BUCKET, ledger, owner)
     request = Request(Bucket(2, 4), Fit.PADDED)
     shared = journal.open(request)
     writers, each = 8, 2000
@@ -127,13 +148,14 @@ def test_counts_are_exact_under_threads():
         for index in range(each):
             next(shared.count)
             if index % 100 == 0:
-                own = journal.open(request)
-                next(own.count)
-                del own
+                mine = Owner()
+                for opened in (journal.open(request), Journal(BUCKET, ledger, mine).open(request)):
+                    next(opened.count)
+                    opened.is_open = False
+                del mine
                 ledger.totals()
 
     with ThreadPoolExecutor(writers) as pool:
         list(pool.map(write, range(writers)))
-    total = writers * (each + each // 100)
-    gc.collect()
-    assert ledger.totals().padded == journal.totals().padded == total
+    assert journal.totals().padded == writers * (each + each // 100)
+    assert ledger.totals().padded == writers * (each + 2 * each // 100)

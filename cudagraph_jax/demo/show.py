@@ -16,7 +16,7 @@ from cudagraph_jax.demo.figures import (
     TrafficFigures,
     WarmupFigures,
 )
-from cudagraph_jax.report.table import text_table
+from cudagraph_jax.tables import text_table
 
 WIDTH = 96
 

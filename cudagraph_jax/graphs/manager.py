@@ -8,9 +8,10 @@ from typing import Any, Self
 
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
+from cudagraph_jax.graphs.by_size import mode_for, replayable
 from cudagraph_jax.graphs.call import refuse_abstract
 from cudagraph_jax.graphs.capturer import Capturer, Task
-from cudagraph_jax.graphs.decision import Holdings, Reason, decide
+from cudagraph_jax.graphs.decision import Reason
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.program import Program
@@ -90,19 +91,7 @@ class CUDAGraphManager:
 
     def get_mode_for_batch(self, batch_size: int, seq_len: int) -> CUDAGraphMode:
         """What would be done with a call of this size, any captured function taken for its own."""
-        sizes = Bucket(batch_size, seq_len)
-        registry = self.registry
-
-        def find(bucket: Bucket) -> CUDAGraphEntry | None:
-            return next(iter(registry.at(bucket)), None)
-
-        def find_larger() -> CUDAGraphEntry | None:
-            found = (registry.find_larger(sizes, entry.variant) for entry in registry.entries())
-            return next((entry for entry in found if entry is not None), None)
-
-        holdings = Holdings(find, find_larger, lambda bucket: None)
-        bucket = self.config.bucket_for(*sizes)
-        return decide(self.config, self.mode, sizes, bucket, holdings).mode
+        return mode_for(self.dispatcher, Bucket(batch_size, seq_len))
 
     def capture_graph(
         self,
@@ -169,7 +158,7 @@ class CUDAGraphManager:
         if self.mode not in (CUDAGraphMode.CAPTURE, CUDAGraphMode.REPLAY):
             return None
         sizes = request_sizes(batch_size, seq_len)
-        entries = self._replayable(sizes)
+        entries = replayable(self.dispatcher, sizes)
         if len(entries) > 1:
             leaves = single_call(any_function, inputs, sizes).variant.leaves
             entries = [entry for entry in entries if entry.variant.leaves == leaves] or entries[:1]
@@ -179,24 +168,6 @@ class CUDAGraphManager:
                 "call entry.replay(inputs) or execute_or_capture, which name the function"
             )
         return entries[0].replay(inputs) if entries else None
-
-    def _replayable(self, sizes: Bucket) -> list[CUDAGraphEntry]:
-        """The entries of the first bucket that may serve `sizes`, by the mode table."""
-        registry = self.registry
-        buckets = [sizes]
-        if self.config.cudagraph_copy_inputs:
-            buckets.append(self.config.bucket_for(*sizes))
-            if self.mode is CUDAGraphMode.REPLAY:
-                larger = (
-                    registry.find_larger(sizes, entry.variant) for entry in registry.entries()
-                )
-                found = {entry.bucket for entry in larger if entry is not None}
-                buckets += sorted(found, key=lambda bucket: bucket.elements)
-        for bucket in dict.fromkeys(buckets):
-            entries = [entry for entry in registry.at(bucket) if entry.single_input]
-            if entries:
-                return entries[::-1]
-        return []
 
     def execute_or_capture(
         self,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
@@ -18,7 +17,7 @@ from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.journal import Journal, Ledger, ReplayTotals
 from cudagraph_jax.graphs.lru import Made, SingleFlightLRU
 from cudagraph_jax.graphs.program import Program
-from cudagraph_jax.graphs.routes import Routes
+from cudagraph_jax.graphs.routes import Routes, Watchers
 from cudagraph_jax.graphs.single import (
     capture_sizes,
     check_outputs,
@@ -57,8 +56,8 @@ class CUDAGraphRegistry:
         self._lock = threading.Lock()
         self._captures = 0
         self._capture_ms = 0.0
-        self.fork_guard = ForkGuard(self._forget_all)
-        self._watchers: weakref.WeakSet[Routes] = weakref.WeakSet()
+        self._watchers = Watchers()
+        self.fork_guard = ForkGuard(self._watchers.forget_in_child)
         self._entries: SingleFlightLRU[Key, CUDAGraphEntry] = SingleFlightLRU(
             last_used=lambda entry: entry.journal.last_used(),
             weight=lambda entry: entry.memory_bytes or 0,
@@ -243,14 +242,11 @@ class CUDAGraphRegistry:
 
     def watch(self, routes: Routes) -> None:
         """Forgets `routes` whenever an entry was dropped; held weakly."""
-        with self._lock:
-            self._watchers.add(routes)
+        self._watchers.add(routes)
 
     def changed(self) -> None:
         """Tells all watchers to look entries up anew."""
-        with self._lock:
-            watchers = list(self._watchers)
-        self._forget_all(watchers)
+        self._watchers.forget()
 
     def stats(self) -> dict[str, Any]:
         """Counts and times, in values that JSON can hold; `graphs` by `"8x128"`.
@@ -273,11 +269,6 @@ class CUDAGraphRegistry:
             "evictions": self.evictions,
             "graphs": graphs,
         }
-
-    def _forget_all(self, watchers: Iterable[Routes] | None = None) -> None:
-        # In a forked child without a lock: the thread that held it is not there to let it go.
-        for watcher in list(self._watchers) if watchers is None else watchers:
-            watcher.forget_routes()
 
     def _compile(self, program: Program, bucket: Bucket, single_input: bool) -> CUDAGraphEntry:
         outputs = program.outputs(bucket, others=self.config.buckets(seq_len=bucket.seq_len))

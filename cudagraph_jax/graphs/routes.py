@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -60,3 +62,28 @@ class Draft(NamedTuple):
         self.table[key] = route
         if lead is not None and route.pads_nothing:
             self.exact[lead] = route
+
+
+class Watchers:
+    """All the routes that have to be forgotten when an entry is dropped; held weakly."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._routes: weakref.WeakSet[Routes] = weakref.WeakSet()
+
+    def add(self, routes: Routes) -> None:
+        """Forgets `routes` too, from now on."""
+        with self._lock:
+            self._routes.add(routes)
+
+    def forget(self) -> None:
+        """Decides every call anew from now on."""
+        with self._lock:
+            routes = list(self._routes)
+        for watcher in routes:
+            watcher.forget_routes()
+
+    def forget_in_child(self) -> None:
+        """The same in a forked child: the thread that held the lock is not there to let it go."""
+        for watcher in list(self._routes):
+            watcher.forget_routes()

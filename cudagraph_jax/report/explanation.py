@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.report.table import html_table
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.tables import html_table
 
 
 @dataclass(frozen=True, slots=True)

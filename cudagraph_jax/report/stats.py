@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cudagraph_jax.report.table import html_table, text_table
+from cudagraph_jax.tables import html_table, text_table
 
 _HEADER = ("bucket", "variant", "capture ms", "memory bytes", "replays", "mean ms", "waste")
 

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from cudagraph_jax.report.table import html_table, text_table
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.tables import html_table, text_table
 
 Status = Literal["captured", "present", "failed"]
 

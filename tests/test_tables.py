@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudagraph_jax.report.table import html_table, text_table
+from cudagraph_jax.tables import html_table, text_table
 
 
 def test_text():

@@ -22,12 +22,16 @@ from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode
 from cudagraph_jax.report.explanation import Explanation
 from cudagraph_jax.report.warmup import WarmupReport
+from cudagraph_jax.shapes.costs import PolynomialCost, attention_cost, measured_cost
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
+from cudagraph_jax.shapes.plan import BucketPlan
+from cudagraph_jax.shapes.planner import plan_buckets
 from cudagraph_jax.version import __version__
 
 __all__ = [
     "Bucket",
     "BucketOverflowError",
+    "BucketPlan",
     "BucketedFunction",
     "CUDAGraphConfig",
     "CUDAGraphEntry",
@@ -43,11 +47,15 @@ __all__ = [
     "InputShapeError",
     "Ladder",
     "PaddingLeakError",
+    "PolynomialCost",
     "SealedError",
     "StoreError",
     "UnexpectedCompileError",
     "WarmupReport",
     "__version__",
+    "attention_cost",
     "bucket_jit",
+    "measured_cost",
     "no_compiles",
+    "plan_buckets",
 ]

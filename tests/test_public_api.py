@@ -20,6 +20,7 @@ def test_exports():
     assert cudagraph_jax.__all__ == [
         "Bucket",
         "BucketOverflowError",
+        "BucketPlan",
         "BucketedFunction",
         "CUDAGraphConfig",
         "CUDAGraphEntry",
@@ -35,13 +36,17 @@ def test_exports():
         "InputShapeError",
         "Ladder",
         "PaddingLeakError",
+        "PolynomialCost",
         "SealedError",
         "StoreError",
         "UnexpectedCompileError",
         "WarmupReport",
         "__version__",
+        "attention_cost",
         "bucket_jit",
+        "measured_cost",
         "no_compiles",
+        "plan_buckets",
     ]
 
 

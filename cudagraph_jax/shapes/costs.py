@@ -1,0 +1,175 @@
+"""What a bucket costs: padded elements, attention's quadratic term, measured times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.shapes.observed import Floats, Ints
+
+Cost: TypeAlias = Callable[[int, int], float]
+"""What a replay of (batch, seq_len) costs, in any unit: a number of 0 or more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolynomialCost:
+    """`constant + rows·batch + elements·batch·seq + pairs·batch·seq²`; a `Cost`.
+
+    Attributes:
+        constant: For each replay, whatever its size.
+        rows: For each row.
+        elements: For each element: what dense layers cost.
+        pairs: For each pair of positions in a row: what attention costs.
+    """
+
+    constant: float = 0.0
+    rows: float = 0.0
+    elements: float = 0.0
+    pairs: float = 0.0
+
+    def __call__(self, batch: int, seq_len: int) -> float:
+        """The cost of a replay of (batch, seq_len)."""
+        return float(self.each(np.array([batch]), np.array([seq_len]))[0])
+
+    def each(self, batches: Ints, seq_lens: Ints) -> Floats:
+        """The cost of each batch with its seq_len, float64, by NumPy's rules of broadcasting."""
+        lengths = seq_lens.astype(np.float64)
+        rows: Floats = self.rows + lengths * (self.elements + lengths * self.pairs)
+        return self.constant + batches * rows
+
+
+ELEMENTS = PolynomialCost(elements=1.0)
+"""The default: a bucket costs its `batch * seq_len` elements."""
+
+
+def cost_table(cost: Cost, batches: Ints, seq_lens: Ints) -> Floats:
+    """The cost of each batch with each seq_len, float64 (len(batches), len(seq_lens)).
+
+    Raises:
+        ConfigError: A cost is no number of 0 or more.
+    """
+    if isinstance(cost, PolynomialCost):
+        return cost.each(batches[:, None], seq_lens[None, :])
+    rows = [[cost(batch, seq) for seq in seq_lens.tolist()] for batch in batches.tolist()]
+    return _checked(rows, batches[:, None], seq_lens[None, :])
+
+
+def cost_of_each(cost: Cost, batches: Ints, seq_lens: Ints) -> Floats:
+    """The cost of each (batch, seq_len) pair, float64 (N,).
+
+    Raises:
+        ConfigError: A cost is no number of 0 or more.
+    """
+    if isinstance(cost, PolynomialCost):
+        return cost.each(batches, seq_lens)
+    pairs = zip(batches.tolist(), seq_lens.tolist(), strict=True)
+    return _checked([cost(batch, seq) for batch, seq in pairs], batches, seq_lens)
+
+
+def _checked(costs: object, batches: Ints, seq_lens: Ints) -> Floats:
+    try:
+        table = np.asarray(costs, np.float64)
+    except (TypeError, ValueError):
+        table = np.full(np.broadcast_shapes(batches.shape, seq_lens.shape), np.nan)
+    wrong = ~(np.isfinite(table) & (table >= 0))
+    if wrong.any():
+        batch, seq = (
+            int(np.broadcast_to(axis, table.shape)[wrong][0]) for axis in (batches, seq_lens)
+        )
+        raise ConfigError(
+            f"cost(batch={batch}, seq_len={seq}) is no number of 0 or more: give a cost that is "
+            "one for every size"
+        )
+    return table
+
+
+def attention_cost(hidden_size: int, *, mlp_size: int | None = None) -> PolynomialCost:
+    """Multiply-adds of one transformer layer: what its matrices and its attention cost.
+
+    Per token 4·h² for the attention's projections and 2·h·m for the feed-forward block; per pair
+    of positions 2·h for the scores and the weighted sum. Source: Kaplan et al., "Scaling Laws for
+    Neural Language Models" (arXiv:2001.08361), table 1.
+
+    Args:
+        hidden_size: h, the width of the model.
+        mlp_size: m, the width of the feed-forward block; 4·h if None.
+
+    Raises:
+        ConfigError: A width is no positive integer.
+    """
+    mlp_size = 4 * hidden_size if mlp_size is None else mlp_size
+    for name, width in (("hidden_size", hidden_size), ("mlp_size", mlp_size)):
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            raise ConfigError(f"{name}={width!r} is no width: give an integer of 1 or more")
+    per_element = 4 * hidden_size**2 + 2 * hidden_size * mlp_size
+    return PolynomialCost(elements=float(per_element), pairs=2.0 * hidden_size)
+
+
+class Timed(Protocol):
+    """What `measured_cost` reads of a captured bucket; `CUDAGraphEntry` has it."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the bucket."""
+
+    @property
+    def seq_len(self) -> int:
+        """Sequence length of the bucket."""
+
+    @property
+    def replay_count(self) -> int:
+        """How often it was replayed."""
+
+    @property
+    def avg_replay_time_ms(self) -> float:
+        """Mean milliseconds of a replay."""
+
+
+def measured_cost(entries: Iterable[Timed]) -> PolynomialCost:
+    """Milliseconds of a replay of any size, fitted to the times of buckets that were replayed.
+
+    The fit minimises the relative error and has no negative term, so that a larger bucket never
+    costs less. Times are device times in `debug_mode` or with `unpad="host"`; otherwise they may
+    be times to dispatch.
+
+    Args:
+        entries: `registry.entries()`, say. Those that were never replayed are left out.
+
+    Raises:
+        ConfigError: Fewer than two different buckets were replayed.
+    """
+    timed = [entry for entry in entries if entry.replay_count and entry.avg_replay_time_ms > 0]
+    if len({(entry.batch_size, entry.seq_len) for entry in timed}) < 2:
+        raise ConfigError(
+            f"{len(timed)} buckets were replayed, too few to fit a cost to: serve requests in at "
+            "least two buckets first"
+        )
+    times = np.array([entry.avg_replay_time_ms for entry in timed])
+    batch = np.array([entry.batch_size for entry in timed], np.float64)
+    seq = np.array([entry.seq_len for entry in timed], np.float64)
+    terms = np.stack([np.ones_like(batch), batch, batch * seq, batch * seq**2], axis=1)
+    constant, rows, elements, pairs = _nonnegative_fit(terms / times[:, None], np.ones_like(times))
+    return PolynomialCost(constant=constant, rows=rows, elements=elements, pairs=pairs)
+
+
+def _nonnegative_fit(terms: Floats, target: Floats) -> list[float]:
+    """Least squares without negative weights: the best of all subsets of the few terms."""
+    scale = np.abs(terms).max(axis=0)
+    best, best_error = np.zeros(terms.shape[1]), math.inf
+    for size in range(1, terms.shape[1] + 1):
+        for chosen in combinations(range(terms.shape[1]), size):
+            columns = list(chosen)
+            part = terms[:, columns] / scale[columns]
+            weights = np.linalg.lstsq(part, target, rcond=None)[0]
+            error = float(((part @ weights - target) ** 2).sum())
+            # More terms have to be worth it, beyond rounding.
+            if (weights >= 0).all() and error < best_error * (1 - 1e-9):
+                best, best_error = np.zeros(terms.shape[1]), error
+                best[columns] = weights / scale[columns]
+    return [float(weight) for weight in best]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cudagraph_jax.modes import CUDAGraphMode
+from cudagraph_jax.report.words import part
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.tables import html_table
+from cudagraph_jax.tables import html_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +32,31 @@ class Explanation:
     remedy: str = ""
     error: bool = False
 
+    @property
+    def waste(self) -> float | None:
+        """The part of the bucket that would be padding; None where no bucket holds the call."""
+        bucket, sizes = self.bucket, self.sizes
+        if bucket is None or any(size > room for size, room in zip(sizes, bucket, strict=True)):
+            return None
+        return 1 - sizes.elements / bucket.elements
+
     def __str__(self) -> str:
-        what = "an error" if self.error else self.mode.name
-        where = "" if self.bucket is None else f" in the bucket {self.bucket}"
+        where = f" in the bucket {self._where}" if self.bucket is not None else ""
         remedy = f" To change that: {self.remedy}." if self.remedy else ""
-        return f"{self.name} at {self.sizes}: {what}{where}, because {self.reason}.{remedy}"
+        happens = "an error" if self.error else self.mode.name
+        return f"{self.name} at {self.sizes}: {happens}{where}, because {self.reason}.{remedy}"
 
     def _repr_html_(self) -> str:
         rows = [
-            ("call", f"{self.name} at {self.sizes}"),
-            ("happens", "error" if self.error else self.mode.name),
-            ("bucket", "" if self.bucket is None else str(self.bucket)),
+            ("happens", "an error" if self.error else self.mode.name),
+            ("bucket", self._where or "none"),
             ("because", self.reason),
-            ("to change", self.remedy),
+            ("to change that", self.remedy or "nothing has to be changed"),
         ]
-        return html_table("Explanation", ("", ""), rows)
+        return html_pairs(f"{self.name} at {self.sizes}", rows)
+
+    @property
+    def _where(self) -> str:
+        """The bucket, and how much of it is padding."""
+        padding = f" ({part(self.waste)} padding)" if self.waste else ""
+        return "" if self.bucket is None else f"{self.bucket}{padding}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-logger = logging.getLogger("cudagraph_jax")
+from cudagraph_jax.log import logger
 
 Step = Callable[[object], None]
 Callback = Callable[[int, int, object], None]

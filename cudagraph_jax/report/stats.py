@@ -1,43 +1,58 @@
-"""Statistics as tables."""
+"""Statistics for a terminal and for a notebook."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
-from cudagraph_jax.tables import html_table, text_table
+from cudagraph_jax.report.buckets import NONE_YET, buckets_html, buckets_text
+from cudagraph_jax.report.grid import ON_A_TERMINAL, Grid
+from cudagraph_jax.report.totals import alerts, headline, tiles, totals, troubles
+from cudagraph_jax.style import styled
+from cudagraph_jax.tables import one_line, text_pairs
 
-_HEADER = ("bucket", "variant", "capture ms", "memory bytes", "replays", "mean ms", "waste")
+_FEW = 20
 
 
 def stats_text(name: str, stats: Mapping[str, Any]) -> str:
-    """A table of all buckets under a line of totals."""
-    return f"{_title(name, stats)}\n{text_table(_HEADER, _rows(stats))}"
+    """Totals, heat maps of hits and of waste, and every bucket.
+
+    Args:
+        name: Whose statistics they are.
+        stats: What `stats()` of a manager, a function or a registry gives.
+    """
+    stats = _managers(stats)
+    head = [one_line(name), *troubles(stats), text_pairs(totals(stats))]
+    if not stats["registry"]["graphs"]:
+        return "\n\n".join(["\n".join(head), NONE_YET])
+    grid = Grid.of(stats, most=ON_A_TERMINAL)
+    maps = [grid.hits_map().text(), grid.waste_map().text()]
+    return "\n\n".join(["\n".join(head), *maps, buckets_text(stats)])
 
 
 def stats_html(name: str, stats: Mapping[str, Any]) -> str:
-    """The same as HTML."""
-    return html_table(_title(name, stats), _HEADER, _rows(stats))
-
-
-def _title(name: str, stats: Mapping[str, Any]) -> str:
-    return (
-        f"{name}: mode {stats['mode']}, {stats['calls']} calls, {stats['hits']} hits, "
-        f"{stats['misses']} misses, {stats['eager_calls']} eager, "
-        f"{stats['waste']:.1%} of computed elements were padding"
+    """The figures that matter and the buckets used most, short enough for a notebook."""
+    stats = _managers(stats)
+    return styled(
+        f"<p><b>{escape(name)}</b></p>",
+        tiles(headline(stats)),
+        alerts(troubles(stats)),
+        buckets_html(stats, most=_FEW),
     )
 
 
-def _rows(stats: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [
-        (
-            key,
-            graph["variant"],
-            f"{graph['capture_time_ms']:.0f}",
-            "" if graph["memory_bytes"] is None else f"{graph['memory_bytes']:,}",
-            f"{graph['replay_count']}",
-            f"{graph['avg_replay_time_ms']:.3f}",
-            f"{graph['waste']:.1%}",
-        )
-        for key, graph in stats["registry"]["graphs"].items()
-    ]
+class ShownByStats:
+    """Something that a notebook shows by its statistics."""
+
+    def stats(self) -> dict[str, Any]:
+        """Counts and times, as `stats_html` takes them."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        return stats_html(type(self).__name__, self.stats())
+
+
+def _managers(stats: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Statistics in the form that a manager gives, also those of a registry alone."""
+    return stats if "registry" in stats else {"registry": stats}

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Literal
 
+from cudagraph_jax.report.totals import Pairs, alerts, tiles
+from cudagraph_jax.report.words import exact, seconds, things
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.tables import html_table, text_table
+from cudagraph_jax.style import styled
+from cudagraph_jax.tables import one_line, table_fragment, text_table
 
 Status = Literal["captured", "present", "failed"]
 
 _HEADER = ("bucket", "status", "capture ms", "memory bytes", "error")
+_MANY = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +69,48 @@ class WarmupReport:
         return f"WarmupReport({self.name}: {shown or 'no buckets'}, {self.total_ms:.0f} ms)"
 
     def __str__(self) -> str:
-        return f"{self!r}\n{text_table(_HEADER, self._rows())}"
+        failed = [one_line(f"FAILED {record.bucket}: {record.error}") for record in self.failed]
+        table = text_table(_HEADER[:-1], [row[:-1] for row in _rows(self.buckets)])
+        return "\n".join([repr(self), *failed, table]).rstrip()
 
     def _repr_html_(self) -> str:
-        return html_table(repr(self), _HEADER, self._rows())
+        """The failures first."""
+        order = sorted(self.buckets, key=lambda record: record.status != "failed")
+        left_out = len(order) - _MANY
+        note = f"<p>{things(left_out, 'more bucket')} not shown.</p>" if left_out > 0 else ""
+        failed = things(len(self.failed), "bucket")
+        return styled(
+            f"<p><b>Warm-up of {escape(self.name)}</b></p>",
+            tiles(self._headline()),
+            alerts([f"{failed} failed; calls of that size run eagerly."] if self.failed else []),
+            table_fragment("Buckets", _HEADER, _rows(order[:_MANY])),
+            note,
+        )
+
+    def _headline(self) -> Pairs:
+        compile_ms = sum(record.capture_time_ms for record in self.buckets)
+        memory = sum(record.memory_bytes or 0 for record in self.buckets)
+        return [
+            ("captured", exact(self.captured)),
+            ("present before", exact(self._count("present"))),
+            ("failed", exact(len(self.failed))),
+            ("in all", seconds(self.total_ms / 1e3)),
+            ("of it compiling", seconds(compile_ms / 1e3)),
+            ("memory bytes", exact(memory)),
+        ]
 
     def _count(self, status: Status) -> int:
         return sum(record.status == status for record in self.buckets)
 
-    def _rows(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                str(record.bucket),
-                record.status,
-                f"{record.capture_time_ms:.0f}",
-                "" if record.memory_bytes is None else f"{record.memory_bytes:,}",
-                record.error or "",
-            )
-            for record in self.buckets
-        ]
+
+def _rows(records: Sequence[BucketWarmup]) -> list[tuple[str, ...]]:
+    return [
+        (
+            str(record.bucket),
+            record.status,
+            f"{record.capture_time_ms:,.0f}" if record.status == "captured" else "–",
+            "" if record.memory_bytes is None else exact(record.memory_bytes),
+            record.error or "",
+        )
+        for record in records
+    ]

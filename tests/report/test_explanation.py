@@ -5,6 +5,8 @@ import pytest
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.report.explanation import Explanation
 from cudagraph_jax.shapes.ladder import Bucket
+from tests.report.reading import Reader
+from tests.report.snapshots import HOSTILE
 
 SIZES = Bucket(3, 57)
 
@@ -14,7 +16,7 @@ SIZES = Bucket(3, 57)
     [
         (
             Explanation("embed", CUDAGraphMode.REPLAY, SIZES, Bucket(4, 64), "it is captured"),
-            "embed at 3x57: REPLAY in the bucket 4x64, because it is captured.",
+            "embed at 3x57: REPLAY in the bucket 4x64 (33.2% padding), because it is captured.",
         ),
         (
             Explanation("f", CUDAGraphMode.NONE, SIZES, None, "batch=3 is too large", "add 4"),
@@ -22,7 +24,7 @@ SIZES = Bucket(3, 57)
         ),
         (
             Explanation("f", CUDAGraphMode.NONE, SIZES, Bucket(4, 64), "it is sealed", error=True),
-            "f at 3x57: an error in the bucket 4x64, because it is sealed.",
+            "f at 3x57: an error in the bucket 4x64 (33.2% padding), because it is sealed.",
         ),
     ],
 )
@@ -32,23 +34,35 @@ def test_text(explanation, text):
 
 
 @pytest.mark.parametrize(
-    ("error", "bucket", "cells"),
+    ("sizes", "bucket", "waste"),
     [
-        (False, Bucket(4, 64), ("CAPTURE", "4x64")),
-        (True, None, ("error", "")),
+        (Bucket(3, 57), Bucket(4, 64), 1 - 3 * 57 / 256),
+        (Bucket(4, 64), Bucket(4, 64), 0.0),
+        (Bucket(3, 57), None, None),
+        (Bucket(5, 57), Bucket(4, 64), None),
     ],
 )
-def test_html(error, bucket, cells):
-    """The HTML has a row for each answer, escaped."""
+def test_waste(sizes, bucket, waste):
+    """The padding is known where a bucket holds the call; an exact fit shows none."""
+    explanation = Explanation("f", CUDAGraphMode.REPLAY, sizes, bucket, "it is so")
+    assert explanation.waste == waste
+    assert ("padding" in str(explanation)) == bool(waste)
+
+
+@pytest.mark.parametrize(
+    ("error", "bucket", "remedy", "cells"),
+    [
+        (False, Bucket(4, 64), HOSTILE, ["CAPTURE", "4x64 (33.2% padding)", HOSTILE]),
+        (True, None, "", ["an error", "none", "nothing has to be changed"]),
+    ],
+)
+def test_html(error, bucket, remedy, cells):
+    """The HTML has a row for each answer, and shows any text as it is."""
     explanation = Explanation(
-        "<lambda>", CUDAGraphMode.CAPTURE, SIZES, bucket, "a < b", "<script>", error=error
+        HOSTILE, CUDAGraphMode.CAPTURE, SIZES, bucket, "a < b", remedy, error=error
     )
-    rows = [
-        ("call", "&lt;lambda&gt; at 3x57"),
-        ("happens", cells[0]),
-        ("bucket", cells[1]),
-        ("because", "a &lt; b"),
-        ("to change", "&lt;script&gt;"),
-    ]
-    body = "".join(f"<tr><td>{label}</td><td>{value}</td></tr>" for label, value in rows)
-    assert f"<tbody>{body}</tbody>" in explanation._repr_html_()
+    reader = Reader(explanation._repr_html_())
+    assert reader.all("caption") == [f"{HOSTILE} at 3x57"]
+    assert reader.all("th") == ["happens", "bucket", "because", "to change that"]
+    happens, where, change = cells
+    assert reader.all("td") == [happens, where, "a < b", change]

@@ -2,6 +2,8 @@
 
 from cudagraph_jax.report.warmup import BucketWarmup, WarmupReport
 from cudagraph_jax.shapes.ladder import Bucket
+from tests.report.reading import Reader
+from tests.report.snapshots import HOSTILE
 
 FAILED = BucketWarmup(Bucket(2, 64), "failed", error="no <script>")
 REPORT = WarmupReport(
@@ -29,20 +31,54 @@ def test_repr():
 
 
 def test_text():
-    """The text is the repr above a row for each bucket."""
+    """The text is the repr, each failure with its error, and a row for each bucket."""
     assert str(REPORT).split("\n") == [
         repr(REPORT),
-        "bucket  status    capture ms  memory bytes  error",
-        "8x64    captured  120         1,048,576",
-        "4x64    captured  81",
-        "2x64    failed    0                         no <script>",
-        "1x64    present   0           2,048",
+        "FAILED 2x64: no <script>",
+        "bucket  status    capture ms  memory bytes",
+        "8x64    captured         120     1,048,576",
+        "4x64    captured          81",
+        "2x64    failed             –",
+        "1x64    present            –         2,048",
     ]
+    assert str(WarmupReport("embed", (), 0.0)) == "WarmupReport(embed: no buckets, 0 ms)"
 
 
 def test_html():
-    """The HTML has the same cells, escaped."""
-    html = REPORT._repr_html_()
-    assert html.startswith(f"<table><caption>{REPORT!r}</caption>")
-    assert "<td>2x64</td><td>failed</td><td>0</td><td></td><td>no &lt;script&gt;</td>" in html
-    assert "<script>" not in html
+    """The HTML has times and memory at the top, then the failures, then all others."""
+    reader = Reader(REPORT._repr_html_())
+    assert reader.all("b") == ["Warm-up of embed"]
+    assert reader.all("dt") == [
+        "captured", "present before", "failed", "in all", "of it compiling", "memory bytes",
+    ]  # fmt: skip
+    assert reader.all("dd") == ["2", "1", "1", "1.23 s", "0.20 s", "1,050,624"]
+    assert "1 bucket failed; calls of that size run eagerly." in reader.all("p")
+    cells = reader.all("td")
+    assert cells[:5] == ["2x64", "failed", "–", "", "no <script>"]
+    assert cells[5:9] == ["8x64", "captured", "120", "1,048,576"]
+
+
+def test_html_without_failures():
+    """Where all went well there is nothing to be alarmed of."""
+    report = WarmupReport("embed", REPORT.buckets[:2], 1.0)
+    assert 'class="alert"' not in report._repr_html_()
+
+
+def test_html_of_a_large_grid():
+    """Of a large grid the failures and a hundred buckets in all are shown."""
+    grid = tuple(BucketWarmup(Bucket(batch, 64), "captured") for batch in range(1, 3000))
+    reader = Reader(WarmupReport("embed", (*grid, FAILED), 1.0)._repr_html_())
+    assert len(reader.all("tr")) == 101
+    assert reader.all("td")[0] == "2x64"
+    assert "2,900 more buckets not shown." in reader.all("p")
+
+
+def test_hostile_names():
+    """Names and errors are only text, on one line each."""
+    failed = BucketWarmup(Bucket(2, 64), "failed", error=f"{HOSTILE}\n\x1b[31m")
+    report = WarmupReport(HOSTILE, (failed,), 1.0)
+    reader = Reader(report._repr_html_())
+    assert reader.all("b") == [f"Warm-up of {HOSTILE}"]
+    assert reader.all("td")[-1] == failed.error
+    assert len(str(report).split("\n")) == 4
+    assert "\x1b" not in str(report)

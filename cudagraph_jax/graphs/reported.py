@@ -1,0 +1,56 @@
+"""What has a report: its statistics, configuration and surroundings at one moment."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+
+from cudagraph_jax.graphs.dispatch import Dispatcher
+from cudagraph_jax.graphs.environment import environment
+from cudagraph_jax.graphs.planned import Planned
+from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.report.report import Report
+from cudagraph_jax.report.stats import ShownByStats
+
+
+class Reported(Planned, ShownByStats):
+    """The part of a manager that shows what it knows.
+
+    Attributes:
+        registry: The captured buckets.
+        dispatcher: What serves the calls.
+    """
+
+    registry: CUDAGraphRegistry
+    dispatcher: Dispatcher
+
+    def report(self, path: str | os.PathLike[str] | None = None) -> Report:
+        """Everything that is known at this moment, to print, to look at and to keep.
+
+        `print(manager.report())` shows it as text, a notebook shows it with heat maps, and
+        `manager.report("cache.html")` also writes it as a page of its own. What is rendered is a
+        snapshot: no lock is held, and no call waits.
+
+        Args:
+            path: An HTML file to write, whole or not at all; one that is there is replaced. Its
+                folder must exist. The page loads nothing from elsewhere and runs no script.
+
+        Raises:
+            ConfigError: `path` is no path.
+            OSError: The file cannot be written, as a `CUDAGraphError` that says why.
+        """
+        report = Report(
+            name=type(self).__name__,
+            made_at=datetime.now().astimezone(),
+            stats=self.stats(),
+            config=self.registry.config,
+            environment=environment(backend_started=self.registry.capture_count > 0),
+            sizes=self.sizes(),
+            failures=[
+                (str(bucket), str(variant), str(error))
+                for bucket, variant, error in self.dispatcher.capturer.failures.snapshot()
+            ],
+        )
+        if path is not None:
+            report.save(path)
+        return report

@@ -1,0 +1,104 @@
+"""Files that are there whole or not at all."""
+
+import os
+import stat
+
+import pytest
+
+from cudagraph_jax.errors import ConfigError, CUDAGraphError
+from cudagraph_jax.report.files import ReportError, write_whole
+
+
+def test_writes(tmp_path):
+    """The file has the text as UTF-8, and nothing else is left in its folder."""
+    written = write_whole(tmp_path / "a.html", "é\n")
+    assert written == tmp_path / "a.html"
+    assert written.read_bytes() == b"\xc3\xa9\n"
+    assert os.listdir(tmp_path) == ["a.html"]
+
+
+def test_mode_is_that_of_any_new_file(tmp_path):
+    """Who may read it is what the process's umask says, as for any file."""
+    (tmp_path / "other").touch()
+    written = write_whole(tmp_path / "a.html", "")
+    assert stat.S_IMODE(written.stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
+
+
+def test_replaces(tmp_path, monkeypatch):
+    """A file of that name is replaced at once; who has it open reads the old one on."""
+    path = tmp_path / "a.html"
+    path.write_text("old")
+    monkeypatch.chdir(tmp_path)
+    with path.open() as reader:
+        assert write_whole("a.html", "new") == path
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
+def test_follows_a_link(tmp_path):
+    """A link stays a link; what it leads to is replaced."""
+    (tmp_path / "real.html").write_text("old")
+    (tmp_path / "link.html").symlink_to(tmp_path / "real.html")
+    write_whole(tmp_path / "link.html", "new")
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "real.html").read_text() == "new"
+
+
+def test_lone_surrogates_are_written(tmp_path):
+    """A name that is no valid text does not keep a report from being written."""
+    assert write_whole(tmp_path / "a.html", "a\ud800b").read_text() == "a?b"
+
+
+@pytest.mark.parametrize(
+    ("name", "problem", "remedy"),
+    [
+        ("missing/a.html", "is in a folder that does not exist", "make the folder first"),
+        ("file/a.html", "is in a folder that does not exist", "make the folder first"),
+        (".", "is no ordinary file", "give the name of a file to write"),
+        ("pipe", "is no ordinary file", "give the name of a file to write"),
+        ("a\0", "cannot be written", "Give a path in a folder"),
+        ("n" * 300, "cannot be written: File name too long", "Give a path in a folder"),
+    ],
+)
+def test_errors(tmp_path, name, problem, remedy):
+    """What cannot be written is an error that says what to do, and nothing is left behind."""
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ReportError, match=f"{problem}.*{remedy}") as raised:
+        write_whole(tmp_path / name, "new")
+    assert isinstance(raised.value, OSError)
+    assert isinstance(raised.value, CUDAGraphError)
+    assert sorted(os.listdir(tmp_path)) == ["file", "pipe"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_devices_are_left_alone():
+    """A device is never replaced by a file."""
+    with pytest.raises(ReportError, match="is no ordinary file"):
+        write_whole("/dev/full", "new")
+
+
+def test_failure_keeps_what_was_there(tmp_path):
+    """When writing fails half-way, the old file stays and the draft goes."""
+    path = tmp_path / "a.html"
+    path.write_text("old")
+
+    with pytest.raises(TypeError):
+        write_whole(path, 3)  # type: ignore[arg-type]  # what fails on purpose
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.html"]
+
+
+@pytest.mark.parametrize("path", [3, True, b"a.html", None])
+def test_no_path(path):
+    """What is no path at all is a configuration error."""
+    with pytest.raises(ConfigError, match="is no path: give the name of a file"):
+        write_whole(path, "new")
+
+
+def test_links_in_a_circle(tmp_path):
+    """Links that lead nowhere are an error, not an endless search."""
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(ReportError):
+        write_whole(tmp_path / "a", "new")

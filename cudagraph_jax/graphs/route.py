@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from time import perf_counter
+from typing import Any
 
 import jax
 import numpy as np
 
 from cudagraph_jax.graphs.journal import Fit, Journal, Request
+from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.pads import pads_for
 from cudagraph_jax.graphs.passed import numbers_of, other_arrays, passed_arrays
 from cudagraph_jax.graphs.program import OutputLeaf, Outputs, Program
@@ -176,6 +180,35 @@ class Route:
             for leaf in jax.tree.leaves(args[position]):
                 if isinstance(leaf, jax.Array) and not leaf.is_deleted():
                     leaf.delete()
+
+
+class WatchedRoute(Route):
+    """A route whose replays are annotated or told of, as its `Observers` say when it is made.
+
+    Unwatched routes are not of this class, so that watching costs them nothing.
+
+    Args:
+        program: As for `Route`, and so is the rest.
+        observers: Who watches.
+    """
+
+    __slots__ = ("_observers", "_shown")
+
+    def __init__(self, program: Program, *args: Any, observers: Observers[Any], **kwargs: Any):
+        super().__init__(program, *args, **kwargs)
+        self.direct = None  # so that calls come through `run`
+        self._observers = observers
+        self._shown: Callable[[], AbstractContextManager[object]] = nullcontext
+        if observers.annotate_replays:
+            self._shown = partial(annotation, "replay", program.target.name, self.bucket)
+
+    def run(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
+        """The outputs for `args`, trimmed; recorded as a replay, in a profile too if asked."""
+        start = perf_counter()
+        with self._shown():
+            result = super().run(args, kwargs)
+        self._observers.replayed(self.bucket, perf_counter() - start)
+        return result
 
 
 def finisher(outputs: Outputs, sizes: Bucket | None) -> Callable[[PyTree], PyTree] | None:

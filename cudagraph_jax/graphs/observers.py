@@ -1,0 +1,135 @@
+"""Who watches: captures always, replays when asked; an unwatched replay knows nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Generic, Protocol, TypeVar
+
+import jax
+
+from cudagraph_jax.fork import forkable_lock
+from cudagraph_jax.graphs.variant import Variant
+from cudagraph_jax.log import logger
+from cudagraph_jax.shapes.ladder import Bucket
+
+OnReplay = Callable[[Bucket, float], None]
+
+
+class Captured(Protocol):
+    """What is told of a new bucket: `CUDAGraphEntry` has it."""
+
+    @property
+    def bucket(self) -> Bucket:
+        """Its sizes."""
+
+    @property
+    def variant(self) -> Variant:
+        """What else distinguishes it."""
+
+    @property
+    def capture_time_ms(self) -> float:
+        """Milliseconds to trace, lower and compile it."""
+
+    @property
+    def replay_count(self) -> int:
+        """How often it was replayed."""
+
+
+E = TypeVar("E", bound=Captured)
+
+
+class Observers(Generic[E]):
+    """Tells the log and the callbacks of one registry what happens to its buckets.
+
+    A callback that raises is logged and costs neither the request nor the other callbacks. All
+    methods are safe to call from many threads.
+
+    Args:
+        changed: Called when replays begin or cease to be watched: a route is made for either, so
+            that an unwatched one has nothing to ask (`WatchedRoute`).
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._lock = forkable_lock()
+        self._on_capture: tuple[Callable[[E], None], ...] = ()
+        self._on_replay: tuple[OnReplay, ...] = ()
+        self._annotate_replays = False
+
+    @property
+    def annotate_replays(self) -> bool:
+        """Whether a profile shows the function and the bucket of each replay; can be set."""
+        return self._annotate_replays
+
+    @annotate_replays.setter
+    def annotate_replays(self, annotate: bool) -> None:
+        if annotate != self._annotate_replays:
+            self._annotate_replays = annotate
+            self._changed()
+
+    @property
+    def watches_replays(self) -> bool:
+        """Whether a route that is made now has to be watched."""
+        return self._annotate_replays or bool(self._on_replay)
+
+    def on_capture(self, callback: Callable[[E], None]) -> None:
+        """Calls `callback(entry)` after each capture from now on, in the thread that captured."""
+        with self._lock:
+            self._on_capture += (callback,)
+
+    def on_replay(self, callback: OnReplay) -> None:
+        """Calls `callback(bucket, seconds)` after each replay from now on, in its thread.
+
+        The seconds are those of the statistics: from the inputs to the trimmed outputs.
+        """
+        with self._lock:
+            self._on_replay += (callback,)
+        self._changed()
+
+    def remove(self, callback: Callable[..., None]) -> None:
+        """Calls `callback` no more; nothing happens if it is unknown."""
+        with self._lock:
+            self._on_capture = tuple(known for known in self._on_capture if known != callback)
+            watched = self._on_replay
+            self._on_replay = tuple(known for known in watched if known != callback)
+        if self._on_replay != watched:
+            self._changed()
+
+    def captured(self, entry: E) -> None:
+        """Tells of a new entry, which anybody can find by now."""
+        logger.info(
+            "captured %s of %s in %.0f ms", entry.bucket, entry.variant, entry.capture_time_ms
+        )
+        _tell(self._on_capture, entry)
+
+    def evicted(self, entries: list[E]) -> None:
+        """Tells of entries that had to leave because of a limit."""
+        for entry in entries:
+            logger.info(
+                "evicted %s of %s after %d replays, for max_graphs or memory_pool_size_mb",
+                entry.bucket,
+                entry.variant,
+                entry.replay_count,
+            )
+
+    def replayed(self, bucket: Bucket, seconds: float) -> None:
+        """Tells of a replay."""
+        _tell(self._on_replay, bucket, seconds)
+
+
+def _tell(callbacks: tuple[Callable[..., None], ...], *arguments: object) -> None:
+    for callback in callbacks:
+        try:
+            callback(*arguments)
+        except Exception:
+            # The answer is there, and whoever asked for it has no part in what watches.
+            logger.exception("the observer %r failed", callback)
+
+
+def annotation(what: str, name: str, bucket: Bucket) -> AbstractContextManager[object]:
+    """A context manager that a profile of `jax.profiler` shows, such as `replay embed 8x128`.
+
+    Outside a profile it costs next to nothing.
+    """
+    return jax.profiler.TraceAnnotation(f"{what} {name} {bucket}")

@@ -1,0 +1,39 @@
+"""The counts of managers as Prometheus metrics: `register(manager)`, and nothing else to do.
+
+| metric, with `cudagraph_jax_` before it | type | labels | what |
+|---|---|---|---|
+| `calls_total` | counter | `outcome`, `reason` | calls, each counted once |
+| `replays_total` | counter | `fit` | replays by how the request fits its bucket |
+| `replay_seconds_total` | counter | | time of all replays, inputs to trimmed outputs |
+| `real_elements_total` | counter | | elements of requests that replays served |
+| `padded_elements_total` | counter | | elements that were padding beside them |
+| `captures_total`, `evictions_total` | counter | | buckets compiled; dropped for a limit |
+| `compile_seconds` | histogram | | trace, lower and compile, from the registration on |
+| `replay_duration_seconds` | histogram | | each replay, with `replay_times=True` |
+| `graphs`, `memory_bytes` | gauge | | captured buckets, and their code and temporary memory |
+| `queued_captures`, `failed_buckets` | gauge | | in the background; not captured for an error |
+
+All have the label `manager`, the name it was registered under. `outcome` is replay, capture, split,
+eager or error; `reason` and `fit` are the keys of `manager.stats()`: so the number of series is
+known in advance. The bucket is no label. Without `capture_seq_lens`, or with
+`on_overflow="exact"`, there are as many buckets as sizes that callers come with, and every one
+would be a series for ever; `manager.stats()` has the figures by bucket.
+
+In one process the metrics are brought up to date by each scrape, so that calls pay nothing. In
+prometheus_client's multi-process mode (`PROMETHEUS_MULTIPROC_DIR` is set) a scrape reads the files
+that each process writes, so a daemon thread writes them every `interval_s` seconds, and once more
+at exit; gauges are summed over live processes. Expose them with `MultiProcessCollector`, as
+prometheus_client describes: https://prometheus.github.io/client_python/multiprocess/
+"""
+
+try:
+    import prometheus_client  # noqa: F401  # asked for here, used in the modules below
+except ImportError as error:
+    raise ImportError(
+        "cudagraph_jax.prometheus needs the package prometheus_client, which is not installed: "
+        "run pip install 'cudagraph-jax[prometheus]'"
+    ) from error
+
+from cudagraph_jax.prometheus.registration import Registration, register
+
+__all__ = ["Registration", "register"]

@@ -1,0 +1,141 @@
+"""What is exported: the metrics by name, and where their values are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from prometheus_client import Counter, Gauge, Histogram, Metric
+
+from cudagraph_jax.graphs.manager import CUDAGraphManager
+from cudagraph_jax.graphs.outcomes import Outcomes
+from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+
+_PREFIX = "cudagraph_jax_"
+_LABEL = ("manager",)
+_COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "calls": ("Calls by what was done with them, and why.", ("outcome", "reason")),
+    "replays": ("Replays by how the request fits its bucket.", ("fit",)),
+    "replay_seconds": ("Seconds of all replays, from the inputs to the trimmed outputs.", ()),
+    "real_elements": ("Elements (batch * seq_len) of requests that replays served.", ()),
+    "padded_elements": ("Elements (batch * seq_len) of padding that replays computed.", ()),
+    "captures": ("Buckets that were compiled.", ()),
+    "evictions": ("Buckets that had to leave because of a limit.", ()),
+}
+_GAUGES = {
+    "graphs": "Buckets that are captured.",
+    "memory_bytes": "Code and temporary memory of the captured buckets, as the compiler says.",
+    "queued_captures": "Captures that wait or run in the background.",
+    "failed_buckets": "Buckets that could not be captured.",
+}
+_HISTOGRAMS = {
+    "compile_seconds": (
+        "Seconds to trace, lower and compile a bucket.",
+        (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250),
+    ),
+    "replay_duration_seconds": (
+        "Seconds of a replay, where asked for.",
+        (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+    ),
+}
+
+Counts = dict[tuple[str, tuple[str, ...]], float]
+"""Values by counter and its labels but for the manager's name."""
+
+
+class Metrics:
+    """The metrics of any number of managers.
+
+    Attributes:
+        counters: By name, without the prefix; so are the others.
+        gauges: Levels.
+        histograms: Times.
+    """
+
+    def __init__(self) -> None:
+        self.counters = {
+            key: Counter(_PREFIX + key, text, (*_LABEL, *labels), registry=None)
+            for key, (text, labels) in _COUNTERS.items()
+        }
+        self.gauges = {
+            key: Gauge(_PREFIX + key, text, _LABEL, registry=None, multiprocess_mode="livesum")
+            for key, text in _GAUGES.items()
+        }
+        self.histograms = {
+            key: Histogram(_PREFIX + key, text, _LABEL, registry=None, buckets=buckets)
+            for key, (text, buckets) in _HISTOGRAMS.items()
+        }
+
+    def _all(self) -> tuple[Counter | Gauge | Histogram, ...]:
+        return (*self.counters.values(), *self.gauges.values(), *self.histograms.values())
+
+    def describe(self) -> Iterator[Metric]:
+        """The metrics without values."""
+        for metric in self._all():
+            yield from metric.describe()
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics with their values."""
+        for metric in self._all():
+            yield from metric.collect()
+
+    def forget(self, name: str) -> None:
+        """Drops the series of one manager; in multi-process mode its gauges become 0.
+
+        There prometheus_client can drop no series, and what was counted has happened.
+        """
+        if is_multiprocess():
+            for gauge in self.gauges.values():
+                gauge.labels(name).set(0)
+            return
+        for metric in self._all():
+            samples = [sample for found in metric.collect() for sample in found.samples]
+            # "le" is a histogram's own, not a label of the series.
+            series = {
+                tuple(value for label, value in sample.labels.items() if label != "le")
+                for sample in samples
+                if sample.labels["manager"] == name
+            }
+            for values in series:
+                metric.remove(*values)
+
+
+def counts_of_registry(registry: CUDAGraphRegistry) -> Counts:
+    """What `registry` has counted."""
+    totals = registry.totals
+    fits = {"exact": totals.exact, "padded": totals.padded, "larger": totals.larger}
+    return {
+        **{("calls", ("replay", fit)): count for fit, count in fits.items()},
+        **{("replays", (fit,)): count for fit, count in fits.items()},
+        ("replays", ("piece",)): totals.pieces,
+        ("replay_seconds", ()): totals.seconds,
+        ("real_elements", ()): totals.real_elements,
+        ("padded_elements", ()): totals.computed_elements - totals.real_elements,
+        ("captures", ()): registry.capture_count,
+        ("evictions", ()): registry.evictions,
+    }
+
+
+def counts_of_outcomes(outcomes: Outcomes) -> Counts:
+    """The calls that were no replays."""
+    return {
+        ("calls", (outcome, reason)): count
+        for outcome in ("capture", "split", "eager", "error")
+        for reason, count in outcomes.by_reason(outcome).items()
+    }
+
+
+def levels(manager: CUDAGraphManager) -> dict[str, float]:
+    """The values of all gauges."""
+    entries, capturer = manager.registry.entries(), manager.dispatcher.capturer
+    return {
+        "graphs": len(entries),
+        "memory_bytes": sum(entry.memory_bytes or 0 for entry in entries),
+        "queued_captures": len(capturer.background),
+        "failed_buckets": len(capturer.failures),
+    }
+
+
+def is_multiprocess() -> bool:
+    """Whether prometheus_client is in its multi-process mode, which it asks the environment for."""
+    return "PROMETHEUS_MULTIPROC_DIR" in os.environ

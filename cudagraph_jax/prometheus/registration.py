@@ -1,0 +1,250 @@
+"""A manager whose counts are exported: by each scrape or, in multi-process mode, by a thread."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+
+from prometheus_client import REGISTRY, CollectorRegistry, Metric
+
+from cudagraph_jax.checks import require_bool
+from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.manager import CUDAGraphManager
+from cudagraph_jax.log import logger
+from cudagraph_jax.prometheus.metrics import (
+    Counts,
+    Metrics,
+    counts_of_outcomes,
+    counts_of_registry,
+    is_multiprocess,
+    levels,
+)
+from cudagraph_jax.shapes.ladder import Bucket
+
+
+def register(
+    manager: CUDAGraphManager,
+    *,
+    name: str = "default",
+    registry: CollectorRegistry = REGISTRY,
+    replay_times: bool = False,
+    interval_s: float = 5.0,
+) -> Registration:
+    """Exports the counts of `manager` from now on; call it before the warm-up.
+
+    The manager is held weakly. When it is gone, its series go with the next scrape, and its name
+    is free again.
+
+    Args:
+        manager: Whose counts.
+        name: The label `manager` of all its series.
+        registry: Where Prometheus looks for them.
+        replay_times: Whether to keep a histogram of replay times. It costs each replay a few
+            microseconds; the sum and the count are there without it.
+        interval_s: Seconds between two updates in multi-process mode; without meaning otherwise.
+
+    Raises:
+        ConfigError: Another manager has this name, or an argument is not of its kind.
+    """
+    if not isinstance(manager, CUDAGraphManager):
+        raise ConfigError(
+            f"manager={manager!r} is no CUDAGraphManager: give one, such as function.manager"
+        )
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"name={name!r} is no name: give a text that tells managers apart")
+    require_bool("replay_times", replay_times)
+    if not interval_s > 0:
+        raise ConfigError(f"interval_s={interval_s!r} is not above 0: give seconds")
+    with _lock:
+        collector = _collectors.get(registry)
+        if collector is None:
+            collector = _Collector()
+            registry.register(collector)
+            _collectors[registry] = collector
+        made = collector.add(manager, name)
+    made._begin(manager, replay_times=replay_times, interval_s=interval_s)
+    return made
+
+
+class Registration:
+    """A manager whose counts are exported; made by `register`.
+
+    Attributes:
+        name: The label of its series.
+    """
+
+    def __init__(self, manager: CUDAGraphManager, name: str, collector: _Collector) -> None:
+        self.name = name
+        self._manager = weakref.ref(manager)
+        self._collector = collector
+        self._metrics = collector.metrics
+        self._seen: dict[str, tuple[int, Counts]] = {}
+        self._over = threading.Event()
+        self._interval_s = 0.0
+        self._callbacks: list[Callable[..., None]] = []
+
+    def __repr__(self) -> str:
+        return f"Registration({self.name!r})"
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the counts are exported still; False once the manager is gone."""
+        return not self._over.is_set() and self._manager() is not None
+
+    def update(self) -> None:
+        """Brings the metrics up to date, as each scrape does, or in multi-process mode a thread."""
+        with _lock:
+            self._update()
+
+    def unregister(self) -> None:
+        """Exports the counts no more, and frees the name.
+
+        The series are dropped; in multi-process mode, where prometheus_client cannot drop them,
+        counters stay as they are and gauges become 0.
+        """
+        manager = self._manager()
+        if manager is not None:
+            for callback in self._callbacks:
+                manager.registry.observers.remove(callback)
+        with _lock:
+            self._update()
+            self._drop()
+
+    def _begin(self, manager: CUDAGraphManager, *, replay_times: bool, interval_s: float) -> None:
+        self._interval_s = interval_s
+        compile_seconds = self._metrics.histograms["compile_seconds"].labels(self.name)
+
+        def captured(entry: CUDAGraphEntry) -> None:
+            compile_seconds.observe(entry.capture_time_ms / 1e3)
+
+        manager.registry.observers.on_capture(captured)
+        self._callbacks.append(captured)
+        if replay_times:
+            replay_seconds = self._metrics.histograms["replay_duration_seconds"].labels(self.name)
+
+            def replayed(bucket: Bucket, seconds: float) -> None:
+                replay_seconds.observe(seconds)
+
+            manager.registry.observers.on_replay(replayed)
+            self._callbacks.append(replayed)
+        self.update()
+        if is_multiprocess():
+            atexit.register(self.update)
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._keep_updating, name="cudagraph-jax-metrics")
+        thread.daemon = True  # it ends with the manager, or with the interpreter
+        thread.start()
+
+    def _keep_updating(self) -> None:
+        while not self._over.wait(self._interval_s):
+            try:
+                self.update()
+            except Exception:
+                logger.exception("the metrics of %r could not be written", self.name)
+
+    def _update(self) -> None:
+        """The same with the lock held."""
+        manager = self._manager()
+        if manager is None:
+            self._drop()
+        if manager is None or self._over.is_set():
+            return
+        # The restarts are read before the counts: a reset that comes between is seen the next
+        # time, and nothing is counted twice.
+        registry, outcomes = manager.registry, manager.dispatcher.outcomes
+        self._add("registry", registry.restarts, counts_of_registry(registry))
+        self._add("outcomes", outcomes.restarts, counts_of_outcomes(outcomes))
+        for key, value in levels(manager).items():
+            self._metrics.gauges[key].labels(self.name).set(value)
+
+    def _add(self, source: str, restarts: int, counts: Counts) -> None:
+        """Adds to the counters what `counts` have grown by since the last time."""
+        restarts_before, before = self._seen.get(source, (restarts, {}))
+        if restarts != restarts_before:
+            before = {}
+        self._seen[source] = (restarts, counts)
+        for series, value in counts.items():
+            key, labels = series
+            # Less than before: a reset is under way, or threads raced for the time of a replay.
+            grown = max(0.0, value - before.get(series, 0))
+            self._metrics.counters[key].labels(self.name, *labels).inc(grown)
+
+    def _drop(self) -> None:
+        """Ends it; with the lock held."""
+        if self._over.is_set():
+            return
+        self._over.set()
+        atexit.unregister(self.update)
+        del self._collector.registrations[self.name]
+        self._metrics.forget(self.name)
+
+
+class _Collector:
+    """What a Prometheus registry asks for the metrics of all managers registered there.
+
+    Attributes:
+        metrics: The metrics.
+        registrations: Whose values they have, by name.
+    """
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.registrations: dict[str, Registration] = {}
+
+    def add(self, manager: CUDAGraphManager, name: str) -> Registration:
+        """A registration under a free name; with the lock held."""
+        known = self.registrations.get(name)
+        if known is not None and known.is_alive:
+            raise ConfigError(
+                f"name={name!r} is registered already: give each manager a name of its own, or "
+                "call unregister() first"
+            )
+        if known is not None:
+            known._drop()
+        made = self.registrations[name] = Registration(manager, name, self)
+        return made
+
+    def describe(self) -> Iterator[Metric]:
+        """The metrics without values: prometheus_client asks which names are taken."""
+        return self.metrics.describe()
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of all managers, up to date."""
+        for registration in list(self.registrations.values()):
+            registration.update()
+        yield from self.metrics.collect()
+
+
+def _before_fork() -> None:
+    # With the lock held nothing is half done in the child, and what was counted up to here is
+    # not counted there again.
+    _lock.acquire()
+    if is_multiprocess():
+        for registration in _registrations():
+            registration._update()
+
+
+def _after_fork_in_child() -> None:
+    _lock.release()
+    if is_multiprocess():
+        for registration in _registrations():
+            registration._start_thread()
+
+
+def _registrations() -> list[Registration]:
+    return [one for group in _collectors.values() for one in list(group.registrations.values())]
+
+
+# A Prometheus registry takes each name once, so that its managers share their metrics; and a
+# process forks as a whole, so that there is one lock.
+_collectors: weakref.WeakKeyDictionary[CollectorRegistry, _Collector] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_lock.release, after_in_child=_after_fork_in_child
+)

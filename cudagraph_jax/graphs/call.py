@@ -104,7 +104,7 @@ def describe_call(
         described = _describe_leaves(leaves, patterns, pads, [""] * len(leaves))
     except InputShapeError:
         # Names cost a second walk, so only the error, which is raised again here, has them.
-        names = leaf_names((*declared.argument_names, *kwargs), (*args, *kwargs.values()))
+        names = argument_leaf_names(declared.argument_names, args, kwargs)
         described = _describe_leaves(leaves, patterns, pads, names)
     sizes, axes, abstract = described
     variant = Variant(function, name, structure, abstract, statics)
@@ -119,19 +119,26 @@ def refuse_abstract(call: Call) -> None:
     """
     for index, leaf in enumerate(call.leaves):
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            names = leaf_names((*call.declared.argument_names, *call.kwargs), _arguments(call))
+            names = argument_leaf_names(call.declared.argument_names, call.args, call.kwargs)
             raise InputShapeError(
                 f"{names[index]} is a jax.ShapeDtypeStruct, which has no values: "
                 "pass an array (warmup and explain take shapes alone)"
             )
 
 
-def _arguments(call: Call) -> Args:
-    return (*call.args, *call.kwargs.values())
+def argument_leaf_names(
+    argument_names: Sequence[str], args: Args, kwargs: Mapping[str, PyTree]
+) -> list[str]:
+    """What errors call each leaf of `(args, kwargs)`, in the order in which JAX flattens them."""
+    ordered = dict(sorted(kwargs.items()))
+    return list(leaf_names((*argument_names, *ordered), (*args, *ordered.values())))
 
 
 def abstract_call(call: Call) -> Call:
-    """`call` without its arrays, so that holding it keeps none of them alive."""
+    """`call` with shapes for its arrays, so that holding it keeps none of them alive.
+
+    Scalars stay: they cost nothing, and a loop may never end without theirs.
+    """
     leaves = tuple(map(_abstract, call.leaves))
     args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
     return replace(call, args=args, kwargs=kwargs, leaves=leaves)
@@ -140,7 +147,7 @@ def abstract_call(call: Call) -> Call:
 def _abstract(leaf: object) -> object:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         return leaf
-    if isinstance(leaf, np.ndarray | jax.Array):
+    if isinstance(leaf, np.ndarray | jax.Array) and leaf.ndim:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     return leaf
 

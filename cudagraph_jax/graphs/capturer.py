@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import jax
 
-from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError
+from cudagraph_jax.fork import forkable_lock
 from cudagraph_jax.graphs.background import Background
-from cudagraph_jax.graphs.call import Call, abstract_call
+from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.failures import Failures
+from cudagraph_jax.graphs.gate import CaptureGate
 from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.lru import Made
 from cudagraph_jax.graphs.program import Program, Target
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.shapes.ladder import Bucket
-
-logger = logging.getLogger("cudagraph_jax")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +44,13 @@ class Capturer:
     """Captures buckets for one manager.
 
     Args:
-        config: Compiler options, checks and warm-up runs.
-        registry: Where captured buckets are held.
+        registry: Where captured buckets are held, and the configuration.
         clock: Seconds, for the pauses after failed captures.
         captures_evict: Whether a new capture throws recorded graphs away; asked of the backend if
             None (FACTS.md, "Command buffers").
 
     Attributes:
+        gate: The mode, and who captures.
         failures: Captures that failed.
         background: Captures that wait.
         is_warm: Whether a warm-up has ended: from then on a capture disturbs traffic.
@@ -60,59 +59,53 @@ class Capturer:
 
     def __init__(
         self,
-        config: CUDAGraphConfig,
         registry: CUDAGraphRegistry,
         *,
         clock: Callable[[], float] = time.monotonic,
         captures_evict: Callable[[], bool] | None = None,
     ) -> None:
-        self.config = config
         self.registry = registry
+        enabled = registry.config.enabled
+        self.gate = CaptureGate(CUDAGraphMode.CAPTURE if enabled else CUDAGraphMode.DISABLED)
         self.failures = Failures(clock=clock)
         self.background = Background("cudagraph-jax-capture")
         self.is_warm = False
         self.recorded_again = 0
+        self._lock = forkable_lock()
         self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
 
     def capture(
-        self, program: Program, bucket: Bucket, task: Task, *, iterations: int = 0
+        self,
+        program: Program,
+        bucket: Bucket,
+        task: Task,
+        *,
+        iterations: int = 0,
+        in_warmup: bool = False,
     ) -> Made[CUDAGraphEntry]:
         """The entry of `program` at `bucket`, published whole.
+
+        After a warm-up the other buckets are run again where this one threw their recorded graphs
+        away.
 
         Args:
             program: What to compile.
             bucket: For which sizes.
             task: A call of the program; in `debug_mode` the entry is checked against it.
             iterations: Runs of a new entry before anybody can see it.
+            in_warmup: Whether more captures follow, so that others are not run yet.
 
         Raises:
             CaptureError: It could not be captured, checked or run.
         """
-        made = self.registry.capture_program(
-            program,
-            bucket,
-            task.call,
-            single_input=task.single_input,
-            iterations=iterations,
-        )
-        if made.is_new:
-            self.failures.forget(bucket, program.variant)
-            logger.info(
-                "captured %s of %s in %.0f ms", bucket, program.variant, made.value.capture_time_ms
-            )
-            if self.is_warm:
-                self.record_again(other_than=made.value)
-        return made
-
-    def capture_for(
-        self, task: Task, bucket: Bucket, *, iterations: int = 0
-    ) -> Made[CUDAGraphEntry]:
-        """The entry of a task's own program at `bucket`; see `capture`."""
-        program = Program(task.target, task.call)
-        if task.before_capture is not None:
-            task.before_capture(program)
         try:
-            return self.capture(program, bucket, task, iterations=iterations)
+            made = self.registry.capture_program(
+                program,
+                bucket,
+                task.call,
+                single_input=task.single_input,
+                iterations=iterations,
+            )
         except InputShapeError as error:
             if not task.single_input:
                 raise
@@ -120,35 +113,65 @@ class Capturer:
             raise CaptureError(
                 f"{error} (bucket_jit names axes explicitly)", stage="trace"
             ) from error
+        if made.is_new:
+            self.failures.forget(bucket, program.variant)
+            if self.is_warm and not in_warmup:
+                self.record_again(other_than={made.value})
+        return made
+
+    def capture_now(
+        self, task: Task, bucket: Bucket, *, iterations: int = 0
+    ) -> Made[CUDAGraphEntry]:
+        """The entry of a task's own program at `bucket`; see `capture`."""
+        program = Program(task.target, task.call)
+        if task.before_capture is not None:
+            task.before_capture(program)
+        return self.capture(program, bucket, task, iterations=iterations)
 
     def capture_later(self, bucket: Bucket, task: Task) -> None:
         """Captures and warms up `bucket` off the request path, queued once."""
-        abstract = replace(task, call=abstract_call(task.call))
+        variant = task.call.variant
+        # The job must hold no array of the request: it may wait for long.
+        program = Program(task.target, task.call)
+        abstract = replace(task, call=program.example)
 
         def job() -> None:
+            iterations = self.registry.config.warmup_iterations
             try:
-                self.capture_for(abstract, bucket, iterations=self.config.warmup_iterations)
+                if abstract.before_capture is not None:
+                    abstract.before_capture(program)
+                self.capture(program, bucket, abstract, iterations=iterations)
             except CaptureError as error:
-                self.failures.remember(bucket, task.call.variant, error)
+                self.failures.remember(bucket, variant, error)
             except CUDAGraphError as error:
                 final = CaptureError(str(error), stage="trace")
-                self.failures.remember(bucket, task.call.variant, final)
+                self.failures.remember(bucket, variant, final)
 
-        self.background.submit((bucket, task.call.variant), job)
+        self.background.submit((bucket, variant), job)
 
     def reset(self) -> None:
-        """Forgets failures and counts."""
+        """Forgets failures, counts, and what waits to be captured."""
+        self.background.clear()
         self.failures.clear()
         self.is_warm = False
         self.recorded_again = 0
 
-    def record_again(self, *, other_than: CUDAGraphEntry | None = None) -> None:
-        """Runs every bucket once, on backends where a new capture throws recorded graphs away."""
+    def record_again(self, *, other_than: Collection[CUDAGraphEntry] = ()) -> None:
+        """Runs every bucket once, on backends where a new capture throws recorded graphs away.
+
+        One that does not run any more is dropped, and remembered as one that failed.
+        """
         if not self._captures_evict():
             return
         for entry in self.registry.entries():
-            if entry is not other_than:
+            if entry in other_than:
+                continue
+            try:
                 run_idle(entry, 1)
+            except CaptureError as error:
+                self.registry.discard(entry.bucket, entry.variant)
+                self.failures.remember(entry.bucket, entry.variant, error)
+            with self._lock:
                 self.recorded_again += 1
 
 

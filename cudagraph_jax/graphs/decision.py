@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -12,6 +13,7 @@ from cudagraph_jax.errors import (
     CaptureError,
     CUDAGraphError,
     InputShapeError,
+    PaddingLeakError,
     SealedError,
 )
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -39,6 +41,8 @@ class Reason(Enum):
     INPUT = "input"
     RUN = "run"
     LEAK = "leak"
+    MEMORY = "memory"
+    REFUSED = "refused"
     TRANSFORMED = "transformed"
 
 
@@ -53,6 +57,8 @@ class Decision:
         entry: The captured bucket that serves it, for REPLAY.
         error: What is raised instead of running eagerly; None in general.
         in_background: Whether the bucket is to be captured in the background meanwhile.
+        in_pieces: Whether it is served in pieces, as far as these have buckets.
+        is_passing: Whether the next call of this size may be served in another way.
     """
 
     mode: CUDAGraphMode
@@ -61,6 +67,20 @@ class Decision:
     entry: CUDAGraphEntry | None = None
     error: CUDAGraphError | None = None
     in_background: bool = False
+    is_passing: bool = False
+    in_pieces: bool = False
+
+    def __str__(self) -> str:
+        bucket = self.bucket if self.entry is None else self.entry.bucket
+        where = "no bucket" if bucket is None else f"bucket {bucket}"
+        raised = "" if self.error is None else f", raises {type(self.error).__name__}"
+        queued = ", captured in the background" if self.in_background else ""
+        return f"{self.mode.name}, {where}, {self.reason.value}{queued}{raised}"
+
+    @property
+    def has_bucket(self) -> bool:
+        """Whether a bucket serves the call, or is captured for it."""
+        return self.entry is not None or self.mode is CUDAGraphMode.CAPTURE
 
     @property
     def fit(self) -> Fit:
@@ -76,11 +96,13 @@ class Holdings:
         find: The entry of exactly this bucket.
         find_larger: The smallest entry that holds the call, whatever its bucket.
         failed: Why a bucket could not be captured before.
+        queues: Whether it waits to be captured in the background, or may be queued.
     """
 
     find: Callable[[Bucket], CUDAGraphEntry | None]
     find_larger: Callable[[], CUDAGraphEntry | None]
     failed: Callable[[Bucket], CaptureError | None]
+    queues: Callable[[Bucket], bool] = lambda bucket: True
 
 
 def decide(
@@ -135,8 +157,9 @@ def _sealed(config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings) -> Deci
 
 
 def _miss(config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings) -> Decision:
-    if holdings.failed(bucket) is not None:
-        return Decision(CUDAGraphMode.NONE, Reason.FAILED, bucket)
+    failed = holdings.failed(bucket)
+    if failed is not None:
+        return _failed(config, bucket, holdings, failed)
     if config.on_miss == "capture":
         return Decision(CUDAGraphMode.CAPTURE, Reason.MISS, bucket)
     if config.on_miss == "background":
@@ -152,9 +175,39 @@ def _miss(config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings) -> Decisi
 
 def _background(config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings) -> Decision:
     larger = holdings.find_larger() if config.cudagraph_copy_inputs else None
+    queues = holdings.queues(bucket)
     if larger is None:
-        return Decision(CUDAGraphMode.NONE, Reason.QUEUED, bucket, in_background=True)
-    return Decision(CUDAGraphMode.REPLAY, Reason.LARGER, bucket, larger, in_background=True)
+        reason = Reason.QUEUED if queues else Reason.REFUSED
+        return Decision(CUDAGraphMode.NONE, reason, bucket, in_background=queues)
+    return Decision(
+        CUDAGraphMode.REPLAY,
+        Reason.LARGER,
+        larger.bucket,
+        larger,
+        in_background=queues,
+        is_passing=True,
+    )
+
+
+def _failed(
+    config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings, failed: CaptureError
+) -> Decision:
+    none = CUDAGraphMode.NONE
+    if isinstance(failed, PaddingLeakError):
+        return Decision(none, Reason.LEAK, bucket, error=copy.copy(failed))
+    if config.on_miss == "error":
+        error = SealedError(
+            f'bucket {bucket} could not be captured ({failed}), and on_miss="error" forbids to '
+            "run eagerly: mend that, then reset()"
+        )
+        return Decision(none, Reason.FAILED, bucket, error=error)
+    if config.on_miss == "background" and config.cudagraph_copy_inputs:
+        larger = holdings.find_larger()
+        if larger is not None:
+            return Decision(
+                CUDAGraphMode.REPLAY, Reason.LARGER, larger.bucket, larger, is_passing=True
+            )
+    return Decision(none, Reason.FAILED, bucket)
 
 
 def _overflow(
@@ -173,8 +226,9 @@ def _overflow(
             "add a bucket, or set mode to CUDAGraphMode.CAPTURE"
         )
         return Decision(none, Reason.SEALED, sizes, error=error)
-    if holdings.failed(sizes) is not None:
-        return Decision(none, Reason.FAILED, sizes)
+    failed = holdings.failed(sizes)
+    if failed is not None:
+        return _failed(config, sizes, holdings, failed)
     return Decision(CUDAGraphMode.CAPTURE, Reason.OVERFLOW, sizes)
 
 

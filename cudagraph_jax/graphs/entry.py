@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
 
 from cudagraph_jax.errors import InputShapeError
+from cudagraph_jax.fork import use_jax
 from cudagraph_jax.graphs.call import Call, Declared, describe_call
 from cudagraph_jax.graphs.executable import Executable
 from cudagraph_jax.graphs.journal import Fit, Journal, ReplayTotals, Request
+from cudagraph_jax.graphs.observers import Observers
 from cudagraph_jax.graphs.program import Outputs, Program
-from cudagraph_jax.graphs.route import Route
+from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.prefix import PyTree
@@ -33,6 +36,7 @@ class CUDAGraphEntry:
         copies_inputs: Whether `replay` pads; otherwise inputs must have the bucket's shape.
         waits: Whether each replay waits for the device (`debug_mode`).
         journal: The records of its replays.
+        observers: Who watches it.
     """
 
     bucket: Bucket
@@ -44,6 +48,7 @@ class CUDAGraphEntry:
     copies_inputs: bool = True
     waits: bool = False
     journal: Journal = field(repr=False)
+    observers: Observers[CUDAGraphEntry] = field(repr=False)
 
     def __repr__(self) -> str:
         return f"CUDAGraphEntry({self.bucket}, {self.variant}, graph_id={self.graph_id})"
@@ -147,8 +152,13 @@ class CUDAGraphEntry:
         Raises:
             InputShapeError: `inputs` are not what was captured, or larger than the bucket.
         """
+        return self.serve(inputs)
+
+    def serve(self, inputs: PyTree, *, fit: Fit | None = None) -> PyTree:
+        """As `replay`, recorded with `fit`; exact or padded, as the sizes say, if None."""
+        use_jax()
         args = (inputs,) if self.single_input else tuple(inputs)
-        return self.route_for(self._describe(args)).run(args)
+        return self.route_for(self._describe(args), fit=fit).run(args)
 
     def route_for(self, call: Call, *, fit: Fit | None = None) -> Route:
         """The route of a call of this entry's variant and not larger than its bucket.
@@ -159,7 +169,9 @@ class CUDAGraphEntry:
         """
         if fit is None:
             fit = Fit.EXACT if call.sizes == self.bucket else Fit.PADDED
-        return Route(
+        watched = self.observers.watches_replays
+        make = partial(WatchedRoute, observers=self.observers) if watched else Route
+        return make(
             self.program,
             self.executable.call,
             bucket=self.bucket,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.decision import Decision, Reason
 from cudagraph_jax.graphs.dispatch import Dispatcher
@@ -9,7 +10,7 @@ from cudagraph_jax.graphs.nearest import nearest_entry
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.report.explanation import Explanation
 
-_MISSING = (Reason.MISS, Reason.QUEUED, Reason.LARGER, Reason.SEALED)
+_MISSING = (Reason.MISS, Reason.QUEUED, Reason.REFUSED, Reason.LARGER, Reason.SEALED)
 
 
 def explain(dispatcher: Dispatcher, call: Call) -> Explanation:
@@ -35,38 +36,59 @@ def explain(dispatcher: Dispatcher, call: Call) -> Explanation:
 
 
 def _words(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:
-    config = dispatcher.config
+    """Why, and what to change."""
     if decision.error is not None:
         problem, _, remedy = str(decision.error).partition(": ")
         return problem, remedy
+    if decision.entry is not None:
+        return _replayed(dispatcher, call, decision)
+    if decision.mode is CUDAGraphMode.CAPTURE and decision.reason is not Reason.SPLIT:
+        return _captured(dispatcher.config, decision)
+    return _eager(dispatcher, call, decision)
+
+
+def _replayed(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:
+    own = dispatcher.bucket_for(call)
+    if decision.reason is Reason.EXACT:
+        return "a bucket of exactly this size is captured", ""
+    if decision.reason is Reason.PADDED:
+        return f"it is padded to {decision.bucket}, which is captured", ""
+    if decision.in_background:
+        return f"its own bucket {own} is being captured in the background meanwhile", ""
+    if decision.is_passing:
+        return f"its own bucket {own} could not be captured, or cannot be queued", ""
+    return (
+        f"its own bucket {own} is not captured, and no capture is allowed now",
+        f"warm {own} up before seal()",
+    )
+
+
+def _captured(config: CUDAGraphConfig, decision: Decision) -> tuple[str, str]:
+    if decision.reason is Reason.OVERFLOW:
+        return 'it is outside the limits and on_overflow="exact"', "add larger buckets"
+    policy = f'{decision.bucket} is not captured yet and on_miss="{config.on_miss}"'
+    return policy, "call warmup() first"
+
+
+def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:
+    config, bucket = dispatcher.config, decision.bucket or dispatcher.bucket_for(call)
     match decision.reason:
-        case Reason.EXACT:
-            return "a bucket of exactly this size is captured", ""
-        case Reason.PADDED:
-            return f"it is padded to {decision.bucket}, which is captured", ""
-        case Reason.LARGER if decision.in_background:
-            own = dispatcher.bucket_for(call)
-            return f"its own bucket {own} is being captured in the background meanwhile", ""
-        case Reason.LARGER:
-            own = dispatcher.bucket_for(call)
-            return (
-                f"its own bucket {own} is not captured, and no capture is allowed now",
-                f"warm {own} up before seal()",
-            )
-        case Reason.MISS:
-            policy = f'{decision.bucket} is not captured yet and on_miss="{config.on_miss}"'
-            return policy, "call warmup() first"
-        case Reason.QUEUED:
-            return (
-                f"{decision.bucket} is not captured yet; it is captured in the background, and "
-                "no larger bucket holds the call",
-                "call warmup() first",
-            )
         case Reason.SPLIT:
             largest = max(config.capture_sizes)
             return f"it is served in pieces of {largest} rows, and joined", ""
-        case Reason.OVERFLOW if decision.mode is CUDAGraphMode.CAPTURE:
-            return 'it is outside the limits and on_overflow="exact"', "add larger buckets"
+        case Reason.MISS:
+            return f'{bucket} is not captured yet and on_miss="eager"', "call warmup() first"
+        case Reason.QUEUED:
+            return (
+                f"{bucket} is not captured yet; it is captured in the background, and "
+                "no larger bucket holds the call",
+                "call warmup() first",
+            )
+        case Reason.REFUSED:
+            return (
+                f"{bucket} is not captured yet, and the queue of captures is full or closed",
+                "call warmup() first",
+            )
         case Reason.OVERFLOW:
             limits = f"batch {config.max_batch_size} and seq_len {config.max_seq_len}"
             return f"it is larger than the limits, {limits}", "add larger buckets"
@@ -78,10 +100,9 @@ def _words(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
             return "the manager is switched off", "set enabled=True, and mode to CAPTURE"
         case Reason.SEALED:
             return (
-                f"{decision.bucket} is not captured, and no capture is allowed now",
-                f"warm {decision.bucket} up before seal()",
+                f"{bucket} is not captured, and no capture is allowed now",
+                f"warm {bucket} up before seal()",
             )
         case _:
-            bucket = decision.bucket or dispatcher.bucket_for(call)
             known = dispatcher.capturer.failures.get(bucket, call.variant)
             return f"its bucket could not be captured before: {known}", "mend that, then reset()"

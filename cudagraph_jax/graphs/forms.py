@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.call import Statics
 from cudagraph_jax.shapes.prefix import PyTree
+
+Pick = Callable[[Sequence[PyTree]], tuple[PyTree, ...]]
+
+ALL: Pick = itemgetter(slice(None))
+"""Takes all arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +120,11 @@ def _static(name: str, value: object) -> tuple[str, type, Hashable]:
         ) from None
     # The type too: 1, 1.0 and True are equal, but do not trace alike.
     return (name, type(value), value)
+
+
+def picker(places: Sequence[int]) -> Pick:
+    """What takes the arguments at `places` out of a tuple of arguments."""
+    if tuple(places) == tuple(range(places[0], places[-1] + 1)):
+        # A slice bears with arguments that are left out at the end.
+        return itemgetter(slice(places[0], places[-1] + 1))
+    return itemgetter(*places)

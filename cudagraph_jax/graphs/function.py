@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from time import perf_counter
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, Unpack
 
 import jax
 import numpy as np
@@ -24,9 +24,10 @@ from cudagraph_jax.graphs.capturer import Task
 from cudagraph_jax.graphs.decision import Reason
 from cudagraph_jax.graphs.eager import has_tracers
 from cudagraph_jax.graphs.explain import explain
-from cudagraph_jax.graphs.forms import Bound, Form, unbound
+from cudagraph_jax.graphs.forms import ALL, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.graphs.grid import warm_grid
 from cudagraph_jax.graphs.manager import CUDAGraphManager
+from cudagraph_jax.graphs.planned import PlanOptions
 from cudagraph_jax.graphs.program import Target
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.graphs.route import Route
@@ -36,14 +37,12 @@ from cudagraph_jax.report.explanation import Explanation
 from cudagraph_jax.report.progress import Callback, Progress
 from cudagraph_jax.report.stats import stats_html
 from cudagraph_jax.report.warmup import WarmupReport
+from cudagraph_jax.shapes.plan import BucketPlan
 from cudagraph_jax.shapes.prefix import PyTree
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Pick = Callable[[Sequence[PyTree]], tuple[PyTree, ...]]
-
-_ALL: Pick = itemgetter(slice(None))
 _shape_and_dtype = attrgetter("shape", "dtype")
 
 
@@ -71,7 +70,7 @@ class BucketedFunction(Generic[P, R]):
         self._routes = Routes()
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
         self._picks: dict[Form, Pick] = {}
-        self._pick = _picker(binder.bucketed_places) if binder.has_entries else _ALL
+        self._pick = picker(binder.bucketed_places) if binder.has_entries else ALL
         self._lead = binder.lead
         self._binds_all = bool(binder.static_argnames)
         self._outcomes = manager.dispatcher.outcomes
@@ -79,29 +78,26 @@ class BucketedFunction(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's outputs, trimmed to the real sizes and handed out as `unpad` says."""
-        outputs: R
         if kwargs or self._binds_all:
-            outputs = self._call_bound(args, kwargs)
-            return outputs
+            return self._call_bound(args, kwargs)
         try:
             lead = args[self._lead]
             if type(lead) is ndarray:
                 route = self._routes.table[tuple(map(_shape_and_dtype, self._pick(args)))]
-                unsure = not route.takes_numpy(args)
+                sure = route.takes_numpy(args)
             else:
                 route = self._routes.exact[lead.shape]  # type: ignore[attr-defined]  # or caught
                 # JAX narrows NumPy's 64-bit floats silently, so NumPy arrays are looked at.
-                unsure = False
+                sure = True
                 for position in route.others:
                     if type(args[position]) is ndarray:
-                        unsure = True
+                        sure = False
         except (KeyError, AttributeError, IndexError):
-            outputs = self._call_bound(args, kwargs)
-            return outputs
+            return self._call_bound(args, kwargs)
         direct = route.direct
-        if unsure or (direct is None and not route.takes(args)):
-            outputs = self._call_bound(args, kwargs)
-            return outputs
+        if not sure or (direct is None and not route.takes(args)):
+            return self._call_bound(args, kwargs)
+        outputs: R
         try:
             if direct is not None:
                 start = perf_counter()
@@ -119,9 +115,8 @@ class BucketedFunction(Generic[P, R]):
             # Refusals are slow, so calls that alternate are told apart by all their arrays.
             self._routes.exact.clear()
             outputs = self._call_bound(args, kwargs, refused=route)
-        except Exception:
-            self._outcomes.add("error", Reason.RUN)
-            raise
+        except BaseException as error:
+            outputs = self._rescued(self._bind(args, kwargs), route, error)
         return outputs
 
     def __repr__(self) -> str:
@@ -165,6 +160,12 @@ class BucketedFunction(Generic[P, R]):
         """Captures nothing from now on."""
         self.manager.seal()
 
+    def replan(
+        self, *, max_graphs: int | None = None, **options: Unpack[PlanOptions]
+    ) -> BucketPlan:
+        """Plans the manager's grid from what was asked for; see `CUDAGraphManager.replan`."""
+        return self.manager.replan(max_graphs=max_graphs, **options)
+
     def stats(self) -> dict[str, Any]:
         """The manager's counts and times; see `CUDAGraphManager.stats`."""
         return self.manager.stats()
@@ -184,12 +185,13 @@ class BucketedFunction(Generic[P, R]):
         kwargs: Mapping[str, PyTree],
         *,
         refused: Route | None = None,
-    ) -> Any:
+    ) -> R:
         """Any call: with keywords, static arguments or pytrees, refused, or of a new shape."""
         with self._outcomes.counting_input_errors():
             bound = self._bind(args, kwargs)
             key = self._key(bound)
         route = None if key is None else self._routes.table.get(key)
+        outputs: R
         if (
             route is not None
             and route is not refused
@@ -197,13 +199,21 @@ class BucketedFunction(Generic[P, R]):
             and route.takes_numpy(bound.args)
         ):
             try:
-                return route.run(bound.args, bound.kwargs)
+                outputs = route.run(bound.args, bound.kwargs)
             except (TypeError, ValueError):
                 pass  # refused as in __call__, and decided anew
-            except Exception:
-                self._outcomes.add("error", Reason.RUN)
-                raise
-        return self._decided(bound, key)
+            except BaseException as error:
+                return self._rescued(bound, route, error)
+            else:
+                return outputs
+        outputs = self._decided(bound, key)
+        return outputs
+
+    def _rescued(self, bound: Bound, route: Route, error: BaseException) -> R:
+        """The answer to a call whose replay failed, where it can be had another way."""
+        task = Task(self._describe(bound), self._target_of(bound))
+        outputs: R = self.manager.dispatcher.rescue(task, route.bucket, error)
+        return outputs
 
     def _decided(self, bound: Bound, key: Hashable | None) -> Any:
         """A call that has to be decided; its route is remembered under `key`."""
@@ -237,7 +247,7 @@ class BucketedFunction(Generic[P, R]):
         form = bound.form
         pick = self._picks.get(form)
         if pick is None:
-            pick = self._picks[form] = _picker(self._binder.bucketed(form))
+            pick = self._picks[form] = picker(self._binder.bucketed(form))
         picked = pick(bound.args)
         try:
             arrays: Hashable = tuple(map(_shape_and_dtype, picked))
@@ -279,11 +289,3 @@ class BucketedFunction(Generic[P, R]):
         sizes = traced_sizes(bound.args, self._binder.declared(bound))
         mask = {mask_argname: np.ones(sizes, np.bool_)}
         return function(*bound.args, **bound.kwargs, **mask)
-
-
-def _picker(places: Sequence[int]) -> Pick:
-    """What takes the arguments at `places` out of a tuple of arguments."""
-    if tuple(places) == tuple(range(places[0], places[-1] + 1)):
-        # A slice bears with arguments that are left out at the end.
-        return itemgetter(slice(places[0], places[-1] + 1))
-    return itemgetter(*places)

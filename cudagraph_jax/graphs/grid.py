@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, SealedError
 from cudagraph_jax.graphs.budget import Budget
 from cudagraph_jax.graphs.call import Call
@@ -30,28 +31,36 @@ def warm_grid(
         SealedError: The mode does not allow captures.
         InputShapeError: An output that must be trimmed cannot be.
     """
-    config = dispatcher.config
     if dispatcher.mode is CUDAGraphMode.DISABLED:
         return WarmupReport(target.name, (), 0.0)
-    if dispatcher.mode is not CUDAGraphMode.CAPTURE:
-        raise SealedError(
-            f"mode={dispatcher.mode.name} does not allow captures: warm up before seal(), or set "
-            "mode to CUDAGraphMode.CAPTURE"
-        )
-    capturer, task = dispatcher.capturer, Task(call, target)
+    with dispatcher.capturer.gate.admission() as admitted:
+        if not admitted:
+            raise sealed_error(dispatcher.mode)
+        return _warm_grid(dispatcher, call, target, progress)
+
+
+def _warm_grid(
+    dispatcher: Dispatcher, call: Call, target: Target, progress: Progress
+) -> WarmupReport:
+    capturer, task, config = dispatcher.capturer, Task(call, target), dispatcher.config
     program = Program(target, call)
+    buckets = grid(config, call)
+    budget = Budget(dispatcher.registry, call.variant, buckets)
+    captured: set[CUDAGraphEntry] = set()
 
     def failed(bucket: Bucket, error: CaptureError) -> None:
         capturer.failures.remember(bucket, call.variant, error)
         dispatcher.registry.discard(bucket, call.variant)
 
-    buckets = grid(dispatcher, call)
-    budget = Budget(dispatcher.registry, call.variant, buckets)
-
     def capture(bucket: Bucket) -> Made[CUDAGraphEntry]:
         budget.check(bucket)
-        made = capturer.capture(program, bucket, task)
+        try:
+            made = capturer.capture(program, bucket, task, in_warmup=True)
+        except CaptureError as error:
+            budget.refuse(error)
+            raise
         budget.add(made.value)
+        captured.add(made.value)
         return made
 
     report = warm_up(
@@ -63,13 +72,24 @@ def warm_grid(
         failed=failed,
         progress=progress,
     )
+    if capturer.is_warm and report.captured:
+        # Those of other functions lost what they had recorded.
+        capturer.record_again(other_than=captured)
     capturer.is_warm = True
     return report
 
 
-def grid(dispatcher: Dispatcher, call: Call) -> list[Bucket]:
+def sealed_error(mode: CUDAGraphMode) -> SealedError:
+    """What is raised where buckets should be captured while `mode` does not allow it."""
+    return SealedError(
+        f"mode={mode.name} does not allow captures: warm up before seal(), or set mode to "
+        "CUDAGraphMode.CAPTURE"
+    )
+
+
+def grid(config: CUDAGraphConfig, call: Call) -> list[Bucket]:
     """The buckets for calls like `call`; sizes that no array carries stay as they are."""
-    buckets = dispatcher.config.buckets(seq_len=call.sizes.seq_len)
+    buckets = config.buckets(seq_len=call.sizes.seq_len)
     return list(
         dict.fromkeys(
             Bucket(

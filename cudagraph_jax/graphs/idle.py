@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cudagraph_jax.errors import CaptureError, InputShapeError
+from cudagraph_jax.fork import use_jax
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.variant import AbstractLeaf
@@ -25,11 +26,13 @@ def run_idle(entry: CUDAGraphEntry, iterations: int, *, leaves: Sequence[object]
         entry: What to run.
         iterations: How often. XLA records a command buffer on the second run (FACTS.md).
         leaves: The leaves of a call of the entry's variant: what is passed through is taken from
-            them; zeros where they are abstract or absent.
+            them. Without them it is what the entry was captured with, while that is alive; zeros
+            where there is nothing.
 
     Raises:
         CaptureError: A run failed.
     """
+    use_jax()
     for _ in range(iterations):
         args, kwargs = idle_arguments(entry, leaves=leaves)
         try:
@@ -45,7 +48,7 @@ def idle_arguments(
 ) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
     """Arguments of the bucket's size that hold nothing but padding, all of it unmasked."""
     program = entry.program
-    given: list[object] = list(leaves) or [None] * len(program.axes)
+    given: list[object] = list(leaves) or program.known_leaves()
     for index in _donated_leaves(program):
         given[index] = None  # a run would use it up
     for index, key in program.keys.items():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import time
 import weakref
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from cudagraph_jax.fork import forkable_lock
+from cudagraph_jax.shapes.histogram import SizeHistogram
 from cudagraph_jax.shapes.ladder import Bucket
 
 
@@ -102,7 +103,7 @@ class Tally:
         is_open: Whether there may be more; its route sets it to False when it goes away.
     """
 
-    __slots__ = ("_reads", "count", "is_open", "request", "seconds", "used_at")
+    __slots__ = ("_reads", "_settled", "count", "is_open", "request", "seconds", "used_at")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -111,6 +112,12 @@ class Tally:
         self.used_at = 0.0
         self.is_open = True
         self._reads = 0
+        self._settled = 0
+
+    def settle(self, calls: int) -> int:
+        """How many of so many calls are new since the last time; one thread at a time may ask."""
+        new, self._settled = calls - self._settled, calls
+        return new
 
     def totals(self, elements: int) -> ReplayTotals:
         """The sum so far, in a bucket of so many elements; one thread at a time may ask."""
@@ -144,8 +151,9 @@ class Journal:
 
     def __init__(self, bucket: Bucket, ledger: Ledger, owner: object) -> None:
         self._elements = bucket.elements
+        self._sizes = ledger.sizes
         self._owner = weakref.ref(owner)
-        self._lock = threading.Lock()
+        self._lock = forkable_lock()
         self._tallies: list[Tally] = []
         self._fold_at = _FEW
         self._sum = ReplayTotals()
@@ -175,26 +183,36 @@ class Journal:
     def totals(self) -> ReplayTotals:
         """The sum of all replays so far."""
         with self._lock:
-            self._fold()
-            return sum((tally.totals(self._elements) for tally in self._tallies), self._sum)
+            return self._fold()
 
-    def _fold(self) -> None:
-        """Adds up the tallies that are closed, and lets go of them."""
-        still_open = []
+    def _fold(self) -> ReplayTotals:
+        """The sum of all replays so far; lets go of the tallies that are closed."""
+        still_open, total = [], self._sum
         for tally in self._tallies:
-            if tally.is_open:
+            # Asked before its totals, so that nothing is added between the two.
+            is_open = tally.is_open
+            found = tally.totals(self._elements)
+            self._sizes.add(tally.request.sizes, tally.settle(found.calls))
+            total = total + found
+            if is_open:
                 still_open.append(tally)
-                continue
-            self._sum = self._sum + tally.totals(self._elements)
-            self._used_at = max(self._used_at, tally.used_at)
+            else:
+                self._sum = self._sum + found
+                self._used_at = max(self._used_at, tally.used_at)
         self._tallies = still_open
+        return total
 
 
 class Ledger:
-    """The sum of many journals, also of those that are over."""
+    """The sum of many journals, also of those that are over.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    Args:
+        sizes: Where the sizes of all calls are counted, whenever journals are added up.
+    """
+
+    def __init__(self, sizes: SizeHistogram | None = None) -> None:
+        self.sizes = SizeHistogram() if sizes is None else sizes
+        self._lock = forkable_lock()
         self._journals: list[Journal] = []
         self._fold_at = _FEW
         self._sum = ReplayTotals()

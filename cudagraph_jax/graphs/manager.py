@@ -6,16 +6,20 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
-from cudagraph_jax.config import CUDAGraphConfig, checked_config
+from cudagraph_jax.checks import require_bool
+from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
+from cudagraph_jax.fork import use_jax
 from cudagraph_jax.graphs.by_size import mode_for, replayable
 from cudagraph_jax.graphs.call import refuse_abstract
 from cudagraph_jax.graphs.capturer import Capturer, Task
-from cudagraph_jax.graphs.decision import Reason
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.figures import manager_stats
+from cudagraph_jax.graphs.journal import Fit
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.graphs.reported import Reported
 from cudagraph_jax.graphs.routes import Routes
 from cudagraph_jax.graphs.single import (
     any_function,
@@ -33,7 +37,7 @@ from cudagraph_jax.shapes.prefix import PyTree
 from cudagraph_jax.shapes.structs import as_structs
 
 
-class CUDAGraphManager:
+class CUDAGraphManager(Reported):
     """Decides for each call whether to replay, capture or run eagerly, and does it.
 
     All methods are safe to call from many threads.
@@ -43,7 +47,6 @@ class CUDAGraphManager:
         clock: Seconds, for capture times.
 
     Attributes:
-        config: The configuration.
         registry: The captured buckets.
         dispatcher: What serves the calls.
     """
@@ -54,15 +57,18 @@ class CUDAGraphManager:
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.config = checked_config(config)
-        self.registry = CUDAGraphRegistry(self.config, clock=clock)
-        capturer = Capturer(self.config, self.registry)
-        self.dispatcher = Dispatcher(self.config, self.registry, capturer=capturer)
+        self.registry = CUDAGraphRegistry(config, clock=clock)
+        self.dispatcher = Dispatcher(self.registry, capturer=Capturer(self.registry))
         self._routes = Routes()
         self.registry.watch(self._routes)
 
     def __repr__(self) -> str:
         return f"CUDAGraphManager({self.mode.name}, {self.registry.num_graphs} graphs)"
+
+    @property
+    def config(self) -> CUDAGraphConfig:
+        """Limits and policies; `replan` changes the grid."""
+        return self.registry.config
 
     @property
     def mode(self) -> CUDAGraphMode:
@@ -78,7 +84,7 @@ class CUDAGraphManager:
                 f"mode={mode.name} cannot be set while the config has enabled=False: "
                 "make a manager with an enabled config"
             )
-        self.dispatcher.mode = mode
+        self.dispatcher.capturer.gate.mode = mode
         self.registry.changed()
 
     def is_enabled(self) -> bool:
@@ -117,6 +123,7 @@ class CUDAGraphManager:
             CaptureError: The function could not be traced, lowered, compiled or run.
             InputShapeError: `input_shapes` or `output_shapes` do not fit.
         """
+        use_jax()
         sizes = capture_sizes(batch_size, seq_len)
         if not self.config.should_use_cudagraph(*sizes):
             return None
@@ -128,16 +135,12 @@ class CUDAGraphManager:
             check_outputs(program, sizes, output_shapes)
         bucket = self.config.bucket_for(*sizes)
         entry = self.registry.find(bucket, call.variant)
-        if entry is not None or self.mode is not CUDAGraphMode.CAPTURE:
-            return entry if self.is_enabled() else None
-        made = self.registry.capture_program(
-            program,
-            bucket,
-            call,
-            single_input=True,
-            iterations=self.config.warmup_iterations,
-        )
-        return made.value
+        capturer, task = self.dispatcher.capturer, Task(call, target, single_input=True)
+        with capturer.gate.admission() as admitted:
+            if entry is None and admitted:
+                iterations = self.config.warmup_iterations
+                entry = capturer.capture(program, bucket, task, iterations=iterations).value
+        return entry if self.is_enabled() else None
 
     def replay_graph(self, batch_size: int, seq_len: int, inputs: PyTree) -> PyTree | None:
         """The outputs of the captured bucket that fits `inputs`.
@@ -167,7 +170,10 @@ class CUDAGraphManager:
                 f"{len(entries)} functions are captured for {entries[0].bucket} and these inputs: "
                 "call entry.replay(inputs) or execute_or_capture, which name the function"
             )
-        return entries[0].replay(inputs) if entries else None
+        if not entries:
+            return None
+        own = (sizes, self.config.bucket_for(*sizes))
+        return entries[0].serve(inputs, fit=None if entries[0].bucket in own else Fit.LARGER)
 
     def execute_or_capture(
         self,
@@ -205,16 +211,17 @@ class CUDAGraphManager:
             sizes = request_sizes(batch_size, seq_len)
             if input_shapes is not None:
                 check_inputs(inputs, input_shapes)
-        key = route_key(execute_fn, inputs, sizes)
+            key = route_key(execute_fn, inputs, sizes)
         route = None if key is None else self._routes.table.get(key)
         if route is not None and route.takes((inputs,)):
             try:
                 return route.run((inputs,))
             except (TypeError, ValueError):
                 pass  # the compiled function refuses what does not fit it; decided anew
-            except Exception:
-                outcomes.add("error", Reason.RUN)
-                raise
+            except BaseException as error:
+                call = single_call(execute_fn, inputs, sizes)
+                task = Task(call, single_target(execute_fn), single_input=True)
+                return self.dispatcher.rescue(task, route.bucket, error)
         draft = self._routes.draft()
         with outcomes.counting_input_errors():
             call = single_call(execute_fn, inputs, sizes)
@@ -233,10 +240,11 @@ class CUDAGraphManager:
     def seal(self) -> None:
         """Captures nothing from now on: the mode becomes REPLAY.
 
-        What is queued in the background is captured first. Then every bucket is run once where a
-        new capture throws recorded graphs away, so that none is stale.
+        What is under way or queued in the background is captured first. Then every bucket is run
+        once where a new capture throws recorded graphs away, so that none is stale.
         """
         self.mode = CUDAGraphMode.REPLAY
+        self.dispatcher.capturer.gate.settle()
         self.wait()
         self.dispatcher.capturer.record_again()
 
@@ -254,6 +262,21 @@ class CUDAGraphManager:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def annotate(self, *, replays: bool) -> None:
+        """Shows each replay in the profiles of `jax.profiler`, such as `replay embed 8x128`.
+
+        Captures are always there, as `capture embed 8x128`. A replay costs a few microseconds more
+        while this is on, and nothing while it is off.
+
+        Args:
+            replays: Whether to show them, from the next call on.
+
+        Raises:
+            ConfigError: `replays` is no bool.
+        """
+        require_bool("replays", replays)
+        self.registry.observers.annotate_replays = replays
+
     def reset(self) -> None:
         """Drops all buckets, counts and remembered failures; the mode stays."""
         self.registry.reset()
@@ -267,4 +290,4 @@ class CUDAGraphManager:
         Times are milliseconds unless named otherwise; `waste` is the part of all elements computed
         by replays that was padding, from 0 to 1.
         """
-        return self.dispatcher.stats()
+        return manager_stats(self.dispatcher)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
-from cudagraph_jax.graphs.call import Call
+from cudagraph_jax.graphs.call import Call, argument_leaf_names
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.variant import AbstractLeaf
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.prefix import leaf_names
 
 
 def nearest_entry(entries: Sequence[CUDAGraphEntry], call: Call, bucket: Bucket) -> str:
@@ -49,8 +48,7 @@ def _differences(entry: CUDAGraphEntry, call: Call, bucket: Bucket) -> Iterator[
     if entry.variant.structure != call.variant.structure:
         yield "another pytree of arguments"
         return
-    names = leaf_names(entry.program.argument_names, call.args)
-    names += [f"keyword argument {n}" for n in range(len(call.leaves) - len(names))]
+    names = argument_leaf_names(entry.program.argument_names, call.args, call.kwargs)
     for name, captured_leaf, leaf in zip(
         names, entry.variant.leaves, call.variant.leaves, strict=True
     ):

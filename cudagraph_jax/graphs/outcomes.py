@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cudagraph_jax.errors import CUDAGraphError
+from cudagraph_jax.fork import forkable_lock
 from cudagraph_jax.graphs.decision import Reason
+from cudagraph_jax.shapes.histogram import SizeHistogram
+from cudagraph_jax.shapes.ladder import Bucket
 
 
 class Outcomes:
-    """Each call that is no replay, counted once under one outcome and reason."""
+    """Each call that is no replay, counted once under one outcome and reason.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    Args:
+        sizes: Where the sizes of the calls are counted.
+
+    Attributes:
+        restarts: How often `clear` set the counts to zero.
+    """
+
+    def __init__(self, sizes: SizeHistogram | None = None) -> None:
+        self.sizes = SizeHistogram() if sizes is None else sizes
+        self._lock = forkable_lock()
         self._counts: Counter[tuple[str, Reason]] = Counter()
+        self.restarts = 0
 
-    def add(self, outcome: str, reason: Reason) -> None:
+    def add(self, outcome: str, reason: Reason, sizes: Bucket | None = None) -> None:
         """Counts one call.
 
         Args:
             outcome: `"capture"`, `"eager"` or `"error"`.
             reason: Why.
+            sizes: Its (batch, seq_len), where known.
         """
+        if sizes is not None:
+            self.sizes.add(sizes)
         with self._lock:
             self._counts[outcome, reason] += 1
 
@@ -33,7 +46,7 @@ class Outcomes:
         """Counts a call whose arguments are refused."""
         try:
             yield
-        except CUDAGraphError:
+        except Exception:
             self.add("error", Reason.INPUT)
             raise
 
@@ -41,6 +54,7 @@ class Outcomes:
         """Starts from zero."""
         with self._lock:
             self._counts.clear()
+            self.restarts += 1
 
     def by_reason(self, outcome: str) -> dict[str, int]:
         """The counts of one outcome by reason, sorted."""

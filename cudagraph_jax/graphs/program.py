@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.graphs.call import Call
+from cudagraph_jax.fork import forkable_lock
+from cudagraph_jax.graphs.call import Call, abstract_call
 from cudagraph_jax.graphs.executable import Executable, compile_function, evaluate_shapes
 from cudagraph_jax.graphs.variant import AbstractLeaf, Variant
 from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes
@@ -77,6 +78,9 @@ class Program:
     Args:
         target: The function and what is asked of its outputs.
         call: A call whose arrays have the program's dtypes and other dimensions.
+
+    Attributes:
+        example: That call without its arrays.
     """
 
     def __init__(self, target: Target, call: Call) -> None:
@@ -91,8 +95,24 @@ class Program:
             for index, leaf in enumerate(call.leaves)
             if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
         }
+        self.example = abstract_call(call)
+        # Parameters live on with the server; a run without a request borrows them while they do.
+        self._passed = {
+            index: weakref.ref(leaf)
+            for index, (leaf, axes) in enumerate(zip(call.leaves, call.axes, strict=True))
+            if axes.passes_through and isinstance(leaf, jax.Array | np.ndarray) and leaf.ndim
+        }
         self._outputs: Outputs | None = None
-        self._lock = threading.Lock()
+        self._lock = forkable_lock()
+
+    def known_leaves(self) -> list[object]:
+        """The leaves of the call that it was made from, those arrays that are gone as shapes."""
+        leaves = list(self.example.leaves)
+        for index, reference in self._passed.items():
+            leaf = reference()
+            if leaf is not None and not (isinstance(leaf, jax.Array) and leaf.is_deleted()):
+                leaves[index] = leaf
+        return leaves
 
     @property
     def leaf_pads(self) -> tuple[PadValue, ...]:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
+from cudagraph_jax.fork import forkable_lock, use_jax
+from cudagraph_jax.graphs.builder import Builder
 from cudagraph_jax.graphs.call import Call
-from cudagraph_jax.graphs.check import check_entry
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.fork import ForkGuard
-from cudagraph_jax.graphs.idle import run_idle
-from cudagraph_jax.graphs.journal import Journal, Ledger, ReplayTotals
+from cudagraph_jax.graphs.journal import Ledger, ReplayTotals
 from cudagraph_jax.graphs.lru import Made, SingleFlightLRU
+from cudagraph_jax.graphs.observers import Observers
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.routes import Routes, Watchers
-from cudagraph_jax.graphs.single import (
-    capture_sizes,
-    check_outputs,
-    single_call,
-    single_target,
-)
+from cudagraph_jax.graphs.single import capture_sizes, check_outputs, single_call, single_target
 from cudagraph_jax.graphs.variant import Variant
+from cudagraph_jax.report.stats import ShownByStats
+from cudagraph_jax.shapes.histogram import SizeHistogram
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.prefix import PyTree
 from cudagraph_jax.shapes.structs import as_structs
@@ -32,7 +27,7 @@ from cudagraph_jax.shapes.structs import as_structs
 Key = tuple[Bucket, Variant]
 
 
-class CUDAGraphRegistry:
+class CUDAGraphRegistry(ShownByStats):
     """Captured buckets by size and variant.
 
     Each is captured once however many threads ask for it; the least recently used go first when
@@ -41,6 +36,12 @@ class CUDAGraphRegistry:
     Args:
         config: Limits, compiler options and the grid.
         clock: Seconds, for capture times.
+
+    Attributes:
+        config: Limits, compiler options and the grid; re-planning sets another grid.
+        sizes: How often each size was asked for, up to the last time that totals were.
+        observers: Who watches captures and replays.
+        restarts: How often `reset` set the counts to zero.
     """
 
     def __init__(
@@ -50,24 +51,25 @@ class CUDAGraphRegistry:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config = checked_config(config)
-        self._clock = clock
-        self._ledger = Ledger()
-        self._ids = itertools.count(1)
-        self._lock = threading.Lock()
-        self._captures = 0
-        self._capture_ms = 0.0
+        self.sizes = SizeHistogram()
+        self._ledger = Ledger(self.sizes)
+        self._lock = forkable_lock()
         self._watchers = Watchers()
-        self.fork_guard = ForkGuard(self._watchers.forget_in_child)
+        self.observers: Observers[CUDAGraphEntry] = Observers(self._watchers.forget)
+        self._builder = Builder(clock=clock, observers=self.observers)
+        self.restarts = 0
         self._entries: SingleFlightLRU[Key, CUDAGraphEntry] = SingleFlightLRU(
             last_used=lambda entry: entry.journal.last_used(),
             weight=lambda entry: entry.memory_bytes or 0,
             max_items=self.config.max_graphs,
             max_weight=self.config.memory_budget_bytes,
             on_drop=lambda entries: self.changed() if entries else None,
+            on_evict=self.observers.evicted,
+            describe=lambda key: f"{key[1].name} at {key[0]}",
         )
 
     def __repr__(self) -> str:
-        return f"CUDAGraphRegistry({self.num_graphs} graphs, {self._captures} captures)"
+        return f"CUDAGraphRegistry({self.num_graphs} graphs, {self.capture_count} captures)"
 
     @property
     def num_graphs(self) -> int:
@@ -77,12 +79,12 @@ class CUDAGraphRegistry:
     @property
     def capture_count(self) -> int:
         """How many captures there have been."""
-        return self._captures
+        return self._builder.captures
 
     @property
     def capture_ms(self) -> float:
         """Milliseconds of all captures."""
-        return self._capture_ms
+        return self._builder.capture_ms
 
     @property
     def evictions(self) -> int:
@@ -93,6 +95,11 @@ class CUDAGraphRegistry:
     def totals(self) -> ReplayTotals:
         """What all replays add up to, those of dropped buckets included."""
         return self._ledger.totals()
+
+    def asked_sizes(self) -> dict[Bucket, int]:
+        """How often each size was asked for; see `CUDAGraphManager.sizes`."""
+        self._ledger.totals()  # which counts the replays since the last time
+        return self.sizes.counts()
 
     def capture(
         self,
@@ -117,6 +124,7 @@ class CUDAGraphRegistry:
             InputShapeError: `input_shapes` are no shapes, or `output_shapes` not what comes.
             CaptureError: The function could not be traced, lowered, compiled or run.
         """
+        use_jax()
         sizes = capture_sizes(batch_size, seq_len)
         call = single_call(capture_fn, as_structs(input_shapes, name="input_shapes"), sizes)
         program = Program(single_target(capture_fn), call)
@@ -150,17 +158,41 @@ class CUDAGraphRegistry:
                 waited for; such an entry is not kept.
             InputShapeError: An output that must be trimmed cannot be.
         """
-        self.fork_guard.check()
+        use_jax()
+        made = self._entries.get_or_make(
+            (bucket, program.variant),
+            lambda: self.build(
+                program, bucket, call, single_input=single_input, iterations=iterations
+            ),
+        )
+        if made.is_new:
+            self.observers.captured(made.value)
+        return made
 
-        def make() -> CUDAGraphEntry:
-            self.fork_guard.was_used = True
-            entry = self._compile(program, bucket, single_input)
-            if self.config.debug_mode:
-                check_entry(entry, call)
-            run_idle(entry, iterations, leaves=call.leaves)
-            return entry
+    def build(
+        self,
+        program: Program,
+        bucket: Bucket,
+        call: Call,
+        *,
+        single_input: bool = False,
+        iterations: int = 0,
+    ) -> CUDAGraphEntry:
+        """A new entry that is not held yet; as for `capture_program`."""
+        return self._builder.build(
+            program,
+            bucket,
+            call,
+            config=self.config,
+            ledger=self._ledger,
+            single_input=single_input,
+            iterations=iterations,
+        )
 
-        return self._entries.get_or_make((bucket, program.variant), make)
+    def adopt(self, entry: CUDAGraphEntry) -> None:
+        """Holds an entry that was built; nothing has to leave for it."""
+        self._entries.put((entry.bucket, entry.variant), entry)
+        self.observers.captured(entry)
 
     def find(self, bucket: Bucket, variant: Variant) -> CUDAGraphEntry | None:
         """The entry of exactly this bucket and variant."""
@@ -231,10 +263,11 @@ class CUDAGraphRegistry:
         """Drops all entries and starts all counts from zero."""
         self.clear()
         self._entries.forget_evictions()
+        self._builder.forget()
         with self._lock:
-            self._ledger = Ledger()
-            self._captures = 0
-            self._capture_ms = 0.0
+            self._ledger = Ledger(self.sizes)
+            self.restarts += 1  # the last: who adds up differences reads it before the counts
+        self.sizes.clear()
 
     def entries(self) -> list[CUDAGraphEntry]:
         """A snapshot of all entries, in the order of their capture."""
@@ -260,32 +293,12 @@ class CUDAGraphRegistry:
         totals = self.totals
         return {
             "num_graphs": self.num_graphs,
-            "capture_count": self._captures,
+            "capture_count": self.capture_count,
             "total_replays": totals.replays,
             "total_replay_time_ms": totals.seconds * 1e3,
             "avg_replay_time_ms": totals.seconds * 1e3 / totals.replays if totals.replays else 0.0,
-            "capture_time_ms": self._capture_ms,
+            "capture_time_ms": self.capture_ms,
             "memory_bytes": sum(entry.memory_bytes or 0 for entry in self.entries()),
             "evictions": self.evictions,
             "graphs": graphs,
         }
-
-    def _compile(self, program: Program, bucket: Bucket, single_input: bool) -> CUDAGraphEntry:
-        outputs = program.outputs(bucket, others=self.config.buckets(seq_len=bucket.seq_len))
-        executable = program.compile(
-            bucket, compiler_options=self.config.xla_options(), clock=self._clock
-        )
-        with self._lock:
-            self._captures += 1
-            self._capture_ms += executable.compile_ms
-        return CUDAGraphEntry(
-            bucket=bucket,
-            program=program,
-            executable=executable,
-            outputs=outputs,
-            graph_id=next(self._ids),
-            single_input=single_input,
-            copies_inputs=self.config.cudagraph_copy_inputs,
-            waits=self.config.debug_mode,
-            journal=Journal(bucket, self._ledger, executable),
-        )

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cudagraph_jax.errors import InputShapeError
@@ -61,18 +60,15 @@ def pieces(call: Call, *, largest: int, donate_argnums: Sequence[int] = ()) -> I
         start = stop
 
 
-def check_joinable(outputs: Outputs) -> None:
-    """Raises unless every output carries the batch.
-
-    Raises:
-        InputShapeError: One does not, so that pieces of it cannot be joined.
-    """
+def unjoinable(outputs: Outputs) -> InputShapeError | None:
+    """The error where an output does not carry the batch, so that pieces cannot be joined."""
     for leaf in outputs.leaves:
         if leaf.axes.batch is None:
-            raise InputShapeError(
+            return InputShapeError(
                 f'{leaf.name} carries no batch, so on_overflow="split" cannot join it: '
                 'return one row per request, or set on_overflow="eager"'
             )
+    return None
 
 
 def joined(results: Sequence[PyTree], outputs: Outputs, rows: Sequence[int]) -> PyTree:
@@ -93,6 +89,15 @@ def joined(results: Sequence[PyTree], outputs: Outputs, rows: Sequence[int]) -> 
     return jax.tree.unflatten(outputs.structure, leaves)
 
 
+def was_donated(call: Call, donate_argnums: Sequence[int]) -> bool:
+    """Whether a donated array of `call` is gone already."""
+    return any(
+        isinstance(leaf, jax.Array) and leaf.is_deleted()
+        for position in donate_argnums
+        for leaf in jax.tree.leaves(call.args[position])
+    )
+
+
 def delete_donated(call: Call, donate_argnums: Sequence[int]) -> None:
     """Ends the life of the donated arrays of a call whose pieces were copies."""
     for position in donate_argnums:
@@ -108,8 +113,7 @@ def _join(parts: Sequence[PyTree], axes: LeafAxes, rows: Sequence[int]) -> PyTre
     for index, (part, real) in enumerate(zip(parts, rows, strict=True)):
         kept = part.shape[batch] if index == len(parts) - 1 else real
         shape = axes.resize(part.shape, Bucket(kept, length or 0))
-        # Slicing a JAX array compiles, so only what has to be is cut.
-        cut.append(part if shape == part.shape else part[tuple(map(slice, shape))])
-    if all(isinstance(part, np.ndarray) for part in cut):
-        return np.concatenate(cut, axis=batch)
-    return jnp.concatenate(cut, axis=batch)
+        # On the host: JAX compiles a slice or a concatenation once for every new size.
+        cut.append(np.asarray(part)[tuple(map(slice, shape))])
+    whole = np.concatenate(cut, axis=batch)
+    return whole if isinstance(parts[0], np.ndarray) else jax.device_put(whole)

@@ -19,6 +19,7 @@ from cudagraph_jax import (
     CUDAGraphManager,
     CUDAGraphMode,
     CUDAGraphWarning,
+    PaddingLeakError,
     bucket_jit,
     no_compiles,
 )
@@ -271,18 +272,22 @@ def test_a_key_that_is_passed_through_is_captured_in_the_background():
 
 
 def test_debug_mode_checks_in_the_background(caplog):
-    """With debug_mode a bucket that leaks its padding is not published; requests stay right."""
+    """With debug_mode a bucket that leaks its padding is not published; the next call is told."""
     config = dataclasses.replace(BACKGROUND, debug_mode=True)
     function = bucket_jit(
         lambda x: x - x.mean(1, keepdims=True), in_axes=("batch seq",), config=config
     )
     expected = X - X.mean(1, keepdims=True)
-    with function.manager, pytest.warns(CUDAGraphWarning, match="padding"):  # noqa: PT031
+    with function.manager:
         assert_close(function(X), expected)
         function.manager.wait()
-        assert_close(function(X), expected)
+        for _ in range(2):
+            with pytest.raises(PaddingLeakError, match="padding changes"):
+                function(X)
     assert function.registry.num_graphs == 0
-    assert stats_of(function)["eager_by_reason"] == {"failed": 1, "queued": 1}
+    assert stats_of(function)["eager_by_reason"] == {"queued": 1}
+    assert stats_of(function)["errors_by_reason"] == {"leak": 2}
+    assert stats_of(function)["registry"]["capture_count"] == 1
 
 
 def test_a_failed_background_capture_is_remembered(caplog):
@@ -352,8 +357,9 @@ def test_a_closed_manager_serves_on():
         assert_close(function(X), X * 2)
         function.manager.wait()
     assert function.registry.num_graphs == 1
-    assert stats_of(function)["eager_by_reason"] == {"queued": 3}
+    assert stats_of(function)["eager_by_reason"] == {"queued": 1, "refused": 2}
     assert stats_of(function)["hits"] == 2
+    assert "full or closed" in function.explain(floats(0, 4, 5)).reason
 
 
 def test_with_manager_closes_after_an_error():
@@ -460,3 +466,98 @@ def test_the_interpreter_exits_with_work_queued(ending):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("served 4\n")
     assert done.stdout.count("captured") <= 1
+
+
+def test_the_interpreter_does_not_wait_for_what_only_workers_and_daemons_want():
+    """Neither daemons nor the workers of other managers keep queued captures alive at the end."""
+    ending = """
+other = bucket_jit(slow, in_axes=("batch seq",), out_axes="batch seq", config=config)
+for batch in range(1, 5):
+    other(np.ones((batch, 3), np.float32))
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+"""
+    done = python(EXITS + ending, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("captured") <= 2
+
+
+AFTER_MAIN = """
+import threading
+import numpy as np
+from cudagraph_jax import CUDAGraphConfig, bucket_jit
+
+config = CUDAGraphConfig(on_miss="background", capture_sizes=(1, 2, 3, 4))
+function = bucket_jit(lambda x: x * 2, in_axes=("batch seq",), config=config)
+
+def serve():
+    threading.main_thread().join()
+    for batch in range(1, 5):
+        x = np.ones((batch, 3), np.float32)
+        function(x)
+        {then}
+        assert np.array_equal(function(x), x * 2)
+    print(function.registry.num_graphs, function.stats()["hits"], flush=True)
+
+threading.Thread(target=serve).start()
+"""
+
+
+def test_captures_go_on_after_the_main_thread():
+    """A server whose main thread has ended still gets its buckets from the background."""
+    done = python(AFTER_MAIN.format(then="function.manager.wait()"))
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "4 4\n")
+
+
+def test_the_last_thread_does_not_wait_for_its_captures():
+    """When the last server thread ends, too, what is queued is dropped and the process ends."""
+    done = python(AFTER_MAIN.format(then=""))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_calls_at_exit_are_served():
+    """An atexit function may call: it is served, and no thread is started that nobody awaits."""
+    script = """
+import atexit, threading
+import numpy as np
+from cudagraph_jax import CUDAGraphConfig, bucket_jit
+
+config = CUDAGraphConfig(on_miss="background", capture_sizes=(1, 2))
+function = bucket_jit(lambda x: x * 2, in_axes=("batch seq",), config=config)
+
+@atexit.register
+def last():
+    print(function(np.ones((2, 3), np.float32)).sum(), function.stats()["queued"])
+    assert threading.active_count() == 1
+"""
+    done = python(script)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "12.0 0\n")
+
+
+def test_without_threads_nothing_is_captured_and_that_is_said_once(caplog):
+    """Where no thread can be started, jobs are refused and one warning says why, until one can."""
+    broken = True
+
+    class Fragile(threading.Thread):
+        def start(self):
+            if broken:
+                raise RuntimeError("can't start new thread")
+            super().start()
+
+    worker = Background("fragile", thread=Fragile)
+    ran: list[int] = []
+    for _ in range(3):
+        assert not worker.submit("a", lambda: ran.append(1))
+    assert len(worker) == 0
+    worker.drain()
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("cudagraph_jax", "WARNING")
+    assert "nothing is captured in the background for now" in record.message
+    assert "can't start new thread" in record.message
+    broken = False
+    assert worker.submit("a", lambda: ran.append(1))
+    worker.drain()
+    assert ran == [1]
+    broken = True
+    assert not worker.submit("a", lambda: ran.append(1))
+    assert len(caplog.records) == 2
+    worker.close()

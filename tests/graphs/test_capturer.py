@@ -30,8 +30,8 @@ SHORT = dataclasses.replace(GRID, capture_seq_lens=(5,))
 def evicting(config=SHORT, *, evicts=True):
     """A manager on a backend where a new capture throws recorded graphs away, or not."""
     manager = CUDAGraphManager(config)
-    capturer = Capturer(config, manager.registry, captures_evict=lambda: evicts)
-    manager.dispatcher = Dispatcher(config, manager.registry, capturer=capturer)
+    capturer = Capturer(manager.registry, captures_evict=lambda: evicts)
+    manager.dispatcher = Dispatcher(manager.registry, capturer=capturer)
     return manager
 
 

@@ -65,7 +65,6 @@ TABLE: list[tuple[CUDAGraphMode, Bucket, dict[str, Any], CUDAGraphMode, Reason]]
     (CAPTURE, INSIDE, {"held": (LARGER,)}, CAPTURE, Reason.MISS),
     (CAPTURE, INSIDE, {"on_miss": "eager"}, NONE, Reason.MISS),
     (CAPTURE, INSIDE, {"failed": True}, NONE, Reason.FAILED),
-    (CAPTURE, INSIDE, {"failed": True, "on_miss": "error"}, NONE, Reason.FAILED),
     (REPLAY, INSIDE, {"held": (LARGER,)}, REPLAY, Reason.LARGER),
     (REPLAY, INSIDE, {"held": (LARGER,), "on_miss": "error"}, REPLAY, Reason.LARGER),
     (REPLAY, INSIDE, {}, NONE, Reason.SEALED),

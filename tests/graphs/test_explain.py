@@ -108,7 +108,8 @@ def test_literally():
         reason="it is padded to 3x5, which is captured",
     )
     assert str(function.explain(X)) == (
-        "double at 2x4: REPLAY in the bucket 3x5, because it is padded to 3x5, which is captured."
+        "double at 2x4: REPLAY in the bucket 3x5 (46.7% padding), "
+        "because it is padded to 3x5, which is captured."
     )
 
 

@@ -79,7 +79,7 @@ def test_the_pause_doubles_up_to_the_longest(failures, clock, stage):
     assert expected == LONGEST_PAUSE_S
 
 
-@pytest.mark.parametrize("stage", ["trace", "check"])
+@pytest.mark.parametrize("stage", ["trace", "check", "budget"])
 def test_mistakes_are_final(failures, clock, stage):
     """What fails for the function's own sake is never tried again, until it is forgotten."""
     fail(failures, stage)
@@ -133,8 +133,8 @@ def test_the_number_remembered_is_bounded(failures):
 def with_clock(clock):
     """A manager whose pauses run by `clock`."""
     manager = CUDAGraphManager(GRID)
-    capturer = Capturer(GRID, manager.registry, clock=clock)
-    manager.dispatcher = Dispatcher(GRID, manager.registry, capturer=capturer)
+    capturer = Capturer(manager.registry, clock=clock)
+    manager.dispatcher = Dispatcher(manager.registry, capturer=capturer)
     return manager
 
 

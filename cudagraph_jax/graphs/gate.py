@@ -1,0 +1,61 @@
+"""The mode of a manager, and who is inside a capture while it changes."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cudagraph_jax.fork import put_right_in_child
+from cudagraph_jax.modes import CUDAGraphMode
+
+
+class CaptureGate:
+    """Admits captures while the mode is CAPTURE, and can wait for those it has admitted.
+
+    Args:
+        mode: The mode to begin with.
+    """
+
+    def __init__(self, mode: CUDAGraphMode) -> None:
+        self._mode = mode
+        self.after_fork()
+        put_right_in_child(self)
+
+    def after_fork(self) -> None:
+        """Begins with nobody inside; in a child, that is where they are."""
+        self._changed = threading.Condition()
+        self._inside: Counter[int] = Counter()
+
+    @property
+    def mode(self) -> CUDAGraphMode:
+        """The most that may be done; setting it is effective for the next admission."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: CUDAGraphMode) -> None:
+        with self._changed:
+            self._mode = mode
+
+    @contextmanager
+    def admission(self) -> Iterator[bool]:
+        """Whether the block may capture; `settle` waits for its end if so."""
+        thread = threading.get_ident()
+        with self._changed:
+            admitted = self._mode is CUDAGraphMode.CAPTURE
+            self._inside[thread] += admitted
+        try:
+            yield admitted
+        finally:
+            with self._changed:
+                self._inside[thread] -= admitted
+                if not self._inside[thread]:
+                    del self._inside[thread]
+                self._changed.notify_all()
+
+    def settle(self) -> None:
+        """Waits until no other thread is inside."""
+        thread = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._inside.keys() - {thread}))

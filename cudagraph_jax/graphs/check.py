@@ -2,151 +2,221 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cudagraph_jax.errors import CaptureError, PaddingLeakError
+from cudagraph_jax.errors import CaptureError, CUDAGraphError, PaddingLeakError
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.eager import run_eagerly
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.example import example_call
+from cudagraph_jax.graphs.poison import Poison, Poisonable, poison, poisonable
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, PadValue, real_index
-from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.shapes.prefix import leaf_names
 
-# Of the largest element, by bytes of the dtype. Buckets agree to rounding, not bit for bit
-# (FACTS.md), and a bucket may be reduced in another order than the eager operations.
-_TOLERANCE = {2: 5e-2, 4: 1e-4, 8: 1e-9}
+_ORDINARY = 2.0
 _HUGE = 1e4
 
 
-def check_entry(entry: CUDAGraphEntry, call: Call) -> None:
-    """Raises unless `entry` gives the eager answer for the real rows of `call`.
+def check_entry(entry: CUDAGraphEntry, call: Call, *, pads_seq: bool) -> None:
+    """Raises unless `entry` gives the eager answer for real rows, whatever the padding holds.
 
-    The padding is then filled with NaN, or for integers with an end of the range of their real
-    values, and the real rows must not move. Where NaN moves them, large finite values decide: a
-    weight of exactly zero stops those, and never NaN. An array that is all 0 and 1, of whatever
-    dtype, is taken for a mask and keeps its padding.
+    The padding is filled with NaN and with ordinary values, or for integers with valid ones, and
+    the real rows must not move. Where they do, finite values decide: a weight of exactly zero stops
+    those, and never NaN. A mask keeps its padding: bools, numbers that look like one, and what
+    proves to be one, because padding of other arrays matters where its own says that it is real.
 
     Args:
         entry: A new entry.
-        call: A call of its variant. Arrays that it leaves abstract are drawn at random.
+        call: A call of its variant, of any sizes; abstract arrays get values.
+        pads_seq: Whether sequences are padded.
 
     Raises:
         PaddingLeakError: The real rows depend on the padding.
-        CaptureError: They differ from the eager answer where there is no padding.
+        CaptureError: They differ from the eager answer where there is no padding, or a run failed.
     """
-    real = _with_room_for_padding(entry, call)
-    target = dataclasses.replace(entry.program.target, unpad="none")
-    expected = jax.tree.leaves(run_eagerly(target, real.args, real.kwargs, real.sizes))
-    usual = _replay(entry, real, entry.program.pad_values)
-    _compare(entry, real, usual, expected, "its usual padding")
-    if real.sizes == entry.bucket:
+    program = entry.program
+    example = example_call(program, call, _sizes(entry, call, pads_seq=pads_seq))
+    trial = _Trial(entry, example)
+    trial.refuse_difference(trial.usual, trial.run_eagerly(), "its usual padding")
+    if example.sizes == entry.bucket:
         return
-    try:
-        poisoned = _replay(entry, real, _poison(entry, real, float("nan"), largest=True))
-        _compare(entry, real, poisoned, usual, "NaN in the padding")
-    except PaddingLeakError:
-        for value, largest in ((_HUGE, True), (-_HUGE, False)):
-            poisoned = _replay(entry, real, _poison(entry, real, value, largest=largest))
-            _compare(entry, real, poisoned, usual, f"{value:g} in the padding")
+    arrays = poisonable(program, example)
+    _check_data(trial, arrays)
+    _check_doubtful(trial, arrays)
 
 
-def _with_room_for_padding(entry: CUDAGraphEntry, call: Call) -> Call:
-    """`call` with real arrays, cut where it would fill the bucket."""
-    program, bucket = entry.program, entry.bucket
-    batch = min(call.sizes.batch_size, max(1, bucket.batch_size - 1))
-    seq = min(call.sizes.seq_len, max(1, bucket.seq_len - 1))
-    sizes = Bucket(
-        batch if program.carries_batch else bucket.batch_size,
-        seq if program.carries_seq else bucket.seq_len,
-    )
-    draw = np.random.default_rng(0)
-    leaves = []
-    for leaf, axes in zip(call.leaves, call.axes, strict=True):
-        value = _concrete(leaf, draw)
-        if not axes.passes_through:
-            value = np.asarray(value)[real_index(axes, np.ndim(value), sizes)]
-        leaves.append(value)
-    args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
-    return dataclasses.replace(call, args=args, kwargs=kwargs, leaves=tuple(leaves), sizes=sizes)
+def _sizes(entry: CUDAGraphEntry, call: Call, *, pads_seq: bool) -> Bucket:
+    """The sizes of the example: one less than the bucket's at least, on axes that are padded."""
+    batch, seq = entry.bucket
+    if entry.copies_inputs and entry.program.carries_batch:
+        batch = min(call.sizes.batch_size, max(1, batch - 1))
+    if entry.copies_inputs and entry.program.carries_seq and pads_seq:
+        seq = min(call.sizes.seq_len, max(1, seq - 1))
+    return Bucket(batch, seq)
 
 
-def _concrete(leaf: PyTree, draw: np.random.Generator) -> PyTree:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        if jnp.issubdtype(leaf.dtype, np.inexact):
-            return np.asarray(draw.standard_normal(leaf.shape)).astype(leaf.dtype)
-        return np.zeros(leaf.shape, leaf.dtype)
-    if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-        # A copy on the host: the caller's own may be donated, and one run would use it up.
-        return np.asarray(leaf)
-    return leaf
+class _Trial:
+    """Runs of a new entry on one example, with any padding."""
 
+    def __init__(self, entry: CUDAGraphEntry, example: Call) -> None:
+        self.entry = entry
+        self.example = example
+        self.usual = self.run({})
 
-def _poison(
-    entry: CUDAGraphEntry, call: Call, floating: float, *, largest: bool
-) -> tuple[PadValue, ...]:
-    """What the padding of each leaf of the positional arguments is filled with."""
-    values: list[PadValue] = []
-    for leaf, axes, usual in zip(call.leaves, call.axes, entry.program.pad_values, strict=False):
-        if axes.passes_through:
-            values.append(usual)
-            continue
-        array = np.asarray(leaf)
-        if not array.size or _is_mask(array):
-            values.append(usual)
-        elif jnp.issubdtype(array.dtype, np.inexact):
-            values.append(floating)
-        else:
-            values.append(int(array.max() if largest else array.min()))
-    return tuple(values)
+    def run(self, padding: Poison) -> list[Array]:
+        """The trimmed outputs; `padding` is the pad value of leaves not padded as usual."""
+        program = self.entry.program
+        values = [padding.get(index, usual) for index, usual in enumerate(program.pad_values)]
+        filled = dataclasses.replace(self.entry, program=program.padded_with(values))
+        with self._failing("was compiled, but does not run"):
+            outputs = filled.padded_outputs(self.example)
+            return [
+                np.asarray(output)[real_index(leaf.axes, leaf.ndim, self.example.sizes)]
+                for output, leaf in zip(outputs, self.entry.outputs.leaves, strict=True)
+                if leaf.comparable
+            ]
 
-
-def _is_mask(array: Array) -> bool:
-    return bool(np.all((array == 0) | (array == 1)))
-
-
-def _replay(entry: CUDAGraphEntry, call: Call, pad_values: tuple[PadValue, ...]) -> list[Array]:
-    """The trimmed outputs of `entry` for `call`, padded with `pad_values`."""
-    filled = dataclasses.replace(entry, program=entry.program.padded_with(pad_values))
-    outputs = filled.padded_outputs(call)
-    return [
-        np.asarray(output)[real_index(leaf.axes, leaf.ndim, call.sizes)]
-        for output, leaf in zip(outputs, entry.outputs.leaves, strict=True)
-        if leaf.comparable
-    ]
-
-
-def _compare(
-    entry: CUDAGraphEntry, call: Call, found: list[Array], expected: list[PyTree], how: str
-) -> None:
-    leaves = entry.outputs.leaves
-    if len(expected) != len(found):
-        expected = [value for value, leaf in zip(expected, leaves, strict=True) if leaf.comparable]
-    names = [leaf.name for leaf in leaves if leaf.comparable]
-    for name, have, want in zip(names, found, map(np.asarray, expected), strict=True):
-        worst = _worst_element(have, want)
-        if worst is None:
-            continue
-        message = (
-            f"{entry.program.target.name} at {tuple(call.sizes)} in the bucket {entry.bucket}: "
-            f"{name}{list(worst)} is {have[worst]} with {how}, but should be {want[worst]}"
-        )
-        if call.sizes == entry.bucket:
+    def run_eagerly(self) -> list[Array]:
+        """The plain function's outputs."""
+        example, outputs = self.example, self.entry.outputs
+        target = dataclasses.replace(self.entry.program.target, unpad="none")
+        with self._failing("was compiled, but the plain function does not run"):
+            result = run_eagerly(target, example.args, example.kwargs, example.sizes)
+            jax.block_until_ready(result)
+        leaves, structure = jax.tree.flatten(result)
+        if structure != outputs.structure:
             raise CaptureError(
-                f"{message}: the compiled function differs from the eager one; is it pure?",
+                f"{self._where} gives {outputs.structure}, but the plain function {structure}: "
+                "return the same pytree for every size, traced or not",
                 stage="check",
             )
-        raise PaddingLeakError(
-            f"{message}: the padding changes the real rows; let the function take a mask "
-            "(mask_argname) and use it, or choose pad_values that it ignores"
+        pairs = zip(leaves, outputs.leaves, strict=True)
+        return [np.asarray(value) for value, leaf in pairs if leaf.comparable]
+
+    def first_move(self, paddings: Sequence[Poison]) -> Poison | None:
+        """The first of `paddings` to move the real rows further than rounding does.
+
+        None where not one does, or the first one, ordinary values, moves nothing at all: then huge
+        ones, which may overflow or outweigh a mask of -10,000, say nothing.
+        """
+        found = self.run(paddings[0])
+        if not self.differ(found, self.usual, exactly=True):
+            return None
+        moves = (padding for padding in paddings if self.differ(self.run(padding), self.usual))
+        return next(moves, None)
+
+    def differ(self, some: list[Array], others: list[Array], *, exactly: bool = False) -> bool:
+        """Whether any output differs, by more than rounding unless `exactly`."""
+        return any(
+            _worst_element(one, other, exactly=exactly) is not None
+            for one, other in zip(some, others, strict=True)
         )
 
+    def refuse_difference(self, found: list[Array], expected: list[Array], how: str) -> None:
+        """Raises where an output differs by more than rounding."""
+        names = [leaf.name for leaf in self.entry.outputs.leaves if leaf.comparable]
+        for name, have, want in zip(names, found, expected, strict=True):
+            worst = _worst_element(have, want)
+            if worst is None:
+                continue
+            message = (
+                f"{self._where}: {name}{list(worst)} is {have[worst]} with {how}, "
+                f"but should be {want[worst]}"
+            )
+            if self.example.sizes == self.entry.bucket:
+                raise CaptureError(
+                    f"{message}: the compiled function differs from the eager one; is it pure?",
+                    stage="check",
+                )
+            raise PaddingLeakError(
+                f"{message}: the padding changes the real rows; let the function take a mask "
+                "(mask_argname, or bools) and use it, or choose pad_values that it ignores"
+            )
 
-def _worst_element(found: Array, expected: Array) -> tuple[int, ...] | None:
-    """Index of the element that is furthest off; None where all are within the tolerance."""
+    def refuse_padding(self, padding: Poison) -> None:
+        """Raises where `padding` moves the real rows further than rounding does."""
+        shown = " and ".join(dict.fromkeys(f"{value:g}" for value in padding.values()))
+        how = f"{shown} in the padding"
+        if len(padding) == 1:
+            arguments = (*self.example.args, *self.example.kwargs.values())
+            argument_names = (*self.entry.program.argument_names, *self.example.kwargs)
+            how += f" of {leaf_names(argument_names, arguments)[next(iter(padding))]}"
+        self.refuse_difference(self.run(padding), self.usual, how)
+
+    @property
+    def _where(self) -> str:
+        name, sizes = self.entry.program.target.name, tuple(self.example.sizes)
+        return f"{name} at {sizes} in the bucket {self.entry.bucket}"
+
+    @contextlib.contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except CUDAGraphError:
+            raise
+        except Exception as error:
+            # The device may have memory again later; what Python raises, it raises every time.
+            is_device = isinstance(error, jax.errors.JaxRuntimeError)
+            raise CaptureError(
+                f"{self._where} {what}: {error}", stage="warm-up" if is_device else "check"
+            ) from error
+
+
+def _check_data(trial: _Trial, arrays: Poisonable) -> None:
+    """Refuses a leak of arrays that are surely no masks."""
+    data = arrays.data
+    # What ignores NaN may not ignore numbers.
+    looks = (poison(data, np.nan, largest=False), poison(data, _ORDINARY, largest=True))
+    if not data or not any(
+        trial.differ(trial.run(look), trial.usual, exactly=True) for look in looks
+    ):
+        return
+    for sign, largest in ((1, True), (-1, False)):
+        moving = trial.first_move(
+            [poison(data, sign * size, largest=largest) for size in (_ORDINARY, _HUGE)]
+        )
+        if moving is not None:
+            trial.refuse_padding(moving)
+
+
+def _check_doubtful(trial: _Trial, arrays: Poisonable) -> None:
+    """Refuses a leak of an array that may be a mask, unless it proves to be one."""
+    rests = [
+        poison(arrays.data, _ORDINARY, largest=True),
+        poison(arrays.data, -_ORDINARY, largest=False),
+    ]
+    moving: dict[int, PadValue] = {}
+    for index, array in arrays.doubtful.items():
+        is_float = jnp.issubdtype(array.dtype, np.inexact)
+        values: Sequence[PadValue] = (_ORDINARY, _HUGE) if is_float else (1,)
+        moved = trial.first_move([{**rests[0], index: value} for value in values])
+        if moved is not None:
+            moving[index] = moved[index]
+            continue
+        for rest in rests:
+            rest[index] = values[0]
+    for index, value in moving.items():
+        alone = trial.run({index: value})
+        is_mask = any(trial.differ(trial.run({**rest, index: value}), alone) for rest in rests)
+        if not is_mask:
+            trial.refuse_padding({index: value})
+
+
+def _worst_element(
+    found: Array, expected: Array, *, exactly: bool = False
+) -> tuple[int, ...] | None:
+    """Index of the element that is furthest off; None where all are within the tolerance.
+
+    Half of the digits, of the largest element: buckets agree to rounding, not bit for bit
+    (FACTS.md), and a bucket may be reduced in another order than the eager operations.
+    """
     if found.shape != expected.shape:
         raise CaptureError(
             f"the bucket gives the shape {found.shape}, the eager function {expected.shape}: "
@@ -155,16 +225,18 @@ def _worst_element(found: Array, expected: Array) -> tuple[int, ...] | None:
         )
     if found.size == 0:
         return None
+    limit = 0.0
     if not jnp.issubdtype(found.dtype, np.inexact):
         off = (found != expected).astype(np.float64)
-        limit = 0.0
     else:
         wide = np.complex128 if jnp.issubdtype(found.dtype, np.complexfloating) else np.float64
         have, want = found.astype(wide), expected.astype(wide)
         same = (have == want) | (np.isnan(have) & np.isnan(want))
         off = np.where(same, 0.0, np.abs(np.where(same, 0, have) - np.where(same, 0, want)))
         off = np.where(np.isnan(off), np.inf, off)
-        finite = np.abs(want[np.isfinite(want)])
-        limit = _TOLERANCE.get(found.dtype.itemsize, 1e-4) * max(1.0, finite.max(initial=0.0))
+        if not exactly:
+            finite = np.abs(want[np.isfinite(want)])
+            info = jnp.finfo(found.dtype)  # type: ignore[no-untyped-call]
+            limit = float(info.eps) ** 0.5 * max(1.0, finite.max(initial=0.0))
     worst = np.unravel_index(int(np.argmax(off)), off.shape)
     return tuple(int(index) for index in worst) if off[worst] > limit else None

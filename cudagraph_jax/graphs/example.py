@@ -1,0 +1,120 @@
+"""A call to check a bucket with: real values of any size."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cudagraph_jax.errors import InputShapeError
+from cudagraph_jax.graphs.call import Call
+from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.graphs.variant import AbstractLeaf
+from cudagraph_jax.shapes.axes import LeafAxes
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import EDGE, Array, PadValue
+from cudagraph_jax.shapes.prefix import PyTree
+
+
+def example_call(program: Program, call: Call, sizes: Bucket) -> Call:
+    """`call` with real values, brought to `sizes`; what may be donated is a copy.
+
+    Arrays that are too large are cut, those that are too small repeat themselves. One that says
+    nothing, because it is abstract or holds nothing but its own padding's value, gets other values:
+    features are drawn at random, and integers and what may be a mask are ones, which every function
+    takes (a token that is real, a valid index, a length that is not zero).
+
+    Args:
+        program: The call's program.
+        call: Its arrays may be `jax.ShapeDtypeStruct`.
+        sizes: The (batch, seq_len) that it shall have.
+
+    Raises:
+        InputShapeError: A PRNG key is abstract.
+    """
+    draw = np.random.default_rng(0)
+    donated = donated_leaves(program)
+    known = program.known_leaves()
+    leaves: list[PyTree] = []
+    for index, (leaf, axes) in enumerate(zip(call.leaves, call.axes, strict=True)):
+        abstract, pad = program.variant.leaves[index], program.leaf_pads[index]
+        if axes.passes_through:
+            given = known[index] if _is_abstract(leaf) and index not in donated else leaf
+            value = _passed(given, abstract, draw, copies=index in donated)
+        else:
+            value = _fitted(leaf, abstract, axes, sizes)
+            if _says_nothing(leaf, value, pad):
+                value = _drawn(value, axes, pad, draw)
+        may_count = np.ndim(value) == 0 or not axes.passes_through
+        leaves.append(_behind_no_cut(value, call.sizes, sizes) if may_count else value)
+    args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
+    return dataclasses.replace(call, args=args, kwargs=kwargs, leaves=tuple(leaves), sizes=sizes)
+
+
+def donated_leaves(program: Program) -> list[int]:
+    """Which leaves of a call of `program` belong to donated arguments."""
+    args, _ = jax.tree.unflatten(program.variant.structure, range(len(program.axes)))
+    return jax.tree.leaves([args[position] for position in program.target.donate_argnums])
+
+
+def _is_abstract(leaf: PyTree) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _passed(
+    leaf: PyTree, abstract: AbstractLeaf, draw: np.random.Generator, *, copies: bool
+) -> PyTree:
+    if jnp.issubdtype(abstract.dtype, jax.dtypes.extended):
+        if _is_abstract(leaf):
+            raise InputShapeError(
+                f"{abstract} is a PRNG key: give the key itself to warm-up, not its shape"
+            )
+        return leaf
+    if _is_abstract(leaf):
+        return _drawn(np.zeros(leaf.shape, abstract.dtype), None, 0, draw)
+    return np.array(leaf) if copies else leaf
+
+
+def _fitted(leaf: PyTree, abstract: AbstractLeaf, axes: LeafAxes, sizes: Bucket) -> Array:
+    """A copy of `leaf` on the host, of the size wanted; zeros where it is abstract."""
+    shape = axes.resize(leaf.shape, sizes)
+    if _is_abstract(leaf):
+        return np.zeros(shape, abstract.dtype)
+    value: Array = np.array(leaf, abstract.dtype)
+    for axis in axes:
+        if axis is not None and value.shape[axis] != shape[axis]:
+            value = np.take(value, np.arange(shape[axis]) % value.shape[axis], axis)
+    return value
+
+
+def _says_nothing(leaf: PyTree, value: Array, pad: PadValue) -> bool:
+    padding = 0 if pad == EDGE else pad
+    return _is_abstract(leaf) or bool(np.all(value == padding))
+
+
+def _drawn(value: Array, axes: LeafAxes | None, pad: PadValue, draw: np.random.Generator) -> Array:
+    besides = (size for axis, size in enumerate(value.shape) if axis not in (axes or ()))
+    may_be_mask = axes is not None and all(size == 1 for size in besides)
+    if jnp.issubdtype(value.dtype, np.inexact) and not may_be_mask:
+        return np.asarray(draw.standard_normal(value.shape)).astype(value.dtype)
+    return np.full(value.shape, 0 if pad == 1 else 1, value.dtype)
+
+
+def _behind_no_cut(value: Any, before: Bucket, after: Bucket) -> Any:
+    """`value`, where it may hold lengths or positions, with none that reaches behind a cut."""
+    dtype = np.result_type(value) if isinstance(value, int) else getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, np.integer) or not np.size(value):
+        return value
+    for old, new in zip(before, after, strict=True):
+        largest = int(np.max(value))
+        if new < old and new <= largest <= old:
+            # Only lengths are as large as the size; smaller ones may be positions, counted from 0.
+            limit = new if largest == old else max(1, new - 1)
+            if isinstance(value, int):
+                value = min(value, limit)
+            else:
+                value = np.minimum(value, limit).astype(dtype)
+    return value

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
-from cudagraph_jax.cli import demo
+from cudagraph_jax.cli.demo import add_to as add_demo
+from cudagraph_jax.cli.doctor import add_to as add_doctor
+from cudagraph_jax.cli.plan import add_to as add_plan
 from cudagraph_jax.errors import CUDAGraphError
+from cudagraph_jax.tables import one_line
 from cudagraph_jax.version import __version__
 
 # Shells report 128 + SIGINT for a command that was interrupted.
@@ -21,14 +25,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments behind the command's name; those of the process if None.
 
     Returns:
-        0 if it worked, 1 if it did not (the reason is on stderr), 130 if it was interrupted.
+        0 if it worked, 1 if it did not (the reason is on stderr) or a doctor found something
+        wrong, 130 if it was interrupted.
         Arguments that cannot be understood leave the process with 2, as argparse does.
     """
     options = _parser().parse_args(argv)
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
     except CUDAGraphError as error:
-        print(f"cudagraph-jax: {error}", file=sys.stderr)
+        print(one_line(f"cudagraph-jax: {error}"), file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever read the output has enough: `cudagraph-jax plan ... | head`. Python would flush
+        # into the closed pipe once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("cudagraph-jax: interrupted", file=sys.stderr)
@@ -42,5 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    demo.add_to(commands)
+    for add_to in (add_demo, add_plan, add_doctor):
+        add_to(commands)
     return parser

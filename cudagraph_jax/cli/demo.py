@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cudagraph_jax.cli.arguments import positive
+
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from cudagraph_jax.cli.arguments import Commands
 
 
 def add_to(commands: Commands) -> None:
@@ -29,7 +31,18 @@ def add_to(commands: Commands) -> None:
         help="what to search for; may be given several times",
     )
     parser.add_argument(
-        "--limit", type=_positive, metavar="N", help="embed at most N passages (default: 600)"
+        "--limit",
+        type=positive,
+        metavar="N",
+        help="embed at most N passages (default: 600; with --plan: 1200)",
+    )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help=(
+            "plan the buckets from the first tenth of the stream, and serve the rest by them and "
+            "by powers of two, side by side"
+        ),
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the figures to FILE as JSON"
@@ -39,17 +52,8 @@ def add_to(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     # Only this command needs JAX to be started and the demo's own dependencies.
-    from cudagraph_jax.demo import run
+    from cudagraph_jax.demo import run, run_planned
 
-    run(options.query, limit=options.limit, json_path=options.json)
+    start = run_planned if options.plan else run
+    start(options.query, limit=options.limit, json_path=options.json)
     return 0
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return number

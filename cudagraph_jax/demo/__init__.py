@@ -2,6 +2,7 @@
 
 from cudagraph_jax.demo.encoder import Encoder
 from cudagraph_jax.demo.errors import DemoError
+from cudagraph_jax.demo.planned_session import run_planned
 from cudagraph_jax.demo.session import run
 
-__all__ = ["DemoError", "Encoder", "run"]
+__all__ = ["DemoError", "Encoder", "run", "run_planned"]

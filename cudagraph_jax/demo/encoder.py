@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cudagraph_jax import CUDAGraphConfig, InputShapeError, WarmupReport, bucket_jit
 from cudagraph_jax.demo.model import EMBEDDING_SIZE, encode
-from cudagraph_jax.demo.tokens import MAX_TOKENS, load_tokenizer, stack
+from cudagraph_jax.demo.tokens import MAX_TOKENS, IntArray, load_tokenizer, stack
 from cudagraph_jax.demo.weights import find_model, load_params
 from cudagraph_jax.report.progress import Callback
 
@@ -37,6 +37,7 @@ class Encoder:
         config: The buckets and the policies; `default_config()` if None.
 
     Attributes:
+        config: The buckets and the policies.
         function: The `BucketedFunction` of (params, ids, mask).
         params: The weights, on the device.
         tokenize: Gives the token ids of each text.
@@ -49,6 +50,7 @@ class Encoder:
 
     def __init__(self, config: CUDAGraphConfig | None = None) -> None:
         config = default_config() if config is None else config
+        self.config = config
         files = find_model()
         self.params = jax.device_put(load_params(files.weights))
         self.tokenize = load_tokenizer(files.tokenizer)
@@ -63,6 +65,15 @@ class Encoder:
         """
         ids, mask = stack(self.tokenize(["example"]))
         return self.function.warmup(self.params, ids, mask, progress=progress)
+
+    def serve(self, ids: IntArray, mask: IntArray) -> Embeddings:
+        """The vectors of one micro-batch, in host memory: float32 (batch, 384).
+
+        Args:
+            ids: Token ids (batch, seq).
+            mask: 1 where a token is real (batch, seq).
+        """
+        return np.asarray(self.function(self.params, ids, mask))
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """One unit vector for each text, in the order of the texts.
@@ -83,7 +94,7 @@ class Encoder:
         for start in range(0, len(order), self.max_batch_size):
             chosen = order[start : start + self.max_batch_size]
             ids, mask = stack([rows[index] for index in chosen])
-            vectors[chosen] = self.function(self.params, ids, mask)
+            vectors[chosen] = self.serve(ids, mask)
         return vectors
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import cast
 
 import jax
 import numpy as np
 
 import cudagraph_jax
-from cudagraph_jax.demo.search import Match
+from cudagraph_jax.demo.corpus import Passage
+from cudagraph_jax.demo.encoder import Embeddings
+from cudagraph_jax.demo.search import Match, search
 from cudagraph_jax.demo.traffic import Traffic
 from cudagraph_jax.report.warmup import WarmupReport
 
@@ -139,6 +142,30 @@ class Padding:
     waste: float
     tokens: int
 
+    @classmethod
+    def between(
+        cls, before: Mapping[str, object], after: Mapping[str, object], *, calls: int, tokens: int
+    ) -> Padding:
+        """What happened between two `stats()` of a function.
+
+        Args:
+            before: The earlier ones.
+            after: The later ones.
+            calls: Calls meanwhile.
+            tokens: Tokens of the texts in them.
+        """
+        hits, real, padded = (
+            cast(int, after[key]) - cast(int, before[key])
+            for key in ("hits", "real_elements", "padded_elements")
+        )
+        return cls(
+            hit_rate=hits / calls,
+            real_elements=real,
+            padded_elements=padded,
+            waste=padded / (real + padded) if real else 0.0,
+            tokens=tokens,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -165,6 +192,27 @@ class Answer:
 
     query: str
     matches: tuple[Match, ...]
+
+    @classmethod
+    def to_each(
+        cls,
+        queries: Sequence[str],
+        asked: Embeddings,
+        vectors: Embeddings,
+        passages: Sequence[Passage],
+    ) -> tuple[Answer, ...]:
+        """The answers to queries.
+
+        Args:
+            queries: Their texts.
+            asked: Their vectors (queries, 384).
+            vectors: The passages' vectors (passages, 384).
+            passages: What is searched.
+        """
+        return tuple(
+            cls(query=query, matches=tuple(search(vector, vectors, passages)))
+            for query, vector in zip(queries, asked, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO, cast
+from typing import TextIO
 
 import jax
 import numpy as np
@@ -15,8 +14,7 @@ from cudagraph_jax import CUDAGraphConfig
 from cudagraph_jax.checks import positive_size
 from cudagraph_jax.demo.compiles import CompileCounter, compiles_are_reported
 from cudagraph_jax.demo.corpus import Passage, numpy_passages
-from cudagraph_jax.demo.encoder import Embeddings, Encoder, checked_texts
-from cudagraph_jax.demo.errors import DemoError
+from cudagraph_jax.demo.encoder import Encoder, checked_texts
 from cudagraph_jax.demo.figures import (
     Answer,
     Comparison,
@@ -27,7 +25,7 @@ from cudagraph_jax.demo.figures import (
     WarmupFigures,
 )
 from cudagraph_jax.demo.model import Params, encode
-from cudagraph_jax.demo.search import search
+from cudagraph_jax.demo.output import check_writable, write_figures
 from cudagraph_jax.demo.show import Screen
 from cudagraph_jax.demo.tokens import IntArray
 from cudagraph_jax.demo.traffic import MicroBatch, Serve, Traffic, drive, micro_batches
@@ -71,22 +69,12 @@ def run(
     queries = checked_texts(query) or list(QUERIES)
     limit = DEFAULT_LIMIT if limit is None else positive_size(limit, name="limit")
     if json_path is not None:
-        _check_writable(json_path)
+        check_writable(json_path)
     session = _Session(Encoder(config), numpy_passages(limit=limit), progress, Screen(output))
     result = session.measure(queries, started=start)
     if json_path is not None:
-        json_path.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_figures(json_path, result.to_dict())
     return result
-
-
-def _check_writable(path: Path) -> None:
-    try:
-        # Appending nothing keeps what an earlier run wrote until there is something better.
-        path.open("a", encoding="utf-8").close()
-    except OSError as error:
-        raise DemoError(
-            f"the figures cannot be written to {path}: {error.strerror}; name another file"
-        ) from error
 
 
 class _Session:
@@ -115,7 +103,8 @@ class _Session:
         traffic, padding = self._serve()
         figures = TrafficFigures.of(traffic, compiles_reported=self.reported)
         self.screen.traffic(figures, padding)
-        answers = self._answers(queries, traffic.vectors(len(self.passages)))
+        vectors = traffic.vectors(len(self.passages))
+        answers = Answer.to_each(queries, self.encoder.embed(queries), vectors, self.passages)
         self.screen.answers(answers)
         comparison = self._compare(traffic)
         self.screen.comparison(comparison, of=len(self.batches))
@@ -129,7 +118,7 @@ class _Session:
             comparison=comparison,
             total_seconds=time.perf_counter() - started,
         )
-        self.screen.closing(result)
+        self.screen.closing(result.total_seconds)
         return result
 
     def _warm_up(self) -> WarmupFigures:
@@ -138,30 +127,15 @@ class _Session:
         return WarmupFigures.of(report, compiles=counter.compiles if self.reported else None)
 
     def _serve(self) -> tuple[Traffic, Padding]:
-        function, params = self.encoder.function, self.encoder.params
-        before = function.stats()
-        traffic = self._drive(
-            lambda ids, mask: np.asarray(function(params, ids, mask)), self.batches, "serving"
-        )
-        after = function.stats()
-        hits, real, padded = (
-            cast(int, after[key]) - cast(int, before[key])
-            for key in ("hits", "real_elements", "padded_elements")
-        )
-        padding = Padding(
-            hit_rate=hits / len(self.batches),
-            real_elements=real,
-            padded_elements=padded,
-            waste=padded / (real + padded) if real else 0.0,
+        before = self.encoder.function.stats()
+        traffic = self._drive(self.encoder.serve, self.batches, "serving")
+        padding = Padding.between(
+            before,
+            self.encoder.function.stats(),
+            calls=len(self.batches),
             tokens=sum(map(len, self.rows)),
         )
         return traffic, padding
-
-    def _answers(self, queries: Sequence[str], vectors: Embeddings) -> tuple[Answer, ...]:
-        return tuple(
-            Answer(query=query, matches=tuple(search(vector, vectors, self.passages)))
-            for query, vector in zip(queries, self.encoder.embed(queries), strict=True)
-        )
 
     def _compare(self, traffic: Traffic) -> Comparison:
         batches = self.batches[:COMPARED_BATCHES]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from cudagraph_jax.demo.figures import (
     Answer,
     Comparison,
-    DemoResult,
     Environment,
     Padding,
     TrafficFigures,
     WarmupFigures,
 )
+from cudagraph_jax.demo.planned_figures import GridFigures, PlannedResult
+from cudagraph_jax.shapes.plan import BucketPlan
 from cudagraph_jax.tables import text_table
 
 WIDTH = 96
@@ -98,9 +99,40 @@ class Screen:
             f"{comparison.max_difference:.1e}"
         )
 
-    def closing(self, result: DemoResult) -> None:
+    def plan(self, plan: BucketPlan, micro_batches: int, passages: int) -> None:
+        """The planned grid, and what it was planned from."""
+        self._print(
+            f"\nThe first {micro_batches} micro-batches are served by powers of two, and a grid is "
+            f"planned from\nthe lengths of their {passages} passages, all batch sizes taken to be "
+            "equally likely:"
+        )
+        self._print(f"  batch sizes       {_listed(plan.batch_sizes)}")
+        self._print(f"  sequence lengths  {_listed(plan.seq_lens)}")
+
+    def grids(self, result: PlannedResult) -> None:
+        """The guessed grid beside the planned one, on what neither was made from."""
+        before, after = result.powers_of_two, result.planned
+        self._table(
+            f"The other {_count(after.traffic.micro_batches, 'micro-batch', 'es')}, each served by "
+            "both grids in turn",
+            ("figure", "powers of two", "planned"),
+            [(name, cell(before), cell(after)) for name, cell in _SIDE_BY_SIDE],
+        )
+        padding, throughput = result.padding_ratio, result.throughput_ratio
+        self._print(
+            f"Padded elements: {padding:.2f} times those of powers of two. Throughput: "
+            f"{throughput:.2f} times theirs.\nThe best grid of as many buckets, had the rest been "
+            f"known: {result.least_waste:.1%} padding."
+        )
+        if padding > 0.5:
+            self._print(
+                f"Not halved: {_count(result.seen_passages, 'passage')} tell little of the rest. "
+                "A longer stream (--limit) has a longer first tenth."
+            )
+
+    def closing(self, total_seconds: float) -> None:
         """How long it took."""
-        self._print(f"\nDone in {result.total_seconds:.0f} s.")
+        self._print(f"\nDone in {total_seconds:.0f} s.")
 
     def _print(self, text: str) -> None:
         print(text, file=self._output, flush=True)
@@ -122,10 +154,14 @@ class Screen:
         Console(file=self._output, width=WIDTH).print(table)
 
 
-def _count(number: int | None, noun: str = "") -> str:
+def _count(number: int | None, noun: str = "", plural: str = "s") -> str:
     if number is None:
         return _NOT_REPORTED
-    return f"{number} {noun}{'' if number == 1 else 's'}" if noun else str(number)
+    return f"{number} {noun}{'' if number == 1 else plural}" if noun else str(number)
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes))
 
 
 def _seconds(number: float | None) -> str:
@@ -141,4 +177,16 @@ _COMPARED = (
     ("p50 latency", lambda figures: f"{figures.p50_ms:.1f} ms"),
     ("p99 latency", lambda figures: f"{figures.p99_ms:.1f} ms"),
     ("slowest call", lambda figures: f"{figures.max_ms:.1f} ms"),
+)
+_SIDE_BY_SIDE: tuple[tuple[str, Callable[[GridFigures], str]], ...] = (
+    ("buckets", lambda grid: str(len(grid.warmup.buckets))),
+    ("warm-up", lambda grid: f"{grid.warmup.seconds:.1f} s"),
+    ("compiles in calls", lambda grid: _count(grid.traffic.compiles)),
+    ("hit rate", lambda grid: f"{grid.padding.hit_rate:.1%}"),
+    ("real elements", lambda grid: f"{grid.padding.real_elements:,}"),
+    ("padded elements", lambda grid: f"{grid.padding.padded_elements:,}"),
+    ("padding, of all computed", lambda grid: f"{grid.padding.waste:.1%}"),
+    ("throughput", lambda grid: f"{grid.traffic.passages_per_second:.1f} passages/s"),
+    ("p50 latency", lambda grid: f"{grid.traffic.p50_ms:.1f} ms"),
+    ("p99 latency", lambda grid: f"{grid.traffic.p99_ms:.1f} ms"),
 )

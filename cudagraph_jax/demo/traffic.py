@@ -128,19 +128,44 @@ def drive(
         step: Called with each micro-batch's shape when it is served.
         clock: Seconds.
     """
-    served = []
+    (traffic,) = drive_in_turn([serve], batches, step=step, clock=clock)
+    return traffic
+
+
+def drive_in_turn(
+    serves: Sequence[Serve],
+    batches: Sequence[MicroBatch],
+    *,
+    step: Callable[[object], None] = lambda item: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Traffic]:
+    """Serves each micro-batch by every model before the next one; a stream for each model.
+
+    So a machine that is slower for a while is slower for all of them. Who is first changes from
+    one micro-batch to the next.
+
+    Args:
+        serves: The models.
+        batches: The stream.
+        step: Called with each micro-batch's shape when all have served it.
+        clock: Seconds.
+    """
+    served: list[list[Served]] = [[] for _ in serves]
     with CompileCounter() as counter:
-        for batch in batches:
-            before, start = counter.compiles, clock()
-            vectors = serve(batch.ids, batch.mask)
-            latency_ms = (clock() - start) * 1e3
-            served.append(
-                Served(
-                    batch=batch,
-                    vectors=vectors,
-                    latency_ms=latency_ms,
-                    compiles=counter.compiles - before,
-                )
-            )
+        for turn, batch in enumerate(batches):
+            for place in range(len(serves)):
+                model = (turn + place) % len(serves)
+                served[model].append(_serve_one(serves[model], batch, counter, clock))
             step("{}x{}".format(*batch.shape))
-    return Traffic(served=tuple(served))
+    return [Traffic(served=tuple(stream)) for stream in served]
+
+
+def _serve_one(
+    serve: Serve, batch: MicroBatch, counter: CompileCounter, clock: Callable[[], float]
+) -> Served:
+    before, start = counter.compiles, clock()
+    vectors = serve(batch.ids, batch.mask)
+    latency_ms = (clock() - start) * 1e3
+    return Served(
+        batch=batch, vectors=vectors, latency_ms=latency_ms, compiles=counter.compiles - before
+    )

@@ -7,7 +7,14 @@ import sys
 
 import pytest
 
-from cudagraph_jax.demo.figures import Comparison, Padding, TrafficFigures, WarmupFigures
+from cudagraph_jax.demo.figures import (
+    Comparison,
+    Environment,
+    Padding,
+    TrafficFigures,
+    WarmupFigures,
+)
+from cudagraph_jax.demo.planned_figures import GridFigures, PlannedResult
 from cudagraph_jax.demo.show import Screen
 
 FIGURES = TrafficFigures(
@@ -55,6 +62,35 @@ def test_part_of_the_stream(screen, of, expected):
     assert "0.4 s" in printed(screen)
 
 
+@pytest.mark.parametrize(("planned", "is_half"), [(2, True), (3, False), (6, False)])
+def test_a_plan_that_does_not_halve_the_padding(screen, planned, is_half):
+    """A plan that saves less than half says so, and why."""
+    guessed = GridFigures(
+        batch_sizes=(1,),
+        seq_lens=(16,),
+        warmup=WarmupFigures(buckets=(), seconds=1.0, compiles=0),
+        traffic=FIGURES,
+        padding=dataclasses.replace(PADDING, padded_elements=4),
+    )
+    padding = dataclasses.replace(PADDING, padded_elements=planned)
+    result = PlannedResult(
+        environment=Environment(versions={}, backend="cpu", device="cpu", cpu_cores=2),
+        passages=10,
+        micro_batches=4,
+        seen_micro_batches=2,
+        seen_passages=5,
+        plan={},
+        powers_of_two=guessed,
+        planned=dataclasses.replace(guessed, padding=padding),
+        least_waste=0.1,
+        answers=(),
+        total_seconds=1.0,
+    )
+    screen.grids(result)
+    assert f"Padded elements: {planned / 4:.2f} times those of powers of two" in printed(screen)
+    assert ("Not halved: 5 passages tell little" in printed(screen)) == (not is_half)
+
+
 def test_plain_text():
     """Without rich the tables are plain text."""
     script = (
@@ -68,5 +104,5 @@ def test_plain_text():
     assert printed_text.splitlines()[1:] == [
         "Warm-up: 1 bucket in 1.0 s, 1 compile",
         "bucket  compile ms  memory MiB",
-        "4x32    250         1.0",
+        "4x32           250         1.0",
     ]

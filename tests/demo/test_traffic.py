@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudagraph_jax.demo.traffic import MicroBatch, Served, Traffic, drive, micro_batches
+from cudagraph_jax.demo.traffic import (
+    MicroBatch,
+    Served,
+    Traffic,
+    drive,
+    drive_in_turn,
+    micro_batches,
+)
 
 rows_strategy = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), max_size=40)
 
@@ -54,6 +61,35 @@ def test_drive():
     assert traffic.compiles == 0
     assert traffic.seconds == 2 * len(batches)
     assert traffic[:1].served == traffic.served[:1]
+
+
+def test_in_turn():
+    """Each micro-batch is served by all models before the next one, the first of them changing."""
+    order: list[tuple[str, int]] = []
+
+    def model(name, factor):
+        def serve(ids, mask):
+            order.append((name, int(ids[0, 0])))
+            return ids[:, :1] * factor
+
+        return serve
+
+    batches = micro_batches([[1], [2], [3]], max_size=1)
+    first, second, third = (int(batch.ids[0, 0]) for batch in batches)
+    steps: list[object] = []
+    streams = drive_in_turn([model("a", 1.0), model("b", 2.0)], batches, step=steps.append)
+    assert order == [
+        ("a", first),
+        ("b", first),
+        ("b", second),
+        ("a", second),
+        ("a", third),
+        ("b", third),
+    ]
+    assert steps == ["1x1"] * 3
+    for stream, factor in zip(streams, (1.0, 2.0), strict=True):
+        assert [one.batch for one in stream.served] == batches
+        np.testing.assert_array_equal(stream.vectors(3)[:, 0], np.array([1, 2, 3]) * factor)
 
 
 def test_compiles_belong_to_their_call():

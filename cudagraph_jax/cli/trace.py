@@ -1,0 +1,203 @@
+"""Request sizes out of a trace: CSV with a header line, or one JSON object per line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from cudagraph_jax.checks import nearest
+from cudagraph_jax.errors import ConfigError
+
+STDIN = "-"
+JSON_LINES = (".jsonl", ".ndjson")
+LARGEST_SIZE = 10_000_000
+"""No sequence is longer; a column of times or of identifiers is told by it."""
+# Cells beyond csv's own limit of 128 KiB are prompts, which a trace may well hold.
+_CELL_LIMIT = 2**31 - 1
+
+Row = tuple[int, Sequence[object]]
+Rows = Iterator[Row]
+
+
+class Columns(NamedTuple):
+    """Which columns hold the sizes.
+
+    Attributes:
+        length: The sequence lengths.
+        batch: The batch sizes; None where there are none.
+    """
+
+    length: str
+    batch: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that are read, in the order of a size: (batch, seq_len)."""
+        return (self.length,) if self.batch is None else (self.batch, self.length)
+
+
+def read_sizes(
+    source: str, columns: Columns, *, stdin: BinaryIO | None = None
+) -> npt.NDArray[np.int64]:
+    """The sizes of all requests, in the order of the trace.
+
+    Args:
+        source: A file whose suffix is .csv, .jsonl or .ndjson; `-` for CSV on standard input.
+        columns: Where the sizes stand.
+        stdin: What `-` reads; the process's own standard input if None.
+
+    Returns:
+        int64, lengths (N,), or (batch, seq_len) pairs (N, 2) with a batch column.
+
+    Raises:
+        ConfigError: The file cannot be read, is no such table, lacks a column, or holds what is no
+            size, with the number of the line.
+    """
+    name = "the standard input" if source == STDIN else source
+    suffix = Path(source).suffix.lower()
+    if source != STDIN and suffix not in (".csv", *JSON_LINES):
+        raise ConfigError(
+            f"{source} is no .csv, .jsonl or .ndjson file: name one of those, or {STDIN} for CSV "
+            "on the standard input"
+        )
+    rows = _json_rows if suffix in JSON_LINES else _csv_rows
+    try:
+        with _opened(source, stdin) as lines:
+            found = _sizes(rows(lines, columns.names), columns.names)
+    except OSError as error:
+        raise ConfigError(f"{name} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name} is not UTF-8 ({error.reason}): convert it first") from error
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    if not found:
+        raise ConfigError(f"{name} holds no rows: expected one for each request")
+    sizes = np.array(found, np.int64)
+    return sizes if columns.batch is None else sizes.reshape(-1, 2)
+
+
+def _sizes(rows: Rows, names: Sequence[str]) -> array[int]:
+    """The sizes of all rows, one after the other."""
+    found = array("q")
+    for line, cells in rows:
+        for cell, name in zip(cells, names, strict=True):
+            found.append(_size(cell, name, line))
+    return found
+
+
+@contextmanager
+def _opened(source: str, stdin: BinaryIO | None) -> Iterator[TextIO]:
+    # utf-8-sig: a byte-order mark is no part of the first column's name.
+    if source != STDIN:
+        with open(source, encoding="utf-8-sig", newline="") as lines:
+            yield lines
+        return
+    wrapped = io.TextIOWrapper(
+        sys.stdin.buffer if stdin is None else stdin, encoding="utf-8-sig", newline=""
+    )
+    try:
+        yield wrapped
+    finally:
+        # Whoever opened it closes it.
+        wrapped.detach()
+
+
+def _csv_rows(lines: Iterable[str], names: Sequence[str]) -> Rows:
+    """The wanted cells of each row, with the line that it starts on."""
+    reader = csv.reader(lines, strict=True)
+    before = csv.field_size_limit(_CELL_LIMIT)
+    line = 1
+    try:
+        header = [cell.strip() for cell in next(filter(None, reader), [])]
+        places = [_place(name, header) for name in names]
+        line = reader.line_num + 1
+        for row in reader:
+            if len(row) == len(header):
+                yield line, [row[place] for place in places]
+            elif row:
+                raise ConfigError(
+                    f"line {line} has {len(row)} cells, but the header has {len(header)}"
+                )
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ConfigError(f"line {line} is no CSV: {error}") from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _place(name: str, header: Sequence[str]) -> int:
+    if not header:
+        raise ConfigError("the file is empty: expected a header line and a row for each request")
+    if name not in header:
+        raise ConfigError(f"there is no column {name!r}: {nearest(name, header)}")
+    if header.count(name) > 1:
+        raise ConfigError(f"the header has {name!r} more than once: give the columns other names")
+    return header.index(name)
+
+
+def _json_rows(lines: Iterable[str], names: Sequence[str]) -> Rows:
+    """The wanted values of each line's object."""
+    for line, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text.strip())
+        except json.JSONDecodeError as error:
+            raise ConfigError(
+                f"line {line} is no JSON: {error.msg}, at column {error.colno}"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"line {line} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ConfigError(
+                f"line {line} is no JSON object: expected one for each request, "
+                f'such as {{"{names[-1]}": 374}}'
+            )
+        for name in names:
+            if name not in row:
+                raise ConfigError(f"line {line} has no {name!r}: {nearest(name, list(row))}")
+        yield line, [row[name] for name in names]
+
+
+def _size(cell: object, column: str, line: int) -> int:
+    size = _whole(cell)
+    if 1 <= size <= LARGEST_SIZE:
+        return size
+    if cell is None or (isinstance(cell, str) and not cell.strip()):
+        raise ConfigError(f"line {line}: {column} is blank: leave the row out")
+    if size > LARGEST_SIZE:
+        raise ConfigError(
+            f"line {line}: {column}={cell!r:.40} is above {LARGEST_SIZE:,}: is this the column of "
+            "the sizes?"
+        )
+    raise ConfigError(f"line {line}: {column}={cell!r:.40} is no whole number of 1 or more")
+
+
+def _whole(cell: object) -> int:
+    """The cell as a whole number, such as 374, "374" or 374.0; 0 where it is none."""
+    if isinstance(cell, bool) or not isinstance(cell, int | float | str):
+        return 0
+    if isinstance(cell, int):
+        return cell
+    try:
+        return int(cell) if isinstance(cell, str) else _of_float(cell)
+    except ValueError:
+        pass
+    try:
+        return _of_float(float(cell))
+    except ValueError:
+        return 0
+
+
+def _of_float(number: float) -> int:
+    return int(number) if number.is_integer() else 0

@@ -1,0 +1,234 @@
+"""`cudagraph-jax plan`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cudagraph_jax import CUDAGraphConfig, plan_buckets
+from cudagraph_jax.cli import main
+
+TRACE = Path(__file__).parents[2] / "../shared/data/azure_llm_2023_conv.csv"
+FEW = ["--max-graphs", "2"]
+LENGTHS = [3, 3, 5, 8, 8, 8, 13, 40]
+
+
+@pytest.fixture
+def trace(tmp_path):
+    """A few requests with their batch sizes."""
+    path = tmp_path / "trace.csv"
+    rows = [f"{length},{1 + place % 3}" for place, length in enumerate(LENGTHS)]
+    path.write_text("\n".join(["len,batch", *rows]) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def plan(capsys):
+    """Runs the command: its exit status, what it printed, and its errors."""
+
+    def run(*arguments):
+        status = main(["plan", *map(str, arguments)])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def pasted(printed):
+    """The configuration that the printed code makes."""
+    names: dict[str, CUDAGraphConfig] = {}
+    exec(printed.split("The configuration to paste:")[1], names)
+    return names["config"]
+
+
+def test_plan(plan, trace):
+    """It prints the plan, the comparison, the value of buckets, and code that makes its config."""
+    status, out, err = plan(trace, "--column", "len", "--max-graphs", 3)
+    expected = plan_buckets(LENGTHS, max_graphs=3)
+    assert (status, err) == (0, "")
+    assert str(expected) in out
+    for part in ("this plan", "powers of two", "vLLM", "SGLang", "least waste"):
+        assert part in out
+    assert pasted(out) == CUDAGraphConfig.from_plan(expected)
+    assert "put yours here" in out
+
+
+def test_options(plan, trace):
+    """The options are those of plan_buckets."""
+    arguments = [trace, "--column", "len", "--batch-column", "batch", "--max-graphs", 6]
+    options = ["--batch-multiple", 2, "--seq-multiple", 8, "--headroom", "5x50"]
+    status, out, _ = plan(*arguments, *options)
+    config = pasted(out)
+    assert status == 0
+    assert config.max_batch_size == 6
+    assert config.max_seq_len == 56
+    assert all(size % 2 == 0 for size in config.capture_sizes)
+    assert all(size % 8 == 0 for size in config.capture_seq_lens)
+    assert "put yours here" not in out
+
+
+def test_fit_on(plan, trace, tmp_path):
+    """A plan from the first rows is tried on the rest, and says what would not fit."""
+    path = tmp_path / "plan.json"
+    arguments = [trace, "--column", "len", "--max-graphs", 2, "--fit-on", 0.5, "--json", path]
+    status, out, _ = plan(*arguments)
+    assert status == 0
+    assert "from 4 requests" in out
+    assert "On the other 4 requests" in out
+    assert "2 of 4 requests are larger than the largest bucket" in out
+    assert "--headroom" in out
+    held_out = json.loads(path.read_text())["held_out"]
+    assert (held_out["requests"], held_out["overflows"]) == (4, 2)
+    assert {row["name"] for row in held_out["comparison"]} == {"powers of two", "vLLM", "SGLang"}
+    _, out, _ = plan(*arguments, "--headroom", 40)
+    assert "larger than" not in out
+
+
+def test_json(plan, trace, tmp_path):
+    """The file holds the plan, and a config that from_dict takes."""
+    path = tmp_path / "plan.json"
+    assert plan(trace, "--column", "len", "--max-graphs", 3, "--json", path)[0] == 0
+    written = json.loads(path.read_text())
+    expected = plan_buckets(LENGTHS, max_graphs=3)
+    assert CUDAGraphConfig.from_dict(written.pop("config")) == CUDAGraphConfig.from_plan(expected)
+    assert written.pop("held_out") is None
+    assert written == json.loads(json.dumps(expected.to_dict()))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".PDF"])
+def test_plot(plan, trace, tmp_path, suffix):
+    """The figure is written in the form that its name says."""
+    path = tmp_path / f"plan{suffix}"
+    assert plan(trace, "--column", "len", "--max-graphs", 3, "--plot", path)[0] == 0
+    starts = {".png": b"\x89PNG", ".svg": b"<?xml", ".PDF": b"%PDF"}
+    assert path.read_bytes().startswith(starts[suffix])
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_unwritable(plan, tmp_path, option):
+    """A file that cannot be written is told before the trace is read."""
+    path = tmp_path / "missing" / "plan.png"
+    arguments = ["no such trace.csv", "--column", "len", "--max-graphs", 3, option, path]
+    status, out, err = plan(*arguments)
+    assert (status, out) == (1, "")
+    assert err == (
+        f"cudagraph-jax: {path} cannot be written: No such file or directory; name another file\n"
+    )
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_files_are_left_alone(plan, tmp_path, option):
+    """Where the trace cannot be read, no file is made and none is lost."""
+    old, new = tmp_path / "old.png", tmp_path / "new.png"
+    old.write_text("kept")
+    for path in (old, new):
+        arguments = [tmp_path / "none.csv", "--column", "len", "--max-graphs", 3, option, path]
+        assert plan(*arguments)[0] == 1
+    assert old.read_text() == "kept"
+    assert not new.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--plot", "plan.txt"], "plan.txt is no kind of picture"),
+        (["--column", "lem"], "there is no column 'lem': did you mean 'len'? (len, batch)"),
+        (["--fit-on", "0.1"], "--fit-on 0.1 of 8 rows is not one row: give a larger part"),
+        (["--headroom", "1e300"], "headroom"),
+    ],
+)
+def test_errors(plan, trace, arguments, expected):
+    """What is wrong is one line on stderr, and the exit status is 1."""
+    status, out, err = plan(trace, "--column", "len", "--max-graphs", 3, *arguments)
+    assert (status, out) == (1, "")
+    assert err.startswith("cudagraph-jax: ")
+    assert err.count("\n") == 1
+    assert expected in err
+
+
+def test_line_breaks_in_a_header(plan, tmp_path):
+    """Whatever the columns are called, the error is one line."""
+    path = tmp_path / "trace.csv"
+    path.write_text('"a\nb\x1b[31m",c\n1,2\n')
+    _, _, err = plan(path, "--column", "len", "--max-graphs", 3)
+    assert err.count("\n") == 1
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("arguments", [["--max-graphs", "0"], ["--fit-on", "2"], []])
+def test_usage(trace, arguments, capsys):
+    """What argparse cannot understand ends with 2."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", trace, *arguments])
+    assert "usage:" in capsys.readouterr().err
+
+
+def run_alone(*arguments, code="", **settings):
+    """The command in a process of its own."""
+    script = f"{code}\nimport sys; from cudagraph_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, "plan", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **settings,
+    )
+
+
+def test_no_backend_and_no_display(trace, tmp_path):
+    """Neither a JAX backend nor a display is needed, and pyplot is not imported."""
+    code = "import atexit, sys; atexit.register(lambda: print('matplotlib.pyplot' in sys.modules))"
+    environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform", "MPLBACKEND": "tkagg"}
+    environment.pop("DISPLAY", None)
+    options = ["--column", "len", "--max-graphs", 3, "--plot", tmp_path / "plan.png"]
+    done = run_alone(trace, *options, code=code, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("False\n")
+
+
+def test_matplotlib_is_missing(trace, tmp_path):
+    """Without matplotlib the error is the command that installs it."""
+    code = "import sys; sys.modules['matplotlib'] = None"
+    options = ["--column", "len", "--max-graphs", 3, "--plot", tmp_path / "plan.png"]
+    done = run_alone(trace, *options, code=code)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("run pip install 'cudagraph-jax[plot]'\n")
+
+
+def test_standard_input():
+    """A dash reads CSV from the standard input."""
+    done = run_alone("-", "--column", "len", "--max-graphs", 2, input="len\n5\n9\n")
+    assert done.returncode == 0
+    assert pasted(done.stdout).capture_seq_lens == (5, 9)
+
+
+def test_closed_pipe():
+    """Whoever reads the output may stop: there is no traceback."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "cudagraph_jax", "plan", "-", "--column", "len", *FEW],
+            input="len\n5\n",
+            env=environment,
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not TRACE.exists(), reason="the trace is not part of the package")
+def test_azure(plan):
+    """On a real trace 16 buckets waste 5.9 %, powers of two 30.3 % with 11."""
+    arguments = [TRACE, "--column", "ContextTokens", "--max-graphs", 16]
+    _, out, _ = plan(*arguments)
+    assert "this plan           16   5.9%" in out
+    assert "powers of two       11  30.3%" in out
+    _, out, _ = plan(*arguments, "--fit-on", 0.5, "--headroom", 14050)
+    assert "this plan           16   8.3%          0" in out.split("On the other 9,683")[1]

@@ -1,0 +1,123 @@
+"""The demo with a planned grid from start to end, and what it prints."""
+
+import io
+import json
+
+import pytest
+
+from cudagraph_jax import ConfigError, InputShapeError
+from cudagraph_jax.demo import DemoError, run_planned
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A small run: its result, what it printed, and what it wrote."""
+    path = tmp_path_factory.mktemp("demo") / "figures.json"
+    output = io.StringIO()
+    result = run_planned(
+        ["sort the elements"],
+        limit=40,
+        json_path=path,
+        config=config,
+        progress=False,
+        output=output,
+    )
+    return result, output.getvalue(), json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_grids(finished, config):
+    """The plan has no more buckets than the guess, and holds as much."""
+    result, _, _ = finished
+    before, after = result.powers_of_two, result.planned
+    assert before.batch_sizes == config.capture_sizes
+    assert before.seq_lens == config.capture_seq_lens
+    assert len(after.warmup.buckets) == len(after.batch_sizes) * len(after.seq_lens)
+    assert len(after.warmup.buckets) <= len(before.warmup.buckets) == 4
+    assert after.batch_sizes[-1] >= config.max_batch_size
+    assert after.seq_lens[-1] >= config.max_seq_len
+
+
+def test_same_stream(finished):
+    """Both grids serve the part of the stream that the plan has not seen, and nothing compiles."""
+    result, _, _ = finished
+    assert result.passages == 40
+    for grid in (result.powers_of_two, result.planned):
+        assert grid.traffic.micro_batches == result.micro_batches - result.seen_micro_batches
+        assert grid.traffic.passages == 40 - result.seen_passages
+        assert grid.traffic.compiles == 0
+        assert grid.padding.hit_rate == 1
+    assert result.powers_of_two.padding.real_elements == result.planned.padding.real_elements
+    assert result.powers_of_two.padding.tokens == result.planned.padding.tokens
+
+
+def test_ratios(finished):
+    """The ratios are those of the figures, and no plan beats the least waste."""
+    result, _, _ = finished
+    before, after = result.powers_of_two, result.planned
+    assert result.padding_ratio == after.padding.padded_elements / before.padding.padded_elements
+    assert result.throughput_ratio == (
+        after.traffic.passages_per_second / before.traffic.passages_per_second
+    )
+    assert result.least_waste <= after.padding.waste
+
+
+def test_json(finished):
+    """The file holds the same figures."""
+    result, _, written = finished
+    assert written == json.loads(json.dumps(result.to_dict()))
+    assert written["planned"]["traffic"]["compiles"] == 0
+    assert written["plan"]["seq_lens"] == list(result.planned.seq_lens)
+    assert written["padding_ratio"] == result.padding_ratio
+
+
+def test_answers(finished):
+    """Every passage was embedded, by the one grid or the other: the best ones are found."""
+    (answer,) = finished[0].answers
+    scores = [match.score for match in answer.matches]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > 0.3
+
+
+def test_printed(finished):
+    """Every part of the report is there."""
+    result, printed, _ = finished
+    for part in (
+        f"The first {result.seen_micro_batches} micro-batch",
+        "batch sizes",
+        "sequence lengths",
+        "powers of two",
+        "planned",
+        "padded elements",
+        "throughput",
+        f"Padded elements: {result.padding_ratio:.2f} times those of powers of two",
+        f"{result.least_waste:.1%}",
+        "Done in",
+    ):
+        assert part in printed
+
+
+@pytest.mark.parametrize("limit", [0, 2.5, True])
+def test_limit(limit):
+    """A limit that is no positive integer is refused at once."""
+    with pytest.raises(ConfigError, match="limit="):
+        run_planned(limit=limit)
+
+
+def test_too_few(config):
+    """A stream that cannot be divided is refused before anything is captured."""
+    output = io.StringIO()
+    with pytest.raises(DemoError, match="raise --limit"):
+        run_planned(limit=1, config=config, output=output)
+    assert output.getvalue() == ""
+
+
+def test_single_query():
+    """A query that is a string is not taken for a sequence of letters."""
+    with pytest.raises(InputShapeError, match="wrap it in a list"):
+        run_planned("sort")
+
+
+def test_json_path(tmp_path):
+    """A file that cannot be written is told before the work is done."""
+    with pytest.raises(DemoError, match=r"cannot be written to .*name another file"):
+        run_planned(json_path=tmp_path / "missing" / "figures.json")

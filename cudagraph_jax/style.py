@@ -10,7 +10,8 @@ CLASS = "cudagraph-jax"
 # legible on a light and on a dark page, also in notebooks, which do not follow the system's theme.
 # The class is named twice to weigh more than what notebooks say of all tables.
 STYLE = Template("""
-.$c{font:13px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;max-width:100%;margin:.6em 0}
+.$c{font:13px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;max-width:100%;
+ margin:.6em 0}
 .$c table{border-collapse:collapse;margin:.4em 0;font-size:inherit;width:auto;table-layout:auto}
 .$c caption{text-align:left;font-weight:600;padding:.3em 0;caption-side:top;color:inherit}
 .$c th,.$c td{padding:.2em .7em;text-align:left;vertical-align:top;white-space:nowrap;
@@ -43,8 +44,8 @@ STYLE = Template("""
 .$c .waste .l1{background:rgb(234 88 12/.14)}.$c .waste .l2{background:rgb(234 88 12/.26)}
 .$c .waste .l3{background:rgb(234 88 12/.40)}.$c .waste .l4{background:rgb(234 88 12/.56)}
 .$c td,.$c span,.$c .alert{-webkit-print-color-adjust:exact;print-color-adjust:exact}
-@media print{.$c .scroll{overflow:visible}.$c table.heat{font-size:8px;border-spacing:1px}.$c tr,.$c .tiles div{break-inside:avoid}
- .$c caption{break-after:avoid}}
+@media print{.$c .scroll{overflow:visible}.$c table.heat{font-size:8px;border-spacing:1px}
+ .$c tr,.$c .tiles div{break-inside:avoid}.$c caption{break-after:avoid}}
 """).substitute(c=f"{CLASS}.{CLASS}")
 
 

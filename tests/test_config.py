@@ -16,6 +16,7 @@ from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
+from cudagraph_jax.shapes.planner import plan_buckets
 
 DEFAULTS = {
     "enabled": True,
@@ -324,6 +325,12 @@ def test_from_plan():
     config = CUDAGraphConfig.from_plan(plan)
     assert config == CUDAGraphConfig(capture_sizes=(1,), capture_seq_lens=(16, 64))
     assert config.capture_seq_lens == Ladder((16, 64))
+
+
+def test_from_planned_buckets():
+    """The grid of what was planned is the plan's."""
+    plan = plan_buckets([(1, 9), (2, 30), (4, 9)], max_graphs=4)
+    assert CUDAGraphConfig.from_plan(plan).buckets() == plan.buckets()
 
 
 def test_disabled():

@@ -9,7 +9,7 @@ from typing import Any
 import cudagraph_jax
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-(QUICKSTART,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+QUICKSTART, *FURTHER = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_quickstart(capsys):
@@ -18,6 +18,18 @@ def test_quickstart(capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "(3, 384)"
     assert printed[1].startswith("embed at 3x57: REPLAY in the bucket 4x64")
+
+
+def test_further_code(tmp_path, monkeypatch):
+    """What follows the quickstart runs after it, in order."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(QUICKSTART, names)
+    for code in FURTHER:
+        exec(code, names)
+    names["embed"].manager.wait()
+    assert names["embed"].manager.config.buckets() == names["plan"].buckets()
+    assert (tmp_path / "cache.html").read_text(encoding="utf-8").lower().startswith("<!doctype")
 
 
 def test_quickstart_stands_debug_mode():

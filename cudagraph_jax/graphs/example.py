@@ -36,7 +36,7 @@ def example_call(program: Program, call: Call, sizes: Bucket) -> Call:
         InputShapeError: A PRNG key is abstract.
     """
     draw = np.random.default_rng(0)
-    donated = donated_leaves(program)
+    donated = program.donated_leaves
     known = program.known_leaves()
     leaves: list[PyTree] = []
     for index, (leaf, axes) in enumerate(zip(call.leaves, call.axes, strict=True)):
@@ -52,12 +52,6 @@ def example_call(program: Program, call: Call, sizes: Bucket) -> Call:
         leaves.append(_behind_no_cut(value, call.sizes, sizes) if may_count else value)
     args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
     return dataclasses.replace(call, args=args, kwargs=kwargs, leaves=tuple(leaves), sizes=sizes)
-
-
-def donated_leaves(program: Program) -> list[int]:
-    """Which leaves of a call of `program` belong to donated arguments."""
-    args, _ = jax.tree.unflatten(program.variant.structure, range(len(program.axes)))
-    return jax.tree.leaves([args[position] for position in program.target.donate_argnums])
 
 
 def _is_abstract(leaf: PyTree) -> bool:

@@ -11,7 +11,6 @@ import numpy as np
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.fork import use_jax
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.variant import AbstractLeaf
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
@@ -26,8 +25,8 @@ def run_idle(entry: CUDAGraphEntry, iterations: int, *, leaves: Sequence[object]
         entry: What to run.
         iterations: How often. XLA records a command buffer on the second run (FACTS.md).
         leaves: The leaves of a call of the entry's variant: what is passed through is taken from
-            them. Without them it is what the entry was captured with, while that is alive; zeros
-            where there is nothing.
+            them. Where they are shapes, or none are given, it is what the entry was captured
+            with, while that is alive; else zeros.
 
     Raises:
         CaptureError: A run failed.
@@ -48,8 +47,12 @@ def idle_arguments(
 ) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
     """Arguments of the bucket's size that hold nothing but padding, all of it unmasked."""
     program = entry.program
-    given: list[object] = list(leaves) or program.known_leaves()
-    for index in _donated_leaves(program):
+    known = program.known_leaves()
+    given = [
+        known[index] if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+        for index, leaf in enumerate(leaves or known)
+    ]
+    for index in program.donated_leaves:
         given[index] = None  # a run would use it up
     for index, key in program.keys.items():
         given[index] = key
@@ -63,11 +66,6 @@ def idle_arguments(
     if program.target.mask_argname is not None:
         kwargs = {**kwargs, program.target.mask_argname: np.ones(entry.bucket, np.bool_)}
     return args, kwargs
-
-
-def _donated_leaves(program: Program) -> list[int]:
-    args, _ = jax.tree.unflatten(program.variant.structure, range(len(program.axes)))
-    return jax.tree.leaves([args[position] for position in program.target.donate_argnums])
 
 
 def _idle_leaf(

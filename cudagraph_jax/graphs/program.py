@@ -105,14 +105,24 @@ class Program:
         self._outputs: Outputs | None = None
         self._lock = forkable_lock()
 
+    @property
+    def donated_leaves(self) -> list[int]:
+        """The places of the leaves whose buffers a run may use up."""
+        args, _ = jax.tree.unflatten(self.variant.structure, range(len(self.axes)))
+        return jax.tree.leaves([args[position] for position in self.target.donate_argnums])
+
     def known_leaves(self) -> list[object]:
         """The leaves of the call that it was made from, those arrays that are gone as shapes."""
         leaves = list(self.example.leaves)
         for index, reference in self._passed.items():
             leaf = reference()
-            if leaf is not None and not (isinstance(leaf, jax.Array) and leaf.is_deleted()):
-                leaves[index] = leaf
-        return leaves
+            leaves[index] = leaves[index] if leaf is None else leaf
+        return [
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            if isinstance(leaf, jax.Array) and leaf.is_deleted()
+            else leaf
+            for leaf in leaves
+        ]
 
     @property
     def leaf_pads(self) -> tuple[PadValue, ...]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.shapes.observed import Floats, Ints
+
+_ROUNDING = 1e-20  # of a mean squared relative error
 
 Cost: TypeAlias = Callable[[int, int], float]
 """What a replay of (batch, seq_len) costs, in any unit: a number of 0 or more."""
@@ -26,12 +29,21 @@ class PolynomialCost:
         rows: For each row.
         elements: For each element: what dense layers cost.
         pairs: For each pair of positions in a row: what attention costs.
+
+    Raises:
+        ConfigError: A term is no number of 0 or more.
     """
 
     constant: float = 0.0
     rows: float = 0.0
     elements: float = 0.0
     pairs: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            term = getattr(self, field.name)
+            if not isinstance(term, int | float) or not 0 <= term < math.inf:
+                raise ConfigError(f"{field.name}={term!r} is no term: give a number of 0 or more")
 
     def __call__(self, batch: int, seq_len: int) -> float:
         """The cost of a replay of (batch, seq_len)."""
@@ -56,8 +68,9 @@ def cost_table(cost: Cost, batches: Ints, seq_lens: Ints) -> Floats:
     """
     if isinstance(cost, PolynomialCost):
         return cost.each(batches[:, None], seq_lens[None, :])
-    rows = [[cost(batch, seq) for seq in seq_lens.tolist()] for batch in batches.tolist()]
-    return _checked(rows, batches[:, None], seq_lens[None, :])
+    pairs = product(batches.tolist(), seq_lens.tolist())
+    flat = _asked(cost, pairs, len(batches) * len(seq_lens))
+    return flat.reshape(len(batches), len(seq_lens))
 
 
 def cost_of_each(cost: Cost, batches: Ints, seq_lens: Ints) -> Floats:
@@ -68,25 +81,25 @@ def cost_of_each(cost: Cost, batches: Ints, seq_lens: Ints) -> Floats:
     """
     if isinstance(cost, PolynomialCost):
         return cost.each(batches, seq_lens)
-    pairs = zip(batches.tolist(), seq_lens.tolist(), strict=True)
-    return _checked([cost(batch, seq) for batch, seq in pairs], batches, seq_lens)
+    return _asked(cost, zip(batches.tolist(), seq_lens.tolist(), strict=True), len(batches))
 
 
-def _checked(costs: object, batches: Ints, seq_lens: Ints) -> Floats:
+def _asked(cost: Cost, pairs: Iterable[tuple[int, int]], count: int) -> Floats:
+    return np.fromiter((_number(cost(*pair), pair) for pair in pairs), np.float64, count)
+
+
+def _number(value: object, pair: tuple[int, int]) -> float:
+    """What a cost function gave for `pair`, as a number of 0 or more."""
     try:
-        table = np.asarray(costs, np.float64)
-    except (TypeError, ValueError):
-        table = np.full(np.broadcast_shapes(batches.shape, seq_lens.shape), np.nan)
-    wrong = ~(np.isfinite(table) & (table >= 0))
-    if wrong.any():
-        batch, seq = (
-            int(np.broadcast_to(axis, table.shape)[wrong][0]) for axis in (batches, seq_lens)
-        )
+        number = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number < math.inf:
         raise ConfigError(
-            f"cost(batch={batch}, seq_len={seq}) is no number of 0 or more: give a cost that is "
-            "one for every size"
+            f"cost(batch={pair[0]}, seq_len={pair[1]})={value!r} is no number of 0 or more: give "
+            "a cost that is one for every size"
         )
-    return table
+    return number
 
 
 def attention_cost(hidden_size: int, *, mlp_size: int | None = None) -> PolynomialCost:
@@ -138,6 +151,8 @@ def measured_cost(entries: Iterable[Timed]) -> PolynomialCost:
     costs less. Times are device times in `debug_mode` or with `unpad="host"`; otherwise they may
     be times to dispatch.
 
+    Where the buckets do not tell two terms apart, as in a single row, it is the elements that cost.
+
     Args:
         entries: `registry.entries()`, say. Those that were never replayed are left out.
 
@@ -145,31 +160,34 @@ def measured_cost(entries: Iterable[Timed]) -> PolynomialCost:
         ConfigError: Fewer than two different buckets were replayed.
     """
     timed = [entry for entry in entries if entry.replay_count and entry.avg_replay_time_ms > 0]
-    if len({(entry.batch_size, entry.seq_len) for entry in timed}) < 2:
+    buckets = len({(entry.batch_size, entry.seq_len) for entry in timed})
+    if buckets < 2:
         raise ConfigError(
-            f"{len(timed)} buckets were replayed, too few to fit a cost to: serve requests in at "
-            "least two buckets first"
+            f"entries hold times of {buckets} different buckets, too few to fit a cost to: serve "
+            "requests in two or more first"
         )
     times = np.array([entry.avg_replay_time_ms for entry in timed])
     batch = np.array([entry.batch_size for entry in timed], np.float64)
     seq = np.array([entry.seq_len for entry in timed], np.float64)
-    terms = np.stack([np.ones_like(batch), batch, batch * seq, batch * seq**2], axis=1)
-    constant, rows, elements, pairs = _nonnegative_fit(terms / times[:, None], np.ones_like(times))
+    # In the order in which terms are preferred that explain the times equally well.
+    terms = np.stack([batch * seq, np.ones_like(batch), batch, batch * seq**2], axis=1)
+    elements, constant, rows, pairs = _nonnegative_fit(terms / times[:, None])
     return PolynomialCost(constant=constant, rows=rows, elements=elements, pairs=pairs)
 
 
-def _nonnegative_fit(terms: Floats, target: Floats) -> list[float]:
-    """Least squares without negative weights: the best of all subsets of the few terms."""
-    scale = np.abs(terms).max(axis=0)
+def _nonnegative_fit(terms: Floats) -> list[float]:
+    """Least squares of 1 without negative weights: the best of all subsets of the few terms."""
+    target = np.ones(len(terms))
+    scale = terms.max(axis=0)
     best, best_error = np.zeros(terms.shape[1]), math.inf
     for size in range(1, terms.shape[1] + 1):
         for chosen in combinations(range(terms.shape[1]), size):
             columns = list(chosen)
             part = terms[:, columns] / scale[columns]
             weights = np.linalg.lstsq(part, target, rcond=None)[0]
-            error = float(((part @ weights - target) ** 2).sum())
+            error = float(((part @ weights - target) ** 2).mean())
             # More terms have to be worth it, beyond rounding.
-            if (weights >= 0).all() and error < best_error * (1 - 1e-9):
+            if (weights >= 0).all() and error < best_error * (1 - 1e-9) - _ROUNDING:
                 best, best_error = np.zeros(terms.shape[1]), error
                 best[columns] = weights / scale[columns]
     return [float(weight) for weight in best]

@@ -46,11 +46,11 @@ class Axis:
 
     @property
     def is_monotone(self) -> bool:
-        """Whether no larger bucket is cheaper: the best gaps then never cross .
+        """Whether no larger bucket is cheaper.
 
-        The gaps satisfy the quadrangle inequality exactly when `unit` does not fall; the best
-        smaller neighbour of a bucket then grows with the bucket (Yao, "Efficient dynamic
-        programming using quadrangle inequalities", STOC 1980).
+        The gaps then satisfy the quadrangle inequality: the best smaller neighbour of a bucket
+        never falls as the bucket grows (Yao, "Efficient dynamic programming using quadrangle
+        inequalities", STOC 1980).
         """
         return bool((np.diff(self.unit[:, 1:], axis=1) >= 0).all())
 
@@ -79,11 +79,18 @@ class Partition:
         return np.array(picked[::-1], np.int64)
 
 
-def partition(axis: Axis, limit: int) -> Partition:
+def partition(axis: Axis, limit: int, *, small: int = SMALL, optimal: bool = True) -> Partition:
     """The best ladders with at most 1, 2 … `limit` buckets; each holds the largest candidate.
 
     With n candidates this takes O(limit · n · log n) where the cost is monotone, by dividing and
     conquering on the best smaller neighbour, else O(limit · n²).
+
+    Args:
+        axis: The axis.
+        limit: The most buckets.
+        small: Up to so many candidates all gaps are put into a table.
+        optimal: False takes O(limit · n · log n) for any cost: where it falls somewhere, the
+            ladders are good ones and perhaps not the best.
     """
     count = axis.candidates
     limit = min(limit, count)
@@ -93,27 +100,29 @@ def partition(axis: Axis, limit: int) -> Partition:
     choices = np.zeros((limit, count + 1), np.int64)
     costs = np.zeros(limit)
     costs[0] = best[-1]
-    gaps = _all_gaps(axis) if count <= SMALL else None
-    monotone = axis.is_monotone
+    gaps = all_gaps(axis) if count <= small else None
+    divides = not optimal or axis.is_monotone
     for layer in range(1, limit):
         if gaps is not None:
-            best, choices[layer] = _small_layer(best, gaps)
-        elif monotone:
-            best, choices[layer] = _monotone_layer(best, axis)
+            best, choices[layer] = table_layer(best, gaps)
+        elif divides:
+            best, choices[layer] = monotone_layer(best, axis)
         else:
-            best, choices[layer] = _any_layer(best, axis)
+            best, choices[layer] = any_layer(best, axis)
         costs[layer] = best[-1]
     return Partition(costs, choices)
 
 
-def _all_gaps(axis: Axis) -> Floats:
+def all_gaps(axis: Axis) -> Floats:
+    """The cost of a bucket at each column, above a smaller one at each row; infinite if above."""
     places = np.arange(axis.candidates + 1)
     gaps = axis.gap(places[:, None], places[None, :])
     gaps[np.tril_indices(len(places))] = np.inf
     return gaps
 
 
-def _small_layer(previous: Floats, gaps: Floats) -> tuple[Floats, Ints]:
+def table_layer(previous: Floats, gaps: Floats) -> tuple[Floats, Ints]:
+    """One more bucket: the least cost up to each candidate, and the smaller neighbour in it."""
     totals = previous[:, None] + gaps
     choice = totals.argmin(axis=0)
     best = np.take_along_axis(totals, choice[None, :], axis=0)[0]
@@ -121,7 +130,8 @@ def _small_layer(previous: Floats, gaps: Floats) -> tuple[Floats, Ints]:
     return best, choice
 
 
-def _any_layer(previous: Floats, axis: Axis) -> tuple[Floats, Ints]:
+def any_layer(previous: Floats, axis: Axis) -> tuple[Floats, Ints]:
+    """As `table_layer`, a column at a time: memory for one of them."""
     best = np.zeros_like(previous)
     choice = np.zeros(len(previous), np.int64)
     for at in range(1, len(previous)):
@@ -131,8 +141,11 @@ def _any_layer(previous: Floats, axis: Axis) -> tuple[Floats, Ints]:
     return best, choice
 
 
-def _monotone_layer(previous: Floats, axis: Axis) -> tuple[Floats, Ints]:
-    """All middles of one level at a time: their ranges overlap in their ends alone."""
+def monotone_layer(previous: Floats, axis: Axis) -> tuple[Floats, Ints]:
+    """As `table_layer`, by dividing and conquering: right where the cost is monotone.
+
+    All middles of one level are done at a time: their ranges overlap in their ends alone.
+    """
     best = np.zeros_like(previous)
     choice = np.zeros(len(previous), np.int64)
     left, right = np.array([1]), np.array([len(previous) - 1])
@@ -160,3 +173,22 @@ def _least(previous: Floats, axis: Axis, at: Ints, low: Ints, high: Ints) -> tup
     places = np.flatnonzero(totals == least[owner])
     first = places[np.searchsorted(owner[places], np.arange(len(at)))]
     return least, below[first]
+
+
+def worthwhile(unit: Floats) -> Ints:
+    """The candidates that some best ladder keeps to: the others can be left out without loss.
+
+    A candidate is left out where a larger one costs no more than it, nor than any other that is
+    larger than it: the bucket may as well go there, in place of all up to there. What remains of
+    a single row always rises.
+
+    Args:
+        unit: What one request costs in a bucket of each candidate, one row for each bucket of the
+            other axis: float64 (buckets, candidates).
+    """
+    least = np.minimum.accumulate(unit[:, ::-1], axis=1)[:, ::-1]
+    attained = np.flatnonzero((unit == least).all(axis=0))
+    places = np.arange(unit.shape[1] - 1)
+    larger = attained[np.searchsorted(attained, places, side="right")]
+    replaced = (least[:, larger] == least[:, :-1]).all(axis=0)
+    return np.flatnonzero(np.append(~replaced, True))

@@ -11,7 +11,8 @@ from cudagraph_jax.shapes.costs import ELEMENTS, Cost
 from cudagraph_jax.shapes.evaluation import Evaluation, evaluate
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.shapes.observed import Observed, Sizes
-from cudagraph_jax.tables import html_table, text_table
+from cudagraph_jax.style import styled
+from cudagraph_jax.tables import table_fragment, text_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,8 @@ class BucketPlan:
         batch_sizes: The batch ladder; `(1,)` from lengths alone.
         seq_lens: The sequence ladder.
         expected_waste: The part of all cost that is spent on padding on the sizes it was planned
-            from, from 0 to 1: the padded part of all elements, unless planned for another cost.
+            from: the padded part of all elements, unless planned for another cost. From 0 to 1,
+            or below 0 where larger buckets are cheaper.
         requests: How many requests it was planned from.
         curve: The least waste found for each number of buckets, ascending: the marginal value of
             one more.
@@ -86,12 +88,10 @@ class BucketPlan:
             ("batch_sizes", _listed(self.batch_sizes)),
             ("seq_lens", _listed(self.seq_lens)),
         ]
-        return "".join(
-            (
-                html_table(self._title(), ("ladder", "sizes"), ladders),
-                html_table("On the same sizes", _HEADER, self._compared()),
-                html_table("Waste by buckets", ("buckets", "least waste"), self._marginal()),
-            )
+        return styled(
+            table_fragment(self._title(), ("ladder", "sizes"), ladders),
+            table_fragment("On the same sizes", _HEADER, self._compared()),
+            table_fragment("Waste by buckets", ("buckets", "least waste"), self._marginal()),
         )
 
     @property

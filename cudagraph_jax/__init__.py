@@ -21,6 +21,7 @@ from cudagraph_jax.graphs.manager import CUDAGraphManager
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode
 from cudagraph_jax.report.explanation import Explanation
+from cudagraph_jax.report.report import Report
 from cudagraph_jax.report.warmup import WarmupReport
 from cudagraph_jax.shapes.costs import PolynomialCost, attention_cost, measured_cost
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
@@ -48,6 +49,7 @@ __all__ = [
     "Ladder",
     "PaddingLeakError",
     "PolynomialCost",
+    "Report",
     "SealedError",
     "StoreError",
     "UnexpectedCompileError",

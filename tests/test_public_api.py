@@ -37,6 +37,7 @@ def test_exports():
         "Ladder",
         "PaddingLeakError",
         "PolynomialCost",
+        "Report",
         "SealedError",
         "StoreError",
         "UnexpectedCompileError",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Hashable
 
-logger = logging.getLogger("cudagraph_jax")
+from cudagraph_jax.fork import put_right_in_child
+from cudagraph_jax.log import logger
 
 MAX_QUEUED = 64
 """Captures that may wait or run; a request beyond that is served all the same, and asks again."""
@@ -14,28 +14,47 @@ MAX_QUEUED = 64
 Job = Callable[[], None]
 
 
+class Worker(threading.Thread):
+    """A thread that the interpreter waits for, but that is no reason for it to live."""
+
+
 class Background:
     """Runs jobs in one worker thread, each key queued once.
 
     The worker starts with a job and ends with the last one. When the interpreter exits, the job
-    under way is finished and those that wait are dropped.
+    under way is finished and those that wait are dropped; it does not exit while any thread that
+    is no daemon goes on, also after the main thread. A forked child begins with an empty queue.
 
     Args:
         name: What the thread is called.
         max_queued: Jobs that may wait or run at a time.
+        thread: Makes the worker, from `target` and `name`.
     """
 
-    def __init__(self, name: str, *, max_queued: int = MAX_QUEUED) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_queued: int = MAX_QUEUED,
+        thread: Callable[..., threading.Thread] = Worker,
+    ) -> None:
         self._name = name
         self._max_queued = max_queued
+        self._thread = thread
+        self._closed = False
+        self._lacks_thread = False
+        self.after_fork()
+        put_right_in_child(self)
+
+    def __len__(self) -> int:
+        return len(self._waiting) + (self._running is not None)
+
+    def after_fork(self) -> None:
+        """Begins with an empty queue and no worker; in a child, the parent has both."""
         self._changed = threading.Condition()
         self._waiting: dict[Hashable, Job] = {}
         self._running: Hashable | None = None
         self._worker: threading.Thread | None = None
-        self._closed = False
-
-    def __len__(self) -> int:
-        return len(self._waiting) + (self._running is not None)
 
     def submit(self, key: Hashable, job: Job) -> bool:
         """Queues `job` unless one of the same key waits or runs; whether one does now."""
@@ -46,6 +65,18 @@ class Background:
                 return False
             self._waiting[key] = job
             return self._worker is not None or self._start()
+
+    def accepts(self, key: Hashable) -> bool:
+        """Whether a job of this key waits or runs, or may be queued."""
+        with self._changed:
+            known = key in self._waiting or key == self._running
+            return known or not (self._closed or len(self) >= self._max_queued)
+
+    def clear(self) -> None:
+        """Drops what waits."""
+        with self._changed:
+            self._waiting.clear()
+            self._changed.notify_all()
 
     def drain(self) -> None:
         """Waits until nothing waits or runs."""
@@ -61,14 +92,23 @@ class Background:
         self.drain()
 
     def _start(self) -> bool:
-        # Not a daemon: a thread that is killed inside XLA takes the process down with it.
-        self._worker = threading.Thread(target=self._work, name=self._name)
-        try:
-            self._worker.start()
-        except RuntimeError:
-            self._worker = None
+        """Starts the worker; where that cannot be, drops what waits."""
+        if not _process_goes_on():
             self._waiting.clear()
-            return False  # the interpreter is exiting
+            return False
+        # Not a daemon: a thread that is killed inside XLA takes the process down with it.
+        worker = self._thread(target=self._work, name=self._name)
+        try:
+            worker.start()
+        except RuntimeError as error:
+            # Memory; or Python 3.12.0 to 3.12.2 after the main thread (python/cpython#113964).
+            self._waiting.clear()
+            if not self._lacks_thread:
+                logger.warning("nothing is captured in the background for now: %s", error)
+            self._lacks_thread = True
+            return False
+        self._lacks_thread = False
+        self._worker = worker
         return True
 
     def _work(self) -> None:
@@ -83,7 +123,7 @@ class Background:
     def _next(self) -> Job | None:
         with self._changed:
             self._running = None
-            if not threading.main_thread().is_alive():
+            if not _process_goes_on():
                 self._waiting.clear()
             if not self._waiting:
                 self._worker = None
@@ -91,3 +131,15 @@ class Background:
                 return None
             self._running = next(iter(self._waiting))
             return self._waiting.pop(self._running)
+
+
+def _process_goes_on() -> bool:
+    """Whether there is a thread, other than workers, that the interpreter waits for.
+
+    It waits for all that are no daemons before it runs `atexit` functions or says that it is
+    finalizing, so that this is how a worker learns that only workers are waited for.
+    """
+    return threading.main_thread().is_alive() or any(
+        thread.is_alive() and not thread.daemon and not isinstance(thread, Worker)
+        for thread in threading.enumerate()
+    )

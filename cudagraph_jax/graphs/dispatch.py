@@ -11,19 +11,24 @@ from cudagraph_jax.fork import use_jax
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.capturer import Capturer, Task
 from cudagraph_jax.graphs.decision import Decision, Holdings, Reason, decide
-from cudagraph_jax.graphs.eager import run_eagerly
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.journal import Fit
+from cudagraph_jax.graphs.fallback import (
+    answer_eagerly,
+    without_bucket,
+    without_entry,
+    without_memory,
+)
+from cudagraph_jax.graphs.lru import Made
 from cudagraph_jax.graphs.outcomes import Outcomes
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.graphs.split import (
     delete_donated,
     joined,
+    piece_route,
     piece_rows,
     pieces,
     unjoinable,
-    was_donated,
 )
 from cudagraph_jax.log import logger
 from cudagraph_jax.modes import CUDAGraphMode
@@ -91,7 +96,9 @@ class Dispatcher:
             return replace(decision, reason=Reason.INPUT, error=error)
         if not first.has_bucket:
             return replace(decision, reason=Reason.OVERFLOW, in_pieces=True)
-        return replace(decision, mode=first.mode, in_pieces=True)
+        captures = any(part.mode is CUDAGraphMode.CAPTURE for part in parts)
+        mode = CUDAGraphMode.CAPTURE if captures else first.mode
+        return replace(decision, mode=mode, in_pieces=True)
 
     @property
     def _largest_piece(self) -> int:
@@ -119,143 +126,148 @@ class Dispatcher:
             CUDAGraphError: What the policies turn into an error, and leaks in `debug_mode`.
         """
         use_jax()
-        decision = self.decide(task.call)
-        logger.debug("%s at %s: %s", task.call.variant.name, task.call.sizes, decision)
-        try:
-            return self._act(decision, task)
-        except BaseException as error:
-            self.outcomes.add("error", _error_reason(error, decision), task.call.sizes)
-            raise
+        served = None
+        while served is None:
+            decision = self.decide(task.call)
+            logger.debug("%s at %s: %s", task.call.variant.name, task.call.sizes, decision)
+            try:
+                served = self._act(decision, task)
+            except BaseException as error:
+                self.outcomes.add("error", _error_reason(error, decision), task.call.sizes)
+                raise
+        return served
 
-    def _act(self, decision: Decision, task: Task) -> Served:
+    def _act(self, decision: Decision, task: Task) -> Served | None:
+        """Does what was decided; None where the mode has changed since, and forbids it."""
         call = task.call
         if decision.error is not None:
             raise decision.error
         if decision.in_pieces:
             return self._split(task)
-        self._queue(decision, task)
+        if decision.in_background and not self._queue(task):
+            return None
         if decision.entry is not None:
-            route = decision.entry.route_for(call, fit=decision.fit)
-            outputs = route.run(call.args, call.kwargs)
+            served = self._replay(task, decision.entry.route_for(call, fit=decision.fit))
             # The bucket that is being captured takes over as soon as it is there.
-            return Served(outputs, None if decision.is_passing else route)
+            return served._replace(route=None) if decision.is_passing else served
         if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
             return self._eager(task, decision.reason)
         with self.capturer.gate.admission() as admitted:
-            if admitted:
-                return self._capture_and_run(task, decision.bucket, decision.reason)
-        # The mode has changed meanwhile.
-        return self._act(self.decide(call), task)
+            if not admitted:
+                return None
+            return self._capture_and_run(task, decision.bucket, decision.reason)
 
-    def _queue(self, decision: Decision, task: Task) -> None:
-        if decision.in_background:
-            with self.capturer.gate.admission() as admitted:
-                if admitted:
-                    self.capturer.capture_later(self.bucket_for(task.call), task)
+    def _queue(self, task: Task) -> bool:
+        """Has the call's bucket captured in the background; False where the mode forbids it."""
+        with self.capturer.gate.admission() as admitted:
+            if admitted:
+                self.capturer.capture_later(self.bucket_for(task.call), task)
+            return admitted
+
+    def _replay(self, task: Task, route: Route) -> Served:
+        call = task.call
+        try:
+            return Served(route.run(call.args, call.kwargs), route)
+        except Exception as error:
+            outputs = without_memory(task, route.bucket, error)
+        self.outcomes.add("eager", Reason.MEMORY, call.sizes)
+        return Served(outputs)
 
     def _capture_and_run(self, task: Task, bucket: Bucket, reason: Reason) -> Served:
         call = task.call
         try:
             made = self.capturer.capture_now(task, bucket)
         except CaptureError as error:
-            return self._failed(task, bucket, error)
-        route = made.value.route_for(call)
-        if not made.is_new:
-            return Served(route.run(call.args, call.kwargs), route)
-        try:
-            outputs = route.execute(call.args, call.kwargs)
-        except Exception as error:
-            if was_donated(call, task.target.donate_argnums):
-                raise  # its inputs are gone, so that nothing can run with them again
-            failure = CaptureError(f"{bucket} was compiled, but does not run: {error}", stage="run")
-            failure.__cause__ = error
-            served = self._failed(task, bucket, failure)
-            self.registry.discard(bucket, call.variant)
-            return served
-        self.outcomes.add("capture", reason, call.sizes)
-        return Served(outputs, route)
-
-    def _failed(self, task: Task, bucket: Bucket, error: CaptureError) -> Served:
-        """The eager answer to a call whose bucket could not be captured; raises leaks."""
-        failures, variant = self.capturer.failures, task.call.variant
-        if isinstance(error, PaddingLeakError):
-            failures.remember(bucket, variant, error)
-            raise error
-        # A mistake in the function itself surfaces here, as it would without this package.
-        outputs = self._run_eagerly(task)
-        failures.remember(bucket, variant, error)
-        self.outcomes.add("eager", Reason.FAILED, task.call.sizes)
+            outputs = without_bucket(self.capturer, task, bucket, error)
+        else:
+            route = made.value.route_for(call)
+            run = route.execute if made.is_new else route.run
+            try:
+                outputs = run(call.args, call.kwargs)
+            except Exception as error:
+                outputs = without_entry(self.capturer, task, bucket, error)
+            else:
+                if made.is_new:
+                    self.outcomes.add("capture", reason, call.sizes)
+                return Served(outputs, route)
+        self.outcomes.add("eager", Reason.FAILED, call.sizes)
         return Served(outputs)
 
     def rescue(self, task: Task, bucket: Bucket, error: BaseException) -> PyTree:
-        """The eager answer to a call for whose replay there was no memory; else raises `error`.
+        """The eager answer to a call for whose replay there was no memory; counted once.
 
         Args:
             task: The call.
             bucket: What it was replayed in.
-            error: What the replay raised.
+            error: What the replay raised; it goes through where it is anything else.
         """
-        gone = was_donated(task.call, task.target.donate_argnums)
-        if gone or not isinstance(error, Exception) or "RESOURCE_EXHAUSTED" not in str(error):
+        try:
+            outputs = without_memory(task, bucket, error)
+        except BaseException:
             self.outcomes.add("error", Reason.RUN, task.call.sizes)
-            raise error
-        logger.warning("%s runs eagerly at %s: %s", task.target.name, bucket, error)
-        return self._eager(task, Reason.MEMORY).outputs
+            raise
+        self.outcomes.add("eager", Reason.MEMORY, task.call.sizes)
+        return outputs
 
     def _split(self, task: Task) -> Served:
         """The call in pieces, each in its bucket; a piece without one runs eagerly."""
         donated = task.target.donate_argnums
-        parts = list(pieces(task.call, largest=self._largest_piece, donate_argnums=donated))
-        # All pieces but the last are of one size.
-        entries = {
-            part.sizes: self._entry_for(replace(task, call=part)) for part in (parts[0], parts[-1])
-        }
-        first = entries[parts[0].sizes]
+        parts = [
+            replace(task, call=part)
+            for part in pieces(task.call, largest=self._largest_piece, donate_argnums=donated)
+        ]
+        distinct = {part.call.sizes: part for part in parts}
+        held = {sizes: self._held(part) for sizes, part in distinct.items()}
+        first = held[parts[0].call.sizes]
         if first is None:
             return self._eager(task, Reason.OVERFLOW)
-        error = unjoinable(first.outputs)
+        outputs = first.value.outputs
+        error = unjoinable(outputs)
         if error is not None:
             raise error
-        results: list[PyTree] = []
-        for part in parts:
-            entry = entries[part.sizes]
-            if entry is None:
-                results.append(self._run_eagerly(replace(task, call=part)))
-            else:
-                route = entry.route_for(part, fit=Fit.PIECE)
-                results.append(route.run(part.args, part.kwargs))
+        results = [self._run_piece(part, held[part.call.sizes]) for part in parts]
+        rows = [part.call.sizes.batch_size for part in parts]
+        whole = joined(results, outputs, rows, seq_len=task.call.sizes.seq_len)
         delete_donated(task.call, donated)
         self.outcomes.add("split", Reason.OVERFLOW, task.call.sizes)
-        return Served(joined(results, first.outputs, [part.sizes.batch_size for part in parts]))
+        return Served(whole)
 
-    def _entry_for(self, task: Task) -> CUDAGraphEntry | None:
+    def _run_piece(self, task: Task, made: Made[CUDAGraphEntry] | None) -> PyTree:
+        if made is None:
+            return answer_eagerly(task)
+        route = piece_route(made.value, task.call)
+        try:
+            return route.run(task.call.args, task.call.kwargs)
+        except Exception as error:
+            if made.is_new:
+                return without_entry(self.capturer, task, route.bucket, error)
+            return without_memory(task, route.bucket, error)
+
+    def _held(self, task: Task) -> Made[CUDAGraphEntry] | None:
         """The entry that serves a piece, captured where that is allowed."""
-        decision = self.decide(task.call)
-        if decision.error is not None:
-            raise decision.error
-        self._queue(decision, task)
-        if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
-            return decision.entry
-        with self.capturer.gate.admission() as admitted:
-            if not admitted:
-                return None
-            try:
-                return self.capturer.capture_now(task, decision.bucket).value
-            except CaptureError as error:
-                self.capturer.failures.remember(decision.bucket, task.call.variant, error)
-                if isinstance(error, PaddingLeakError):
-                    raise
-                return None
+        while True:
+            decision = self.decide(task.call)
+            if decision.error is not None:
+                raise decision.error
+            if decision.in_background and not self._queue(task):
+                continue
+            if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
+                return None if decision.entry is None else Made(decision.entry, is_new=False)
+            with self.capturer.gate.admission() as admitted:
+                if not admitted:
+                    continue
+                try:
+                    return self.capturer.capture_now(task, decision.bucket)
+                except CaptureError as error:
+                    self.capturer.failures.remember(decision.bucket, task.call.variant, error)
+                    if isinstance(error, PaddingLeakError):
+                        raise
+                    return None
 
     def _eager(self, task: Task, reason: Reason) -> Served:
-        outputs = self._run_eagerly(task)
+        outputs = answer_eagerly(task)
         self.outcomes.add("eager", reason, task.call.sizes)
         return Served(outputs)
-
-    @staticmethod
-    def _run_eagerly(task: Task) -> PyTree:
-        call = task.call
-        return run_eagerly(task.target, call.args, call.kwargs, call.sizes)
 
 
 def _error_reason(error: BaseException, decision: Decision) -> Reason:

@@ -122,8 +122,7 @@ class CUDAGraphEntry:
     @property
     def avg_replay_time_ms(self) -> float:
         """Mean milliseconds of a replay; 0 before the first."""
-        totals = self.totals
-        return totals.seconds * 1e3 / totals.replays if totals.replays else 0.0
+        return self.totals.mean_ms
 
     def stats(self) -> dict[str, Any]:
         """Its figures, in values that JSON can hold."""
@@ -138,7 +137,7 @@ class CUDAGraphEntry:
             "flops": self.flops,
             "replay_count": totals.replays,
             "total_replay_time_ms": totals.seconds * 1e3,
-            "avg_replay_time_ms": totals.seconds * 1e3 / totals.replays if totals.replays else 0.0,
+            "avg_replay_time_ms": totals.mean_ms,
             "waste": totals.waste,
         }
 

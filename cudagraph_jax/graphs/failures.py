@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cudagraph_jax.errors import CaptureError, CUDAGraphWarning
+from cudagraph_jax.errors import CaptureError, CUDAGraphWarning, PaddingLeakError
+from cudagraph_jax.fork import forkable_lock
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
-_FINAL = ("trace", "check")
-
+_FINAL = ("trace", "check", "budget")
 
 MAX_REMEMBERED = 1024
 """Failures kept; beyond that the oldest is forgotten, and may be tried again."""
@@ -39,9 +38,10 @@ class Failure(NamedTuple):
 class Failures:
     """The failed captures of one manager.
 
-    A function that cannot be traced is not tried again for that bucket. What failed to compile or
-    to run may work later, when there is memory again: the pause before the next try doubles each
-    time, so that a failing bucket cannot eat the server.
+    A function that cannot be traced is not tried again for that bucket, and neither is a bucket
+    that needs more than the whole memory budget. What failed to compile or to run may work later,
+    when there is memory again: the pause before the next try doubles each time, so that a failing
+    bucket cannot eat the server.
 
     Args:
         clock: Seconds on any scale that grows.
@@ -49,12 +49,17 @@ class Failures:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = forkable_lock()
         self._failed: dict[tuple[Bucket, Variant], Failure] = {}
         self._reported: dict[tuple[object, str], None] = {}
 
     def __len__(self) -> int:
         return len(self._failed)
+
+    def snapshot(self) -> list[tuple[Bucket, Variant, CaptureError]]:
+        """What is remembered now, the oldest first."""
+        with self._lock:
+            return [(*key, failure.error) for key, failure in self._failed.items()]
 
     def get(self, bucket: Bucket, variant: Variant) -> CaptureError | None:
         """Why this bucket is not tried now; None if it may be."""
@@ -80,16 +85,24 @@ class Failures:
         cause = (variant.function, f"{error.stage}:{type(error.__cause__).__name__}")
         with self._lock:
             before = self._failed.get((bucket, variant))
+            if (
+                before is not None
+                and (before.error.stage, str(before.error)) == (error.stage, str(error))
+                and self._clock() < before.retry_at
+            ):
+                return  # from somebody who waited for the same attempt
             attempts = 1 if before is None else before.attempts + 1
             pause = min(FIRST_PAUSE_S * 2 ** (attempts - 1), LONGEST_PAUSE_S)
             retry_at = math.inf if error.stage in _FINAL else self._clock() + pause
             # Without its traceback, whose frames would keep the caller's arrays alive.
             kept = CaptureError(str(error), stage=error.stage)
+            if isinstance(error, PaddingLeakError):
+                kept = PaddingLeakError(str(error))
             self._failed.pop((bucket, variant), None)
             self._failed[bucket, variant] = Failure(kept, attempts, retry_at)
             _shorten(self._failed)
-            if cause in self._reported:
-                return
+            if cause in self._reported or isinstance(error, PaddingLeakError):
+                return  # a leak is raised, not warned of
             self._reported[cause] = None
             _shorten(self._reported)
         again = "It is not tried again for this bucket; reset() forgets that"

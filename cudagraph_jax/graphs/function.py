@@ -14,12 +14,7 @@ import numpy as np
 from numpy import ndarray
 
 from cudagraph_jax.graphs.binding import Binder
-from cudagraph_jax.graphs.call import (
-    Call,
-    describe_call,
-    refuse_abstract,
-    traced_sizes,
-)
+from cudagraph_jax.graphs.call import Call, describe_call, refuse_abstract, traced_sizes
 from cudagraph_jax.graphs.capturer import Task
 from cudagraph_jax.graphs.decision import Reason
 from cudagraph_jax.graphs.eager import has_tracers
@@ -217,7 +212,9 @@ class BucketedFunction(Generic[P, R]):
 
     def _decided(self, bound: Bound, key: Hashable | None) -> Any:
         """A call that has to be decided; its route is remembered under `key`."""
-        if has_tracers(bound.args, bound.kwargs):
+        with self._outcomes.counting_input_errors():
+            traced = has_tracers(bound.args, bound.kwargs)
+        if traced:
             self._outcomes.add("eager", Reason.TRANSFORMED)
             return self._transformed(bound)
         draft = self._routes.draft()

@@ -27,6 +27,7 @@ class CaptureGate:
         """Begins with nobody inside; in a child, that is where they are."""
         self._changed = threading.Condition()
         self._inside: Counter[int] = Counter()
+        self._settling: set[int] = set()
 
     @property
     def mode(self) -> CUDAGraphMode:
@@ -44,18 +45,31 @@ class CaptureGate:
         thread = threading.get_ident()
         with self._changed:
             admitted = self._mode is CUDAGraphMode.CAPTURE
-            self._inside[thread] += admitted
+            if admitted:
+                self._inside[thread] += 1
         try:
             yield admitted
         finally:
-            with self._changed:
-                self._inside[thread] -= admitted
-                if not self._inside[thread]:
-                    del self._inside[thread]
-                self._changed.notify_all()
+            if admitted:
+                with self._changed:
+                    self._inside[thread] -= 1
+                    if not self._inside[thread]:
+                        del self._inside[thread]
+                    self._changed.notify_all()
 
     def settle(self) -> None:
-        """Waits until no other thread is inside."""
+        """Waits until no other thread is inside.
+
+        From inside it does not wait for those that wait here themselves, which would be for ever.
+        """
         thread = threading.get_ident()
         with self._changed:
-            self._changed.wait_for(lambda: not (self._inside.keys() - {thread}))
+            if thread not in self._inside:
+                self._changed.wait_for(lambda: not self._inside)
+                return
+            self._settling.add(thread)
+            self._changed.notify_all()
+            try:
+                self._changed.wait_for(lambda: self._inside.keys() <= self._settling)
+            finally:
+                self._settling.remove(thread)

@@ -70,6 +70,11 @@ class ReplayTotals:
         return self.exact + self.padded + self.larger
 
     @property
+    def mean_ms(self) -> float:
+        """Mean milliseconds of a replay; 0 before the first."""
+        return self.seconds * 1e3 / self.replays if self.replays else 0.0
+
+    @property
     def waste(self) -> float:
         """The part of all computed elements that was padding, from 0 to 1."""
         if not self.computed_elements:

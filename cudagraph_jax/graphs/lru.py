@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
 from cudagraph_jax.errors import CaptureError
+from cudagraph_jax.fork import forkable_lock
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -48,6 +49,8 @@ class SingleFlightLRU(Generic[K, V]):
         max_items: How many values are kept; None: any number.
         max_weight: The sum of weights that is kept; None: any.
         on_drop: Called outside the lock after values have left, whatever the reason.
+        on_evict: Called likewise, with those that had to leave because of a limit.
+        describe: What errors call a key.
     """
 
     def __init__(
@@ -58,13 +61,17 @@ class SingleFlightLRU(Generic[K, V]):
         max_items: int | None = None,
         max_weight: int | None = None,
         on_drop: Callable[[list[V]], None] = lambda values: None,
+        on_evict: Callable[[list[V]], None] = lambda values: None,
+        describe: Callable[[K], str] = str,
     ) -> None:
         self._last_used = last_used
         self._weight = weight
         self._max_items = max_items
         self._max_weight = max_weight
         self._on_drop = on_drop
-        self._lock = threading.Lock()
+        self._on_evict = on_evict
+        self._describe = describe
+        self._lock = forkable_lock()
         self._values: dict[K, V] = {}
         self._flights: dict[K, _Flight[V]] = {}
         self._evictions = 0
@@ -118,6 +125,11 @@ class SingleFlightLRU(Generic[K, V]):
             self._admit(key, flight, flight.value)
         return Made(flight.value, is_new=True)
 
+    def put(self, key: K, value: V) -> None:
+        """Holds a value that was made elsewhere, whatever the limits; the next one keeps them."""
+        with self._lock:
+            self._values[key] = value
+
     def pop(self, key: K) -> V | None:
         """Takes the value of `key` out; None if absent."""
         with self._lock:
@@ -136,14 +148,17 @@ class SingleFlightLRU(Generic[K, V]):
 
     def _wait(self, key: K, flight: _Flight[V]) -> V:
         if flight.owner == threading.get_ident():
-            raise CaptureError(f"making {key} asked for {key} itself: break the recursion")
+            name = self._describe(key)
+            raise CaptureError(f"making {name} asked for {name} itself: break the recursion")
         flight.done.wait()
         if isinstance(flight.error, CaptureError):
             # A copy: raising one object in many threads would mix their tracebacks.
             raise copy.copy(flight.error) from flight.error.__cause__
         if flight.error is not None:
             kind = type(flight.error).__name__
-            raise CaptureError(f"{key} was not made: {kind} in another thread") from flight.error
+            raise CaptureError(
+                f"{self._describe(key)} was not made: {kind} in another thread"
+            ) from flight.error
         assert flight.value is not None  # set before `done`, unless there was an error
         return flight.value
 
@@ -165,8 +180,9 @@ class SingleFlightLRU(Generic[K, V]):
         weight = self._weight(value)
         if self._max_weight is not None and weight > self._max_weight:
             raise CaptureError(
-                f"{key} needs {weight:,} bytes, more than the whole budget of "
-                f"{self._max_weight:,}: raise memory_pool_size_mb or leave the bucket out"
+                f"{self._describe(key)} needs {weight:,} bytes, more than the whole budget of "
+                f"{self._max_weight:,}: raise memory_pool_size_mb or leave the bucket out",
+                stage="budget",
             )
         with self._lock:
             if self._flights.get(key) is not flight:
@@ -174,6 +190,7 @@ class SingleFlightLRU(Generic[K, V]):
             dropped = self._make_room(weight)
             self._values[key] = value
         self._on_drop(dropped)
+        self._on_evict(dropped)
 
     def _make_room(self, weight: int) -> list[V]:
         dropped: list[V] = []

@@ -279,8 +279,9 @@ class CUDAGraphManager(Reported):
 
     def reset(self) -> None:
         """Drops all buckets, counts and remembered failures; the mode stays."""
-        self.registry.reset()
+        # What waits goes first, so that none of it begins between the two.
         self.dispatcher.capturer.reset()
+        self.registry.reset()
         self.dispatcher.outcomes.clear()
 
     def stats(self) -> dict[str, Any]:

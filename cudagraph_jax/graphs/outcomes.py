@@ -46,7 +46,7 @@ class Outcomes:
         """Counts a call whose arguments are refused."""
         try:
             yield
-        except Exception:
+        except BaseException:
             self.add("error", Reason.INPUT)
             raise
 

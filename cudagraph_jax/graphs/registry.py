@@ -131,8 +131,9 @@ class CUDAGraphRegistry(ShownByStats):
         if output_shapes is not None:
             check_outputs(program, sizes, output_shapes)
         iterations = self.config.warmup_iterations
-        made = self.capture_program(program, sizes, call, single_input=True, iterations=iterations)
-        return made.value
+        return self.capture_program(
+            program, sizes, call, single_input=True, iterations=iterations
+        ).value
 
     def capture_program(
         self,
@@ -204,13 +205,8 @@ class CUDAGraphRegistry(ShownByStats):
         Without `capture_seq_lens` the sequence is not padded, so only its own length holds it.
         """
         pads_seq = self.config.capture_seq_lens is not None
-        holding = [
-            entry
-            for (bucket, known), entry in self._entries.items()
-            if known == variant
-            and bucket.batch_size >= sizes.batch_size
-            and (bucket.seq_len == sizes.seq_len or (pads_seq and bucket.seq_len > sizes.seq_len))
-        ]
+        entries = [entry for entry in self.entries() if entry.variant == variant]
+        holding = [entry for entry in entries if entry.bucket.holds(sizes, pads_seq=pads_seq)]
         return min(holding, key=lambda entry: entry.bucket.elements, default=None)
 
     def get(
@@ -296,7 +292,7 @@ class CUDAGraphRegistry(ShownByStats):
             "capture_count": self.capture_count,
             "total_replays": totals.replays,
             "total_replay_time_ms": totals.seconds * 1e3,
-            "avg_replay_time_ms": totals.seconds * 1e3 / totals.replays if totals.replays else 0.0,
+            "avg_replay_time_ms": totals.mean_ms,
             "capture_time_ms": self.capture_ms,
             "memory_bytes": sum(entry.memory_bytes or 0 for entry in self.entries()),
             "evictions": self.evictions,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Hashable
 from typing import NamedTuple
 
+from cudagraph_jax.fork import forkable_lock, put_right_in_child
 from cudagraph_jax.graphs.route import Route
 
 MAX_ROUTES = 1 << 14
@@ -68,8 +68,9 @@ class Watchers:
     """All the routes that have to be forgotten when an entry is dropped; held weakly."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = forkable_lock()
         self._routes: weakref.WeakSet[Routes] = weakref.WeakSet()
+        put_right_in_child(self)
 
     def add(self, routes: Routes) -> None:
         """Forgets `routes` too, from now on."""
@@ -83,7 +84,6 @@ class Watchers:
         for watcher in routes:
             watcher.forget_routes()
 
-    def forget_in_child(self) -> None:
-        """The same in a forked child: the thread that held the lock is not there to let it go."""
-        for watcher in list(self._routes):
-            watcher.forget_routes()
+    def after_fork(self) -> None:
+        """Has a forked child decide every call anew, so that it is told that it is one."""
+        self.forget()

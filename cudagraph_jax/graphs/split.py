@@ -7,13 +7,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.call import Call
-from cudagraph_jax.graphs.program import Outputs
-from cudagraph_jax.shapes.axes import LeafAxes
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.journal import Fit
+from cudagraph_jax.graphs.program import OutputLeaf, Outputs
+from cudagraph_jax.graphs.route import Route, finisher
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.prefix import PyTree
 
 
@@ -71,7 +75,20 @@ def unjoinable(outputs: Outputs) -> InputShapeError | None:
     return None
 
 
-def joined(results: Sequence[PyTree], outputs: Outputs, rows: Sequence[int]) -> PyTree:
+def piece_route(entry: CUDAGraphEntry, piece: Call) -> Route:
+    """The route of a piece through `entry`; what stays on the device is trimmed by `joined`."""
+    route = entry.route_for(piece, fit=Fit.PIECE)
+    leaves = tuple(
+        leaf._replace(unpad="none") if leaf.unpad == "device" else leaf
+        for leaf in entry.outputs.leaves
+    )
+    route.finish = finisher(entry.outputs._replace(leaves=leaves), piece.sizes)
+    return route
+
+
+def joined(
+    results: Sequence[PyTree], outputs: Outputs, rows: Sequence[int], *, seq_len: int
+) -> PyTree:
     """The outputs of all pieces as those of one call.
 
     With `unpad="none"` the padding of the last piece alone stays; pieces that were served by
@@ -81,10 +98,12 @@ def joined(results: Sequence[PyTree], outputs: Outputs, rows: Sequence[int]) -> 
         results: The outputs of each piece.
         outputs: Where they carry the batch and the sequence.
         rows: The real rows of each piece.
+        seq_len: The real length of all pieces.
     """
     columns = zip(*map(jax.tree.leaves, results), strict=True)
     leaves = [
-        _join(column, leaf.axes, rows) for column, leaf in zip(columns, outputs.leaves, strict=True)
+        _join(column, leaf, rows, seq_len)
+        for column, leaf in zip(columns, outputs.leaves, strict=True)
     ]
     return jax.tree.unflatten(outputs.structure, leaves)
 
@@ -106,14 +125,33 @@ def delete_donated(call: Call, donate_argnums: Sequence[int]) -> None:
                 leaf.delete()
 
 
-def _join(parts: Sequence[PyTree], axes: LeafAxes, rows: Sequence[int]) -> PyTree:
-    batch = axes.batch or 0
-    length = None if axes.seq is None else min(part.shape[axes.seq] for part in parts)
-    cut = []
-    for index, (part, real) in enumerate(zip(parts, rows, strict=True)):
-        kept = part.shape[batch] if index == len(parts) - 1 else real
-        shape = axes.resize(part.shape, Bucket(kept, length or 0))
-        # On the host: JAX compiles a slice or a concatenation once for every new size.
-        cut.append(np.asarray(part)[tuple(map(slice, shape))])
-    whole = np.concatenate(cut, axis=batch)
-    return whole if isinstance(parts[0], np.ndarray) else jax.device_put(whole)
+def _join(parts: Sequence[PyTree], leaf: OutputLeaf, rows: Sequence[int], seq_len: int) -> PyTree:
+    batch, seq, trims = leaf.axes.batch or 0, leaf.axes.seq, leaf.unpad != "none"
+    length = seq_len if trims or seq is None else min(part.shape[seq] for part in parts)
+    kept = [*rows[:-1], rows[-1] if trims else parts[-1].shape[batch]]
+    shapes = [
+        leaf.axes.resize(part.shape, Bucket(count, length))
+        for part, count in zip(parts, kept, strict=True)
+    ]
+    indices = [tuple(map(slice, shape)) for shape in shapes]
+    if jnp.issubdtype(parts[0].dtype, jax.dtypes.extended):
+        # NumPy cannot hold PRNG keys.
+        return jnp.concatenate(
+            [part[index] for part, index in zip(parts, indices, strict=True)], axis=batch
+        )
+    # On the host: JAX compiles a slice or a concatenation once for every new size.
+    whole = np.concatenate(
+        [np.asarray(part)[index] for part, index in zip(parts, indices, strict=True)], axis=batch
+    )
+    return whole if leaf.unpad == "host" else _placed_like(parts[0], whole)
+
+
+def _placed_like(array: jax.Array, whole: Array) -> PyTree:
+    """`whole` on the device, or devices, of `array`."""
+    if not array.committed:
+        return jax.device_put(whole)
+    try:
+        array.sharding.shard_shape(whole.shape)
+    except ValueError:
+        return jax.device_put(whole)  # uneven: not committed, so that it goes where others are
+    return jax.device_put(whole, array.sharding)

@@ -28,6 +28,11 @@ class Bucket(NamedTuple):
         """`batch_size * seq_len`, the elements that a replay computes."""
         return self.batch_size * self.seq_len
 
+    def holds(self, sizes: Bucket, *, pads_seq: bool = True) -> bool:
+        """Whether a call of `sizes` can be padded up to this bucket."""
+        longer = pads_seq and self.seq_len > sizes.seq_len
+        return self.batch_size >= sizes.batch_size and (longer or self.seq_len == sizes.seq_len)
+
     def __str__(self) -> str:
         return f"{self.batch_size}x{self.seq_len}"
 

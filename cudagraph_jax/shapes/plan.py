@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 from cudagraph_jax.errors import CUDAGraphError
@@ -89,7 +90,8 @@ class BucketPlan:
             ("seq_lens", _listed(self.seq_lens)),
         ]
         return styled(
-            table_fragment(self._title(), ("ladder", "sizes"), ladders),
+            f"<p><b>{escape(self._title())}</b></p>",
+            table_fragment("Ladders", ("ladder", "sizes"), ladders),
             table_fragment("On the same sizes", _HEADER, self._compared()),
             table_fragment("Waste by buckets", ("buckets", "least waste"), self._marginal()),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +72,28 @@ def other_default_device():
             np.testing.assert_allclose(function(W, x), x @ W, rtol=1e-5)
 
 
+def split_on_the_second():
+    config = dataclasses.replace(CONFIG, on_overflow="split")
+    x = np.ones((9, 3), np.float32)
+    for unpad in ("device", "none"):
+        function = bucket_jit(project, in_axes=(None, "batch _"), unpad=unpad, config=config)
+        for device in (SECOND, FIRST):
+            found = function(jax.device_put(W, device), x)
+            np.testing.assert_allclose(found[:9], x @ W, rtol=1e-5)
+            assert found.devices() == {device}, found.devices()
+
+
+def split_over_both():
+    mesh = Mesh(np.array([FIRST, SECOND]), ("model",))
+    config = dataclasses.replace(CONFIG, on_overflow="split")
+    w = jax.device_put(W, NamedSharding(mesh, PartitionSpec(None, "model")))
+    for unpad in ("host", "device", "none"):
+        function = bucket_jit(project, in_axes=(None, "batch _"), unpad=unpad, config=config)
+        for size in (9, 8):
+            x = np.ones((size, 3), np.float32)
+            np.testing.assert_allclose(np.asarray(function(w, x))[:size], x @ W, rtol=1e-5)
+
+
 def sharded_parameters():
     mesh = Mesh(np.array([FIRST, SECOND]), ("model",))
     w = jax.device_put(W, NamedSharding(mesh, PartitionSpec(None, "model")))
@@ -84,5 +108,7 @@ if __name__ == "__main__":
     executed_where_its_parameters_are()
     warmed_on_the_second()
     other_default_device()
+    split_on_the_second()
+    split_over_both()
     sharded_parameters()
     print("right on both devices")

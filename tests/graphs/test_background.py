@@ -502,16 +502,27 @@ threading.Thread(target=serve).start()
 """
 
 
+STARTS_NO_LATE_THREADS = (3, 12, 0) <= sys.version_info[:3] <= (3, 12, 2)
+"""These start no thread once the main one has ended (python/cpython#113964)."""
+
+
 def test_captures_go_on_after_the_main_thread():
-    """A server whose main thread has ended still gets its buckets from the background."""
+    """A server whose main thread has ended gets its buckets, or is told once why it does not."""
     done = python(AFTER_MAIN.format(then="function.manager.wait()"))
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "4 4\n")
+    assert done.returncode == 0
+    if STARTS_NO_LATE_THREADS:
+        assert done.stdout == "0 0\n"
+        assert done.stderr.count("\n") == 1
+        assert done.stderr.startswith("nothing is captured in the background for now: can't create")
+    else:
+        assert (done.stdout, done.stderr) == ("4 4\n", "")
 
 
 def test_the_last_thread_does_not_wait_for_its_captures():
     """When the last server thread ends, too, what is queued is dropped and the process ends."""
-    done = python(AFTER_MAIN.format(then=""))
-    assert (done.returncode, done.stderr) == (0, "")
+    done = python(AFTER_MAIN.format(then=""), timeout=60)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
 
 
 def test_calls_at_exit_are_served():

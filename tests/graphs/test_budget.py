@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax import ConfigError, CUDAGraphConfig, CUDAGraphManager, bucket_jit
+from cudagraph_jax import (
+    CaptureError,
+    ConfigError,
+    CUDAGraphConfig,
+    CUDAGraphManager,
+    CUDAGraphWarning,
+    bucket_jit,
+)
+from cudagraph_jax.graphs.failures import Failures
 from tests.graphs.functions import GRID, assert_close, double, floats
 
 QUIET = {"progress": False}
@@ -90,3 +100,136 @@ def test_functions_that_share_a_manager_fit_together():
     with pytest.raises(ConfigError, match="max_graphs=8"):
         second.warmup(floats(0, 2, 4), **QUIET)
     assert (manager.registry.num_graphs, manager.registry.evictions) == (6, 0)
+
+
+def fixed(x):
+    """Needs 400 kB of temporary memory, however many rows."""
+    wide = jnp.sort(jnp.arange(100_000.0) * x.sum())
+    return x + wide[:1] * 0
+
+
+def fixed_function(sizes, **options):
+    config = CUDAGraphConfig(
+        capture_sizes=sizes, memory_pool_size_mb=1, warmup_iterations=0, **options
+    )
+    return bucket_jit(fixed, in_axes=("batch _",), config=config)
+
+
+def test_a_bucket_over_the_whole_budget_ends_the_warmup():
+    """The first bucket that can never fit is an error with its size; no other one is compiled."""
+    function = big_function((1, 2, 8, 16, 32))
+    with pytest.raises(ConfigError) as caught:
+        function.warmup(floats(0, 1, 1), **QUIET)
+    assert (function.registry.capture_count, function.registry.num_graphs) == (1, 0)
+    assert isinstance(caught.value.__cause__, CaptureError)
+    said = str(caught.value)
+    for part in ("memory_pool_size_mb=1", "big at 32x1 needs", "1,048,576", "raise"):
+        assert part in said
+
+
+def test_memory_that_does_not_shrink_is_estimated_as_such():
+    """What all buckets need alike is seen after two of them, before the third is compiled."""
+    function = fixed_function((4, 16, 64))
+    with pytest.raises(ConfigError) as caught:
+        function.warmup(floats(0, 1, 1), **QUIET)
+    assert [entry.key for entry in function.registry.entries()] == [(64, 1), (16, 1)]
+    assert (function.registry.capture_count, function.registry.evictions) == (2, 0)
+    held = sum(entry.memory_bytes or 0 for entry in function.registry.entries())
+    said = str(caught.value)
+    assert f"2 buckets with {held:,} bytes are held, and the next one, 4x1, needs about" in said
+    assert "but the budget is 1,048,576: raise it" in said
+
+
+def jumping(x):
+    """Needs 400 kB for four rows, nearly nothing for two, and 800 kB for one."""
+    wide = jnp.sort(jnp.arange({4: 1e5, 2: 4.0, 1: 2e5}[x.shape[0]]) * x.sum())
+    return x + wide[:1] * 0
+
+
+def test_the_last_bucket_may_not_drive_one_out():
+    """A bucket that needs more than was estimated, also the last one, is no silent eviction."""
+    config = CUDAGraphConfig(capture_sizes=(1, 2, 4), memory_pool_size_mb=1, warmup_iterations=0)
+    function = bucket_jit(jumping, in_axes=("batch _",), out_axes="batch _", config=config)
+    with pytest.raises(ConfigError) as caught:
+        function.warmup(floats(0, 1, 1), **QUIET)
+    assert (function.registry.capture_count, function.registry.evictions) == (3, 1)
+    said = str(caught.value)
+    assert "memory_pool_size_mb=1: 3 buckets need" in said
+    assert "the budget is 1,048,576, so that jumping at 4x1 had to leave" in said
+    assert "when 1x1 was captured: raise it" in said
+
+
+def test_other_arguments_of_the_same_function_keep_their_buckets():
+    """A warm-up for another static value does not drive out the buckets of the first one."""
+
+    def scaled(x, *, by):
+        return x * by
+
+    config = dataclasses.replace(GRID, max_graphs=8)
+    function: Any = bucket_jit(scaled, in_axes=("batch seq",), static_argnames="by", config=config)
+    function.warmup(floats(0, 2, 4), by=2, **QUIET)
+    with pytest.raises(ConfigError) as caught:
+        function.warmup(floats(0, 2, 4), by=3, **QUIET)
+    assert (function.registry.num_graphs, function.registry.evictions) == (6, 0)
+    said = str(caught.value)
+    assert "6 buckets beside the 6 of other functions or arguments" in said
+    assert "max_graphs=8" in said
+    assert "reset()" in said
+    function.manager.reset()
+    assert function.warmup(floats(0, 2, 4), by=3, **QUIET).captured == 6
+
+
+def test_memory_of_other_functions_is_not_taken():
+    """A grid that would fit alone is refused where another function holds the memory."""
+    first = big_function((2,))
+    second = bucket_jit(
+        lambda x: big(x + 1), in_axes=("batch _",), manager=first.manager, name="second"
+    )
+    first.warmup(floats(0, 1, 1), **QUIET)
+    with pytest.raises(ConfigError, match="big at 2x1 had to leave when 2x1 was captured"):
+        second.warmup(floats(0, 1, 1), **QUIET)
+
+
+def test_buckets_outside_the_grid_may_go():
+    """What was captured on the way, outside the grid, leaves for a grid that fits without it."""
+    config = dataclasses.replace(GRID, max_graphs=6, on_overflow="exact")
+    function = bucket_jit(double, in_axes=("batch seq",), config=config)
+    function(floats(0, 9, 9))
+    assert function.warmup(floats(0, 2, 4), **QUIET).captured == 6
+    assert (function.registry.num_graphs, function.registry.evictions) == (6, 1)
+
+
+def test_a_reset_meanwhile_is_no_eviction():
+    """Buckets that are dropped on purpose during a warm-up are not held against the budget."""
+    config = dataclasses.replace(GRID, max_graphs=6)
+    function = bucket_jit(double, in_axes=("batch seq",), config=config)
+    resets = [function.manager.reset]
+
+    def progress(done, total, bucket):
+        if done == 3 and resets:
+            resets.pop()()
+
+    function.warmup(floats(0, 2, 4), progress=progress)
+    assert function.registry.num_graphs == 3
+
+
+def test_an_over_budget_bucket_is_compiled_once():
+    """A bucket over the whole budget is said in plain words, served eagerly, and never retried."""
+    clock = itertools.count(step=1000.0)
+    function = big_function((4,))
+    manager = function.manager
+    manager.dispatcher.capturer.failures = Failures(clock=lambda: next(clock))
+    x = floats(0, 4, 1)
+    with pytest.warns(CUDAGraphWarning) as told:  # noqa: PT031
+        for _ in range(3):
+            assert_close(function(x), np.asarray(big(jnp.asarray(x))))
+    assert function.registry.capture_count == 1
+    (warning,) = told
+    said = str(warning.message)
+    assert "big at 4x1 needs 1,6" in said
+    assert "1,048,576" in said
+    assert "not tried again" in said
+    explained = str(function.explain(x))
+    for text in (said, explained):
+        assert "Variant(" not in text
+        assert "PyTreeDef" not in text

@@ -17,6 +17,7 @@ from cudagraph_jax import (
     CUDAGraphMode,
     CUDAGraphRegistry,
     InputShapeError,
+    PaddingLeakError,
     SealedError,
 )
 from cudagraph_jax.graphs.decision import Decision, Holdings, Reason, decide
@@ -30,6 +31,7 @@ CAPTURE, REPLAY, NONE, DISABLED = (
 )
 OWN, LARGER = Bucket(4, 8), Bucket(8, 16)
 INSIDE, OUTSIDE = Bucket(3, 7), Bucket(300, 7)
+FAILED, LEAKS = CaptureError("no luck"), PaddingLeakError("row 1 moves")
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +41,19 @@ def entries():
     return {size: registry.capture(*size, double, size) for size in (OWN, LARGER, OUTSIDE)}
 
 
-def decided(entries, mode, sizes, *, held=(), failed=False, **options) -> Decision:
+def decided(entries, mode, sizes, *, held=(), failed=None, queues=True, **options) -> Decision:
     config = CUDAGraphConfig(capture_sizes=(4, 8), capture_seq_lens=(8, 16), **options)
     own = {size: entries[size] for size in held if size != LARGER}
     holdings = Holdings(
         find=own.get,
         find_larger=lambda: entries[LARGER] if LARGER in held else None,
-        failed=lambda bucket: CaptureError("no") if failed else None,
+        failed=lambda bucket: failed or None,
+        queues=lambda bucket: queues,
     )
     return decide(config, mode, sizes, config.bucket_for(*sizes), holdings)
 
 
+BEHIND = {"on_miss": "background"}
 TABLE: list[tuple[CUDAGraphMode, Bucket, dict[str, Any], CUDAGraphMode, Reason]] = [
     # Captured: its own bucket, exactly or padded.
     (CAPTURE, OWN, {"held": (OWN,)}, REPLAY, Reason.EXACT),
@@ -64,7 +68,7 @@ TABLE: list[tuple[CUDAGraphMode, Bucket, dict[str, Any], CUDAGraphMode, Reason]]
     (CAPTURE, INSIDE, {}, CAPTURE, Reason.MISS),
     (CAPTURE, INSIDE, {"held": (LARGER,)}, CAPTURE, Reason.MISS),
     (CAPTURE, INSIDE, {"on_miss": "eager"}, NONE, Reason.MISS),
-    (CAPTURE, INSIDE, {"failed": True}, NONE, Reason.FAILED),
+    (CAPTURE, INSIDE, {"failed": FAILED}, NONE, Reason.FAILED),
     (REPLAY, INSIDE, {"held": (LARGER,)}, REPLAY, Reason.LARGER),
     (REPLAY, INSIDE, {"held": (LARGER,), "on_miss": "error"}, REPLAY, Reason.LARGER),
     (REPLAY, INSIDE, {}, NONE, Reason.SEALED),
@@ -72,6 +76,15 @@ TABLE: list[tuple[CUDAGraphMode, Bucket, dict[str, Any], CUDAGraphMode, Reason]]
     (NONE, INSIDE, {}, NONE, Reason.PAUSED),
     (NONE, INSIDE, {"on_miss": "error"}, NONE, Reason.PAUSED),
     (DISABLED, INSIDE, {}, DISABLED, Reason.DISABLED),
+    (CAPTURE, INSIDE, {"failed": FAILED, "on_miss": "eager"}, NONE, Reason.FAILED),
+    (REPLAY, INSIDE, {"failed": LEAKS}, NONE, Reason.SEALED),
+    # In the background meanwhile.
+    (CAPTURE, INSIDE, BEHIND, NONE, Reason.QUEUED),
+    (CAPTURE, INSIDE, {**BEHIND, "held": (LARGER,)}, REPLAY, Reason.LARGER),
+    (CAPTURE, INSIDE, {**BEHIND, "queues": False}, NONE, Reason.REFUSED),
+    (CAPTURE, INSIDE, {**BEHIND, "queues": False, "held": (LARGER,)}, REPLAY, Reason.LARGER),
+    (CAPTURE, INSIDE, {**BEHIND, "failed": FAILED}, NONE, Reason.FAILED),
+    (CAPTURE, INSIDE, {**BEHIND, "failed": FAILED, "held": (LARGER,)}, REPLAY, Reason.LARGER),
     # Outside the limits.
     (CAPTURE, OUTSIDE, {}, NONE, Reason.OVERFLOW),
     (REPLAY, OUTSIDE, {}, NONE, Reason.OVERFLOW),
@@ -103,6 +116,22 @@ def test_mode_table(entries, mode, sizes, given_options, expected, reason):
     [
         (CAPTURE, INSIDE, {"on_miss": "error"}, SealedError, "bucket 4x8 is not captured"),
         (REPLAY, INSIDE, {"on_miss": "error"}, SealedError, "sealed: warm it up before"),
+        (
+            CAPTURE,
+            INSIDE,
+            {"on_miss": "error", "failed": FAILED},
+            SealedError,
+            r"4x8 could not be captured \(no luck\).*reset\(\)",
+        ),
+        (CAPTURE, INSIDE, {"failed": LEAKS}, PaddingLeakError, "row 1 moves"),
+        (CAPTURE, INSIDE, {**BEHIND, "failed": LEAKS}, PaddingLeakError, "row 1 moves"),
+        (
+            CAPTURE,
+            OUTSIDE,
+            {"on_overflow": "exact", "failed": LEAKS},
+            PaddingLeakError,
+            "row 1 moves",
+        ),
         (
             CAPTURE,
             OUTSIDE,
@@ -147,10 +176,10 @@ def test_errors(entries, mode, sizes, given_options, error, said):
     mode=st.sampled_from(CUDAGraphMode),
     sizes=st.builds(Bucket, st.integers(0, 12), st.integers(0, 20)),
     held=st.sets(st.sampled_from([OWN, LARGER])),
-    failed=st.booleans(),
+    failed=st.sampled_from([None, FAILED, LEAKS]),
     options=st.fixed_dictionaries(
         {
-            "on_miss": st.sampled_from(["capture", "eager", "error"]),
+            "on_miss": st.sampled_from(["capture", "background", "eager", "error"]),
             "on_overflow": st.sampled_from(["eager", "error"]),
             "cudagraph_copy_inputs": st.booleans(),
         }
@@ -178,3 +207,27 @@ def test_what_always_holds(entries, mode, sizes, held, failed, options):
         assert 0 not in sizes
     if mode in (NONE, DISABLED):
         assert decision.mode is mode
+
+
+@pytest.mark.parametrize(
+    ("held", "failed", "queues", "passing", "queued"),
+    [
+        ((), None, True, False, True),
+        ((), None, False, False, False),
+        ((LARGER,), None, True, True, True),
+        ((LARGER,), None, False, True, False),
+        ((LARGER,), FAILED, True, True, False),
+        ((OWN,), None, True, False, False),
+    ],
+)
+def test_what_may_change(entries, held, failed, queues, passing, queued):
+    """A larger bucket serves for now alone while the call's own is queued, failed or refused."""
+    decision = decided(entries, CAPTURE, INSIDE, held=held, failed=failed, queues=queues, **BEHIND)
+    assert (decision.is_passing, decision.in_background) == (passing, queued)
+
+
+def test_a_leak_is_raised_anew(entries):
+    """Each call raises a leak of its own: one object in many threads would mix their traces."""
+    errors = [decided(entries, CAPTURE, INSIDE, failed=LEAKS).error for _ in range(2)]
+    assert errors[0] is not errors[1]
+    assert LEAKS not in errors

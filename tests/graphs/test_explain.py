@@ -138,3 +138,34 @@ def test_without_lengths():
     function = bucket_jit(double, in_axes=("batch seq",), config=config)
     assert "batch 4 and seq_len 6" in str(function.explain(floats(0, 2, 7)))
     assert function.explain(floats(0, 2, 5)).bucket == Bucket(4, 5)
+
+
+def by_keywords(x, **options):
+    return x * options["a"] + options["b"]
+
+
+def by_name(x, *, b, a):
+    return x * a + b
+
+
+@pytest.mark.parametrize("function", [by_keywords, by_name])
+def test_errors_name_the_right_keyword(function):
+    """Keyword arguments are named as they are, in whatever order they are declared or given."""
+    function = bucket_jit(function, in_axes=("batch seq",), config=GRID)
+    for given in ({"b": 1.0, "a": "text"}, {"a": "text", "b": 1.0}):
+        for ask in (function, function.explain):
+            with pytest.raises(InputShapeError, match=r"^a is a str"):
+                ask(X, **given)
+    with pytest.raises(InputShapeError, match=r"^b is a str"):
+        function(X, b="text", a=1.0)
+
+
+@pytest.mark.parametrize("function", [by_keywords, by_name])
+def test_the_nearest_bucket_names_the_right_keyword(function):
+    """A keyword argument that differs from what is captured is called by its name."""
+    function = bucket_jit(function, in_axes=("batch seq",), config=GRID)
+    one, half = np.float32(1), np.float16(0.5)
+    function(X, b=one, a=one)
+    function.seal()
+    assert "with a of dtype float32, not float16" in function.explain(X, b=one, a=half).reason
+    assert "with b of dtype float32, not float16" in function.explain(X, a=one, b=half).reason

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cudagraph_jax import (
+    ConfigError,
     CUDAGraphConfig,
     CUDAGraphManager,
     CUDAGraphMode,
@@ -466,7 +467,13 @@ class Calls(RuleBasedStateMachine):
     @precondition(lambda self: self.function.manager.mode is CUDAGraphMode.CAPTURE)
     @rule()
     def warm_up(self):
-        self.function.warmup(self.table, tokens(0, 1, 1), progress=False)
+        try:
+            self.function.warmup(self.table, tokens(0, 1, 1), progress=False)
+        except ConfigError:
+            # The buckets of another table are in the way, and are not driven out in silence.
+            assert len({entry.variant for entry in self.function.registry.entries()}) > 1
+            self.function.registry.clear()
+            self.function.warmup(self.table, tokens(0, 1, 1), progress=False)
         assert self.function.registry.num_graphs == 2
 
     @invariant()

@@ -6,6 +6,8 @@ import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -269,3 +271,50 @@ def test_an_oversized_value_is_told_to_its_waiters():
         cache.get_or_make("big", lambda: Value("big", 1000, 0))
     assert [key for key, _ in cache.items()] == ["small"]
     assert cache.evictions == 0
+
+
+def test_only_what_a_limit_drops_is_evicted():
+    """on_evict gets what had to leave because of a limit, and not what was taken out."""
+    evicted: list[str] = []
+    cache: SingleFlightLRU[str, str] = SingleFlightLRU(
+        last_used=ord, max_items=2, on_evict=evicted.extend
+    )
+    for key in "abc":
+        cache.get_or_make(key, partial(str, key))
+    cache.pop("b")
+    cache.clear()
+    assert evicted == ["a"]
+
+
+def test_errors_describe_keys_in_the_callers_words():
+    """What is too large, is asked for by its own maker, or dies under its waiters is named well."""
+    cache: SingleFlightLRU[Any, Value] = SingleFlightLRU(
+        last_used=lambda value: value.used,
+        weight=lambda value: value.weight,
+        max_weight=10,
+        describe=lambda key: "embed at 8x1",
+    )
+    with pytest.raises(CaptureError, match=r"^embed at 8x1 needs 1,000 bytes") as caught:
+        cache.get_or_make("big", lambda: Value("big", 1000, 0))
+    assert caught.value.stage == "budget"
+    with pytest.raises(CaptureError, match=r"^making embed at 8x1 asked for embed at 8x1 itself"):
+        cache.get_or_make("a", lambda: cache.get_or_make("a", lambda: Value("a", 0, 0)).value)
+    leading, waiting = Announced(), Announced()
+    outcome: list[str] = []
+
+    def wait_for_it():
+        with pytest.raises(CaptureError) as failure:
+            cache.get_or_make(waiting, lambda: Value("waiter's own", 0, 0))
+        outcome.append(str(failure.value))
+
+    waiter = threading.Thread(target=wait_for_it)
+
+    def make():
+        waiter.start()
+        waiting.until_waiting()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.get_or_make(leading, make)
+    waiter.join()
+    assert outcome == ["embed at 8x1 was not made: KeyboardInterrupt in another thread"]

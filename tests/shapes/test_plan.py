@@ -65,7 +65,7 @@ class Cells(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.cells, self.captions = [], [], []
+        self.open, self.cells, self.captions, self.titles = [], [], [], []
         self.feed(text)
         self.close()
 
@@ -76,18 +76,16 @@ class Cells(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        {"td": self.cells, "caption": self.captions}.get(self.open[-1], []).append(data)
+        known = {"td": self.cells, "caption": self.captions, "b": self.titles}
+        known.get(self.open[-1], []).append(data)
 
 
 def test_html():
     """Three tables in one element, well formed, with the same figures as the text."""
     found = Cells(PLAN._repr_html_())
     assert found.open == []
-    assert found.captions == [
-        "BucketPlan(4 buckets: 2x2, expected waste 12.5%) from 12,345 requests",
-        "On the same sizes",
-        "Waste by buckets",
-    ]
+    assert found.titles == ["BucketPlan(4 buckets: 2x2, expected waste 12.5%) from 12,345 requests"]
+    assert found.captions == ["Ladders", "On the same sizes", "Waste by buckets"]
     assert found.cells[:4] == ["batch_sizes", "2, 4", "seq_lens", "16, 100"]
     assert found.cells[4:7] == ["this plan", "4", "12.5%"]
     assert PLAN._repr_html_().count("<style>") == 1

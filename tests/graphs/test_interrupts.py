@@ -1,0 +1,72 @@
+"""Ctrl-C in a call: it reaches the caller, and the call is counted all the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from cudagraph_jax import bucket_jit
+from tests.graphs.faults import managed
+from tests.graphs.functions import assert_close, floats, stats_of
+
+X = floats(0, 2, 4)
+
+
+class Weights:
+    """A pytree; taking it apart is interrupted after so many times."""
+
+    def __init__(self, value):
+        self.value = value
+        self.interrupted_after = -1
+
+    def flatten(self):
+        self.interrupted_after -= 1
+        if self.interrupted_after == -1:
+            raise KeyboardInterrupt
+        return (self.value,), None
+
+
+jax.tree_util.register_pytree_node(
+    Weights, lambda weights: weights.flatten(), lambda _, values: Weights(*values)
+)
+
+
+@pytest.mark.parametrize("after", range(5))
+@pytest.mark.parametrize("how", ["hit", "keyword", "specification", "new"])
+def test_an_interrupt_goes_through(how, after):
+    """Ctrl-C reaches the caller wherever it comes, and the call is counted once."""
+    manager = managed()
+
+    def scaled(weights, x):
+        return x * weights.value
+
+    def of_one(inputs):
+        return scaled(inputs["weights"], inputs["x"])
+
+    function: Any = bucket_jit(scaled, in_axes=(None, "batch seq"), manager=manager)
+
+    def call(weights):
+        if how == "specification":
+            return manager.execute_or_capture(2, 4, of_one, {"weights": weights, "x": X})
+        return function(weights, x=X) if how == "keyword" else function(weights, X)
+
+    weights = Weights(np.float32(2))
+    before = 0 if how == "new" else 2
+    for _ in range(before):
+        assert_close(call(weights), X * 2)
+    weights.interrupted_after = after
+    try:
+        call(weights)
+        interrupted = 0
+    except KeyboardInterrupt:
+        interrupted = 1
+    stats = stats_of(manager)
+    assert sum(stats["errors_by_reason"].values()) == interrupted
+    assert stats["calls"] == before + 1
+    assert interrupted or after
+    weights.interrupted_after = -1
+    assert_close(call(weights), X * 2)
+    assert stats_of(manager)["calls"] == before + 2

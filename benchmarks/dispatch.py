@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +72,43 @@ def exact_hits(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]
             "",
         ),
     ]
+
+
+def read_histogram(rounds: int) -> list[tuple[str, Timing, Timing, str]]:
+    """Exact hits while another thread reads the histogram of sizes, against the same hits.
+
+    A hit does nothing for the histogram: its sizes are counted when somebody reads them. So it is
+    the reading that is measured, ten times a second, in turns of about a fifth of a second.
+    """
+    x = jnp.ones((4, 16))
+    hit = cg.bucket_jit(tiny, in_axes=("batch seq", "batch seq"), config=CONFIG, unpad="none")
+    reading, over = threading.Event(), threading.Event()
+
+    def read() -> None:
+        while not over.wait(0.1):
+            if reading.is_set():
+                hit.manager.sizes()
+
+    def hits(switch: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            switch()
+            for _ in range(1000):
+                hit(x, x)
+
+        return run
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        times = interleaved(
+            {"read": hits(reading.set), "left alone": hits(reading.clear)}, rounds=rounds, calls=30
+        )
+    finally:
+        over.set()
+        reader.join()
+    each = {name: Timing(tuple(us / 1000 for us in t.rounds_us)) for name, t in times.items()}
+    what = "exact hit, sizes() 10 times a second / without"
+    return [(what, each["read"], each["left alone"], "<= 1.03")]
 
 
 def padded_call(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]:
@@ -144,7 +183,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--calls", type=int, default=300)
     options = parser.parse_args()
-    rows = exact_hits(options.rounds, options.calls) + padded_call(options.rounds, options.calls)
+    rows = [
+        *exact_hits(options.rounds, options.calls),
+        *read_histogram(max(options.rounds // 4, 2)),
+        *padded_call(options.rounds, options.calls),
+    ]
     device = jax.devices()[0]
     print(f"jax {jax.__version__}, {device.platform} ({device.device_kind}), medians")
     print(f"{'what':52} {'us':>8} {'peer us':>8} {'ratio':>6} {'quartiles':>13}  promised")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 from cudagraph_jax.fork import put_right_in_child
 from cudagraph_jax.log import logger
@@ -12,6 +13,18 @@ MAX_QUEUED = 64
 """Captures that may wait or run; a request beyond that is served all the same, and asks again."""
 
 Job = Callable[[], None]
+
+
+class Queued(NamedTuple):
+    """A job that waits.
+
+    Attributes:
+        job: What is done.
+        dropped: Told if it is not.
+    """
+
+    job: Job
+    dropped: Job
 
 
 class Worker(threading.Thread):
@@ -52,18 +65,21 @@ class Background:
     def after_fork(self) -> None:
         """Begins with an empty queue and no worker; in a child, the parent has both."""
         self._changed = threading.Condition()
-        self._waiting: dict[Hashable, Job] = {}
+        self._waiting: dict[Hashable, Queued] = {}
         self._running: Hashable | None = None
         self._worker: threading.Thread | None = None
 
-    def submit(self, key: Hashable, job: Job) -> bool:
-        """Queues `job` unless one of the same key waits or runs; whether one does now."""
+    def submit(self, key: Hashable, job: Job, *, dropped: Job = lambda: None) -> bool:
+        """Queues `job` unless one of the same key waits or runs; whether one does now.
+
+        `dropped` is called if it is dropped while it waits; not when the interpreter exits.
+        """
         with self._changed:
             if key in self._waiting or key == self._running:
                 return True
             if self._closed or len(self) >= self._max_queued:
                 return False
-            self._waiting[key] = job
+            self._waiting[key] = Queued(job, dropped)
             return self._worker is not None or self._start()
 
     def accepts(self, key: Hashable) -> bool:
@@ -75,8 +91,11 @@ class Background:
     def clear(self) -> None:
         """Drops what waits."""
         with self._changed:
+            waiting = list(self._waiting.values())
             self._waiting.clear()
             self._changed.notify_all()
+        for queued in waiting:
+            queued.dropped()
 
     def drain(self) -> None:
         """Waits until nothing waits or runs."""
@@ -87,8 +106,7 @@ class Background:
         """Drops what waits, finishes what runs, and takes no more jobs."""
         with self._changed:
             self._closed = True
-            self._waiting.clear()
-            self._changed.notify_all()
+        self.clear()
         self.drain()
 
     def _start(self) -> bool:
@@ -130,7 +148,7 @@ class Background:
                 self._changed.notify_all()
                 return None
             self._running = next(iter(self._waiting))
-            return self._waiting.pop(self._running)
+            return self._waiting.pop(self._running).job
 
 
 def _process_goes_on() -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import jax
 
+from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError
 from cudagraph_jax.fork import forkable_lock
 from cudagraph_jax.graphs.background import Background
@@ -54,6 +55,7 @@ class Capturer:
         failures: Captures that failed.
         background: Captures that wait.
         is_warm: Whether a warm-up has ended: from then on a capture disturbs traffic.
+        newest_plan: The last grid that was asked for; those before it are not put in place.
         recorded_again: How many buckets were run because a capture had thrown their graphs away.
     """
 
@@ -71,6 +73,7 @@ class Capturer:
         self.background = Background("cudagraph-jax-capture")
         self.is_warm = False
         self.recorded_again = 0
+        self.newest_plan: object = None
         self._lock = forkable_lock()
         self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
 
@@ -98,6 +101,7 @@ class Capturer:
         Raises:
             CaptureError: It could not be captured, checked or run.
         """
+        config = self.registry.config
         try:
             made = self.registry.capture_program(
                 program,
@@ -115,6 +119,8 @@ class Capturer:
             ) from error
         if made.is_new:
             self.failures.forget(bucket, program.variant)
+            if is_stale(program, bucket, config, self.registry.config):
+                self.registry.discard(bucket, program.variant)
             if self.is_warm and not in_warmup:
                 self.record_again(other_than={made.value})
         return made
@@ -130,13 +136,15 @@ class Capturer:
 
     def capture_later(self, bucket: Bucket, task: Task) -> None:
         """Captures and warms up `bucket` off the request path, queued once."""
-        variant = task.call.variant
+        variant, config = task.call.variant, self.registry.config
         # The job must hold no array of the request: it may wait for long.
         program = Program(task.target, task.call)
         abstract = replace(task, call=program.example)
 
         def job() -> None:
-            iterations = self.registry.config.warmup_iterations
+            if self.registry.config is not config:
+                return  # the grid is another one, and the next call asks for its bucket
+            iterations = config.warmup_iterations
             try:
                 if abstract.before_capture is not None:
                     abstract.before_capture(program)
@@ -173,6 +181,21 @@ class Capturer:
                 self.failures.remember(entry.bucket, entry.variant, error)
             with self._lock:
                 self.recorded_again += 1
+
+
+def is_stale(program: Program, bucket: Bucket, old: CUDAGraphConfig, new: CUDAGraphConfig) -> bool:
+    """Whether `bucket` was of the grid of `old` and has no place in that of `new`.
+
+    What lies outside the limits of both was captured for `on_overflow="exact"`, and serves on.
+    """
+    if old is new:
+        return False
+    if not new.should_use_cudagraph(*bucket):
+        return old.should_use_cudagraph(*bucket)
+    own = new.bucket_for(*bucket)
+    return (program.carries_batch and own.batch_size != bucket.batch_size) or (
+        program.carries_seq and own.seq_len != bucket.seq_len
+    )
 
 
 def _backend_evicts() -> bool:

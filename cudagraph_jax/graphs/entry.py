@@ -19,6 +19,7 @@ from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.tables import one_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,7 +52,7 @@ class CUDAGraphEntry:
     observers: Observers[CUDAGraphEntry] = field(repr=False)
 
     def __repr__(self) -> str:
-        return f"CUDAGraphEntry({self.bucket}, {self.variant}, graph_id={self.graph_id})"
+        return one_line(f"CUDAGraphEntry({self.bucket}, {self.variant}, graph_id={self.graph_id})")
 
     @property
     def batch_size(self) -> int:

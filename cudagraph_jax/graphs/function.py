@@ -34,6 +34,7 @@ from cudagraph_jax.report.stats import stats_html
 from cudagraph_jax.report.warmup import WarmupReport
 from cudagraph_jax.shapes.plan import BucketPlan
 from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.tables import one_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -115,7 +116,7 @@ class BucketedFunction(Generic[P, R]):
         return outputs
 
     def __repr__(self) -> str:
-        return f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)"
+        return one_line(f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)")
 
     def _repr_html_(self) -> str:
         return stats_html(self._target.name, self.stats())

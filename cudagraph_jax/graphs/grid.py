@@ -36,7 +36,11 @@ def warm_grid(
     with dispatcher.capturer.gate.admission() as admitted:
         if not admitted:
             raise sealed_error(dispatcher.mode)
-        return _warm_grid(dispatcher, call, target, progress)
+        while True:
+            config = dispatcher.config
+            report = _warm_grid(dispatcher, call, target, progress)
+            if dispatcher.config is config:
+                return report  # else there is another grid by now
 
 
 def _warm_grid(

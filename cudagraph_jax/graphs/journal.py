@@ -156,7 +156,7 @@ class Journal:
 
     def __init__(self, bucket: Bucket, ledger: Ledger, owner: object) -> None:
         self._elements = bucket.elements
-        self._sizes = ledger.sizes
+        self._ledger = ledger
         self._owner = weakref.ref(owner)
         self._lock = forkable_lock()
         self._tallies: list[Tally] = []
@@ -197,7 +197,7 @@ class Journal:
             # Asked before its totals, so that nothing is added between the two.
             is_open = tally.is_open
             found = tally.totals(self._elements)
-            self._sizes.add(tally.request.sizes, tally.settle(found.calls))
+            self._ledger.sizes.add(tally.request.sizes, tally.settle(found.calls))
             total = total + found
             if is_open:
                 still_open.append(tally)
@@ -213,6 +213,9 @@ class Ledger:
 
     Args:
         sizes: Where the sizes of all calls are counted, whenever journals are added up.
+
+    Attributes:
+        sizes: The same; another one when its journals should count no more there.
     """
 
     def __init__(self, sizes: SizeHistogram | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
@@ -75,6 +75,7 @@ class SingleFlightLRU(Generic[K, V]):
         self._values: dict[K, V] = {}
         self._flights: dict[K, _Flight[V]] = {}
         self._evictions = 0
+        self._generation = 0
 
     def __len__(self) -> int:
         return len(self._values)
@@ -125,10 +126,21 @@ class SingleFlightLRU(Generic[K, V]):
             self._admit(key, flight, flight.value)
         return Made(flight.value, is_new=True)
 
-    def put(self, key: K, value: V) -> None:
-        """Holds a value that was made elsewhere, whatever the limits; the next one keeps them."""
+    @property
+    def generation(self) -> int:
+        """How often it was cleared."""
+        return self._generation
+
+    def put_all(self, values: Mapping[K, V], *, generation: int) -> bool:
+        """Holds values that were made elsewhere, unless it was cleared since `generation`.
+
+        Limits are left to the caller.
+        """
         with self._lock:
-            self._values[key] = value
+            if self._generation != generation:
+                return False
+            self._values.update(values)
+            return True
 
     def pop(self, key: K) -> V | None:
         """Takes the value of `key` out; None if absent."""
@@ -141,6 +153,7 @@ class SingleFlightLRU(Generic[K, V]):
     def clear(self) -> None:
         """Takes every value out; what is in the making is not kept either."""
         with self._lock:
+            self._generation += 1
             dropped = list(self._values.values())
             self._values.clear()
             self._flights.clear()

@@ -29,12 +29,12 @@ from cudagraph_jax.graphs.single import (
     request_sizes,
     route_key,
     single_call,
+    single_program,
     single_target,
 )
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.prefix import PyTree
-from cudagraph_jax.shapes.structs import as_structs
 
 
 class CUDAGraphManager(Reported):
@@ -127,15 +127,10 @@ class CUDAGraphManager(Reported):
         sizes = capture_sizes(batch_size, seq_len)
         if not self.config.should_use_cudagraph(*sizes):
             return None
-        target = single_target(capture_fn)
-        structs = as_structs(input_shapes, name="input_shapes")
-        call = single_call(capture_fn, structs, sizes)
-        program = Program(target, call)
-        if output_shapes is not None:
-            check_outputs(program, sizes, output_shapes)
+        program, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
         bucket = self.config.bucket_for(*sizes)
         entry = self.registry.find(bucket, call.variant)
-        capturer, task = self.dispatcher.capturer, Task(call, target, single_input=True)
+        capturer, task = self.dispatcher.capturer, Task(call, program.target, single_input=True)
         with capturer.gate.admission() as admitted:
             if entry is None and admitted:
                 iterations = self.config.warmup_iterations

@@ -45,10 +45,11 @@ class Planned:
     dispatcher: Dispatcher
 
     def sizes(self) -> dict[Bucket, int]:
-        """How often each (batch, seq_len) was asked for, since the start, `reset` or `replan`.
+        """How often each (batch, seq_len) was asked for, since the start or `reset`.
 
         Where there are thousands of different sizes, similar ones are counted together, rounded
-        up. `replan` halves the counts, so that newer requests weigh more in the next one.
+        up. `replan` halves the counts (no size is forgotten), so that newer requests weigh more in
+        the next one.
         """
         return self.registry.asked_sizes()
 
@@ -60,7 +61,7 @@ class Planned:
         The new grid is captured in the background, for every program that has captured buckets,
         while the old one serves; then it takes its place as a whole, and no request waits. Both
         are held until then. If anything fails, the old grid stays and a `CUDAGraphWarning` says
-        why. `wait()` waits for the end.
+        why. A newer plan takes the place of one that waits. `wait()` waits for the end.
 
         The largest size that was asked for gets a bucket, also where it was outside the limits:
         `max_batch_size` and `max_seq_len` leave larger ones to `on_overflow`.

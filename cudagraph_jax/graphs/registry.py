@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
@@ -16,13 +16,12 @@ from cudagraph_jax.graphs.lru import Made, SingleFlightLRU
 from cudagraph_jax.graphs.observers import Observers
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.routes import Routes, Watchers
-from cudagraph_jax.graphs.single import capture_sizes, check_outputs, single_call, single_target
+from cudagraph_jax.graphs.single import capture_sizes, single_program
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.report.stats import ShownByStats
 from cudagraph_jax.shapes.histogram import SizeHistogram
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.prefix import PyTree
-from cudagraph_jax.shapes.structs import as_structs
 
 Key = tuple[Bucket, Variant]
 
@@ -126,14 +125,10 @@ class CUDAGraphRegistry(ShownByStats):
         """
         use_jax()
         sizes = capture_sizes(batch_size, seq_len)
-        call = single_call(capture_fn, as_structs(input_shapes, name="input_shapes"), sizes)
-        program = Program(single_target(capture_fn), call)
-        if output_shapes is not None:
-            check_outputs(program, sizes, output_shapes)
+        program, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
         iterations = self.config.warmup_iterations
-        return self.capture_program(
-            program, sizes, call, single_input=True, iterations=iterations
-        ).value
+        made = self.capture_program(program, sizes, call, single_input=True, iterations=iterations)
+        return made.value
 
     def capture_program(
         self,
@@ -190,10 +185,17 @@ class CUDAGraphRegistry(ShownByStats):
             iterations=iterations,
         )
 
-    def adopt(self, entry: CUDAGraphEntry) -> None:
-        """Holds an entry that was built; nothing has to leave for it."""
-        self._entries.put((entry.bucket, entry.variant), entry)
-        self.observers.captured(entry)
+    @property
+    def generation(self) -> int:
+        """How often it was cleared."""
+        return self._entries.generation
+
+    def adopt(self, entries: Mapping[Key, CUDAGraphEntry], *, generation: int) -> bool:
+        """Holds what was built, unless it was cleared since `generation`; evicts nothing."""
+        adopted = self._entries.put_all(entries, generation=generation)
+        for entry in entries.values() if adopted else ():
+            self.observers.captured(entry)
+        return adopted
 
     def find(self, bucket: Bucket, variant: Variant) -> CUDAGraphEntry | None:
         """The entry of exactly this bucket and variant."""
@@ -226,11 +228,8 @@ class CUDAGraphRegistry(ShownByStats):
 
     def at(self, bucket: Bucket, *, variant: Variant | None = None) -> list[CUDAGraphEntry]:
         """All entries of exactly this bucket, the one captured last at the end."""
-        return [
-            entry
-            for (known, kind), entry in self._entries.items()
-            if known == bucket and variant in (None, kind)
-        ]
+        entries = [entry for entry in self.entries() if entry.bucket == bucket]
+        return [entry for entry in entries if variant in (None, entry.variant)]
 
     def has(self, batch_size: int, seq_len: int, *, variant: Variant | None = None) -> bool:
         """Whether `get` would find an entry."""
@@ -261,6 +260,7 @@ class CUDAGraphRegistry(ShownByStats):
         self._entries.forget_evictions()
         self._builder.forget()
         with self._lock:
+            self._ledger.sizes = SizeHistogram()  # whose journals may be read on
             self._ledger = Ledger(self.sizes)
             self.restarts += 1  # the last: who adds up differences reads it before the counts
         self.sizes.clear()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from cudagraph_jax.checks import positive_size
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError, CUDAGraphError, CUDAGraphWarning
+from cudagraph_jax.graphs.capturer import is_stale
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.grid import grid, sealed_error
@@ -21,6 +22,8 @@ from cudagraph_jax.shapes.costs import Cost
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.plan import BucketPlan
 from cudagraph_jax.shapes.planner import Headroom, plan_buckets
+
+Entries = dict[tuple[Bucket, Variant], CUDAGraphEntry]
 
 
 def plan_from(
@@ -49,10 +52,12 @@ def plan_from(
         for size, count in sizes.items()
         if size.batch_size <= most[0] and size.seq_len <= most[1]
     }
+    if not sizes:
+        raise ConfigError("no sizes were asked for yet: plan after there were requests")
     if not kept:
         raise ConfigError(
-            f"{len(sizes)} sizes were asked for, none of them within max_batch_size="
-            f"{max_batch_size} and max_seq_len={max_seq_len}: plan after there were requests"
+            f"all {len(sizes)} sizes are above max_batch_size={max_batch_size} or max_seq_len="
+            f"{max_seq_len}: raise these"
         )
     if config.capture_seq_lens is None and any(size.seq_len != 1 for size in kept):
         raise ConfigError(
@@ -73,7 +78,7 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan) -> None:
     """Captures the grid of `plan` off the request path, and then changes to it as a whole.
 
     Every program that has a captured bucket gets the new grid. If anything fails, the old grid
-    stays, and a `CUDAGraphWarning` says why.
+    stays, and a `CUDAGraphWarning` says why. A newer plan takes the place of one that waits.
 
     Raises:
         ConfigError: The grid does not fit the configuration.
@@ -81,18 +86,27 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan) -> None:
         CUDAGraphError: The manager is closed, or its queue is full.
     """
     config = planned_config(dispatcher.config, plan)
-    programs = _programs(dispatcher.registry)
-    limit, wanted = config.max_graphs, plan.num_graphs * max(1, len(programs))
-    if limit is not None and wanted > limit:
-        raise ConfigError(
-            f"{plan.num_graphs} buckets for each of {len(programs)} programs are {wanted}, but "
-            f"max_graphs={limit}: plan with fewer, or raise max_graphs"
-        )
-    capturer = dispatcher.capturer
+    _check_count(config, plan.num_graphs * max(1, len(_programs(dispatcher.registry))))
+    capturer, turn = dispatcher.capturer, object()
+
+    def job() -> None:
+        if capturer.newest_plan is not turn:
+            return
+        try:
+            _capture_and_switch(dispatcher, config)
+        except BaseException as error:
+            _warn(plan, error)
+            if not isinstance(error, CUDAGraphError):
+                raise
+
+    def dropped() -> None:
+        _warn(plan, "the manager was closed or reset before it was captured")
+
     with capturer.gate.admission() as admitted:
         if not admitted:
             raise sealed_error(dispatcher.mode)
-        if not capturer.background.submit(plan, lambda: _job(dispatcher, config, plan)):
+        capturer.newest_plan = turn
+        if not capturer.background.submit(turn, job, dropped=dropped):
             raise CUDAGraphError(
                 f"{plan!r} cannot be captured: the manager is closed, or its queue is full"
             )
@@ -110,61 +124,94 @@ def planned_config(config: CUDAGraphConfig, plan: BucketPlan) -> CUDAGraphConfig
     )
 
 
-def _job(dispatcher: Dispatcher, config: CUDAGraphConfig, plan: BucketPlan) -> None:
-    try:
-        _capture_and_switch(dispatcher, config)
-    except CUDAGraphError as error:
-        warnings.warn(
-            f"{plan!r} was not put in place, and the old grid stays: {error}",
-            CUDAGraphWarning,
-            stacklevel=1,
-        )
+def _warn(plan: BucketPlan, why: object) -> None:
+    warnings.warn(
+        f"{plan!r} was not put in place, and the old grid stays: {why}",
+        CUDAGraphWarning,
+        stacklevel=2,
+    )
 
 
 def _capture_and_switch(dispatcher: Dispatcher, config: CUDAGraphConfig) -> None:
     """Captures what the new grid lacks, runs it, and changes over."""
-    registry, restarts = dispatcher.registry, dispatcher.registry.restarts
-    new: list[CUDAGraphEntry] = []
-    kept: set[tuple[Bucket, Variant]] = set()
-    for entry in _programs(registry).values():
-        program = entry.program
-        for bucket in sorted(grid(config, program.example), key=_elements, reverse=True):
-            kept.add((bucket, program.variant))
-            if registry.find(bucket, program.variant) is None:
-                new.append(
-                    registry.build(
-                        program, bucket, program.example, single_input=entry.single_input
-                    )
-                )
-    held = [entry for entry in registry.entries() if (entry.bucket, entry.variant) in kept]
-    _check_budget(config, [*new, *held])
-    # Only now, since every capture throws away what is recorded (FACTS.md, "Command buffers").
-    for entry in new:
-        run_idle(entry, config.warmup_iterations)
-    dispatcher.capturer.record_again()
-    if registry.restarts != restarts:
-        raise CUDAGraphError("the manager was reset meanwhile: plan again")
-    _switch(registry, config, new, kept)
+    registry, generation = dispatcher.registry, dispatcher.registry.generation
+    new: Entries = {}
+    # Once more for programs that came meanwhile, and for buckets that left.
+    while missing := _missing(registry, config, new):
+        built = [
+            registry.build(
+                entry.program, bucket, entry.program.example, single_input=entry.single_input
+            )
+            for entry, bucket in missing
+        ]
+        # Only now, since every capture throws away what is recorded (FACTS.md, "Command buffers").
+        for entry in built:
+            run_idle(entry, config.warmup_iterations)
+        new.update({(entry.bucket, entry.variant): entry for entry in built})
+        dispatcher.capturer.record_again()
+    _switch(registry, config, new, generation)
     logger.info("changed to a grid of %d buckets", len(config.buckets()))
 
 
+def _missing(
+    registry: CUDAGraphRegistry, config: CUDAGraphConfig, new: Entries
+) -> list[tuple[CUDAGraphEntry, Bucket]]:
+    """An entry of each program with the buckets that it lacks, the largest first."""
+    missing = [
+        (entry, bucket)
+        for variant, entry in _programs(registry).items()
+        for bucket in grid(config, entry.program.example)
+        if (bucket, variant) not in new and registry.find(bucket, variant) is None
+    ]
+    return sorted(missing, key=lambda found: found[1].elements, reverse=True)
+
+
 def _switch(
-    registry: CUDAGraphRegistry,
-    config: CUDAGraphConfig,
-    new: list[CUDAGraphEntry],
-    kept: set[tuple[Bucket, Variant]],
+    registry: CUDAGraphRegistry, config: CUDAGraphConfig, new: Entries, generation: int
 ) -> None:
+    old = registry.config
+    leaving = _leaving(registry, config, new)
     # In this order, whoever looks meanwhile finds the bucket of one grid or of the other.
-    for entry in new:
-        registry.adopt(entry)
-    old, registry.config = registry.config, config
+    if not registry.adopt(new, generation=generation):
+        raise CUDAGraphError(
+            "the buckets were dropped meanwhile, by clear() or reset(): plan again"
+        )
+    registry.config = config
     registry.changed()
     for entry in registry.entries():
-        # What is larger than either grid was captured for on_overflow="exact", and serves that.
-        inside = any(limits.should_use_cudagraph(*entry.bucket) for limits in (old, config))
-        if inside and (entry.bucket, entry.variant) not in kept:
+        if entry in leaving or is_stale(entry.program, entry.bucket, old, config):
             registry.discard(entry.bucket, entry.variant)
+    registry.asked_sizes()  # which counts what was asked for until now
     registry.sizes.fade()
+
+
+def _leaving(
+    registry: CUDAGraphRegistry, config: CUDAGraphConfig, new: Entries
+) -> set[CUDAGraphEntry]:
+    """Buckets outside the grid that have to go, the least recently used, so that the new one fits.
+
+    Raises:
+        ConfigError: The new grid alone is over a limit.
+    """
+    staying = [
+        entry
+        for entry in registry.entries()
+        if not is_stale(entry.program, entry.bucket, registry.config, config)
+    ]
+    exact = [entry for entry in staying if not config.should_use_cudagraph(*entry.bucket)]
+    exact.sort(key=lambda entry: entry.journal.last_used(), reverse=True)
+    leaving: set[CUDAGraphEntry] = set()
+    while True:
+        held = [*new.values(), *(entry for entry in staying if entry not in leaving)]
+        try:
+            _check_count(config, len(held))
+            _check_bytes(config, held)
+        except ConfigError:
+            if not exact:
+                raise
+            leaving.add(exact.pop())
+        else:
+            return leaving
 
 
 def _programs(registry: CUDAGraphRegistry) -> dict[Variant, CUDAGraphEntry]:
@@ -172,14 +219,18 @@ def _programs(registry: CUDAGraphRegistry) -> dict[Variant, CUDAGraphEntry]:
     return {entry.variant: entry for entry in registry.entries()}
 
 
-def _check_budget(config: CUDAGraphConfig, entries: list[CUDAGraphEntry]) -> None:
+def _check_count(config: CUDAGraphConfig, buckets: int) -> None:
+    if config.max_graphs is not None and buckets > config.max_graphs:
+        raise ConfigError(
+            f"the grid takes {buckets} buckets for all programs, but "
+            f"max_graphs={config.max_graphs}: plan with fewer, or raise max_graphs"
+        )
+
+
+def _check_bytes(config: CUDAGraphConfig, entries: list[CUDAGraphEntry]) -> None:
     needed, budget = sum(entry.memory_bytes or 0 for entry in entries), config.memory_budget_bytes
     if budget is not None and needed > budget:
         raise ConfigError(
             f"its {len(entries)} buckets take {needed:,} bytes, but the budget is {budget:,}: "
             "plan with fewer, or raise memory_pool_size_mb"
         )
-
-
-def _elements(bucket: Bucket) -> int:
-    return bucket.elements

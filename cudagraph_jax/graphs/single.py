@@ -90,6 +90,22 @@ def single_target(function: Function) -> Target:
     return Target(function, function_name(function))
 
 
+def single_program(
+    function: Function, input_shapes: PyTree, output_shapes: PyTree, sizes: Bucket
+) -> tuple[Program, Call]:
+    """The program of `function` for inputs of these shapes, and a call of it.
+
+    Raises:
+        InputShapeError: `input_shapes` are no shapes, or `output_shapes` not what comes.
+        CaptureError: The function cannot be traced.
+    """
+    call = single_call(function, as_structs(input_shapes, name="input_shapes"), sizes)
+    program = Program(single_target(function), call)
+    if output_shapes is not None:
+        check_outputs(program, sizes, output_shapes)
+    return program, call
+
+
 def check_outputs(program: Program, sizes: Bucket, output_shapes: PyTree) -> None:
     """Raises unless `program` gives `output_shapes` at `sizes`.
 

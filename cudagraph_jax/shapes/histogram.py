@@ -28,6 +28,7 @@ class SizeHistogram:
         self._counts: Counter[Bucket] = Counter()
         self._largest = Bucket(0, 0)
         self._steps = Bucket(1, 1)
+        self._is_fresh = False
 
     def add(self, sizes: Bucket, count: int = 1) -> None:
         """Counts requests of one size; an empty batch or sequence is none that a bucket serves."""
@@ -36,6 +37,7 @@ class SizeHistogram:
         with self._lock:
             self._largest = Bucket(*map(max, self._largest, sizes))
             self._counts[self._rounded(sizes)] += count
+            self._is_fresh = True
             while len(self._counts) > self._max_sizes:
                 self._coarsen()
 
@@ -45,15 +47,18 @@ class SizeHistogram:
             return dict(sorted(self._counts.items()))
 
     def fade(self) -> None:
-        """Halves all counts, so that newer requests count for more; drops those that come to 0."""
+        """Halves the counts if any is new, so that newer requests count for more; none is lost."""
         with self._lock:
-            halved = {sizes: count // 2 for sizes, count in self._counts.items()}
-            self._counts = Counter({sizes: count for sizes, count in halved.items() if count})
+            if self._is_fresh:
+                for sizes, count in self._counts.items():
+                    self._counts[sizes] = max(1, count // 2)
+            self._is_fresh = False
 
     def clear(self) -> None:
         """Forgets everything."""
         with self._lock:
             self._counts.clear()
+            self._is_fresh = False
             self._largest, self._steps = Bucket(0, 0), Bucket(1, 1)
 
     def _rounded(self, sizes: Bucket) -> Bucket:

@@ -313,6 +313,15 @@ def test_it_looks_like_the_function():
     assert repr(named) == "BucketedFunction(vectors, 1 graphs)"
 
 
+def test_names_that_act_on_a_terminal():
+    """A name is only text: whatever it holds, a repr is one line that acts on no terminal."""
+    function = bucket_jit(lambda x: x, in_axes="batch seq", config=GRID, name="f\x1b[31m\u202e\n")
+    function(floats(0, 2, 2))
+    assert repr(function) == "BucketedFunction(f\ufffd[31m\ufffd , 1 graphs)"
+    (entry,) = function.registry.entries()
+    assert repr(entry).startswith("CUDAGraphEntry(2x2, f\ufffd[31m\ufffd (")
+
+
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("sizes", [(3, 5), (2, 4)], ids=["exact", "padded"])
 def test_under_transformations_it_is_the_function(warm, sizes):

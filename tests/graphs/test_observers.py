@@ -88,6 +88,19 @@ def test_replays_are_told_of_when_asked(function, device):
     assert stats_of(function)["hits"] == 5
 
 
+@pytest.mark.parametrize("annotated", [False, True])
+def test_seconds_are_those_of_the_statistics(function, annotated):
+    """What a replay callback adds up is the time in the statistics, annotated or not."""
+    told: list[float] = []
+    function(floats(0, 3, 5))
+    function.registry.observers.on_replay(lambda bucket, seconds: told.append(seconds))
+    function.manager.annotate(replays=annotated)
+    for _ in range(20):
+        function(floats(0, 3, 5))
+    total_ms = stats_of(function)["registry"]["total_replay_time_ms"]
+    assert sum(told) * 1e3 == pytest.approx(total_ms, rel=1e-12)
+
+
 def test_entries_tell_too():
     """`entry.replay` and the specification's calls are replays like others."""
     manager = CUDAGraphManager(GRID)

@@ -235,7 +235,7 @@ def test_a_reset_meanwhile():
     function(floats(0, 3, 17))
     function.manager.registry.sizes.add(Bucket(3, 20), 50)
     go_on.clear()
-    with pytest.warns(CUDAGraphWarning, match="reset meanwhile"):  # noqa: PT031
+    with pytest.warns(CUDAGraphWarning, match="dropped meanwhile"):  # noqa: PT031
         function.replan(max_graphs=1)
         assert entered.wait(60)
         function.manager.reset()
@@ -266,7 +266,7 @@ def test_a_closed_manager():
 
 def test_before_any_request():
     """Without requests there is nothing to plan from."""
-    with pytest.raises(ConfigError, match="0 sizes were asked for"):
+    with pytest.raises(ConfigError, match="no sizes were asked for"):
         function_of().replan(max_graphs=2)
 
 
@@ -276,7 +276,7 @@ def test_more_than_the_limit_of_graphs():
     for batch in range(1, 9):
         call(function, batch, 20 - batch)
     function(np.ones((2, 3), np.int32))
-    with pytest.raises(ConfigError, match="2 programs are 16, but max_graphs=12"):
+    with pytest.raises(ConfigError, match="16 buckets for all programs, but max_graphs=12"):
         function.replan(max_graphs=8)
 
 
@@ -318,15 +318,18 @@ def test_sizes_count_every_call_once():
 
 
 def test_older_requests_fade():
-    """Each re-plan halves what was counted before it."""
+    """A re-plan halves what was counted before it, and forgets no size."""
     function = function_of()
     for _ in range(4):
         call(function, 3, 20)
-    function.replan(max_graphs=1)
-    function.manager.wait()
-    assert function.manager.sizes() == {Bucket(3, 20): 2}
+    call(function, 8, 32)
+    for _ in range(3):
+        plan = function.replan(max_graphs=4)
+        function.manager.wait()
+        assert plan.buckets()[-1] == (8, 32)
+        assert function.manager.sizes() == {Bucket(3, 20): 2, Bucket(8, 32): 1}
     call(function, 3, 20)
-    assert function.manager.sizes() == {Bucket(3, 20): 3}
+    assert function.manager.sizes() == {Bucket(3, 20): 3, Bucket(8, 32): 1}
 
 
 def test_sealing_waits_for_it():

@@ -50,12 +50,16 @@ def test_empty_requests_are_left_out(sizes):
 
 
 def test_fading():
-    """Fading halves the counts and drops what came once."""
+    """Fading halves the counts, keeps what came once, and waits for new requests."""
     histogram = SizeHistogram()
-    histogram.add(Bucket(1, 2), 5)
+    histogram.add(Bucket(1, 2), 9)
     histogram.add(Bucket(3, 4))
+    for _ in range(3):
+        histogram.fade()
+        assert histogram.counts() == {Bucket(1, 2): 4, Bucket(3, 4): 1}
+    histogram.add(Bucket(5, 6), 3)
     histogram.fade()
-    assert histogram.counts() == {Bucket(1, 2): 2}
+    assert histogram.counts() == {Bucket(1, 2): 2, Bucket(3, 4): 1, Bucket(5, 6): 1}
 
 
 def test_clearing():

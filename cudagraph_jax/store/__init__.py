@@ -1,0 +1,20 @@
+"""Executables on disk: bytes that come back whole or not at all. Knows no JAX and no pickle."""
+
+from cudagraph_jax.store.folder import Files
+from cudagraph_jax.store.identity import Difference, Identity
+from cudagraph_jax.store.outcomes import Checked, Miss, Near, Pruned, Reason, Record, Stored
+from cudagraph_jax.store.store import GraphStore
+
+__all__ = [
+    "Checked",
+    "Difference",
+    "Files",
+    "GraphStore",
+    "Identity",
+    "Miss",
+    "Near",
+    "Pruned",
+    "Reason",
+    "Record",
+    "Stored",
+]

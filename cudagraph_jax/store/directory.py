@@ -1,0 +1,176 @@
+"""The directory of a store as a whole: what is in it, whether it is sound, and what goes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from cudagraph_jax.checks import count, require_choice
+from cudagraph_jax.errors import ConfigError, StoreError
+from cudagraph_jax.store.entries import as_miss, entry_names, is_entry, read_entry
+from cudagraph_jax.store.folder import Files, Folder, opened
+from cudagraph_jax.store.identity import Identity, file_name, plain
+from cudagraph_jax.store.nearest import nearest
+from cudagraph_jax.store.outcomes import (
+    Checked,
+    Miss,
+    Near,
+    Pruned,
+    Reason,
+    Record,
+    Stored,
+    UnusableError,
+)
+from cudagraph_jax.store.safety import checked_key
+from cudagraph_jax.store.upkeep import checked, prune, records
+
+
+class StoreDirectory:
+    """The files of a `GraphStore`, which describes the arguments."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        mode: Literal["rw", "ro"] = "rw",
+        key: bytes | None = None,
+        clock: Callable[[], float] = time.time,
+        files: Files | None = None,
+    ) -> None:
+        require_choice("mode", mode, ("rw", "ro"))
+        self.path = _absolute(path)
+        self.mode = mode
+        self._key = checked_key(key)
+        self._clock = clock
+        self._files = Files() if files is None else files
+        if mode == "rw":
+            _make(self.path)
+        with self._opened():
+            pass
+
+    def ls(self) -> tuple[Record, ...]:
+        """Every file by its header, sorted by name; nothing is verified but lengths."""
+        with self._opened_or_none() as folder:
+            return () if folder is None else records(folder)
+
+    def verify(self) -> tuple[Checked, ...]:
+        """Every file, read over its whole length, and why it would be a miss; nothing is moved."""
+        with self._opened_or_none() as folder:
+            return () if folder is None else checked(folder, key=self._key)
+
+    def read(self, file: str) -> Stored | Miss:
+        """One file by the name that `ls` gives, verified as by `get`; neither counted nor moved."""
+        try:
+            with self._opened() as folder:
+                if not is_entry(file):
+                    raise UnusableError("it is no name of an entry", reason=Reason.ABSENT)
+                return read_entry(folder, file, key=self._key)
+        except UnusableError as problem:
+            return as_miss(file, problem)
+
+    def nearest(
+        self, identity: Identity, *, same: Collection[str] = ("name", "bucket")
+    ) -> Near | None:
+        """The stored executable that differs least from an absent one; None without any.
+
+        Args:
+            identity: Of the absent one.
+            same: The fields in which it must not differ.
+        """
+        return nearest(self.ls(), plain(identity, name="identity", nested=False), same=same)
+
+    def prune(
+        self, *, max_bytes: int | None = None, older_than: float | timedelta | None = None
+    ) -> Pruned:
+        """Removes executables, those used least recently first, and what killed processes left.
+
+        Args:
+            max_bytes: How many bytes may stay; None: any number.
+            older_than: Those that were not used for longer go: seconds, or a timedelta; None: none.
+
+        Raises:
+            ConfigError: A limit is negative or no number.
+            StoreError: The mode is `"ro"`, or others can change the directory.
+        """
+        limit = None if max_bytes is None else count("max_bytes", max_bytes)
+        age_s = None if older_than is None else _seconds(older_than)
+        self._require_writable("prune")
+        with self._opened_or_none() as folder:
+            if folder is None:
+                return Pruned(entries=(), leftovers=(), freed_bytes=0, kept_bytes=0)
+            return prune(folder, now=self._clock(), max_bytes=limit, older_than_s=age_s)
+
+    def __len__(self) -> int:
+        with self._opened_or_none() as folder:
+            return 0 if folder is None else len(entry_names(folder))
+
+    def __contains__(self, identity: Identity) -> bool:
+        """Whether there is a file for an identity, in whatever state."""
+        name = file_name(plain(identity, name="identity", nested=False))
+        with self._opened_or_none() as folder:
+            return folder is not None and folder.status(name) is not None
+
+    def __bool__(self) -> bool:
+        """A store is one, empty or not."""
+        return True
+
+    def __repr__(self) -> str:
+        key = "" if self._key is None else f", key=<{len(self._key)} bytes>"
+        return f"{type(self).__name__}({str(self.path)!r}, mode={self.mode!r}{key})"
+
+    @contextmanager
+    def _opened(self) -> Iterator[Folder]:
+        is_trusted = self._key is not None
+        with opened(self.path, is_trusted=is_trusted, files=self._files) as folder:
+            yield folder
+
+    @contextmanager
+    def _opened_or_none(self) -> Iterator[Folder | None]:
+        """The folder, or None where it was deleted."""
+        with ExitStack() as stack:
+            folder = None
+            try:
+                folder = stack.enter_context(self._opened())
+            except UnusableError as problem:
+                if problem.reason is not Reason.ABSENT:
+                    raise
+            yield folder
+
+    def _require_writable(self, operation: str) -> None:
+        if self.mode == "ro":
+            raise StoreError(
+                f'{self!r} is only read, but {operation} was called: open it with mode="rw"'
+            )
+
+
+def _absolute(path: object) -> Path:
+    named = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(named, str) or not named:
+        raise ConfigError(f"path={path!r} is no path: give the directory of the store")
+    try:
+        return Path(named).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"path={path!r} has no home to stand for ~: write it out") from error
+
+
+def _make(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: NUL in a name
+        raise StoreError(
+            f"{path} cannot be made: {getattr(error, 'strerror', None) or error}. Give a directory "
+            'on a disk that can be written, or with mode="ro" one that is there'
+        ) from error
+
+
+def _seconds(age: float | timedelta) -> float:
+    seconds = age.total_seconds() if isinstance(age, timedelta) else age
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+        raise ConfigError(f"older_than={age!r} is no age: give seconds, 0 or more, or a timedelta")
+    return float(seconds)

@@ -1,0 +1,135 @@
+"""Single files of a folder: read whole, described by their headers, or put aside."""
+
+from __future__ import annotations
+
+import re
+import stat
+from contextlib import suppress
+
+from cudagraph_jax.store.folder import Folder
+from cudagraph_jax.store.format import PREFIX_BYTES, read_header, read_prefix, unpack
+from cudagraph_jax.store.identity import SUFFIX, file_name
+from cudagraph_jax.store.outcomes import SPOILED, Miss, Reason, Record, Stored, UnusableError
+
+BAD = ".bad"
+MOST_BAD = 16
+"""How many files stay aside; the oldest go first."""
+
+_ENTRY = re.compile(rf"[0-9a-f]{{32}}{re.escape(SUFFIX)}")
+
+
+def is_entry(name: str) -> bool:
+    """Whether a file of this name is an entry."""
+    return _ENTRY.fullmatch(name) is not None
+
+
+def entry_names(folder: Folder) -> list[str]:
+    """The names in a folder that are names of entries; everything else is left alone."""
+    return [name for name in folder.names() if is_entry(name)]
+
+
+def read_entry(folder: Folder, name: str, *, key: bytes | None) -> Stored:
+    """A file with its payload, checked over its whole length before anything of it is used.
+
+    Raises:
+        UnusableError: It is no whole file of this package, or its name is another entry's.
+    """
+    with folder.reading(name) as (file, status):
+        # Before the rest is read: no memory is taken for lengths that cannot be.
+        read_prefix(file.read(PREFIX_BYTES), file_bytes=status.st_size)
+        file.seek(0)
+        data = file.read(status.st_size)
+        header, payload = unpack(data, key=key)
+    return Stored(
+        file=name,
+        identity=header.identity,
+        extra=header.extra,
+        payload=payload,
+        written_at=header.written_at,
+        is_sealed=key is not None,
+    )
+
+
+def read_record(folder: Folder, name: str) -> Record | None:
+    """A file as its header describes it, with no checksum verified; None if it is gone."""
+    status = folder.status(name)
+    if status is None:
+        return None
+    try:
+        with folder.reading(name) as (file, found):
+            prefix = read_prefix(file.read(PREFIX_BYTES), file_bytes=found.st_size)
+            header = read_header(file.read(prefix.header_bytes))
+    except UnusableError as problem:
+        return Record(
+            file=name,
+            size_bytes=status.st_size,
+            used_at=status.st_mtime,
+            identity={},
+            extra={},
+            problem=as_miss(name, problem),
+        )
+    return Record(
+        file=name,
+        size_bytes=found.st_size,
+        used_at=found.st_mtime,
+        identity=header.identity,
+        extra=header.extra,
+        payload_bytes=prefix.payload_bytes,
+        written_at=header.written_at,
+        is_sealed=prefix.is_sealed,
+    )
+
+
+def problem_of(folder: Folder, name: str, *, key: bytes | None) -> Miss | None:
+    """Why a file would not be loaded; None if it would."""
+    try:
+        stored = read_entry(folder, name, key=key)
+    except UnusableError as problem:
+        return as_miss(name, problem)
+    if file_name(stored.identity) == name:
+        return None
+    detail = "its name is not that of what it holds"
+    return Miss(file=name, reason=Reason.DIFFERS, detail=detail)
+
+
+def as_miss(name: str, problem: UnusableError, *, moved_to: str | None = None) -> Miss:
+    """A problem with a file as the answer to who asked for it."""
+    return Miss(
+        file=name,
+        reason=problem.reason,
+        detail=str(problem),
+        differences=problem.differences,
+        moved_to=moved_to,
+    )
+
+
+def put_aside(folder: Folder, name: str, problem: UnusableError) -> str | None:
+    """Moves a spoiled file out of the way, so that it is not read again; its new name, if any."""
+    if problem.reason not in SPOILED or not _is_still(folder, name, problem.seen):
+        return None
+    aside = f"{name}{BAD}"
+    if not folder.move(name, aside):
+        return None
+    _remove_oldest(folder)
+    return aside
+
+
+def _is_still(folder: Folder, name: str, seen: tuple[int, int] | None) -> bool:
+    """Whether a name is still that of the file that was read: a writer may have replaced it."""
+    with suppress(OSError):
+        status = folder.status(name)
+        if status is None:
+            return False
+        if seen is None:
+            return not stat.S_ISREG(status.st_mode)
+        return seen == (status.st_dev, status.st_ino)
+    return False
+
+
+def _remove_oldest(folder: Folder) -> None:
+    with suppress(OSError):
+        bad = [name for name in folder.names() if name.endswith(f"{SUFFIX}{BAD}")]
+        moved = {name: folder.status(name) for name in bad}
+        bad.sort(key=lambda name: status.st_ctime if (status := moved[name]) else 0.0)
+        for name in bad[:-MOST_BAD]:
+            folder.remove(name)

@@ -1,0 +1,183 @@
+"""The store's directory: opened, found safe, and then used by its open file alone.
+
+All names are relative to the open directory, so that what was found safe is what is used, even if
+somebody renames it meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from cudagraph_jax.store.outcomes import Reason, UnusableError
+from cudagraph_jax.store.safety import danger
+
+TEMPORARY = ".tmp"
+
+_READ = os.O_RDONLY | os.O_CLOEXEC
+# A link is refused, and a pipe does not block.
+_READ_FILE = _READ | os.O_NOFOLLOW | os.O_NONBLOCK
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class Files:
+    """The system calls of a store, each by itself: what a test makes fail or stop half-way."""
+
+    def open(self, name: str, flags: int, *, directory: int) -> int:
+        """Opens a file of the directory; a new one is its owner's alone."""
+        return os.open(name, flags, 0o600, dir_fd=directory)
+
+    def write(self, file: int, data: bytes | memoryview) -> int:
+        """Writes some of `data`; how much."""
+        return os.write(file, data)
+
+    def sync(self, file: int) -> None:
+        """Waits until a file or a directory is on the disk."""
+        os.fsync(file)
+
+    def rename(self, old: str, new: str, *, directory: int) -> None:
+        """Gives a file another name, in place of a file that has it."""
+        os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+class Folder:
+    """An open directory.
+
+    Args:
+        path: What errors call it.
+        descriptor: Its open file.
+        is_trusted: Whether its files are used whoever may change them.
+        files: The system calls.
+    """
+
+    def __init__(self, path: Path, descriptor: int, *, is_trusted: bool, files: Files) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._is_trusted = is_trusted
+        self._files = files
+
+    def names(self) -> list[str]:
+        """The names of all that is in it, sorted."""
+        return sorted(os.listdir(self._descriptor))
+
+    def status(self, name: str) -> os.stat_result | None:
+        """What the system says about a name, links not followed; None if there is none."""
+        with suppress(FileNotFoundError):
+            return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+        return None
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+        """An ordinary file that is safe to read.
+
+        Yields:
+            The open file, and what the system says about it.
+
+        Raises:
+            UnusableError: It is absent, foreign, unsafe, or the system refuses to read it.
+        """
+        try:
+            file = self._files.open(name, _READ_FILE, directory=self._descriptor)
+        except OSError as error:
+            raise _not_opened(error) from error
+        status = os.fstat(file)
+        try:
+            if not stat.S_ISREG(status.st_mode):
+                raise UnusableError("it is no ordinary file", reason=Reason.FOREIGN)
+            unsafe = danger(status, self.path / name, uid=os.geteuid())
+            if unsafe is not None and not self._is_trusted:
+                raise UnusableError(unsafe)
+            with os.fdopen(file, "rb", closefd=False) as stream:
+                yield stream, status
+        except UnusableError as problem:
+            problem.seen = (status.st_dev, status.st_ino)
+            raise
+        except OSError as error:
+            raise UnusableError(f"it cannot be read: {error}", reason=Reason.UNREADABLE) from error
+        finally:
+            os.close(file)
+
+    def write(self, name: str, pieces: Iterable[bytes]) -> None:
+        """Writes a file whole, in place of one that is there; a reader never sees half of it.
+
+        Raises:
+            OSError: It cannot be written; what was there is as it was.
+        """
+        draft = f".{name}.{secrets.token_hex(8)}{TEMPORARY}"
+        file = self._files.open(draft, _CREATE, directory=self._descriptor)
+        try:
+            try:
+                for piece in pieces:
+                    self._write(file, piece)
+                self._files.sync(file)
+            finally:
+                os.close(file)
+            self._files.rename(draft, name, directory=self._descriptor)
+        except BaseException:
+            self.remove(draft)
+            raise
+        # The file is whole without it; only a power cut could still bring the old one back.
+        with suppress(OSError):
+            self._files.sync(self._descriptor)
+
+    def move(self, old: str, new: str) -> bool:
+        """Gives a file another name; whether that was possible."""
+        with suppress(OSError):
+            self._files.rename(old, new, directory=self._descriptor)
+            return True
+        return False
+
+    def remove(self, name: str) -> bool:
+        """Removes a file; whether it did."""
+        with suppress(OSError):
+            os.unlink(name, dir_fd=self._descriptor)
+            return True
+        return False
+
+    def mark_used(self, name: str, now: float) -> bool:
+        """Sets the file's time of last use; whether that was possible."""
+        with suppress(OSError, OverflowError, ValueError):
+            os.utime(name, (now, now), dir_fd=self._descriptor, follow_symlinks=False)
+            return True
+        return False
+
+    def _write(self, file: int, piece: bytes) -> None:
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[self._files.write(file, rest) :]
+
+
+@contextmanager
+def opened(path: Path, *, is_trusted: bool, files: Files) -> Iterator[Folder]:
+    """The directory at `path`, which may be a link to it.
+
+    Raises:
+        UnusableError: It is absent or unreadable, or others may change it and it is not trusted.
+    """
+    try:
+        descriptor = os.open(path, _READ | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnusableError(f"there is no directory {path}", reason=Reason.ABSENT) from error
+    except (OSError, ValueError) as error:  # ValueError: NUL in a name
+        raise UnusableError(f"{path} cannot be read: {error}", reason=Reason.UNREADABLE) from error
+    try:
+        unsafe = danger(os.fstat(descriptor), path, uid=os.geteuid())
+        if unsafe is not None and not is_trusted:
+            raise UnusableError(unsafe)
+        yield Folder(path, descriptor, is_trusted=is_trusted, files=files)
+    finally:
+        os.close(descriptor)
+
+
+def _not_opened(error: OSError) -> UnusableError:
+    if error.errno == errno.ENOENT:
+        return UnusableError("there is no such file", reason=Reason.ABSENT)
+    if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
+        return UnusableError("it is a link or a socket", reason=Reason.FOREIGN)
+    return UnusableError(f"it cannot be read: {error.strerror or error}", reason=Reason.UNREADABLE)

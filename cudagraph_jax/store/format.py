@@ -1,0 +1,191 @@
+"""A file's bytes and what they mean. Nothing here touches a disk.
+
+    offset  size  what
+    0       8     magic
+    8       4     format version, little-endian like all numbers here
+    12      4     1 if a key authenticates the file, else 0
+    16      8     length of the header in bytes, h
+    24      8     length of the payload in bytes, p
+    32      h     header: a JSON object in ASCII
+    32+h    p     payload
+    32+h+p  32    SHA-256 of everything before
+    64+h+p  32    with a key only: HMAC-SHA-256 of the SHA-256, and so of everything before
+
+The magic has a byte that is no text and both line ends, so that a file which went through a
+text-mode transfer is foreign at once, as in PNG.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import math
+import struct
+from typing import Any, NamedTuple, NoReturn
+
+from cudagraph_jax.errors import StoreError
+from cudagraph_jax.store.identity import text_of
+from cudagraph_jax.store.outcomes import Reason, UnusableError
+
+MAGIC = b"\x89CGJ\r\n\x1a\n"
+VERSION = 1
+PREFIX_BYTES = 32
+MAX_HEADER_BYTES = 1 << 20
+MAX_PAYLOAD_BYTES = 1 << 32
+
+_PREFIX = struct.Struct("<8sIIQQ")
+_VERSION = struct.Struct("<8sI")
+_DIGEST_BYTES = 32
+_PURPOSE = b"cudagraph_jax.store 1\n"
+
+
+class Prefix(NamedTuple):
+    """What the first 32 bytes of a file say.
+
+    Attributes:
+        header_bytes: The length of the header.
+        payload_bytes: The length of the payload.
+        is_sealed: Whether an HMAC follows the digest.
+    """
+
+    header_bytes: int
+    payload_bytes: int
+    is_sealed: bool
+
+    @property
+    def file_bytes(self) -> int:
+        """The length of the whole file."""
+        tail = _DIGEST_BYTES * (2 if self.is_sealed else 1)
+        return PREFIX_BYTES + self.header_bytes + self.payload_bytes + tail
+
+
+class Header(NamedTuple):
+    """What stands before the payload.
+
+    Attributes:
+        identity: What identifies the executable.
+        extra: What else the caller put.
+        written_at: When, in seconds of the writer's clock.
+    """
+
+    identity: dict[str, Any]
+    extra: dict[str, Any]
+    written_at: float
+
+
+def pack(header: Header, payload: bytes, *, key: bytes | None) -> tuple[bytes, ...]:
+    """A file's bytes, in pieces that follow each other.
+
+    Raises:
+        StoreError: The header or the payload is too large.
+    """
+    text = text_of(header._asdict()).encode()
+    if len(text) > MAX_HEADER_BYTES or len(payload) > MAX_PAYLOAD_BYTES:
+        raise StoreError(
+            f"header of {len(text):,} bytes and payload of {len(payload):,} are more than a file "
+            f"may hold, {MAX_HEADER_BYTES:,} and {MAX_PAYLOAD_BYTES:,}: put hashes in the header"
+        )
+    prefix = _PREFIX.pack(MAGIC, VERSION, int(key is not None), len(text), len(payload))
+    digest = _digest(prefix, text, payload)
+    return prefix, text, payload, digest if key is None else digest + _tag(key, digest)
+
+
+def read_prefix(start: bytes, *, file_bytes: int) -> Prefix:
+    """The lengths that a file states, found to fit the length that it has.
+
+    Args:
+        start: Its first `PREFIX_BYTES`, or all of it if it has fewer.
+        file_bytes: Its length.
+
+    Raises:
+        UnusableError: It is foreign, outdated, truncated, or states what cannot be.
+    """
+    if start[:8] != MAGIC[: len(start)]:
+        _refuse(Reason.FOREIGN, "it does not start like a file of this package")
+    if len(start) >= _VERSION.size:
+        _, version = _VERSION.unpack_from(start)
+        if version != VERSION:
+            _refuse(Reason.OUTDATED, f"format version {version}, where {VERSION} is read")
+    if len(start) < PREFIX_BYTES:
+        _refuse(Reason.TRUNCATED, f"{file_bytes} bytes are not even its beginning")
+    _, _, sealed, header_bytes, payload_bytes = _PREFIX.unpack_from(start)
+    if sealed > 1 or header_bytes > MAX_HEADER_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
+        _refuse(Reason.CORRUPT, f"no file has {header_bytes=}, {payload_bytes=}, {sealed=}")
+    prefix = Prefix(header_bytes, payload_bytes, sealed == 1)
+    if file_bytes < prefix.file_bytes:
+        _refuse(Reason.TRUNCATED, f"it has {file_bytes:,} of {prefix.file_bytes:,} bytes")
+    if file_bytes > prefix.file_bytes:
+        _refuse(Reason.CORRUPT, f"it has {file_bytes - prefix.file_bytes:,} bytes too many")
+    return prefix
+
+
+def unpack(data: bytes, *, key: bytes | None) -> tuple[Header, bytes]:
+    """The header and the payload of a whole file.
+
+    The digest, and with a key the HMAC, are checked before the header is parsed.
+
+    Raises:
+        UnusableError: The file is not as it was written, or not written with this key.
+    """
+    prefix = read_prefix(data[:PREFIX_BYTES], file_bytes=len(data))
+    end = PREFIX_BYTES + prefix.header_bytes + prefix.payload_bytes
+    digest = data[end : end + _DIGEST_BYTES]
+    if not hmac.compare_digest(_digest(memoryview(data)[:end]), digest):
+        _refuse(Reason.CORRUPT, "its checksum is wrong")
+    _authenticate(digest, data[end + _DIGEST_BYTES :], key)
+    start = PREFIX_BYTES + prefix.header_bytes
+    return read_header(data[PREFIX_BYTES:start]), data[start:end]
+
+
+def read_header(text: bytes) -> Header:
+    """The header that a JSON text means.
+
+    Raises:
+        UnusableError: It is no such header.
+    """
+    try:
+        values = json.loads(text.decode("ascii"), parse_constant=_no_number)
+        header = Header(**values)
+        is_valid = isinstance(header.identity, dict) and isinstance(header.extra, dict)
+        return header._replace(written_at=_finite(header.written_at)) if is_valid else _no_header()
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        _no_header()
+
+
+def _authenticate(digest: bytes, tag: bytes, key: bytes | None) -> None:
+    if key is None and tag:
+        _refuse(Reason.NOT_AUTHENTIC, "it was written with a key, and this store has none")
+    if key is not None and not tag:
+        _refuse(Reason.NOT_AUTHENTIC, "it was written without a key, and this store has one")
+    if key is not None and not hmac.compare_digest(_tag(key, digest), tag):
+        _refuse(Reason.NOT_AUTHENTIC, "it was not written with this store's key")
+
+
+def _digest(*pieces: bytes | memoryview) -> bytes:
+    found = hashlib.sha256()
+    for piece in pieces:
+        found.update(piece)
+    return found.digest()
+
+
+def _tag(key: bytes, digest: bytes) -> bytes:
+    return hmac.digest(key, _PURPOSE + digest, "sha256")
+
+
+def _finite(value: object) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(value)
+    return float(value)
+
+
+def _no_number(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+def _no_header() -> NoReturn:
+    _refuse(Reason.CORRUPT, "its header is no header of this package")
+
+
+def _refuse(reason: Reason, message: str) -> NoReturn:
+    raise UnusableError(message, reason=reason)

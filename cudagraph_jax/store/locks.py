@@ -1,0 +1,59 @@
+"""Locks across processes, so that servers that start together compile each bucket once.
+
+Needs the package filelock, `pip install 'cudagraph-jax[store]'`; without it no lock is ever had,
+and each server compiles for itself. The system holds these locks (flock), so that those of a
+killed process are free at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from cudagraph_jax.errors import ConfigError
+
+LOCK = ".lock"
+
+_POLL_S = 0.05
+
+
+def checked_timeout(timeout_s: object) -> float:
+    """`timeout_s` as a number of seconds that ends.
+
+    Raises:
+        ConfigError: It is negative, infinite or no number.
+    """
+    if isinstance(timeout_s, int | float) and math.isfinite(timeout_s) and timeout_s >= 0:
+        return float(timeout_s)
+    raise ConfigError(f"timeout_s={timeout_s!r} is no time to wait: give seconds, 0 or more")
+
+
+@contextmanager
+def held(path: Path, *, timeout_s: float) -> Iterator[bool]:
+    """A lock, held inside the context.
+
+    Args:
+        path: Its file.
+        timeout_s: How long to wait for another holder.
+
+    Yields:
+        Whether it was had; not, after any error of the system.
+    """
+    with ExitStack() as stack:
+        yield _acquire(stack, path, timeout_s)
+
+
+def _acquire(stack: ExitStack, path: Path, timeout_s: float) -> bool:
+    try:
+        from filelock import FileLock
+    except ImportError:
+        return False
+    try:
+        lock = FileLock(str(path), mode=0o600)
+        lock.acquire(timeout=timeout_s, poll_interval=min(_POLL_S, timeout_s))
+    except (OSError, NotImplementedError):  # Timeout is an OSError
+        return False
+    stack.callback(lock.release)
+    return True

@@ -1,0 +1,179 @@
+"""`GraphStore`: a directory of executables that outlives the processes that compiled them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
+
+from cudagraph_jax.errors import ConfigError, StoreError
+from cudagraph_jax.store.counts import Counts
+from cudagraph_jax.store.directory import StoreDirectory
+from cudagraph_jax.store.entries import as_miss, put_aside, read_entry
+from cudagraph_jax.store.folder import Files, Folder
+from cudagraph_jax.store.format import Header, pack
+from cudagraph_jax.store.identity import Identity, Json, differences, file_name, in_words, plain
+from cudagraph_jax.store.locks import LOCK, checked_timeout, held
+from cudagraph_jax.store.outcomes import Miss, Reason, Stored, UnusableError
+
+
+class GraphStore(StoreDirectory):
+    """A directory with one file per executable.
+
+    A file is there whole or not at all, however its writer ended, and is checked over its whole
+    length before any of it is used. Any number of threads and processes may share the directory.
+    Each operation looks at the directory anew: it may be deleted, or put right, at any time.
+
+    Args:
+        path: The directory, or a link to it; made with mode 0700 if there is none. `~` is the home.
+        mode: `"rw"`, or `"ro"`: nothing in the directory is ever written, moved or removed.
+        key: At least 16 random bytes that are kept elsewhere. Files are then authenticated with
+            HMAC-SHA-256, and so may lie where others can write; files of another key are misses.
+        clock: Seconds since the epoch, for times of last use and for ages.
+        files: The system calls.
+
+    Attributes:
+        path: The directory, absolute.
+        mode: `"rw"` or `"ro"`.
+
+    Raises:
+        ConfigError: An argument is not of its kind.
+        StoreError: The directory cannot be made or read, or, without a key, others can change it.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        mode: Literal["rw", "ro"] = "rw",
+        key: bytes | None = None,
+        clock: Callable[[], float] = time.time,
+        files: Files | None = None,
+    ) -> None:
+        super().__init__(path, mode=mode, key=key, clock=clock, files=files)
+        self._counts = Counts()
+
+    def get(self, identity: Identity) -> Stored | Miss:
+        """The executable with this identity, or why there is none.
+
+        A truncated, corrupt, foreign or outdated file is moved aside (mode `"rw"`).
+
+        Raises:
+            ConfigError: `identity` holds what JSON cannot.
+            StoreError: Others can change the directory or the file, and there is no key.
+        """
+        wanted = plain(identity, name="identity", nested=False)
+        name = file_name(wanted)
+        try:
+            with self._opened() as folder:
+                return self._get(folder, name, wanted)
+        except UnusableError as problem:
+            self._counts.miss(problem.reason)
+            if problem.reason is Reason.UNSAFE:
+                raise
+            return as_miss(name, problem)
+
+    def put(
+        self, identity: Identity, payload: bytes, *, extra: Mapping[str, Json] | None = None
+    ) -> str:
+        """Writes an executable, in place of one that is there.
+
+        Args:
+            identity: What identifies it.
+            payload: Its bytes.
+            extra: What else its header shall say; not compared by `get`.
+
+        Returns:
+            The file's name in the directory.
+
+        Raises:
+            ConfigError: `identity` or `extra` holds what JSON cannot, or `payload` is not bytes.
+            StoreError: It cannot be written; the system's error is the cause, and what was there is
+                as it was.
+        """
+        if not isinstance(payload, bytes):
+            raise ConfigError(f"payload of {type(payload).__name__} is not bytes: convert it")
+        wanted = plain(identity, name="identity", nested=False)
+        beside = plain({} if extra is None else extra, name="extra", nested=True)
+        self._require_writable("put")
+        pieces = pack(Header(wanted, beside, float(self._clock())), payload, key=self._key)
+        name = file_name(wanted)
+        with self._opened() as folder:
+            try:
+                folder.write(name, pieces)
+            except OSError as error:
+                raise StoreError(
+                    f"{self.path / name} cannot be written: {error.strerror or error}. Make room, "
+                    'or open the store with mode="ro"'
+                ) from error
+            folder.mark_used(name, self._clock())
+        self._counts.write()
+        return name
+
+    def touch(self, identity: Identity) -> bool:
+        """Marks an executable as used now, so that `prune` keeps it; whether that was possible.
+
+        `get` does so by itself. A server that runs for long does it for what it replayed.
+        """
+        name = file_name(plain(identity, name="identity", nested=False))
+        if self.mode == "ro":
+            return False
+        with self._opened_or_none() as folder:
+            return folder is not None and folder.mark_used(name, self._clock())
+
+    def lock(self, identity: Identity, timeout_s: float) -> AbstractContextManager[bool]:
+        """Excludes other processes that are about to compile the same executable.
+
+        Whoever had to wait asks `get` again: it may have been put meanwhile. Without the package
+        filelock, in mode `"ro"`, or where the system refuses, no lock is had and nobody waits.
+
+        Args:
+            identity: Of the executable.
+            timeout_s: The longest wait, in seconds; 0: one try.
+
+        Returns:
+            A context manager that gives whether the lock was had. It raises nothing of its own.
+        """
+        name = file_name(plain(identity, name="identity", nested=False))
+        return self._held(name, checked_timeout(timeout_s))
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the store was opened: hits, misses by reason, moved aside, written."""
+        return self._counts.as_dict()
+
+    def _get(self, folder: Folder, name: str, wanted: Mapping[str, Any]) -> Stored | Miss:
+        try:
+            stored = read_entry(folder, name, key=self._key)
+            if found := differences(stored.identity, wanted):
+                message = f"it holds another executable, with {in_words(found)}"
+                raise UnusableError(message, reason=Reason.DIFFERS, differences=found)
+        except UnusableError as problem:
+            if problem.reason is Reason.UNSAFE:
+                raise
+            moved = put_aside(folder, name, problem) if self.mode == "rw" else None
+            self._counts.miss(problem.reason, is_moved=moved is not None)
+            return as_miss(name, problem, moved_to=moved)
+        if self.mode == "rw":
+            folder.mark_used(name, self._clock())
+        self._counts.hit()
+        return stored
+
+    @contextmanager
+    def _held(self, name: str, timeout_s: float) -> Iterator[bool]:
+        if not self._can_lock():
+            yield False
+            return
+        with held(self.path / f"{name}{LOCK}", timeout_s=timeout_s) as was_had:
+            yield was_had
+
+    def _can_lock(self) -> bool:
+        if self.mode == "ro":
+            return False
+        try:
+            # Not left to filelock, some of whose versions make the directory.
+            with self._opened():
+                return True
+        except UnusableError:
+            return False

@@ -1,0 +1,67 @@
+"""What the tests of the store share."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from cudagraph_jax.store import GraphStore, Identity, Miss, Stored
+from cudagraph_jax.store.identity import Json, file_name
+
+KEY = b"kept outside the directory"
+OTHER_KEY = b"kept outside, but another one"
+IDENTITY: Identity = {
+    "name": "embed",
+    "bucket": [8, 128],
+    "jax": "0.12.0",
+    "donates": False,
+    "flags": None,
+}
+PAYLOAD = bytes(range(64))
+EXTRA: Mapping[str, Json] = {"trees": {"in": "(*, *)"}, "bytes": 3}
+FILE = file_name(IDENTITY)
+
+
+class Clock:
+    """A clock that goes only when told."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def filled(path: Path, **options) -> GraphStore:
+    """A store with one executable."""
+    store = GraphStore(path, **options)
+    store.put(IDENTITY, PAYLOAD, extra=EXTRA)
+    return store
+
+
+def found(store: GraphStore, identity=IDENTITY) -> Stored:
+    """The executable, which must be there."""
+    answer = store.get(identity)
+    assert isinstance(answer, Stored), answer
+    return answer
+
+
+def missed(store: GraphStore, identity=IDENTITY) -> Miss:
+    """The miss, which must be one."""
+    answer = store.get(identity)
+    assert isinstance(answer, Miss), answer
+    return answer
+
+
+def snapshot(path: Path) -> dict[str, tuple]:
+    """All that a directory holds, with modes, times and contents, and itself as '.'."""
+    return {
+        os.path.relpath(file, path): (
+            stat.S_IMODE(file.lstat().st_mode),
+            file.lstat().st_mtime_ns,
+            file.read_bytes() if file.is_file() else None,
+        )
+        for file in [path, *path.iterdir()]
+    }

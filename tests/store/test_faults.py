@@ -1,0 +1,349 @@
+"""What goes wrong with files and directories: nothing spoiled is loaded, and little is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cudagraph_jax.errors import StoreError
+from cudagraph_jax.store import Files, GraphStore, Reason
+from tests.store.stores import FILE, IDENTITY, KEY, PAYLOAD, filled, found, missed, snapshot
+
+HERE = Path(__file__).parent
+OTHER = {"n": 1}
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser may give files away")
+each_key = pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
+
+
+class Failing(Files):
+    """System calls of which the ones named fail, from the nth on."""
+
+    def __init__(self, call: str, code: int, *, after: int = 0) -> None:
+        self.failing, self.code, self.left = call, code, after
+
+    def _count(self, call: str) -> None:
+        if call == self.failing:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(self.code, os.strerror(self.code))
+
+    def open(self, name: str, flags: int, *, directory: int) -> int:
+        self._count("create" if flags & os.O_CREAT else "open")
+        return super().open(name, flags, directory=directory)
+
+    def write(self, file: int, data: bytes | memoryview) -> int:
+        self._count("write")
+        return super().write(file, data[:16])
+
+    def sync(self, file: int) -> None:
+        self._count("sync directory" if stat.S_ISDIR(os.fstat(file).st_mode) else "sync")
+        super().sync(file)
+
+    def rename(self, old: str, new: str, *, directory: int) -> None:
+        self._count("rename")
+        super().rename(old, new, directory=directory)
+
+
+class Meanwhile(Files):
+    """System calls after the first reading of which something else happens."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        self.happening = [happens]
+
+    def open(self, name: str, flags: int, *, directory: int) -> int:
+        file = super().open(name, flags, directory=directory)
+        if self.happening:
+            self.happening.pop()()
+        return file
+
+
+@each_key
+def test_every_byte_flipped(tmp_path, key):
+    """No flipped bit of any byte of a file is ever loaded; the next put puts it right."""
+    store = filled(tmp_path, key=key)
+    data = (tmp_path / FILE).read_bytes()
+    for position in range(len(data)):
+        for mask in (1, 0x80, 0xFF):
+            flipped = bytearray(data)
+            flipped[position] ^= mask
+            (tmp_path / FILE).write_bytes(flipped)
+            missed(store)
+    misses = store.stats()["misses"]
+    assert sum(misses.values()) == 3 * len(data)
+    assert misses["absent"] == misses["unreadable"] == 0
+    assert set(os.listdir(tmp_path)) <= {FILE, f"{FILE}.bad"}
+    store.put(IDENTITY, PAYLOAD)
+    assert found(store).payload == PAYLOAD
+
+
+@each_key
+def test_every_truncation(tmp_path, key):
+    """A file that stops at whatever length is a truncated one, moved aside."""
+    store = filled(tmp_path, key=key)
+    data = (tmp_path / FILE).read_bytes()
+    for length in range(len(data)):
+        (tmp_path / FILE).write_bytes(data[:length])
+        miss = missed(store)
+        assert (miss.reason, miss.moved_to) == (Reason.TRUNCATED, f"{FILE}.bad")
+    assert store.stats()["moved_aside"] == len(data)
+
+
+def test_an_absurd_length_takes_no_memory(tmp_path):
+    """A file that states a huge payload, and is as long, is corrupt without being read."""
+    store = filled(tmp_path)
+    start = (tmp_path / FILE).read_bytes()[:24] + (1 << 40).to_bytes(8, "little")
+    with open(tmp_path / FILE, "wb") as file:
+        file.write(start)
+        file.truncate(1 << 40)
+    assert missed(store).reason is Reason.CORRUPT
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "after"),
+    [
+        ("create", errno.EROFS, 0),
+        ("create", errno.EACCES, 0),
+        ("create", errno.EMFILE, 0),
+        *(("write", errno.ENOSPC, after) for after in range(20)),
+        ("sync", errno.EIO, 0),
+        ("rename", errno.EROFS, 0),
+    ],
+)
+def test_failing_writes(tmp_path, call, code, after):
+    """A put that fails at any step says why, leaves no draft, and what was there is found."""
+    filled(tmp_path)
+    store = GraphStore(tmp_path, files=Failing(call, code, after=after))
+    with pytest.raises(StoreError, match=rf"cannot be written: {os.strerror(code)}") as raised:
+        store.put(IDENTITY, b"x" * 300)
+    assert isinstance(raised.value.__cause__, OSError)
+    assert raised.value.__cause__.errno == code
+    assert os.listdir(tmp_path) == [FILE]
+    assert found(store).payload == PAYLOAD
+    assert store.stats()["written"] == 0
+
+
+def test_a_directory_that_cannot_be_synced(tmp_path):
+    """Some file systems sync no directories: the put is one nevertheless."""
+    store = GraphStore(tmp_path, files=Failing("sync directory", errno.EINVAL))
+    store.put(IDENTITY, PAYLOAD)
+    assert found(store).payload == PAYLOAD
+
+
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path):
+    """What another process puts in place of a spoiled file is not moved aside."""
+    writer = filled(tmp_path)
+    (tmp_path / FILE).write_bytes(b"spoiled")
+    store = GraphStore(tmp_path, files=Meanwhile(lambda: writer.put(IDENTITY, b"new")))
+    assert (missed(store).moved_to, found(store).payload) == (None, b"new")
+
+
+def test_a_file_that_is_removed_while_it_is_read(tmp_path):
+    """Nor is anything done about a spoiled file that somebody else removed or moved aside."""
+    filled(tmp_path)
+    (tmp_path / FILE).write_bytes(b"spoiled")
+    store = GraphStore(tmp_path, files=Meanwhile((tmp_path / FILE).unlink))
+    assert (missed(store).moved_to, os.listdir(tmp_path)) == (None, [])
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE])
+def test_unreadable(tmp_path, code):
+    """A file that the system refuses to read is a miss with the system's words, and stays."""
+    filled(tmp_path)
+    store = GraphStore(tmp_path, files=Failing("open", code))
+    miss = missed(store)
+    assert (miss.reason, miss.moved_to) == (Reason.UNREADABLE, None)
+    assert os.strerror(code) in miss.detail
+    assert store.ls()[0].problem is not None
+    assert os.listdir(tmp_path) == [FILE]
+
+
+def test_a_file_that_cannot_be_moved_aside(tmp_path):
+    """On a read-only mount a spoiled file is a miss every time, and nothing else happens."""
+    filled(tmp_path)
+    (tmp_path / FILE).write_bytes(b"spoiled")
+    store = GraphStore(tmp_path, files=Failing("rename", errno.EROFS))
+    for _ in range(2):
+        assert (missed(store).reason, missed(store).moved_to) == (Reason.FOREIGN, None)
+    assert os.listdir(tmp_path) == [FILE]
+
+
+def test_a_limit_on_file_sizes(tmp_path):
+    """A payload that the system stops half-way is an error; smaller ones go on being stored."""
+    store = filled(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(StoreError, match="cannot be written: File too large"):
+            store.put(OTHER, b"x" * 8192)
+        store.put({"n": 2}, PAYLOAD)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert missed(store, OTHER).reason is Reason.ABSENT
+    assert found(store, {"n": 2}).payload == found(store).payload == PAYLOAD
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_mounts():
+    """A full disk and a read-only one, as mounts of their own: puts fail, what is there loads."""
+    command = ["unshare", "--user", "--map-root-user", "--mount"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*command, "true"], check=False).returncode
+    ):
+        pytest.skip("mounts nothing here")
+    done = subprocess.run(
+        [*command, sys.executable, "-W", "error", str(HERE / "on_mounts.py")],
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "right on a full disk\nright on a read-only one\n"
+
+
+def test_a_directory_that_is_deleted(tmp_path):
+    """Without its directory a store misses everything, writes nothing, and says why."""
+    store = filled(tmp_path / "graphs")
+    shutil.rmtree(store.path)
+    assert str(missed(store)) == f"absent: there is no directory {store.path}"
+    with pytest.raises(StoreError, match=f"there is no directory {store.path}"):
+        store.put(IDENTITY, PAYLOAD)
+    assert (len(store), store.ls(), store.verify(), IDENTITY in store) == (0, (), (), False)
+    assert (store.touch(IDENTITY), store.nearest(IDENTITY)) == (False, None)
+    assert store.prune(max_bytes=0).entries == ()
+    assert not store.path.exists()
+    store.path.mkdir(mode=0o700)
+    store.put(IDENTITY, PAYLOAD)
+    assert found(store).payload == PAYLOAD
+
+
+def test_a_directory_that_becomes_a_file(tmp_path):
+    """So it is when a file takes the directory's place."""
+    store = filled(tmp_path / "graphs")
+    shutil.rmtree(store.path)
+    store.path.touch()
+    assert missed(store).reason is Reason.ABSENT
+
+
+def test_a_link_to_the_directory(tmp_path):
+    """The directory may be a link to a safe one, and is refused if that is unsafe."""
+    filled(tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    store = GraphStore(tmp_path / "link")
+    assert found(store).payload == PAYLOAD
+    (tmp_path / "real").chmod(0o777)
+    with pytest.raises(StoreError, match="run chmod go-w"):
+        store.get(IDENTITY)
+
+
+def test_links_in_a_circle(tmp_path):
+    """A directory that links lead to in a circle is an error, and a miss once the store is open."""
+    store = filled(tmp_path / "graphs")
+    store.path.rename(tmp_path / "real")
+    store.path.symlink_to(tmp_path / "graphs")
+    assert missed(store).reason is Reason.UNREADABLE
+    for operation in (store.ls, lambda: GraphStore(store.path, mode="ro")):
+        with pytest.raises(StoreError, match=r"cannot be read: .*symbolic links"):
+            operation()
+
+
+@each_key
+def test_a_link_for_a_file(tmp_path, key):
+    """A link is foreign even if it leads to a whole file; the link is moved, its target not."""
+    store = filled(tmp_path / "graphs", key=key)
+    target = tmp_path / "target"
+    (store.path / FILE).rename(target)
+    (store.path / FILE).symlink_to(target)
+    assert store.ls()[0].problem is not None
+    miss = missed(store)
+    assert (miss.reason, miss.moved_to) == (Reason.FOREIGN, f"{FILE}.bad")
+    (store.path / FILE).symlink_to(target)
+    before = target.read_bytes()
+    store.put(IDENTITY, b"new")
+    assert (found(store).payload, target.read_bytes()) == (b"new", before)
+    assert not (store.path / FILE).is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory", "socket"])
+def test_no_ordinary_file(tmp_path, monkeypatch, kind):
+    """What is no file is foreign and moved aside; nothing waits for a pipe's writer."""
+    monkeypatch.chdir(tmp_path)  # a socket's path may not be long
+    store = GraphStore(tmp_path)
+    if kind == "pipe":
+        os.mkfifo(FILE, 0o600)
+    elif kind == "directory":
+        os.mkdir(FILE, 0o700)
+    else:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(FILE)
+    assert store.verify()[0].problem is not None
+    assert (missed(store).reason, os.listdir(tmp_path)) == (Reason.FOREIGN, [f"{FILE}.bad"])
+    store.put(IDENTITY, PAYLOAD)
+    assert found(store).payload == PAYLOAD
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702])
+def test_a_directory_that_others_can_write(tmp_path, mode):
+    """It is refused at once and at every use, with the command that ends it; a key ends it too."""
+    store = filled(tmp_path / "graphs")
+    store.path.chmod(mode)
+    for operation in (
+        lambda: GraphStore(store.path),
+        lambda: GraphStore(store.path, mode="ro"),
+        lambda: store.get(IDENTITY),
+        lambda: store.put(IDENTITY, PAYLOAD),
+        store.ls,
+        store.verify,
+        store.prune,
+    ):
+        with pytest.raises(StoreError, match=f"mode=0{mode:o}.*run chmod go-w {store.path}, or"):
+            operation()
+    assert store.stats()["misses"]["unsafe"] == 1
+    assert found(filled(store.path, key=KEY)).payload == PAYLOAD
+    subprocess.run(["chmod", "go-w", str(store.path)], check=True)
+    store.put(IDENTITY, PAYLOAD)
+    assert found(store).payload == PAYLOAD
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o602])
+def test_a_file_that_others_can_write(tmp_path, mode):
+    """It is refused with the command that ends it; others are found; the next put replaces it."""
+    store = filled(tmp_path)
+    store.put(OTHER, PAYLOAD)
+    (tmp_path / FILE).chmod(mode)
+    before = snapshot(tmp_path)
+    with pytest.raises(StoreError, match=f"run chmod go-w {tmp_path / FILE}, or give"):
+        store.get(IDENTITY)
+    assert [c.problem and c.problem.reason for c in store.verify()].count(Reason.UNSAFE) == 1
+    assert snapshot(tmp_path) == before
+    assert found(store, OTHER).payload == PAYLOAD
+    store.put(IDENTITY, PAYLOAD)
+    assert found(store).payload == PAYLOAD
+
+
+@as_root
+@pytest.mark.parametrize("name", [".", FILE])
+def test_another_owner(tmp_path, name):
+    """What another user owns is refused with the command that ends it; a key ends it too."""
+    store = filled(tmp_path)
+    os.chown(tmp_path / name, 12345, -1)
+    with pytest.raises(StoreError, match=r"belongs to uid=12345, .* run chown 0 .*, or give"):
+        store.get(IDENTITY)
+    sealed = filled(tmp_path, key=KEY)
+    os.chown(tmp_path / name, 12345, -1)
+    assert found(sealed).payload == PAYLOAD
+    os.chown(tmp_path / name, 0, -1)
+    store.put(IDENTITY, PAYLOAD)
+    assert found(store).payload == PAYLOAD

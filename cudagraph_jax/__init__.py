@@ -18,6 +18,7 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.function import BucketedFunction
 from cudagraph_jax.graphs.guard import no_compiles
 from cudagraph_jax.graphs.manager import CUDAGraphManager
+from cudagraph_jax.graphs.planned import PlanOptions
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode
 from cudagraph_jax.report.explanation import Explanation
@@ -48,6 +49,7 @@ __all__ = [
     "InputShapeError",
     "Ladder",
     "PaddingLeakError",
+    "PlanOptions",
     "PolynomialCost",
     "Report",
     "SealedError",

@@ -199,9 +199,20 @@ class CUDAGraphConfig:
         return cls(enabled=False)
 
     @classmethod
-    def from_plan(cls, plan: SupportsPlan) -> Self:
-        """The configuration whose grid is the plan's two ladders."""
-        return cls(capture_sizes=plan.batch_sizes, capture_seq_lens=plan.seq_lens)
+    def from_plan(cls, plan: SupportsPlan, **fields: object) -> Self:
+        """The configuration whose grid is the plan's two ladders.
+
+        Args:
+            plan: What `plan_buckets` gave.
+            **fields: Further fields, such as `on_miss="background"`.
+
+        Raises:
+            ConfigError: `plan` is no plan, or a field is unknown or not valid.
+        """
+        if not (hasattr(plan, "batch_sizes") and hasattr(plan, "seq_lens")):
+            raise ConfigError(f"plan={plan!r} is no plan: give what plan_buckets returned")
+        grid = {"capture_sizes": plan.batch_sizes, "capture_seq_lens": plan.seq_lens}
+        return cls.from_dict({**grid, **fields})
 
 
 def checked_config(config: CUDAGraphConfig | None) -> CUDAGraphConfig:

@@ -37,8 +37,9 @@ class CaptureError(CUDAGraphError, RuntimeError):
     """A bucket could not be captured.
 
     Attributes:
-        stage: The step that failed: `"trace"`, `"lower"`, `"compile"`, `"warm-up"`, `"check"`, or
-            `"budget"` where the bucket needs more than the whole memory budget.
+        stage: The step that failed: `"trace"`, `"lower"`, `"compile"`, `"warm-up"`, `"check"`,
+            `"run"` in a request, or `"budget"` where the bucket needs more than the whole memory
+            budget.
     """
 
     def __init__(self, message: str, *, stage: str = "compile") -> None:

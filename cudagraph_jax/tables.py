@@ -45,6 +45,11 @@ def one_line(text: str) -> str:
     )
 
 
+def escaped(text: str) -> str:
+    """The text as HTML shows it, without what would act on a terminal or turn it around."""
+    return escape("\n".join(map(one_line, text.split("\n"))))
+
+
 def html_table(title: str, header: Row, rows: Sequence[Row]) -> str:
     """The same as an HTML table with a caption and its CSS; every cell is escaped."""
     return styled(table_fragment(title, header, rows))
@@ -60,7 +65,7 @@ def table_fragment(title: str, header: Row, rows: Sequence[Row]) -> str:
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(header)
     right = [_is_number_column(cells) for cells in columns]
     head = "".join(
-        f'<th scope="col"{_class(is_right)}>{escape(cell)}</th>'
+        f'<th scope="col"{_class(is_right)}>{escaped(cell)}</th>'
         for cell, is_right in zip(header, right, strict=True)
     )
     body = "".join(
@@ -71,7 +76,7 @@ def table_fragment(title: str, header: Row, rows: Sequence[Row]) -> str:
     )
     return scrolling(
         title,
-        f"<table><caption>{escape(title)}</caption>"
+        f"<table><caption>{escaped(title)}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
     )
 
@@ -79,23 +84,22 @@ def table_fragment(title: str, header: Row, rows: Sequence[Row]) -> str:
 def pairs_fragment(title: str, pairs: Sequence[tuple[str, str]]) -> str:
     """`html_pairs` as a part of something larger, which holds the CSS."""
     body = "".join(
-        f'<tr><th scope="row">{escape(label)}</th>{_cell(value, False)}</tr>'
+        f'<tr><th scope="row">{escaped(label)}</th>{_cell(value, False)}</tr>'
         for label, value in pairs
     )
     return scrolling(
-        title, f"<table><caption>{escape(title)}</caption><tbody>{body}</tbody></table>"
+        title, f"<table><caption>{escaped(title)}</caption><tbody>{body}</tbody></table>"
     )
 
 
 def scrolling(title: str, table: str) -> str:
     """A table that scrolls by itself where it is wider than the page, also by the keyboard."""
-    return (
-        f'<div class="scroll" role="region" aria-label="{escape(title)}" tabindex="0">{table}</div>'
-    )
+    label = escaped(title)
+    return f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">{table}</div>'
 
 
 def _cell(text: str, is_right: bool) -> str:
-    return f"<td{_class(is_right, len(text) > _LONG)}>{escape(text)}</td>"
+    return f"<td{_class(is_right, len(text) > _LONG)}>{escaped(text)}</td>"
 
 
 def _class(is_right: bool, is_long: bool = False) -> str:

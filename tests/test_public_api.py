@@ -36,6 +36,7 @@ def test_exports():
         "InputShapeError",
         "Ladder",
         "PaddingLeakError",
+        "PlanOptions",
         "PolynomialCost",
         "Report",
         "SealedError",

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cudagraph_jax.tables import (
+    escaped,
     html_pairs,
     html_table,
     one_line,
@@ -12,7 +13,7 @@ from cudagraph_jax.tables import (
     text_pairs,
     text_table,
 )
-from tests.report.reading import Reader
+from tests.report.reading import Reader, shown
 from tests.report.snapshots import HOSTILE
 
 
@@ -110,7 +111,12 @@ CELL = st.text() | st.sampled_from([HOSTILE, "</td>", "&amp;", "\"'", "<!--", "a
 @given(CELL, st.lists(st.tuples(CELL, CELL), min_size=1))
 def test_html_shows_any_text_as_it_is(title, table):
     """Whatever the title and the cells hold, a browser shows it as text, in its cell."""
-    cells = [cell for row in table for cell in row]
+    texts = [shown(text) for text in (title, *(cell for row in table for cell in row))]
     found = Reader(html_table(title, table[0], table[1:]))
-    assert found.all("caption", "th", "td") == [title, *cells]
-    assert Reader(html_pairs(title, table)).all("caption", "th", "td") == [title, *cells]
+    assert found.all("caption", "th", "td") == texts
+    assert Reader(html_pairs(title, table)).all("caption", "th", "td") == texts
+
+
+def test_html_keeps_lines_alone():
+    """Line breaks stay, and what would act on a terminal or turn the text around does not."""
+    assert escaped("<a>\n\x1b[31m\u202eb\t'") == "&lt;a&gt;\n\ufffd[31m\ufffdb &#x27;"

@@ -21,7 +21,7 @@ def positive(text: str) -> int:
 
 def part(text: str) -> float:
     """A number between 0 and 1, both left out."""
-    number = _number(text)
+    number = decimal(text)
     if number is None or not 0 < number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no part between 0 and 1, such as 0.5")
     return number
@@ -34,7 +34,7 @@ def headroom(text: str) -> Headroom:
         return int(batch), int(seq)
     if _is_whole(text):
         return int(text)
-    number = _number(text)
+    number = decimal(text)
     if number is None:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no seq_len (14050), no batch and seq_len (16x256) and no fraction (0.25)"
@@ -42,13 +42,17 @@ def headroom(text: str) -> Headroom:
     return number
 
 
+def decimal(text: str) -> float | None:
+    """The number that a trace or a command line holds, `1e3` and `2.0` included; None if none.
+
+    `float` alone would also read `1_000`, `nan` and the digits of other scripts.
+    """
+    try:
+        return float(text) if re.fullmatch(r"[-+.eE0-9]+", text) else None
+    except ValueError:
+        return None
+
+
 def _is_whole(text: str) -> bool:
     # More digits than any size has would also be more than int() reads.
     return re.fullmatch(r"[0-9]{1,15}", text) is not None
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cudagraph_jax.cli.checkup import Finding, Snapshot, findings
-from cudagraph_jax.cli.outputs import check_writable, write_json
+from cudagraph_jax.report.files import check_writable, write_json
 from cudagraph_jax.tables import text_pairs, text_table
 
 if TYPE_CHECKING:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cudagraph_jax.cli.outputs import check_writable, not_writable
 from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.report.files import check_writable, write_whole
 from cudagraph_jax.shapes.plan import BucketPlan
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ def check_plot(path: Path) -> None:
     """Finds out what would keep the figure from being drawn or written.
 
     Raises:
-        ConfigError: matplotlib is not installed, does not write such files, or cannot write here.
+        ConfigError: matplotlib is not installed, or does not write such files.
+        ReportError: The file could not be written.
     """
-    known = _figure().canvas.get_supported_filetypes()
-    if path.suffix.lower().removeprefix(".") not in known:
+    if _form(path) not in _figure().canvas.get_supported_filetypes():
         raise ConfigError(
             f"{path} is no kind of picture: give a name that ends in .png, .svg or .pdf"
         )
@@ -34,14 +35,19 @@ def save_plot(plan: BucketPlan, path: Path) -> None:
     """Draws waste over number of buckets.
 
     Raises:
-        ConfigError: matplotlib is not installed, or the file cannot be written.
+        ConfigError: matplotlib is not installed.
+        ReportError: The file cannot be written.
     """
     figure = _figure()
     plan.plot(figure.subplots())
-    try:
-        figure.savefig(path, dpi=DPI)
-    except OSError as error:
-        raise not_writable(path, error) from error
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=_form(path), dpi=DPI)
+    write_whole(path, drawn.getvalue())
+
+
+def _form(path: Path) -> str:
+    """What kind of picture the name asks for, in matplotlib's words."""
+    return path.suffix.lower().removeprefix(".")
 
 
 def _figure() -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,11 @@ import numpy.typing as npt
 from cudagraph_jax.cli.arguments import headroom, part, positive
 from cudagraph_jax.cli.figure import check_plot, save_plot
 from cudagraph_jax.cli.held_out import HeldOut
-from cudagraph_jax.cli.outputs import check_writable, write_json
 from cudagraph_jax.cli.paste import config_source
-from cudagraph_jax.cli.trace import Columns, read_sizes
+from cudagraph_jax.cli.trace import STDIN, Columns, read_sizes
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.report.files import check_writable, write_json
 from cudagraph_jax.shapes.planner import plan_buckets
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    _refuse_one_file_twice(options)
     if options.json is not None:
         check_writable(options.json)
     if options.plot is not None:
@@ -105,6 +107,22 @@ def _run(options: argparse.Namespace) -> int:
     if options.plot is not None:
         save_plot(plan, options.plot)
     return 0
+
+
+def _refuse_one_file_twice(options: argparse.Namespace) -> None:
+    """No output takes the place of the trace or of the other output."""
+    files = {"--json": options.json, "--plot": options.plot}
+    if options.trace != STDIN:
+        files = {"TRACE": options.trace, **files}
+    names: dict[str, str] = {}
+    for name, path in files.items():
+        if path is None:
+            continue
+        other = names.setdefault(os.path.realpath(path), name)
+        if other != name:
+            raise ConfigError(
+                f"{other} and {name} are the same file, {path}: give {name} a file of its own"
+            )
 
 
 def _divided(

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cudagraph_jax.checks import nearest
+from cudagraph_jax.cli.arguments import decimal
 from cudagraph_jax.errors import ConfigError
 
 STDIN = "-"
@@ -24,6 +25,7 @@ LARGEST_SIZE = 10_000_000
 """No sequence is longer; a column of times or of identifiers is told by it."""
 # Cells beyond csv's own limit of 128 KiB are prompts, which a trace may well hold.
 _CELL_LIMIT = 2**31 - 1
+_MANY_DIGITS = 100
 
 Row = tuple[int, Sequence[object]]
 Rows = Iterator[Row]
@@ -75,7 +77,10 @@ def read_sizes(
         with _opened(source, stdin) as lines:
             found = _sizes(rows(lines, columns.names), columns.names)
     except OSError as error:
-        raise ConfigError(f"{name} cannot be read: {error.strerror}") from error
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(
+            f"{name} cannot be read: {reason}; name a file that is there and that you may read"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name} is not UTF-8 ({error.reason}): convert it first") from error
     except ConfigError as error:
@@ -151,7 +156,7 @@ def _json_rows(lines: Iterable[str], names: Sequence[str]) -> Rows:
         if not text.strip():
             continue
         try:
-            row = json.loads(text.strip())
+            row = json.loads(text.strip(), parse_int=_read_integer)
         except json.JSONDecodeError as error:
             raise ConfigError(
                 f"line {line} is no JSON: {error.msg}, at column {error.colno}"
@@ -169,35 +174,27 @@ def _json_rows(lines: Iterable[str], names: Sequence[str]) -> Rows:
         yield line, [row[name] for name in names]
 
 
+def _read_integer(digits: str) -> int | float:
+    # int() refuses thousands of digits; how large such a number is says float() too.
+    return int(digits) if len(digits) < _MANY_DIGITS else float(digits)
+
+
 def _size(cell: object, column: str, line: int) -> int:
-    size = _whole(cell)
-    if 1 <= size <= LARGEST_SIZE:
-        return size
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
-        raise ConfigError(f"line {line}: {column} is blank: leave the row out")
-    if size > LARGEST_SIZE:
+    number = _number(cell)
+    if number is not None and number > LARGEST_SIZE:
         raise ConfigError(
             f"line {line}: {column}={cell!r:.40} is above {LARGEST_SIZE:,}: is this the column of "
             "the sizes?"
         )
+    if number is not None and number >= 1 and number == int(number):
+        return int(number)
+    if cell is None or (isinstance(cell, str) and not cell.strip()):
+        raise ConfigError(f"line {line}: {column} is blank: leave the row out")
     raise ConfigError(f"line {line}: {column}={cell!r:.40} is no whole number of 1 or more")
 
 
-def _whole(cell: object) -> int:
-    """The cell as a whole number, such as 374, "374" or 374.0; 0 where it is none."""
-    if isinstance(cell, bool) or not isinstance(cell, int | float | str):
-        return 0
-    if isinstance(cell, int):
-        return cell
-    try:
-        return int(cell) if isinstance(cell, str) else _of_float(cell)
-    except ValueError:
-        pass
-    try:
-        return _of_float(float(cell))
-    except ValueError:
-        return 0
-
-
-def _of_float(number: float) -> int:
-    return int(number) if number.is_integer() else 0
+def _number(cell: object) -> int | float | None:
+    """The cell as a number, such as 374, "374" or 374.0; None where it is none."""
+    if isinstance(cell, str):
+        return decimal(cell.strip())
+    return cell if isinstance(cell, int | float) and not isinstance(cell, bool) else None

@@ -21,12 +21,12 @@ from cudagraph_jax.demo.figures import (
     TrafficFigures,
     WarmupFigures,
 )
-from cudagraph_jax.demo.output import check_writable, write_figures
 from cudagraph_jax.demo.planned import first_tenth, plan_grid, powers_of_two, with_grid
 from cudagraph_jax.demo.planned_figures import GridFigures, PlannedResult
 from cudagraph_jax.demo.session import QUERIES
 from cudagraph_jax.demo.show import Screen
 from cudagraph_jax.demo.traffic import Traffic, drive, drive_in_turn, micro_batches
+from cudagraph_jax.report.files import check_writable, write_json
 from cudagraph_jax.report.progress import Callback, Progress
 
 # A tenth of it has some 130 texts: of half as many one can hardly tell how long texts may be.
@@ -54,6 +54,7 @@ def run_planned(
 
     Raises:
         DemoError: As for `run`; or the stream is too short to be divided.
+        OSError: `json_path` cannot be written, as a `CUDAGraphError` that says why.
         ConfigError: `limit` is no positive integer.
         InputShapeError: `query` is a single string, or holds something that is no string.
     """
@@ -66,7 +67,7 @@ def run_planned(
     session = _Session(config, numpy_passages(limit=limit), progress, Screen(output))
     result = session.measure(queries, started=start)
     if json_path is not None:
-        write_figures(json_path, result.to_dict())
+        write_json(json_path, result.to_dict())
     return result
 
 

@@ -25,10 +25,10 @@ from cudagraph_jax.demo.figures import (
     WarmupFigures,
 )
 from cudagraph_jax.demo.model import Params, encode
-from cudagraph_jax.demo.output import check_writable, write_figures
 from cudagraph_jax.demo.show import Screen
 from cudagraph_jax.demo.tokens import IntArray
 from cudagraph_jax.demo.traffic import MicroBatch, Serve, Traffic, drive, micro_batches
+from cudagraph_jax.report.files import check_writable, write_json
 from cudagraph_jax.report.progress import Callback, Progress
 
 DEFAULT_LIMIT = 600
@@ -60,8 +60,9 @@ def run(
         output: Where the report goes; stdout if None.
 
     Raises:
-        DemoError: The model package or an optional dependency is missing, the weights are not
-            those expected, or `json_path` cannot be written.
+        DemoError: The model package or an optional dependency is missing, or the weights are not
+            those expected.
+        OSError: `json_path` cannot be written, as a `CUDAGraphError` that says why.
         ConfigError: `limit` is no positive integer.
         InputShapeError: `query` is a single string, or holds something that is no string.
     """
@@ -73,7 +74,7 @@ def run(
     session = _Session(Encoder(config), numpy_passages(limit=limit), progress, Screen(output))
     result = session.measure(queries, started=start)
     if json_path is not None:
-        write_figures(json_path, result.to_dict())
+        write_json(json_path, result.to_dict())
     return result
 
 

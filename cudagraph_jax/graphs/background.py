@@ -98,7 +98,9 @@ class Background:
             queued.dropped()
 
     def drain(self) -> None:
-        """Waits until nothing waits or runs."""
+        """Waits until nothing waits or runs; not from a job, which would wait for itself."""
+        if threading.current_thread() is self._worker:
+            return
         with self._changed:
             self._changed.wait_for(lambda: not self)
 

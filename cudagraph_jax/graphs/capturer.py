@@ -137,13 +137,14 @@ class Capturer:
     def capture_later(self, bucket: Bucket, task: Task) -> None:
         """Captures and warms up `bucket` off the request path, queued once."""
         variant, config = task.call.variant, self.registry.config
+        generation = self.registry.generation
         # The job must hold no array of the request: it may wait for long.
         program = Program(task.target, task.call)
         abstract = replace(task, call=program.example)
 
         def job() -> None:
-            if self.registry.config is not config:
-                return  # the grid is another one, and the next call asks for its bucket
+            if self.registry.config is not config or self.registry.generation != generation:
+                return  # another grid, or dropped since: the next call asks for its own bucket
             iterations = config.warmup_iterations
             try:
                 if abstract.before_capture is not None:

@@ -29,14 +29,18 @@ def run_eagerly(
     with tracing_refusals():
         result = target.function(*args, **kwargs)
     if target.unpad == "host":
-        return jax.tree.map(np.asarray, result)
+        return jax.tree.map(_on_host, result)
     modes = broadcast_prefix(target.unpad, result, name="unpad")
     leaves, structure = jax.tree.flatten(result)
     handed_out = [
-        np.asarray(leaf) if mode == "host" else leaf
-        for leaf, mode in zip(leaves, modes, strict=True)
+        _on_host(leaf) if mode == "host" else leaf for leaf, mode in zip(leaves, modes, strict=True)
     ]
     return jax.tree.unflatten(structure, handed_out)
+
+
+def _on_host(leaf: PyTree) -> PyTree:
+    # Constants that are computed on while another function is traced become part of it.
+    return leaf if isinstance(leaf, jax.core.Tracer) else np.asarray(leaf)
 
 
 def _on_device(leaf: PyTree) -> PyTree:

@@ -38,7 +38,7 @@ def explain(dispatcher: Dispatcher, call: Call) -> Explanation:
 def _words(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:
     """Why, and what to change."""
     if decision.error is not None:
-        problem, _, remedy = str(decision.error).partition(": ")
+        problem, _, remedy = str(decision.error).rpartition(": ")
         return problem, remedy
     if decision.entry is not None:
         return _replayed(dispatcher, call, decision)
@@ -59,7 +59,7 @@ def _replayed(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[s
         return f"its own bucket {own} could not be captured, or cannot be queued", ""
     return (
         f"its own bucket {own} is not captured, and no capture is allowed now",
-        f"warm {own} up before seal()",
+        "warm up with arguments like these before seal()",
     )
 
 
@@ -67,7 +67,7 @@ def _captured(config: CUDAGraphConfig, decision: Decision) -> tuple[str, str]:
     if decision.reason is Reason.OVERFLOW:
         return 'it is outside the limits and on_overflow="exact"', "add larger buckets"
     policy = f'{decision.bucket} is not captured yet and on_miss="{config.on_miss}"'
-    return policy, "call warmup() first"
+    return policy, "warm up with arguments like these first"
 
 
 def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:
@@ -77,17 +77,20 @@ def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
             largest = max(config.capture_sizes)
             return f"it is served in pieces of {largest} rows, and joined", ""
         case Reason.MISS:
-            return f'{bucket} is not captured yet and on_miss="eager"', "call warmup() first"
+            return (
+                f'{bucket} is not captured yet and on_miss="eager"',
+                "warm up with arguments like these first",
+            )
         case Reason.QUEUED:
             return (
                 f"{bucket} is not captured yet; it is captured in the background, and "
                 "no larger bucket holds the call",
-                "call warmup() first",
+                "warm up with arguments like these first",
             )
         case Reason.REFUSED:
             return (
                 f"{bucket} is not captured yet, and the queue of captures is full or closed",
-                "call warmup() first",
+                "warm up with arguments like these first",
             )
         case Reason.OVERFLOW:
             limits = f"batch {config.max_batch_size} and seq_len {config.max_seq_len}"
@@ -101,7 +104,7 @@ def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
         case Reason.SEALED:
             return (
                 f"{bucket} is not captured, and no capture is allowed now",
-                f"warm {bucket} up before seal()",
+                "warm up with arguments like these before seal()",
             )
         case _:
             known = dispatcher.capturer.failures.get(bucket, call.variant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
@@ -30,6 +31,7 @@ from cudagraph_jax.graphs.routes import Routes
 from cudagraph_jax.graphs.variant import placement
 from cudagraph_jax.report.explanation import Explanation
 from cudagraph_jax.report.progress import Callback, Progress
+from cudagraph_jax.report.report import Report
 from cudagraph_jax.report.stats import stats_html
 from cudagraph_jax.report.warmup import WarmupReport
 from cudagraph_jax.shapes.plan import BucketPlan
@@ -161,6 +163,10 @@ class BucketedFunction(Generic[P, R]):
     ) -> BucketPlan:
         """Plans the manager's grid from what was asked for; see `CUDAGraphManager.replan`."""
         return self.manager.replan(max_graphs=max_graphs, **options)
+
+    def report(self, path: str | os.PathLike[str] | None = None) -> Report:
+        """Everything that the manager knows; see `CUDAGraphManager.report`."""
+        return self.manager.report(path)
 
     def stats(self) -> dict[str, Any]:
         """The manager's counts and times; see `CUDAGraphManager.stats`."""

@@ -6,7 +6,7 @@ from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, SealedError
 from cudagraph_jax.graphs.budget import Budget
 from cudagraph_jax.graphs.call import Call
-from cudagraph_jax.graphs.capturer import Task
+from cudagraph_jax.graphs.capturer import Task, is_stale
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.lru import Made
@@ -39,8 +39,12 @@ def warm_grid(
         while True:
             config = dispatcher.config
             report = _warm_grid(dispatcher, call, target, progress)
-            if dispatcher.config is config:
-                return report  # else there is another grid by now
+            if dispatcher.config == config:
+                return report
+            # There is another grid by now.
+            for entry in dispatcher.registry.entries():
+                if is_stale(entry.program, entry.bucket, config, dispatcher.config):
+                    dispatcher.registry.discard(entry.bucket, entry.variant)
 
 
 def _warm_grid(

@@ -20,7 +20,8 @@ class PlanOptions(TypedDict, total=False):
         cost: As for `plan_buckets`, and so are the next three.
         batch_multiple: Batch sizes are multiples of it.
         seq_multiple: Sequence lengths are multiples of it.
-        headroom: A bucket for sizes that were not seen yet.
+        headroom: A bucket for sizes that were not seen yet; None: up to the largest bucket of
+            today, so that what fits now still does; 0.0: up to the largest that was asked for.
         max_batch_size: Larger batches are left out of the plan.
         max_seq_len: Longer sequences are left out of the plan.
     """
@@ -64,11 +65,13 @@ class Planned:
         why. A newer plan takes the place of one that waits. `wait()` waits for the end.
 
         The largest size that was asked for gets a bucket, also where it was outside the limits:
-        `max_batch_size` and `max_seq_len` leave larger ones to `on_overflow`.
+        `max_batch_size` and `max_seq_len` leave larger ones to `on_overflow`. What fits today
+        still fits, unless `headroom=0.0` gives that up for less padding.
 
         Args:
             max_graphs: The most buckets; as many as the grid has now if None.
-            **options: See `PlanOptions`.
+            **options: Keywords of `PlanOptions`: cost, batch_multiple, seq_multiple, headroom,
+                max_batch_size, max_seq_len.
 
         Returns:
             The plan that is being put in place.

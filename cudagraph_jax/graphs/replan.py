@@ -43,6 +43,11 @@ def plan_from(
     Raises:
         ConfigError: There are no sizes, an option is not valid, or `config` pads no sequence.
     """
+    max_graphs = (
+        len(config.buckets())
+        if max_graphs is None
+        else positive_size(max_graphs, name="max_graphs")
+    )
     most = [
         math.inf if size is None else positive_size(size, name=name)
         for name, size in (("max_batch_size", max_batch_size), ("max_seq_len", max_seq_len))
@@ -64,9 +69,16 @@ def plan_from(
             "capture_seq_lens=None makes each seq_len a bucket of its own, so that there is no "
             "grid to plan: give capture_seq_lens to have the sequence padded"
         )
+    if headroom is None:
+        # What fits today fits tomorrow.
+        lengths = config.capture_seq_lens or (1,)
+        headroom = (
+            int(min(max(config.capture_sizes), most[0])),
+            int(min(max(lengths), most[1])),
+        )
     return plan_buckets(
         kept,
-        max_graphs=len(config.buckets()) if max_graphs is None else max_graphs,
+        max_graphs=max_graphs,
         cost=cost,
         batch_multiple=batch_multiple,
         seq_multiple=seq_multiple,

@@ -39,8 +39,9 @@ class Reported(Planned, ShownByStats):
             ConfigError: `path` is no path.
             OSError: The file cannot be written, as a `CUDAGraphError` that says why.
         """
+        names = {entry.variant.name for entry in self.registry.entries()}
         report = Report(
-            name=type(self).__name__,
+            name=", ".join(sorted(names)) or "no function yet",
             made_at=datetime.now().astimezone(),
             stats=self.stats(),
             config=self.registry.config,

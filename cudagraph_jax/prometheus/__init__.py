@@ -19,6 +19,9 @@ known in advance. The bucket is no label. Without `capture_seq_lens`, or with
 `on_overflow="exact"`, there are as many buckets as sizes that callers come with, and every one
 would be a series for ever; `manager.stats()` has the figures by bucket.
 
+`manager.reset()` makes no counter fall. What was counted between the last update and a reset is
+lost: call `registration.update()` before the reset to keep it.
+
 In one process the metrics are brought up to date by each scrape, so that calls pay nothing. In
 prometheus_client's multi-process mode (`PROMETHEUS_MULTIPROC_DIR` is set) a scrape reads the files
 that each process writes, so a daemon thread writes them every `interval_s` seconds, and once more

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram, Metric
 
@@ -12,6 +13,7 @@ from cudagraph_jax.graphs.outcomes import Outcomes
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 
 _PREFIX = "cudagraph_jax_"
+_TRIES = 3
 _LABEL = ("manager",)
 _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "calls": ("Calls by what was done with them, and why.", ("outcome", "reason")),
@@ -41,6 +43,29 @@ _HISTOGRAMS = {
 
 Counts = dict[tuple[str, tuple[str, ...]], float]
 """Values by counter and its labels but for the manager's name."""
+
+
+class Reading(NamedTuple):
+    """Counts that belong together.
+
+    Attributes:
+        restarts: How often they had been set to zero.
+        counts: What was counted since.
+    """
+
+    restarts: int
+    counts: Counts
+
+
+class Restarting(Protocol):
+    """What can set its counts to zero, and says how often it did."""
+
+    @property
+    def restarts(self) -> int:
+        """How often; counted on when it is done."""
+
+
+S = TypeVar("S", bound=Restarting)
 
 
 class Metrics:
@@ -98,6 +123,16 @@ class Metrics:
             }
             for values in series:
                 metric.remove(*values)
+
+
+def between_resets(source: S, read: Callable[[S], Counts]) -> Reading | None:
+    """What `read` gives of `source` while no reset ends; None where they come too fast for that."""
+    for _ in range(_TRIES):
+        restarts = source.restarts
+        counts = read(source)
+        if source.restarts == restarts:
+            return Reading(restarts, counts)
+    return None
 
 
 def counts_of_registry(registry: CUDAGraphRegistry) -> Counts:

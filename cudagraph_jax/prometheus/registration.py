@@ -16,8 +16,9 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.manager import CUDAGraphManager
 from cudagraph_jax.log import logger
 from cudagraph_jax.prometheus.metrics import (
-    Counts,
     Metrics,
+    Reading,
+    between_resets,
     counts_of_outcomes,
     counts_of_registry,
     is_multiprocess,
@@ -57,8 +58,12 @@ def register(
     if not isinstance(name, str) or not name:
         raise ConfigError(f"name={name!r} is no name: give a text that tells managers apart")
     require_bool("replay_times", replay_times)
-    if not interval_s > 0:
-        raise ConfigError(f"interval_s={interval_s!r} is not above 0: give seconds")
+    if not isinstance(registry, CollectorRegistry):
+        raise ConfigError(
+            f"registry={registry!r} is no CollectorRegistry: give one of prometheus_client's, or "
+            "leave it out"
+        )
+    _check_interval(interval_s)
     with _lock:
         collector = _collectors.get(registry)
         if collector is None:
@@ -68,6 +73,18 @@ def register(
         made = collector.add(manager, name)
     made._begin(manager, replay_times=replay_times, interval_s=interval_s)
     return made
+
+
+def _check_interval(interval_s: object) -> None:
+    # No thread can wait for longer than TIMEOUT_MAX, which is centuries.
+    if (
+        isinstance(interval_s, bool)
+        or not isinstance(interval_s, int | float)
+        or not 0 < interval_s <= threading.TIMEOUT_MAX
+    ):
+        raise ConfigError(
+            f"interval_s={interval_s!r} is no time to wait: give seconds, a number above 0"
+        )
 
 
 class Registration:
@@ -82,7 +99,7 @@ class Registration:
         self._manager = weakref.ref(manager)
         self._collector = collector
         self._metrics = collector.metrics
-        self._seen: dict[str, tuple[int, Counts]] = {}
+        self._seen: dict[str, Reading] = {}
         self._over = threading.Event()
         self._interval_s = 0.0
         self._callbacks: list[Callable[..., None]] = []
@@ -155,24 +172,26 @@ class Registration:
             self._drop()
         if manager is None or self._over.is_set():
             return
-        # The restarts are read before the counts: a reset that comes between is seen the next
-        # time, and nothing is counted twice.
-        registry, outcomes = manager.registry, manager.dispatcher.outcomes
-        self._add("registry", registry.restarts, counts_of_registry(registry))
-        self._add("outcomes", outcomes.restarts, counts_of_outcomes(outcomes))
+        self._add("registry", between_resets(manager.registry, counts_of_registry))
+        self._add("outcomes", between_resets(manager.dispatcher.outcomes, counts_of_outcomes))
         for key, value in levels(manager).items():
             self._metrics.gauges[key].labels(self.name).set(value)
 
-    def _add(self, source: str, restarts: int, counts: Counts) -> None:
-        """Adds to the counters what `counts` have grown by since the last time."""
-        restarts_before, before = self._seen.get(source, (restarts, {}))
-        if restarts != restarts_before:
-            before = {}
-        self._seen[source] = (restarts, counts)
+    def _add(self, source: str, found: Reading | None) -> None:
+        """Adds to the counters what the counts have grown by since the last time."""
+        if found is None:
+            return
+        seen = self._seen.get(source)
+        before = seen.counts if seen is not None and seen.restarts == found.restarts else {}
+        # Less than before: a reset is under way, or threads raced for the time of a replay. What
+        # was added stays added, so that nothing is added again.
+        counts = {
+            series: max(value, before.get(series, 0)) for series, value in found.counts.items()
+        }
+        self._seen[source] = Reading(found.restarts, counts)
         for series, value in counts.items():
             key, labels = series
-            # Less than before: a reset is under way, or threads raced for the time of a replay.
-            grown = max(0.0, value - before.get(series, 0))
+            grown = value - before.get(series, 0)
             self._metrics.counters[key].labels(self.name, *labels).inc(grown)
 
     def _drop(self) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from cudagraph_jax.report.words import exact, part, things
-from cudagraph_jax.tables import table_fragment, text_table
+from cudagraph_jax.tables import escaped, table_fragment, text_table
 
 NONE_YET = "No bucket is captured yet."
 
@@ -24,7 +23,7 @@ def buckets_html(stats: Mapping[str, Any], *, most: int) -> str:
     """The `most` replayed buckets, and in words what was left out."""
     graphs = _sorted(stats)
     if not graphs:
-        return f"<p>{escape(NONE_YET)}</p>"
+        return f"<p>{escaped(NONE_YET)}</p>"
     shown, others = graphs[:most], graphs[most:]
     table = table_fragment("Buckets", _HEADER, [_row(*pair) for pair in shown])
     if not others:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.report.words import part
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.tables import html_pairs
+from cudagraph_jax.tables import html_pairs, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,12 @@ class Explanation:
         return 1 - sizes.elements / bucket.elements
 
     def __str__(self) -> str:
-        where = f" in the bucket {self._where}" if self.bucket is not None else ""
+        where = f" in the bucket {self._where}" if self._where else ""
         remedy = f" To change that: {self.remedy}." if self.remedy else ""
         happens = "an error" if self.error else self.mode.name
-        return f"{self.name} at {self.sizes}: {happens}{where}, because {self.reason}.{remedy}"
+        return one_line(
+            f"{self.name} at {self.sizes}: {happens}{where}, because {self.reason}.{remedy}"
+        )
 
     def _repr_html_(self) -> str:
         rows = [
@@ -57,6 +59,8 @@ class Explanation:
 
     @property
     def _where(self) -> str:
-        """The bucket, and how much of it is padding."""
+        """The bucket that it runs in, and how much of that is padding; empty for eager runs."""
+        if self.bucket is None or self.mode not in (CUDAGraphMode.REPLAY, CUDAGraphMode.CAPTURE):
+            return ""
         padding = f" ({part(self.waste)} padding)" if self.waste else ""
-        return "" if self.bucket is None else f"{self.bucket}{padding}"
+        return f"{self.bucket}{padding}"

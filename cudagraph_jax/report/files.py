@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
-from contextlib import suppress
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
 
 
 class ReportError(CUDAGraphError, OSError):
-    """A report could not be written."""
+    """A report, a figure or its numbers could not be written."""
 
 
-def write_whole(path: str | os.PathLike[str], text: str) -> Path:
-    """Writes a text file, in place of one that is there; a reader never sees half of it.
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Finds out before long work whether a file could be written; leaves everything as it was.
+
+    Raises:
+        ConfigError: `path` is no path.
+        ReportError: The file could not be written.
+    """
+    with _draft_for(path):
+        pass
+
+
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
+    """Writes a file, in place of one that is there; a reader never sees half of it.
 
     Args:
         path: The file. Its folder must exist.
-        text: The content, written as UTF-8.
+        content: What it will hold; a text is written as UTF-8.
 
     Returns:
         The file's absolute path.
@@ -28,11 +43,42 @@ def write_whole(path: str | os.PathLike[str], text: str) -> Path:
         ConfigError: `path` is no path.
         ReportError: The file cannot be written; what was there is as it was.
     """
+    with _draft_for(path) as draft:
+        draft.path.write_bytes(
+            content.encode(errors="replace") if isinstance(content, str) else content
+        )
+        draft.path.replace(draft.target)
+    return draft.target
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, object]) -> Path:
+    """Writes the content as JSON; in all else it is `write_whole`."""
+    return write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+class _Draft(NamedTuple):
+    """A new file beside the one that it is to replace."""
+
+    path: Path
+    target: Path
+
+
+@contextmanager
+def _draft_for(path: str | os.PathLike[str]) -> Iterator[_Draft]:
+    """An empty draft, which goes again unless it was moved to its target."""
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"path={path!r} is no path: give the name of a file to write")
     try:
         # A link stays one: what it leads to is replaced.
-        return _write(Path(path).resolve(), text)
+        target = Path(path).resolve()
+        _check_target(target)
+        draft = target.with_name(f".{secrets.token_hex(8)}.tmp")
+        try:
+            draft.touch(exist_ok=False)
+            yield _Draft(draft, target)
+        finally:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
     except ReportError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # also links in a circle, NUL in a name
@@ -42,22 +88,17 @@ def write_whole(path: str | os.PathLike[str], text: str) -> Path:
         ) from error
 
 
-def _write(target: Path, text: str) -> Path:
+def _check_target(target: Path) -> None:
     if not target.parent.is_dir():
         raise ReportError(
             f"path={str(target)!r} is in a folder that does not exist, {target.parent}: "
             "make the folder first, or give another path"
         )
-    if os.path.exists(target) and not target.is_file():
+    try:
+        is_file = stat.S_ISREG(target.stat().st_mode)
+    except FileNotFoundError:
+        return
+    if not is_file:
         raise ReportError(
             f"path={str(target)!r} is no ordinary file: give the name of a file to write"
         )
-    draft = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with draft.open("x", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(text)
-        draft.replace(target)
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-    return target

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Literal, NamedTuple
 
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.tables import scrolling
+from cudagraph_jax.tables import escaped, scrolling
 
 LEVELS = 5
 """Shades, from that of zero to the strongest."""
@@ -79,14 +78,14 @@ class HeatMap:
             for batch in self.batch_sizes
         )
         table = (
-            f'<table class="heat {self.kind}"><caption>{escape(self.title)}</caption>'
-            f'<thead><tr><th scope="col">{escape(_CORNER)}</th>{head}</tr></thead>'
+            f'<table class="heat {self.kind}"><caption>{escaped(self.title)}</caption>'
+            f'<thead><tr><th scope="col">{escaped(_CORNER)}</th>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table>"
         )
         shades = "".join(
-            f'<span class="l{level}">{escape(words)}</span>' for level, words in self.legend
+            f'<span class="l{level}">{escaped(words)}</span>' for level, words in self.legend
         )
-        note = f"<p>{escape(self.note)}</p>" if self.note else ""
+        note = f"<p>{escaped(self.note)}</p>" if self.note else ""
         return (
             f'{scrolling(self.title, table)}<p class="legend {self.kind}">Shades: {shades} '
             f"Blank: not captured.</p>{note}"
@@ -96,7 +95,7 @@ class HeatMap:
         cell = self.cells.get(bucket)
         if cell is None:
             return "<td></td>"
-        return f'<td class="l{cell.level}" title="{escape(cell.words)}">{escape(cell.text)}</td>'
+        return f'<td class="l{cell.level}" title="{escaped(cell.words)}">{escaped(cell.text)}</td>'
 
 
 def _shaded(level: int, text: str) -> str:

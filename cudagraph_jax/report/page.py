@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
 from string import Template
 
 from cudagraph_jax.style import CLASS, STYLE
+from cudagraph_jax.tables import escaped
 
 _PAGE_STYLE = """
 :root{color-scheme:light dark}
@@ -47,9 +47,9 @@ def page(heading: str, subtitle: str, body: str) -> str:
         body: The content; HTML.
     """
     return _PAGE.substitute(
-        title=escape(f"{heading}, {subtitle}"),
-        heading=escape(heading),
-        subtitle=escape(subtitle),
+        title=escaped(f"{heading}, {subtitle}"),
+        heading=escaped(heading),
+        subtitle=escaped(subtitle),
         style=STYLE + _PAGE_STYLE,
         c=CLASS,
         body=body,
@@ -59,4 +59,4 @@ def page(heading: str, subtitle: str, body: str) -> str:
 def section(heading: str, *fragments: str) -> str:
     """Fragments under a heading; nothing where all of them are empty."""
     body = "".join(fragments)
-    return f"<section><h2>{escape(heading)}</h2>{body}</section>" if body else ""
+    return f"<section><h2>{escaped(heading)}</h2>{body}</section>" if body else ""

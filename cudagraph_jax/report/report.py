@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from cudagraph_jax.report.stats import stats_text
 from cudagraph_jax.report.totals import alerts, headline, tiles, totals, troubles
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.style import styled
-from cudagraph_jax.tables import pairs_fragment, table_fragment, text_pairs, text_table
+from cudagraph_jax.tables import escaped, pairs_fragment, table_fragment, text_pairs, text_table
 
 _MANY = 200
 _FAILURES = ("bucket", "function", "error")
@@ -66,7 +65,7 @@ class Report:
         return "\n\n".join(filter(None, parts))
 
     def _repr_html_(self) -> str:
-        return styled(f"<p><b>{escape(self.name)}</b>, {escape(self._moment)}</p>", self._body())
+        return styled(f"<p><b>{escaped(self.name)}</b>, {escaped(self._moment)}</p>", self._body())
 
     def html(self) -> str:
         """A complete HTML document; it loads nothing from elsewhere and runs no script."""

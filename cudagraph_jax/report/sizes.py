@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.report.words import exact, part, things
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.tables import table_fragment, text_table
+from cudagraph_jax.tables import escaped, table_fragment, text_table
 
 MOST_SIZES = 20
 """Sizes shown."""
@@ -30,7 +29,7 @@ def sizes_html(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> str:
     if not sizes:
         return ""
     others = _others(sizes)
-    note = f"<p>{escape(others)}</p>" if others else ""
+    note = f"<p>{escaped(others)}</p>" if others else ""
     return table_fragment(_title(), _HEADER, _rows(sizes, config)) + note
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 from cudagraph_jax.report.buckets import NONE_YET, buckets_html, buckets_text
 from cudagraph_jax.report.grid import ON_A_TERMINAL, Grid
 from cudagraph_jax.report.totals import alerts, headline, tiles, totals, troubles
 from cudagraph_jax.style import styled
-from cudagraph_jax.tables import one_line, text_pairs
+from cudagraph_jax.tables import escaped, one_line, text_pairs
 
 _FEW = 20
 
@@ -35,7 +34,7 @@ def stats_html(name: str, stats: Mapping[str, Any]) -> str:
     """The figures that matter and the buckets used most, short enough for a notebook."""
     stats = _managers(stats)
     return styled(
-        f"<p><b>{escape(name)}</b></p>",
+        f"<p><b>{escaped(name)}</b></p>",
         tiles(headline(stats)),
         alerts(troubles(stats)),
         buckets_html(stats, most=_FEW),

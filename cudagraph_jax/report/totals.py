@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 from cudagraph_jax.report.words import exact, listed, part, seconds, things
+from cudagraph_jax.tables import escaped
 
 Pairs = list[tuple[str, str]]
 
@@ -48,18 +48,20 @@ def totals(stats: Mapping[str, Any]) -> Pairs:
 def tiles(pairs: Pairs) -> str:
     """Labels and values as HTML, side by side."""
     inner = "".join(
-        f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in pairs
+        f"<div><dt>{escaped(label)}</dt><dd>{escaped(value)}</dd></div>" for label, value in pairs
     )
     return f'<dl class="tiles">{inner}</dl>'
 
 
 def alerts(sentences: list[str]) -> str:
     """Sentences that must not be overlooked, as HTML."""
-    return "".join(f'<p class="alert">{escape(sentence)}</p>' for sentence in sentences)
+    return "".join(f'<p class="alert">{escaped(sentence)}</p>' for sentence in sentences)
 
 
 def _hit_rate(stats: Mapping[str, Any]) -> str:
-    return part(stats["hits"] / stats["calls"]) if stats["calls"] else "–"
+    # A call in pieces is served by captured buckets, too.
+    served = stats["hits"] + stats.get("splits", 0)
+    return part(served / stats["calls"]) if stats["calls"] else "–"
 
 
 def _computed(stats: Mapping[str, Any]) -> int:

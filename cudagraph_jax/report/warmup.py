@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Literal
 
 from cudagraph_jax.report.totals import Pairs, alerts, tiles
 from cudagraph_jax.report.words import exact, seconds, things
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.style import styled
-from cudagraph_jax.tables import one_line, table_fragment, text_table
+from cudagraph_jax.tables import escaped, one_line, table_fragment, text_table
 
 Status = Literal["captured", "present", "failed"]
 
@@ -66,7 +65,8 @@ class WarmupReport:
     def __repr__(self) -> str:
         counts = Counter(record.status for record in self.buckets)
         shown = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        return f"WarmupReport({self.name}: {shown or 'no buckets'}, {self.total_ms:.0f} ms)"
+        name = one_line(self.name)
+        return f"WarmupReport({name}: {shown or 'no buckets'}, {self.total_ms:.0f} ms)"
 
     def __str__(self) -> str:
         failed = [one_line(f"FAILED {record.bucket}: {record.error}") for record in self.failed]
@@ -80,7 +80,7 @@ class WarmupReport:
         note = f"<p>{things(left_out, 'more bucket')} not shown.</p>" if left_out > 0 else ""
         failed = things(len(self.failed), "bucket")
         return styled(
-            f"<p><b>Warm-up of {escape(self.name)}</b></p>",
+            f"<p><b>Warm-up of {escaped(self.name)}</b></p>",
             tiles(self._headline()),
             alerts([f"{failed} failed; calls of that size run eagerly."] if self.failed else []),
             table_fragment("Buckets", _HEADER, _rows(order[:_MANY])),

@@ -60,6 +60,22 @@ ELEMENTS = PolynomialCost(elements=1.0)
 """The default: a bucket costs its `batch * seq_len` elements."""
 
 
+def chosen_cost(cost: Cost | None) -> Cost:
+    """What a caller gave as the cost; the elements if None.
+
+    Raises:
+        ConfigError: It cannot be called.
+    """
+    if cost is None:
+        return ELEMENTS
+    if not callable(cost):
+        raise ConfigError(
+            f"cost={cost!r} is no function: give one of (batch, seq_len), such as "
+            "attention_cost(768), or None for the elements"
+        )
+    return cost
+
+
 def cost_table(cost: Cost, batches: Ints, seq_lens: Ints) -> Floats:
     """The cost of each batch with each seq_len, float64 (len(batches), len(seq_lens)).
 

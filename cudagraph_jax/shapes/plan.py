@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 from cudagraph_jax.errors import CUDAGraphError
-from cudagraph_jax.shapes.costs import ELEMENTS, Cost
+from cudagraph_jax.shapes.costs import Cost, chosen_cost
 from cudagraph_jax.shapes.evaluation import Evaluation, evaluate
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.shapes.observed import Observed, Sizes
 from cudagraph_jax.style import styled
-from cudagraph_jax.tables import table_fragment, text_table
+from cudagraph_jax.tables import escaped, table_fragment, text_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,7 +89,7 @@ class BucketPlan:
             ("seq_lens", _listed(self.seq_lens)),
         ]
         return styled(
-            f"<p><b>{escape(self._title())}</b></p>",
+            f"<p><b>{escaped(self._title())}</b></p>",
             table_fragment("Ladders", ("ladder", "sizes"), ladders),
             table_fragment("On the same sizes", _HEADER, self._compared()),
             table_fragment("Waste by buckets", ("buckets", "least waste"), self._marginal()),
@@ -115,11 +114,9 @@ class BucketPlan:
             cost: As for `plan_buckets`.
 
         Raises:
-            ConfigError: `sizes` are no sizes.
+            ConfigError: `sizes` are no sizes, or `cost` is no cost.
         """
-        return evaluate(
-            Observed.of(sizes), self.batch_sizes, self.seq_lens, ELEMENTS if cost is None else cost
-        )
+        return evaluate(Observed.of(sizes), self.batch_sizes, self.seq_lens, chosen_cost(cost))
 
     def to_dict(self) -> dict[str, object]:
         """All fields as values that JSON can hold."""

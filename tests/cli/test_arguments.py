@@ -20,7 +20,7 @@ def test_not_positive(text):
         positive(text)
 
 
-@pytest.mark.parametrize("text", ["0", "1", "-0.5", "nan", "inf", "half", ""])
+@pytest.mark.parametrize("text", ["0", "1", "-0.5", "nan", "inf", "half", "", "0.5_0"])
 def test_no_part(text):
     """A part lies between 0 and 1."""
     assert part("0.5") == 0.5
@@ -38,7 +38,9 @@ def test_headroom(text, expected):
     assert (found, type(found)) == (expected, type(expected))
 
 
-@pytest.mark.parametrize("text", ["", "x", "16x", "x256", "1x2x3", "much"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "16x", "x256", "1x2x3", "much", "0.2_5", "nan", "\u0660.\u0665"]
+)
 def test_no_headroom(text):
     """Anything else is refused, with an example of each."""
     with pytest.raises(ArgumentTypeError, match=r"\(14050\).*\(16x256\).*\(0.25\)"):

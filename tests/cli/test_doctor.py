@@ -109,7 +109,7 @@ def test_unwritable(tmp_path, capsys):
     assert main(["doctor", "--json", str(tmp_path)]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "cannot be written: Is a directory" in printed.err
+    assert "is no ordinary file: give the name of a file to write" in printed.err
 
 
 def test_a_setting_that_is_wrong():

@@ -115,20 +115,45 @@ def test_unwritable(plan, tmp_path, option):
     status, out, err = plan(*arguments)
     assert (status, out) == (1, "")
     assert err == (
-        f"cudagraph-jax: {path} cannot be written: No such file or directory; name another file\n"
+        f"cudagraph-jax: path={str(path)!r} is in a folder that does not exist, {path.parent}: "
+        "make the folder first, or give another path\n"
     )
 
 
 @pytest.mark.parametrize("option", ["--json", "--plot"])
 def test_files_are_left_alone(plan, tmp_path, option):
     """Where the trace cannot be read, no file is made and none is lost."""
-    old, new = tmp_path / "old.png", tmp_path / "new.png"
+    old, new, link = (tmp_path / name for name in ("old.png", "new.png", "link.png"))
     old.write_text("kept")
-    for path in (old, new):
+    link.symlink_to(new)
+    for path in (old, new, link):
         arguments = [tmp_path / "none.csv", "--column", "len", "--max-graphs", 3, option, path]
         assert plan(*arguments)[0] == 1
     assert old.read_text() == "kept"
     assert not new.exists()
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        ({"--json": "trace.csv"}, "TRACE and --json are the same file"),
+        ({"--plot": "link.png"}, "TRACE and --plot are the same file"),
+        ({"--json": "./plan.png", "--plot": "plan.png"}, "--json and --plot are the same file"),
+    ],
+)
+def test_one_file_twice(plan, trace, tmp_path, monkeypatch, outputs, expected):
+    """No output takes the place of the trace or of the other, whatever way they are named."""
+    monkeypatch.chdir(tmp_path)
+    Path("link.png").symlink_to(trace)
+    before = Path(trace).read_bytes()
+    options = [part for pair in outputs.items() for part in pair]
+    status, out, err = plan(trace, "--column", "len", *FEW, *options)
+    assert (status, out) == (1, "")
+    assert expected in err
+    assert "a file of its own" in err
+    assert Path(trace).read_bytes() == before
+    assert not Path("plan.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,12 @@ def test_json_lines(written, name):
     assert read_sizes(written(lines, name), PAIRS).tolist() == [[1, 30], [2, 10]]
 
 
+def test_long_numbers_elsewhere(written):
+    """A number of thousands of digits in another field is no obstacle."""
+    lines = '{"id": ' + "9" * 5000 + ', "len": 30}\n'
+    assert read_sizes(written(lines, "trace.jsonl"), LENGTH).tolist() == [30]
+
+
 def test_standard_input():
     """A dash reads CSV from the standard input, and leaves it open."""
     stdin = io.BytesIO(b"len\n3\n4\n")
@@ -121,7 +127,12 @@ def test_cell_limit_is_restored(written):
         ('""', "line 3: len is blank: leave the row out"),
         ("  ", "line 3: len is blank: leave the row out"),
         ("1700000000000", "is above 10,000,000: is this the column of the sizes?"),
-        ("9" * 5000, "line 3: len='99999"),
+        ("9" * 5000, "is above 10,000,000"),
+        ("1e400", "is above 10,000,000"),
+        ("-" + "9" * 5000, "is no whole number of 1 or more"),
+        ("1_000", "line 3: len='1_000' is no whole number of 1 or more"),
+        ("1_0.0", "line 3: len='1_0.0' is no whole number of 1 or more"),
+        ("\u0663", "line 3: len='\u0663' is no whole number of 1 or more"),
     ],
 )
 def test_cells(written, cell, expected):
@@ -168,7 +179,8 @@ def test_tables(written, content, expected):
         ('{"len": [5]}', "line 2: len=[5] is no whole number"),
         ('{"len": NaN}', "line 2: len=nan is no whole number"),
         ('{"len": 0}', "line 2: len=0 is no whole number"),
-        ('{"len": ' + "9" * 5000 + "}", "line 2 is no JSON: Exceeds the limit"),
+        ('{"len": ' + "9" * 5000 + "}", "line 2: len=inf is above 10,000,000"),
+        ('{"len": "1_000"}', "line 2: len='1_000' is no whole number"),
         ("[" * 100_000, "line 2 is no JSON"),
     ],
 )
@@ -185,9 +197,11 @@ def test_no_json_rows(written, content):
 
 def test_paths(tmp_path):
     """What cannot be opened, or has another suffix, is told at once."""
-    assert refusal(str(tmp_path / "a.csv")) == "TRACE cannot be read: No such file or directory"
+    remedy = "name a file that is there and that you may read"
+    missing = refusal(str(tmp_path / "a.csv"))
+    assert missing == f"TRACE cannot be read: No such file or directory; {remedy}"
     (tmp_path / "b.csv").mkdir()
-    assert refusal(str(tmp_path / "b.csv")) == "TRACE cannot be read: Is a directory"
+    assert refusal(str(tmp_path / "b.csv")) == f"TRACE cannot be read: Is a directory; {remedy}"
     assert "is no .csv, .jsonl or .ndjson file" in refusal(str(tmp_path / "c.parquet"))
 
 

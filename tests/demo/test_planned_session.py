@@ -2,11 +2,15 @@
 
 import io
 import json
+import math
 
 import pytest
 
 from cudagraph_jax import ConfigError, InputShapeError
 from cudagraph_jax.demo import DemoError, run_planned
+from cudagraph_jax.demo.corpus import numpy_passages
+from cudagraph_jax.demo.traffic import micro_batches
+from cudagraph_jax.report.files import ReportError
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +54,29 @@ def test_same_stream(finished):
     assert result.powers_of_two.padding.tokens == result.planned.padding.tokens
 
 
-def test_ratios(finished):
-    """The ratios are those of the figures, and no plan beats the least waste."""
+def padded_by(ladders, batches):
+    """Padded elements of micro-batches in the smallest buckets of a grid that hold them."""
+    real = computed = 0
+    for batch in batches:
+        real += batch.mask.size
+        computed += math.prod(
+            min(size for size in ladder if size >= wanted)
+            for ladder, wanted in zip(ladders, batch.mask.shape, strict=True)
+        )
+    return computed - real
+
+
+def test_ratios(finished, encoder):
+    """The ratios are those of the micro-batches themselves, and no plan beats the least waste."""
     result, _, _ = finished
     before, after = result.powers_of_two, result.planned
-    assert result.padding_ratio == after.padding.padded_elements / before.padding.padded_elements
-    assert result.throughput_ratio == (
-        after.traffic.passages_per_second / before.traffic.passages_per_second
-    )
+    rows = encoder.tokenize([passage.text for passage in numpy_passages(limit=40)])
+    rest = micro_batches(rows, max_size=encoder.max_batch_size)[result.seen_micro_batches :]
+    padded = [padded_by((grid.batch_sizes, grid.seq_lens), rest) for grid in (before, after)]
+    assert padded == [before.padding.padded_elements, after.padding.padded_elements]
+    assert result.padding_ratio == pytest.approx(padded[1] / padded[0])
+    # Both serve the same passages.
+    assert result.throughput_ratio == pytest.approx(before.traffic.seconds / after.traffic.seconds)
     assert result.least_waste <= after.padding.waste
 
 
@@ -119,5 +138,5 @@ def test_single_query():
 
 def test_json_path(tmp_path):
     """A file that cannot be written is told before the work is done."""
-    with pytest.raises(DemoError, match=r"cannot be written to .*name another file"):
+    with pytest.raises(ReportError, match=r"a folder that does not exist.*make the folder first"):
         run_planned(json_path=tmp_path / "missing" / "figures.json")

@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from cudagraph_jax import ConfigError, InputShapeError
-from cudagraph_jax.demo import DemoError, run
+from cudagraph_jax.demo import run
+from cudagraph_jax.report.files import ReportError
 
 
 @pytest.fixture(scope="module")
@@ -108,5 +109,5 @@ def test_single_query():
 
 def test_json_path(tmp_path):
     """A file that cannot be written is told before the work is done."""
-    with pytest.raises(DemoError, match=r"cannot be written to .*name another file"):
+    with pytest.raises(ReportError, match=r"a folder that does not exist.*make the folder first"):
         run(json_path=tmp_path / "missing" / "figures.json")

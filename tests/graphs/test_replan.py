@@ -58,7 +58,7 @@ def test_the_grid_follows_the_traffic():
     for _ in range(3):
         call(function, 3, 20)
         call(function, 5, 9)
-    plan = function.replan(max_graphs=4)
+    plan = function.replan(max_graphs=4, headroom=0.0)
     assert isinstance(plan, BucketPlan)
     function.manager.wait()
     assert function.manager.config.buckets() == plan.buckets()
@@ -76,7 +76,7 @@ def test_nothing_else_of_the_configuration_changes():
     config = dataclasses.replace(POWERS, on_miss="eager", on_overflow="error", max_graphs=40)
     function = function_of(config)
     call(function, 3, 20)
-    function.replan(max_graphs=1)
+    function.replan(max_graphs=1, headroom=0.0)
     function.manager.wait()
     assert function.manager.config == dataclasses.replace(
         config,
@@ -93,18 +93,30 @@ def test_what_is_no_longer_used_is_freed():
     call(function, 4, 16)
     old = weakref.ref(function.registry.get(8, 32).executable)
     both = function.registry.get(4, 16)
-    function.replan(max_graphs=1)
+    function.replan(max_graphs=1, headroom=0.0)
     function.manager.wait()
     gc.collect()
     assert old() is None
     assert function.registry.entries() == [both]
 
 
+def test_what_fits_still_fits():
+    """Without `headroom` the largest bucket of today stays; it may go where a limit says so."""
+    function = function_of()
+    call(function, 3, 20)
+    plan = function.replan(max_graphs=4)
+    function.manager.wait()
+    assert plan.buckets() == ((3, 20), (3, 32), (8, 20), (8, 32))
+    call(function, 8, 32)
+    assert function.stats()["eager_calls"] == 0
+    assert function.replan(max_graphs=4, max_seq_len=24).buckets()[-1] == (8, 24)
+
+
 def test_sizes_outside_the_limits_get_a_bucket():
     """What was served eagerly before, because it was too large, is replayed after a re-plan."""
     function = function_of()
     call(function, 9, 40)
-    function.replan(max_graphs=2)
+    function.replan(max_graphs=2, headroom=0.0)
     function.manager.wait()
     call(function, 9, 40)
     assert function.stats()["replays"]["exact"] == 1
@@ -115,7 +127,7 @@ def test_too_large_sizes_can_be_left_out():
     function = function_of()
     call(function, 9, 40)
     call(function, 2, 12)
-    plan = function.replan(max_graphs=2, max_batch_size=8, max_seq_len=32)
+    plan = function.replan(max_graphs=2, headroom=0.0, max_batch_size=8, max_seq_len=32)
     function.manager.wait()
     assert plan.buckets() == (Bucket(2, 12),)
     assert function.explain(floats(0, 9, 40)).mode is CUDAGraphMode.NONE
@@ -129,7 +141,7 @@ def test_every_program_gets_the_new_grid():
     two(floats(0, 2, 2))
     one(np.ones((2, 3), np.int32))
     call(one, 3, 20)
-    one.replan(max_graphs=2)
+    one.replan(max_graphs=2, headroom=0.0)
     manager.wait()
     with no_compiles():
         call(one, 3, 20)
@@ -143,7 +155,7 @@ def test_functions_of_one_pytree_too():
     manager = CUDAGraphManager(POWERS)
     x = floats(0, 3, 20)
     manager.execute_or_capture(3, 20, scaled, x)
-    manager.replan(max_graphs=1)
+    manager.replan(max_graphs=1, headroom=0.0)
     manager.wait()
     with no_compiles():
         assert_close(manager.execute_or_capture(3, 20, scaled, x), np.tanh(x) * 3)
@@ -194,7 +206,7 @@ def test_a_failing_capture_leaves_the_old_grid(monkeypatch):
     function.warmup(floats(0, 1, 1))
     function(floats(0, 3, 20))
     with pytest.warns(CUDAGraphWarning, match="the old grid stays: .*no twenty"):  # noqa: PT031
-        function.replan(max_graphs=1)
+        function.replan(max_graphs=1, headroom=0.0)
         function.manager.wait()
     assert function.manager.config == POWERS
     assert function.registry.num_graphs == len(POWERS.buckets())
@@ -214,7 +226,7 @@ def test_over_the_budget():
     function.warmup(floats(0, 1, 1))
     function(floats(0, 30, 30))
     with pytest.warns(CUDAGraphWarning, match="the budget is 1,048,576"):  # noqa: PT031
-        function.replan(max_graphs=1)
+        function.replan(max_graphs=1, headroom=0.0)
         function.manager.wait()
     assert function.manager.config == config
 
@@ -236,7 +248,7 @@ def test_a_reset_meanwhile():
     function.manager.registry.sizes.add(Bucket(3, 20), 50)
     go_on.clear()
     with pytest.warns(CUDAGraphWarning, match="dropped meanwhile"):  # noqa: PT031
-        function.replan(max_graphs=1)
+        function.replan(max_graphs=1, headroom=0.0)
         assert entered.wait(60)
         function.manager.reset()
         go_on.set()
@@ -252,7 +264,7 @@ def test_only_where_captures_are_allowed(mode):
     call(function, 3, 20)
     function.manager.mode = mode
     with pytest.raises(SealedError, match=f"mode={mode.name} does not allow captures"):
-        function.replan(max_graphs=2)
+        function.replan(max_graphs=2, headroom=0.0)
 
 
 def test_a_closed_manager():
@@ -261,7 +273,7 @@ def test_a_closed_manager():
     call(function, 3, 20)
     function.manager.close()
     with pytest.raises(CUDAGraphError, match="is closed"):
-        function.replan(max_graphs=2)
+        function.replan(max_graphs=2, headroom=0.0)
 
 
 def test_before_any_request():
@@ -277,7 +289,7 @@ def test_more_than_the_limit_of_graphs():
         call(function, batch, 20 - batch)
     function(np.ones((2, 3), np.int32))
     with pytest.raises(ConfigError, match="16 buckets for all programs, but max_graphs=12"):
-        function.replan(max_graphs=8)
+        function.replan(max_graphs=8, headroom=0.0)
 
 
 def test_a_sequence_that_is_not_padded():
@@ -287,7 +299,7 @@ def test_a_sequence_that_is_not_padded():
         plan_from({Bucket(2, 7): 3}, config)
     rows = bucket_jit(lambda x: x * 2, in_axes=("batch",), config=config)
     rows(floats(0, 3))
-    rows.replan()
+    rows.replan(headroom=0.0)
     rows.manager.wait()
     assert tuple(rows.manager.config.capture_sizes) == (3,)
     assert rows.manager.config.capture_seq_lens is None
@@ -324,7 +336,7 @@ def test_older_requests_fade():
         call(function, 3, 20)
     call(function, 8, 32)
     for _ in range(3):
-        plan = function.replan(max_graphs=4)
+        plan = function.replan(max_graphs=4, headroom=0.0)
         function.manager.wait()
         assert plan.buckets()[-1] == (8, 32)
         assert function.manager.sizes() == {Bucket(3, 20): 2, Bucket(8, 32): 1}
@@ -336,7 +348,7 @@ def test_sealing_waits_for_it():
     """`seal()` finishes a re-plan that is queued, and nothing compiles afterwards."""
     function = function_of()
     call(function, 3, 20)
-    function.replan(max_graphs=1)
+    function.replan(max_graphs=1, headroom=0.0)
     function.seal()
     assert {entry.bucket for entry in function.registry.entries()} == {Bucket(3, 20)}
     with no_compiles(), warnings.catch_warnings():

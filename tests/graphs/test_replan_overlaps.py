@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 
 import numpy as np
@@ -25,6 +26,11 @@ SLOW = 20
 """A sequence length whose capture waits until the test lets it go on."""
 
 
+def assert_set(event: threading.Event) -> None:
+    """Waits for `event`."""
+    assert event.wait(60)
+
+
 class Held:
     """A function whose captures at `SLOW` wait, and its manager."""
 
@@ -44,8 +50,8 @@ class Held:
         return x * 2
 
     def replan(self) -> None:
-        """Begins a re-plan to the single bucket 3x20, and returns while that is being traced."""
-        self.function.replan(max_graphs=1)
+        """Begins a re-plan to the single bucket 3x20, and returns while that is traced."""
+        self.function.replan(max_graphs=1, headroom=0.0)
         assert self.entered.wait(60)
 
     def finish(self) -> None:
@@ -54,7 +60,7 @@ class Held:
 
     @property
     def held(self) -> list[tuple[int, int]]:
-        return sorted(tuple(entry.bucket) for entry in self.manager.registry.entries())
+        return sorted(entry.key for entry in self.manager.registry.entries())
 
 
 def test_a_warm_up_meanwhile():
@@ -71,16 +77,14 @@ def test_a_warm_up_meanwhile():
 def test_a_warm_up_across_the_change():
     """A warm-up that is under way when the grid changes captures the new one."""
     held = Held()
-    done = []
+    held.go_on.set()
 
     def change(number, total, bucket):
-        if number == 1:
-            held.go_on.set()
-            held.function.replan(max_graphs=1)
+        if held.manager.config == POWERS:
+            held.function.replan(max_graphs=1, headroom=0.0)
             held.manager.wait()
 
     report = held.other.warmup(floats(0, 1, 1), progress=change)
-    assert not done
     assert [record.bucket for record in report.buckets] == [(3, 20)]
     assert held.held == [(3, 20), (3, 20)]
 
@@ -89,7 +93,7 @@ def test_background_captures_that_wait():
     """What was queued for the old grid is not captured after the change."""
     held = Held(dataclasses.replace(POWERS, on_miss="background", max_graphs=13))
     held.manager.registry.clear()
-    held.function(floats(0, 8, 32))
+    held.function(floats(0, 3, 8))
     held.manager.wait()
     held.replan()
     for batch, seq in ((2, 9), (1, 30), (2, 3)):
@@ -118,7 +122,7 @@ def test_a_capture_across_the_change():
     worker = threading.Thread(target=slow, args=(floats(0, 2, 9),))
     worker.start()
     assert held.entered.wait(60)
-    held.function.replan(max_graphs=1)
+    held.function.replan(max_graphs=1, headroom=0.0)
     held.manager.wait()
     held.go_on.set()
     worker.join(60)
@@ -133,7 +137,7 @@ def test_exact_buckets_leave_for_the_grid():
     function = bucket_jit(lambda x: x * 2, in_axes=("batch seq",), config=config)
     for batch, seq in ((2, 50), (2, 40), (1, 3), (2, 4), (1, 3)):
         function(floats(0, batch, seq))
-    function.replan(max_graphs=3, max_seq_len=8)
+    function.replan(max_graphs=3, headroom=0.0, max_seq_len=8)
     function.manager.wait()
     stats = function.stats()["registry"]
     assert stats["num_graphs"] <= 4
@@ -159,7 +163,7 @@ def test_a_removed_bucket_is_captured_again():
     held.manager.registry.sizes.clear()
     held.manager.registry.sizes.add(Bucket(3, SLOW), 9)
     held.manager.registry.sizes.add(Bucket(8, 32), 9)
-    held.function.replan(max_graphs=4)
+    held.function.replan(max_graphs=4, headroom=0.0)
     assert held.entered.wait(60)
     assert held.manager.registry.remove(8, 32)
     held.finish()
@@ -172,25 +176,28 @@ def test_a_plan_that_waits_is_dropped_aloud(end):
     """A re-plan that was still queued when the manager was closed or reset warns."""
     held = Held()
     blocked = threading.Event()
-    held.manager.dispatcher.capturer.background.submit("busy", lambda: blocked.wait(60) and None)
-    held.function.replan(max_graphs=1)
+    held.manager.dispatcher.capturer.background.submit(
+        "busy", functools.partial(assert_set, blocked)
+    )
+    held.function.replan(max_graphs=1, headroom=0.0)
+    # The job under way ends when what waits has been dropped.
+    held.manager.dispatcher.capturer.background.submit("last", lambda: None, dropped=blocked.set)
     with pytest.warns(CUDAGraphWarning, match="closed or reset before it was captured"):  # noqa: PT031
-        threading.Timer(0, blocked.set).start() if end == "close" else None
         getattr(held.manager, end)()
-        blocked.set()
-        held.go_on.set()
         held.manager.wait()
     assert held.manager.config == POWERS
 
 
 def test_the_newest_plan_wins():
-    """Of plans that wait, the last one asked for is the grid, also where it was asked for before."""
+    """Of plans that wait, the last one asked for is the grid, also one asked for before."""
     held = Held()
     held.go_on.set()
     blocked = threading.Event()
-    held.manager.dispatcher.capturer.background.submit("busy", lambda: blocked.wait(60) and None)
+    held.manager.dispatcher.capturer.background.submit(
+        "busy", functools.partial(assert_set, blocked)
+    )
     held.manager.registry.sizes.add(Bucket(8, 32), 9)
-    plans = [held.function.replan(max_graphs=graphs) for graphs in (4, 1, 4)]
+    plans = [held.function.replan(max_graphs=graphs, headroom=0.0) for graphs in (4, 1, 4)]
     blocked.set()
     held.manager.wait()
     assert held.manager.config.buckets() == plans[-1].buckets() == plans[0].buckets()
@@ -209,7 +216,7 @@ def test_any_error_is_told():
     function.warmup(floats(0, 1, 1), progress=False)
     function.registry.sizes.add(Bucket(3, 20))
     with pytest.warns(CUDAGraphWarning, match="the old grid stays"):  # noqa: PT031
-        function.replan(max_graphs=1)
+        function.replan(max_graphs=1, headroom=0.0)
         function.manager.wait()
     assert function.manager.config == POWERS
 

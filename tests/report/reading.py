@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
+from cudagraph_jax.tables import one_line
+
 VOID = {"meta"}
 PLAIN = {
     "b", "body", "caption", "dd", "div", "dl", "dt", "h1", "h2", "head", "header", "html", "main",
@@ -13,6 +15,11 @@ ATTRIBUTES = {
     "aria-label", "charset", "class", "content", "lang", "name", "role", "scope", "tabindex",
     "title",
 }  # fmt: skip
+
+
+def shown(text: str) -> str:
+    """A text as a page has it: its lines, without what would act on a terminal."""
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 class Reader(HTMLParser):

@@ -7,6 +7,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+ACTING = "\x1b[31m\u202e\a"
+"""What acts on a terminal, or turns the text behind it around."""
+SHOWN = "\ufffd[31m\ufffd\ufffd"
+"""The same as it is shown."""
 HOSTILE = "</td></style><script>alert(\"1\")</script><!-- & 'x' ]]> &lt;"
 
 

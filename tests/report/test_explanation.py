@@ -6,7 +6,7 @@ from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.report.explanation import Explanation
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.report.reading import Reader
-from tests.report.snapshots import HOSTILE
+from tests.report.snapshots import ACTING, HOSTILE, SHOWN
 
 SIZES = Bucket(3, 57)
 
@@ -24,7 +24,7 @@ SIZES = Bucket(3, 57)
         ),
         (
             Explanation("f", CUDAGraphMode.NONE, SIZES, Bucket(4, 64), "it is sealed", error=True),
-            "f at 3x57: an error in the bucket 4x64 (33.2% padding), because it is sealed.",
+            "f at 3x57: an error, because it is sealed.",
         ),
     ],
 )
@@ -66,3 +66,13 @@ def test_html(error, bucket, remedy, cells):
     assert reader.all("th") == ["happens", "bucket", "because", "to change that"]
     happens, where, change = cells
     assert reader.all("td") == [happens, where, "a < b", change]
+
+
+def test_names_that_act_on_a_terminal():
+    """Names and reasons are only text, on one line."""
+    name, reason = f"f{ACTING}", f"a\n{ACTING}"
+    explanation = Explanation(name, CUDAGraphMode.NONE, SIZES, None, reason)
+    assert str(explanation) == f"f{SHOWN} at 3x57: NONE, because a {SHOWN}."
+    reader = Reader(explanation._repr_html_())
+    assert reader.all("caption") == [f"f{SHOWN} at 3x57"]
+    assert reader.all("td")[2] == f"a\n{SHOWN}"

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
-from cudagraph_jax.report.files import ReportError, write_whole
+from cudagraph_jax.report.files import ReportError, check_writable, write_json, write_whole
 
 
 def test_writes(tmp_path):
@@ -15,6 +15,26 @@ def test_writes(tmp_path):
     assert written == tmp_path / "a.html"
     assert written.read_bytes() == b"\xc3\xa9\n"
     assert os.listdir(tmp_path) == ["a.html"]
+
+
+def test_pictures_and_figures(tmp_path):
+    """Bytes are written as they are, and values that JSON can hold as JSON."""
+    assert write_whole(tmp_path / "a.png", b"\x89\r\n").read_bytes() == b"\x89\r\n"
+    assert write_json(tmp_path / "a.json", {"b": [1]}).read_text() == '{\n  "b": [\n    1\n  ]\n}\n'
+
+
+def test_trying_leaves_everything_as_it_was(tmp_path):
+    """A file can be tried before it is written: files, links and what they lead to stay."""
+    (tmp_path / "old").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "old")
+    (tmp_path / "dangling").symlink_to(tmp_path / "target")
+    for name in ("old", "link", "dangling", "new"):
+        check_writable(tmp_path / name)
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "link", "old"]
+    assert (tmp_path / "dangling").is_symlink()
+    assert (tmp_path / "old").read_text() == "old"
+    write_whole(tmp_path / "dangling", "new")
+    assert (tmp_path / "target").read_text() == "new"
 
 
 def test_mode_is_that_of_any_new_file(tmp_path):
@@ -64,6 +84,8 @@ def test_errors(tmp_path, name, problem, remedy):
     """What cannot be written is an error that says what to do, and nothing is left behind."""
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ReportError, match=f"{problem}.*{remedy}"):
+        check_writable(tmp_path / name)
     with pytest.raises(ReportError, match=f"{problem}.*{remedy}") as raised:
         write_whole(tmp_path / name, "new")
     assert isinstance(raised.value, OSError)

@@ -30,8 +30,8 @@ def test_headline():
         ("graphs", "1"),
         ("mode", "capture"),
         ("calls", "10"),
-        ("hit rate", "30.0%"),
-        ("waste", "30.0%"),
+        ("hit rate", "40.0%"),
+        ("waste", "40.0%"),
         ("compiling", "0.01 s"),
     ]
 
@@ -49,7 +49,7 @@ def test_totals():
         ("mode", "capture"),
         ("calls", "10"),
         ("hits", "3 (exact 1, padded 2)"),
-        ("hit rate", "30.0%"),
+        ("hit rate", "40.0%"),
         ("misses", "2"),
         ("captures in a call", "1"),
         ("split calls", "1, in 4 pieces"),

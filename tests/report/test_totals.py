@@ -31,7 +31,7 @@ def test_headline():
         ("mode", "capture"),
         ("calls", "10"),
         ("hit rate", "40.0%"),
-        ("waste", "40.0%"),
+        ("waste", "30.0%"),
         ("compiling", "0.01 s"),
     ]
 

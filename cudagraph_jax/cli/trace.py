@@ -144,10 +144,17 @@ def _place(name: str, header: Sequence[str]) -> int:
     if not header:
         raise ConfigError("the file is empty: expected a header line and a row for each request")
     if name not in header:
+        _refuse_other_separators(header)
         raise ConfigError(f"there is no column {name!r}: {nearest(name, header)}")
     if header.count(name) > 1:
         raise ConfigError(f"the header has {name!r} more than once: give the columns other names")
     return header.index(name)
+
+
+def _refuse_other_separators(header: Sequence[str]) -> None:
+    for separator, words in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise ConfigError(f"its columns are separated by {words}: separate them by commas")
 
 
 def _json_rows(lines: Iterable[str], names: Sequence[str]) -> Rows:

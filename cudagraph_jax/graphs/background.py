@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from cudagraph_jax.fork import put_right_in_child
@@ -82,6 +83,10 @@ class Background:
             self._waiting[key] = Queued(job, dropped)
             return self._worker is not None or self._start()
 
+    def runs_here(self) -> bool:
+        """Whether this is called from a job."""
+        return threading.current_thread() is self._worker
+
     def accepts(self, key: Hashable) -> bool:
         """Whether a job of this key waits or runs, or may be queued."""
         with self._changed:
@@ -94,12 +99,14 @@ class Background:
             waiting = list(self._waiting.values())
             self._waiting.clear()
             self._changed.notify_all()
-        for queued in waiting:
-            queued.dropped()
+        with ExitStack() as told:
+            # All of them, also where warnings are errors.
+            for queued in reversed(waiting):
+                told.callback(queued.dropped)
 
     def drain(self) -> None:
         """Waits until nothing waits or runs; not from a job, which would wait for itself."""
-        if threading.current_thread() is self._worker:
+        if self.runs_here():
             return
         with self._changed:
             self._changed.wait_for(lambda: not self)
@@ -108,8 +115,10 @@ class Background:
         """Drops what waits, finishes what runs, and takes no more jobs."""
         with self._changed:
             self._closed = True
-        self.clear()
-        self.drain()
+        try:
+            self.clear()
+        finally:
+            self.drain()
 
     def _start(self) -> bool:
         """Starts the worker; where that cannot be, drops what waits."""

@@ -101,7 +101,6 @@ class Capturer:
         Raises:
             CaptureError: It could not be captured, checked or run.
         """
-        config = self.registry.config
         try:
             made = self.registry.capture_program(
                 program,
@@ -119,7 +118,8 @@ class Capturer:
             ) from error
         if made.is_new:
             self.failures.forget(bucket, program.variant)
-            if is_stale(program, bucket, config, self.registry.config):
+            if not _has_place(program, bucket, self.registry.config):
+                # It was decided before the grid changed: whoever asked for it has it all the same.
                 self.registry.discard(bucket, program.variant)
             if self.is_warm and not in_warmup:
                 self.record_again(other_than={made.value})
@@ -141,14 +141,14 @@ class Capturer:
         # The job must hold no array of the request: it may wait for long.
         program = Program(task.target, task.call)
         abstract = replace(task, call=program.example)
+        if task.before_capture is not None:
+            task.before_capture(program)
 
         def job() -> None:
             if self.registry.config is not config or self.registry.generation != generation:
                 return  # another grid, or dropped since: the next call asks for its own bucket
             iterations = config.warmup_iterations
             try:
-                if abstract.before_capture is not None:
-                    abstract.before_capture(program)
                 self.capture(program, bucket, abstract, iterations=iterations)
             except CaptureError as error:
                 self.failures.remember(bucket, variant, error)
@@ -193,9 +193,16 @@ def is_stale(program: Program, bucket: Bucket, old: CUDAGraphConfig, new: CUDAGr
         return False
     if not new.should_use_cudagraph(*bucket):
         return old.should_use_cudagraph(*bucket)
-    own = new.bucket_for(*bucket)
-    return (program.carries_batch and own.batch_size != bucket.batch_size) or (
-        program.carries_seq and own.seq_len != bucket.seq_len
+    return not _has_place(program, bucket, new)
+
+
+def _has_place(program: Program, bucket: Bucket, config: CUDAGraphConfig) -> bool:
+    """Whether calls under `config` are padded to `bucket`."""
+    if not config.should_use_cudagraph(*bucket):
+        return config.on_overflow == "exact"
+    own = config.bucket_for(*bucket)
+    return (own.batch_size == bucket.batch_size or not program.carries_batch) and (
+        own.seq_len == bucket.seq_len or not program.carries_seq
     )
 
 

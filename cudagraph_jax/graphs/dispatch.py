@@ -180,9 +180,9 @@ class Dispatcher:
         except CaptureError as error:
             outputs = without_bucket(self.capturer, task, bucket, error)
         else:
-            route = made.value.route_for(call)
-            run = route.execute if made.is_new else route.run
             try:
+                route = made.value.route_for(call)
+                run = route.execute if made.is_new else route.run
                 outputs = run(call.args, call.kwargs)
             except Exception as error:
                 outputs = without_entry(self.capturer, task, bucket, error)

@@ -55,21 +55,24 @@ class CaptureGate:
                     self._inside[thread] -= 1
                     if not self._inside[thread]:
                         del self._inside[thread]
+                        self._settling.discard(thread)
                     self._changed.notify_all()
 
-    def settle(self) -> None:
+    def settle(self, *, is_waited_for: bool = False) -> None:
         """Waits until no other thread is inside.
 
-        From inside it does not wait for those that wait here themselves, which would be for ever.
+        From inside it does not wait for those that have called this from inside themselves, which
+        would be for ever.
+
+        Args:
+            is_waited_for: Whether such threads may wait for the caller, as for a worker.
         """
         thread = threading.get_ident()
         with self._changed:
-            if thread not in self._inside:
+            if thread in self._inside:
+                self._settling.add(thread)
+                self._changed.notify_all()
+            elif not is_waited_for:
                 self._changed.wait_for(lambda: not self._inside)
                 return
-            self._settling.add(thread)
-            self._changed.notify_all()
-            try:
-                self._changed.wait_for(lambda: self._inside.keys() <= self._settling)
-            finally:
-                self._settling.remove(thread)
+            self._changed.wait_for(lambda: self._inside.keys() <= self._settling)

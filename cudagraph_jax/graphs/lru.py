@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
-from cudagraph_jax.errors import CaptureError
+from cudagraph_jax.errors import CaptureError, CUDAGraphError
 from cudagraph_jax.fork import forkable_lock
 
 K = TypeVar("K")
@@ -109,8 +109,9 @@ class SingleFlightLRU(Generic[K, V]):
         is given to its callers and not kept.
 
         Raises:
-            CaptureError: To those who waited, when the maker failed (the cause is the maker's
-                error), and to a `make` that asks for its own key. The maker gets its own error.
+            CaptureError: To those who waited, when the maker failed (an error of this package comes
+                as it is, any other is the cause), and to a `make` that asks for its own key. The
+                maker gets its own error.
         """
         with self._lock:
             if key in self._values:
@@ -164,7 +165,7 @@ class SingleFlightLRU(Generic[K, V]):
             name = self._describe(key)
             raise CaptureError(f"making {name} asked for {name} itself: break the recursion")
         flight.done.wait()
-        if isinstance(flight.error, CaptureError):
+        if isinstance(flight.error, CUDAGraphError):
             # A copy: raising one object in many threads would mix their tracebacks.
             raise copy.copy(flight.error) from flight.error.__cause__
         if flight.error is not None:

@@ -33,7 +33,6 @@ from cudagraph_jax.graphs.single import (
     single_target,
 )
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.prefix import PyTree
 
 
@@ -97,7 +96,7 @@ class CUDAGraphManager(Reported):
 
     def get_mode_for_batch(self, batch_size: int, seq_len: int) -> CUDAGraphMode:
         """What would be done with a call of this size, any captured function taken for its own."""
-        return mode_for(self.dispatcher, Bucket(batch_size, seq_len))
+        return mode_for(self.dispatcher, request_sizes(batch_size, seq_len))
 
     def capture_graph(
         self,
@@ -236,10 +235,12 @@ class CUDAGraphManager(Reported):
         """Captures nothing from now on: the mode becomes REPLAY.
 
         What is under way or queued in the background is captured first. Then every bucket is run
-        once where a new capture throws recorded graphs away, so that none is stale.
+        once where a new capture throws recorded graphs away, so that none is stale. Called from
+        within a warm-up or a capture, as by a callback of one, it does not wait for that one.
         """
         self.mode = CUDAGraphMode.REPLAY
-        self.dispatcher.capturer.gate.settle()
+        capturer = self.dispatcher.capturer
+        capturer.gate.settle(is_waited_for=capturer.background.runs_here())
         self.wait()
         self.dispatcher.capturer.record_again()
 

@@ -221,10 +221,10 @@ class CUDAGraphRegistry(ShownByStats):
             seq_len: Sequence length of the request.
             variant: Which one of several; None: the one captured last.
         """
-        exact = Bucket(batch_size, seq_len)
-        padded = self.config.bucket_for(batch_size, seq_len)
-        entries = self.at(exact, variant=variant) or self.at(padded, variant=variant)
-        return entries[-1] if entries else None
+        for bucket in (Bucket(batch_size, seq_len), self.config.bucket_for(batch_size, seq_len)):
+            if entries := self.at(bucket, variant=variant):
+                return entries[-1]
+        return None
 
     def at(self, bucket: Bucket, *, variant: Variant | None = None) -> list[CUDAGraphEntry]:
         """All entries of exactly this bucket, the one captured last at the end."""
@@ -256,14 +256,14 @@ class CUDAGraphRegistry(ShownByStats):
 
     def reset(self) -> None:
         """Drops all entries and starts all counts from zero."""
+        with self._lock:  # first, so that what is captured from now on counts in the new ledger
+            self._ledger.sizes = SizeHistogram()  # whose journals may be read on
+            self._ledger = Ledger(self.sizes)
+            self.sizes.clear()
         self.clear()
         self._entries.forget_evictions()
         self._builder.forget()
-        with self._lock:
-            self._ledger.sizes = SizeHistogram()  # whose journals may be read on
-            self._ledger = Ledger(self.sizes)
-            self.restarts += 1  # the last: who adds up differences reads it before the counts
-        self.sizes.clear()
+        self.restarts += 1  # the last: who adds up differences reads it before the counts
 
     def entries(self) -> list[CUDAGraphEntry]:
         """A snapshot of all entries, in the order of their capture."""

@@ -98,7 +98,9 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan) -> None:
         CUDAGraphError: The manager is closed, or its queue is full.
     """
     config = planned_config(dispatcher.config, plan)
-    _check_count(config, plan.num_graphs * max(1, len(_programs(dispatcher.registry))))
+    programs = _programs(dispatcher.registry)
+    grids = [len(grid(config, entry.program.example)) for entry in programs]
+    _check_count(config, sum(grids) or plan.num_graphs)
     capturer, turn = dispatcher.capturer, object()
 
     def job() -> None:
@@ -117,8 +119,9 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan) -> None:
     with capturer.gate.admission() as admitted:
         if not admitted:
             raise sealed_error(dispatcher.mode)
-        capturer.newest_plan = turn
+        before, capturer.newest_plan = capturer.newest_plan, turn
         if not capturer.background.submit(turn, job, dropped=dropped):
+            capturer.newest_plan = before
             raise CUDAGraphError(
                 f"{plan!r} cannot be captured: the manager is closed, or its queue is full"
             )
@@ -150,17 +153,19 @@ def _capture_and_switch(dispatcher: Dispatcher, config: CUDAGraphConfig) -> None
     new: Entries = {}
     # Once more for programs that came meanwhile, and for buckets that left.
     while missing := _missing(registry, config, new):
-        built = [
-            registry.build(
-                entry.program, bucket, entry.program.example, single_input=entry.single_input
-            )
-            for entry, bucket in missing
-        ]
-        # Only now, since every capture throws away what is recorded (FACTS.md, "Command buffers").
-        for entry in built:
-            run_idle(entry, config.warmup_iterations)
+        try:
+            built = [
+                registry.build(
+                    entry.program, bucket, entry.program.example, single_input=entry.single_input
+                )
+                for entry, bucket in missing
+            ]
+            # Only now: every capture throws away what is recorded (FACTS.md, "Command buffers").
+            for entry in built:
+                run_idle(entry, config.warmup_iterations)
+        finally:
+            dispatcher.capturer.record_again()
         new.update({(entry.bucket, entry.variant): entry for entry in built})
-        dispatcher.capturer.record_again()
     _switch(registry, config, new, generation)
     logger.info("changed to a grid of %d buckets", len(config.buckets()))
 
@@ -171,9 +176,9 @@ def _missing(
     """An entry of each program with the buckets that it lacks, the largest first."""
     missing = [
         (entry, bucket)
-        for variant, entry in _programs(registry).items()
+        for entry in _programs(registry)
         for bucket in grid(config, entry.program.example)
-        if (bucket, variant) not in new and registry.find(bucket, variant) is None
+        if (bucket, entry.variant) not in new and registry.find(bucket, entry.variant) is None
     ]
     return sorted(missing, key=lambda found: found[1].elements, reverse=True)
 
@@ -209,6 +214,7 @@ def _leaving(
         entry
         for entry in registry.entries()
         if not is_stale(entry.program, entry.bucket, registry.config, config)
+        and (entry.bucket, entry.variant) not in new
     ]
     exact = [entry for entry in staying if not config.should_use_cudagraph(*entry.bucket)]
     exact.sort(key=lambda entry: entry.journal.last_used(), reverse=True)
@@ -226,9 +232,19 @@ def _leaving(
             return leaving
 
 
-def _programs(registry: CUDAGraphRegistry) -> dict[Variant, CUDAGraphEntry]:
-    """An entry of each program, the one captured last."""
-    return {entry.variant: entry for entry in registry.entries()}
+def _programs(registry: CUDAGraphRegistry) -> list[CUDAGraphEntry]:
+    """An entry of each program that has a grid of its own, the one captured last.
+
+    A size that no array carries, or that is not padded, distinguishes programs of one variant.
+    """
+    pads_seq = registry.config.capture_seq_lens is not None
+    found = {}
+    for entry in registry.entries():
+        program = entry.program
+        batch = None if program.carries_batch else entry.batch_size
+        seq = None if program.carries_seq and pads_seq else entry.seq_len
+        found[entry.variant, batch, seq] = entry
+    return list(found.values())
 
 
 def _check_count(config: CUDAGraphConfig, buckets: int) -> None:

@@ -175,6 +175,10 @@ def measured_cost(entries: Iterable[Timed]) -> PolynomialCost:
     Raises:
         ConfigError: Fewer than two different buckets were replayed.
     """
+    if not isinstance(entries, Iterable):
+        raise ConfigError(
+            f"entries={entries!r} is no collection of captured buckets: give registry.entries()"
+        )
     timed = [entry for entry in entries if entry.replay_count and entry.avg_replay_time_ms > 0]
     buckets = len({(entry.batch_size, entry.seq_len) for entry in timed})
     if buckets < 2:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from cudagraph_jax.errors import CUDAGraphError
+from cudagraph_jax.errors import ConfigError, CUDAGraphError
 from cudagraph_jax.shapes.costs import Cost, chosen_cost
 from cudagraph_jax.shapes.evaluation import Evaluation, evaluate
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
@@ -59,7 +59,8 @@ class BucketPlan:
         requests: How many requests it was planned from.
         curve: The least waste found for each number of buckets, ascending: the marginal value of
             one more.
-        comparison: What powers of two, vLLM's and SGLang's ladders waste on the same sizes.
+        comparison: What powers of two, vLLM's and SGLang's ladders waste on the same sizes, with
+            the buckets that these sizes need of them; multiples and headroom are the plan's alone.
     """
 
     batch_sizes: Ladder
@@ -137,7 +138,13 @@ class BucketPlan:
 
         Raises:
             CUDAGraphError: matplotlib is not installed.
+            ConfigError: `ax` is no Axes.
         """
+        if ax is not None and not hasattr(ax, "plot"):
+            raise ConfigError(
+                f"ax={ax!r} is no matplotlib Axes: leave it out, and save the figure with "
+                "plan.plot().figure.savefig(path)"
+            )
         if ax is None:
             try:
                 from matplotlib import pyplot

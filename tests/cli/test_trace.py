@@ -215,3 +215,12 @@ def test_any_bytes(content):
     """Whatever a file holds, the sizes are read, or it is refused."""
     with suppress(ConfigError):
         assert (read_sizes("-", LENGTH, stdin=io.BytesIO(b"len,b\n" + content)) >= 1).all()
+
+
+@pytest.mark.parametrize(("separator", "words"), [(";", "semicolons"), ("\t", "tabs")])
+def test_other_separators(tmp_path, separator, words):
+    """A file whose columns are separated by something else is told apart from a missing column."""
+    trace = tmp_path / "trace.csv"
+    trace.write_text(f"a{separator}len\n1{separator}2\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=f"separated by {words}: separate them by commas"):
+        read_sizes(str(trace), Columns("len"))

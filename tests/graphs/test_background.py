@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -166,6 +168,27 @@ def test_a_drain_ends_when_the_worker_is_closed(worker, gate):
     closing.join(PATIENCE_S)
     draining.join(3)
     assert not draining.is_alive()
+
+
+def test_all_that_is_dropped_is_told_also_where_telling_raises(worker, gate):
+    """Warnings as errors leave nobody untold, and closing still waits for what runs."""
+    told = []
+
+    def refuse(name):
+        told.append(name)
+        raise UserWarning(name)
+
+    for name in ("first", "second"):
+        worker.submit(name, gate, dropped=partial(refuse, name))
+    with ThreadPoolExecutor(1) as pool:
+        closed = pool.submit(worker.close)
+        while len(told) < 2:
+            time.sleep(0.001)
+        assert not closed.done()
+        gate.open.set()
+        assert isinstance(closed.exception(PATIENCE_S), UserWarning)
+    assert told == ["first", "second"]
+    assert not worker.submit("late", gate)
 
 
 def test_nothing_runs_before_the_first_job():

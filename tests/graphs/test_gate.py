@@ -181,6 +181,30 @@ def test_sealing_in_two_warm_ups_at_once():
             assert report.result(60).captured == 6
 
 
+def test_sealing_in_two_on_capture_callbacks_at_once():
+    """A worker and a warm-up that both seal when told of a capture do not wait for each other."""
+    config = dataclasses.replace(GRID, on_miss="background")
+    with managed(config) as manager:
+        warmed: Any = by_bucket_jit(manager, double)
+        missed = by_bucket_jit(manager, lambda x: x + 1)
+        both, sealed = threading.Barrier(2), set()
+
+        def seal(entry):
+            thread = threading.get_ident()
+            if thread not in sealed:
+                sealed.add(thread)
+                both.wait(60)
+                manager.seal()
+
+        manager.registry.observers.on_capture(seal)
+        with ThreadPoolExecutor(1) as pool:
+            report = pool.submit(warmed.warmup, X, progress=False)
+            assert_close(missed(X), X + 1)
+            assert report.result(60).captured == 6
+        manager.wait()
+    assert len(sealed) == 2
+
+
 OVERFLOWING = {"exact": floats(1, 9, 4), "split": floats(1, 9, 4)}
 
 

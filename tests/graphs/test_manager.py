@@ -388,3 +388,10 @@ def test_inputs_that_do_not_carry_the_sizes():
         assert_close(manager.execute_or_capture(2, 4, double, x), x * 2)
     assert stats_of(manager)["hits"] == 1
     assert [entry.key for entry in manager.registry.entries()] == [(2, 4)]
+
+
+def test_a_mode_for_what_is_no_size():
+    """Text in place of a size is refused like everywhere else."""
+    text: Any = "1"
+    with pytest.raises(InputShapeError, match="batch_size='1' is no integer"):
+        CUDAGraphManager().get_mode_for_batch(text, 2)

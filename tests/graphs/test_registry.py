@@ -19,8 +19,10 @@ from cudagraph_jax import (
     CUDAGraphEntry,
     CUDAGraphRegistry,
     InputShapeError,
+    bucket_jit,
 )
-from tests.graphs.functions import assert_close, double, floats, stats_of, total
+from tests.graphs.faults import Told
+from tests.graphs.functions import GRID, assert_close, double, floats, stats_of, total
 
 CONFIG = CUDAGraphConfig(capture_sizes=(1, 4, 8), capture_seq_lens=(8, 16), warmup_iterations=1)
 
@@ -180,6 +182,29 @@ def test_reset_starts_from_zero():
     registry.reset()
     assert stats_of(registry)["capture_count"] == stats_of(registry)["total_replays"] == 0
     assert registry.capture(4, 8, double, (4, 8)).graph_id == 2
+
+
+def test_a_capture_in_the_middle_of_a_reset():
+    """What is captured while the counts go to zero is counted afterwards."""
+    function = bucket_jit(double, in_axes=("batch seq",), config=GRID)
+    x = floats(0, 2, 4)
+    function(x)
+    manager, registry = function.manager, function.registry
+    missed: list[object] = []
+
+    def miss():
+        if not missed:
+            missed.append(function(x))
+
+    told = Told(miss)
+    registry.watch(told)
+    manager.reset()
+    assert missed
+    before = registry.totals.replays
+    for _ in range(10):
+        function(x)
+    assert registry.totals.replays == before + 10
+    assert sum(manager.sizes().values()) >= 10
 
 
 def test_one_capture_for_64_threads():

@@ -27,7 +27,7 @@ from cudagraph_jax import (
 )
 from cudagraph_jax.graphs.replan import plan_from
 from cudagraph_jax.shapes.ladder import Bucket
-from tests.graphs.functions import assert_close, floats
+from tests.graphs.functions import assert_close, double, floats
 
 POWERS = CUDAGraphConfig(
     capture_sizes=(1, 2, 4, 8), capture_seq_lens=(8, 16, 32), warmup_iterations=1
@@ -290,6 +290,36 @@ def test_more_than_the_limit_of_graphs():
     function(np.ones((2, 3), np.int32))
     with pytest.raises(ConfigError, match="16 buckets for all programs, but max_graphs=12"):
         function.replan(max_graphs=8, headroom=0.0)
+
+
+def test_sizes_that_no_array_carries():
+    """A function that is given its sequence length has the new grid for each one it was given."""
+    config = CUDAGraphConfig(capture_sizes=(4, 8), capture_seq_lens=(16, 32), warmup_iterations=0)
+    manager = CUDAGraphManager(config)
+    x = floats(0, 3, 7)
+    for seq in (16, 32):
+        assert_close(manager.execute_or_capture(3, seq, double, x), x * 2)
+    manager.replan(max_graphs=2, headroom=0.0)
+    manager.wait()
+    assert sorted(entry.key for entry in manager.registry.entries()) == [(3, 16), (3, 32)]
+    with no_compiles():
+        for seq in (16, 32):
+            assert_close(manager.execute_or_capture(3, seq, double, x), x * 2)
+
+
+def test_the_limit_counts_what_each_program_needs():
+    """A program that pads one axis needs fewer graphs than the grid has buckets."""
+    config = CUDAGraphConfig(capture_sizes=(2, 4), capture_seq_lens=(8, 16), max_graphs=6)
+    manager = CUDAGraphManager(config)
+    both = bucket_jit(lambda x: x + 1, in_axes=("batch seq",), manager=manager)
+    rows = bucket_jit(lambda x: x + 1, in_axes=("batch _",), manager=manager)
+    for batch, seq in ((1, 5), (3, 13), (2, 7)):
+        both(floats(0, batch, seq))
+    rows(floats(0, 1, 3))
+    plan = manager.replan(max_graphs=4, headroom=0.0)
+    manager.wait()
+    assert plan.num_graphs == 4
+    assert manager.registry.num_graphs == 6
 
 
 def test_a_sequence_that_is_not_padded():

@@ -11,6 +11,7 @@ import pytest
 
 from cudagraph_jax import (
     CUDAGraphConfig,
+    CUDAGraphError,
     CUDAGraphManager,
     CUDAGraphWarning,
     bucket_jit,
@@ -127,6 +128,44 @@ def test_a_capture_across_the_change():
     held.go_on.set()
     worker.join(60)
     assert (3, 30) not in held.held
+
+
+def test_a_capture_decided_before_the_change(monkeypatch):
+    """A bucket that was decided on the old grid, and captured on the new one, is not kept."""
+    config = CUDAGraphConfig(capture_sizes=(4, 8, 16), warmup_iterations=0)
+    function = bucket_jit(lambda x: x * 2, in_axes=("batch _",), config=config)
+    for rows in (3, 7):
+        function(floats(0, rows, 4))
+    manager = function.manager
+    capturer = manager.dispatcher.capturer
+    capture_now = capturer.capture_now
+
+    def replan_and_capture(*args, **options):
+        manager.replan(max_graphs=2, headroom=0.0)
+        manager.wait()
+        return capture_now(*args, **options)
+
+    monkeypatch.setattr(capturer, "capture_now", replan_and_capture)
+    assert_close(function(floats(0, 15, 4)), floats(0, 15, 4) * 2)
+    assert manager.config.capture_sizes == (3, 7)
+    assert {entry.batch_size for entry in manager.registry.entries()} == {3, 7}
+
+
+def test_a_refused_plan_leaves_the_one_before():
+    """Where the queue has no place for another plan, the one that waits is still captured."""
+    held = Held()
+    held.go_on.set()
+    background, blocked = held.manager.dispatcher.capturer.background, threading.Event()
+    background.submit("busy", functools.partial(assert_set, blocked))
+    plan = held.function.replan(max_graphs=1, headroom=0.0)
+    filler = 0
+    while background.submit(filler, lambda: None):
+        filler += 1
+    with pytest.raises(CUDAGraphError, match="its queue is full"):
+        held.function.replan(max_graphs=4, headroom=0.0)
+    blocked.set()
+    held.manager.wait()
+    assert held.manager.config.buckets() == plan.buckets()
 
 
 def test_exact_buckets_leave_for_the_grid():

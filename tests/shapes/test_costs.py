@@ -193,3 +193,10 @@ def test_measured_from_a_registry():
         captured.replay(np.zeros((batch, 8), np.float32))
     cost = measured_cost(registry.entries())
     assert cost(4, 8) >= cost(1, 8) > 0
+
+
+def test_a_registry_is_no_collection():
+    """The registry itself in place of its entries is refused, with what to give."""
+    registry: Any = CUDAGraphRegistry()
+    with pytest.raises(ConfigError, match=r"no collection .*: give registry.entries\(\)"):
+        measured_cost(registry)

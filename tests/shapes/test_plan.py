@@ -6,6 +6,7 @@ import pickle
 import re
 import sys
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -202,3 +203,10 @@ def test_plot_without_matplotlib(monkeypatch):
     with pytest.raises(CUDAGraphError) as caught:
         PLAN.plot()
     assert str(caught.value) == "a plot needs matplotlib: pip install 'cudagraph-jax[plot]'"
+
+
+def test_a_file_name_is_no_place_to_draw():
+    """A path in place of axes is refused, with what saves the figure."""
+    path: Any = "plan.png"
+    with pytest.raises(ConfigError, match=r"ax='plan.png' is no matplotlib Axes: .*savefig"):
+        PLAN.plot(path)

@@ -28,6 +28,7 @@ from cudagraph_jax.shapes.costs import PolynomialCost, attention_cost, measured_
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.shapes.plan import BucketPlan
 from cudagraph_jax.shapes.planner import plan_buckets
+from cudagraph_jax.store import GraphStore
 from cudagraph_jax.version import __version__
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "CommandBufferScope",
     "ConfigError",
     "Explanation",
+    "GraphStore",
     "InputShapeError",
     "Ladder",
     "PaddingLeakError",

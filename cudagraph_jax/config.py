@@ -249,7 +249,6 @@ def _normalise(config: CUDAGraphConfig) -> None:
     }
     for name, value in normal.items():
         object.__setattr__(config, name, value)
-    _refuse_what_is_not_built(config)
 
 
 def _grid(config: CUDAGraphConfig) -> dict[str, object]:
@@ -276,11 +275,6 @@ def _grid(config: CUDAGraphConfig) -> dict[str, object]:
             ladder_name="capture_seq_lens",
         ),
     }
-
-
-def _refuse_what_is_not_built(config: CUDAGraphConfig) -> None:
-    if config.store is not None:
-        raise ConfigError(f"store={config.store!r} is not available in this version: leave it out")
 
 
 def _default(name: str, config: CUDAGraphConfig) -> object:

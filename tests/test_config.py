@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 import pickle
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -228,10 +227,6 @@ def test_bad_values_cover_every_field():
             {"per_layer_graphs": True, "command_buffers": "none"},
             "per_layer_graphs=True means command_buffers=PIECEWISE, but command_buffers=NONE: "
             "leave one of the two out",
-        ),
-        (
-            {"store": Path("graphs")},
-            "store='graphs' is not available in this version: leave it out",
         ),
         (
             {"command_buffers": "ful"},

@@ -33,6 +33,7 @@ def test_exports():
         "CommandBufferScope",
         "ConfigError",
         "Explanation",
+        "GraphStore",
         "InputShapeError",
         "Ladder",
         "PaddingLeakError",

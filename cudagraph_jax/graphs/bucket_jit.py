@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar, overload
 
@@ -10,12 +11,14 @@ import jax
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.graphs.binding import Binder
+from cudagraph_jax.graphs.fingerprint import Fingerprint, fingerprint_of
 from cudagraph_jax.graphs.function import BucketedFunction
 from cudagraph_jax.graphs.manager import CUDAGraphManager
 from cudagraph_jax.graphs.program import Target
 from cudagraph_jax.graphs.single import function_name
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.prefix import PyTree, is_declaration
+from cudagraph_jax.store import GraphStore
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,6 +33,8 @@ def bucket_jit(
     out_axes: PyTree = ...,
     config: CUDAGraphConfig | None = ...,
     manager: CUDAGraphManager | None = ...,
+    store: GraphStore | str | os.PathLike[str] | None = ...,
+    fingerprint: str | None = ...,
     pad_values: PyTree = ...,
     mask_argname: str | None = ...,
     unpad: PyTree = ...,
@@ -47,6 +52,8 @@ def bucket_jit(
     out_axes: PyTree = ...,
     config: CUDAGraphConfig | None = ...,
     manager: CUDAGraphManager | None = ...,
+    store: GraphStore | str | os.PathLike[str] | None = ...,
+    fingerprint: str | None = ...,
     pad_values: PyTree = ...,
     mask_argname: str | None = ...,
     unpad: PyTree = ...,
@@ -63,6 +70,8 @@ def bucket_jit(
     out_axes: PyTree = None,
     config: CUDAGraphConfig | None = None,
     manager: CUDAGraphManager | None = None,
+    store: GraphStore | str | os.PathLike[str] | None = None,
+    fingerprint: str | None = None,
     pad_values: PyTree = 0,
     mask_argname: str | None = None,
     unpad: PyTree = "host",
@@ -85,6 +94,11 @@ def bucket_jit(
         out_axes: The same for the outputs; None: found by tracing at two sizes of each axis.
         config: Buckets, limits and policies; the default if None.
         manager: The manager to share with other functions, instead of `config`.
+        store: A `GraphStore`, or its directory: executables are loaded from there, and put there
+            when they were compiled, so that a restarted process is warm without compiling.
+        fingerprint: What this version of `fn`, of all that it calls and of the constants that it
+            closes over is called, such as `"model-v3"`. What a store has under it is loaded
+            without tracing `fn`; change it whenever any of that changes, or old answers come back.
         pad_values: A pytree prefix of the positional arguments: what padding is filled with, or
             `"edge"` to repeat the last real row.
         mask_argname: A keyword of `fn` that gets `bool[batch, seq]`, True where an element is
@@ -127,23 +141,45 @@ def bucket_jit(
             unpad=jax.tree.map(_unpad, unpad, is_leaf=is_declaration),
             out_axes=jax.tree.map(_out_axes, out_axes, is_leaf=is_declaration),
             mask_argname=mask_argname,
+            fingerprint=_fingerprint(function, fingerprint),
         )
-        shared = _manager(config, manager)
+        shared = _manager(config, manager, store)
         return BucketedFunction(function, binder=binder, target=target, manager=shared)
 
     return make if fn is None else make(fn)
 
 
-def _manager(config: CUDAGraphConfig | None, manager: CUDAGraphManager | None) -> CUDAGraphManager:
+def _manager(
+    config: CUDAGraphConfig | None,
+    manager: CUDAGraphManager | None,
+    store: GraphStore | str | os.PathLike[str] | None,
+) -> CUDAGraphManager:
+    if store is not None and config is not None and config.store is not None:
+        raise ConfigError(f"store={store!r} and the config's {config.store!r}: give one of the two")
     if manager is None:
-        return CUDAGraphManager(config)
+        opened = store if store is None or isinstance(store, GraphStore) else GraphStore(store)
+        return CUDAGraphManager(config, store=opened)
     if not isinstance(manager, CUDAGraphManager):
         raise ConfigError(f"manager={manager!r} is no CUDAGraphManager: give one, or a config")
     if config is not None and config != manager.config:
         raise ConfigError(
             f"config={config} is not the manager's, {manager.config}: give one of the two"
         )
+    if store is not None and store is not manager.store:
+        raise ConfigError(
+            f"store={store!r} is not the manager's, {manager.store!r}: give it to the manager"
+        )
     return manager
+
+
+def _fingerprint(function: Callable[..., object], given: object) -> Fingerprint | None:
+    if given is None:
+        return None
+    if not isinstance(given, str) or not given:
+        raise ConfigError(
+            f'fingerprint={given!r} is no text: name the version of the function, as "model-v3"'
+        )
+    return fingerprint_of(function, given)
 
 
 def _listed(given: T | Iterable[T], kind: type[T], option: str) -> tuple[T, ...]:

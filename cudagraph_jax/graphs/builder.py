@@ -14,6 +14,7 @@ from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.journal import Journal, Ledger
 from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.graphs.shelf import Complete, Shelf, Wanted, compiled
 from cudagraph_jax.shapes.ladder import Bucket
 
 
@@ -23,19 +24,29 @@ class Builder:
     Args:
         clock: Seconds, for capture times.
         observers: Who watches the entries.
+        shelf: Where executables are looked up before they are compiled; None: nowhere.
 
     Attributes:
-        captures: How many there have been.
+        captures: How many were compiled.
         capture_ms: Milliseconds of all of them.
+        loads: How many were loaded instead.
+        load_ms: Milliseconds of all of those.
     """
 
-    def __init__(self, *, clock: Callable[[], float], observers: Observers[CUDAGraphEntry]) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        observers: Observers[CUDAGraphEntry],
+        shelf: Shelf | None,
+    ) -> None:
         self._clock = clock
         self._observers = observers
+        self._shelf = shelf
         self._ids = itertools.count(1)
         self._lock = forkable_lock()
-        self.captures = 0
-        self.capture_ms = 0.0
+        self.captures = self.loads = 0
+        self.capture_ms = self.load_ms = 0.0
 
     def build(
         self,
@@ -65,13 +76,15 @@ class Builder:
         """
         use_jax()
         with annotation("capture", program.target.name, bucket):
-            outputs = program.outputs(bucket, others=config.buckets(seq_len=bucket.seq_len))
-            executable = program.compile(
-                bucket, compiler_options=config.xla_options(), clock=self._clock
+            outputs, executable = self._complete(
+                Wanted(
+                    program,
+                    bucket,
+                    options=config.xla_options(),
+                    others=config.buckets(seq_len=bucket.seq_len),
+                    pads_seq=config.capture_seq_lens is not None,
+                )
             )
-        with self._lock:
-            self.captures += 1
-            self.capture_ms += executable.compile_ms
         entry = CUDAGraphEntry(
             bucket=bucket,
             program=program,
@@ -92,5 +105,20 @@ class Builder:
     def forget(self) -> None:
         """Counts from zero again."""
         with self._lock:
-            self.captures = 0
-            self.capture_ms = 0.0
+            self.captures = self.loads = 0
+            self.capture_ms = self.load_ms = 0.0
+
+    def _complete(self, wanted: Wanted) -> Complete:
+        if self._shelf is None:
+            complete = compiled(wanted, clock=self._clock)
+        else:
+            complete = self._shelf.take(wanted)
+        executable = complete[1]
+        with self._lock:
+            if executable.is_loaded:
+                self.loads += 1
+                self.load_ms += executable.compile_ms
+            else:
+                self.captures += 1
+                self.capture_ms += executable.compile_ms
+        return complete

@@ -14,7 +14,8 @@ from cudagraph_jax.graphs.call import Call, Declared, describe_call
 from cudagraph_jax.graphs.executable import Executable
 from cudagraph_jax.graphs.journal import Fit, Journal, ReplayTotals, Request
 from cudagraph_jax.graphs.observers import Observers
-from cudagraph_jax.graphs.program import Outputs, Program
+from cudagraph_jax.graphs.outputs import Outputs
+from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
@@ -75,8 +76,13 @@ class CUDAGraphEntry:
         return self.program.variant
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether it was loaded from a store instead of compiled."""
+        return self.executable.is_loaded
+
+    @property
     def capture_time_ms(self) -> float:
-        """Milliseconds to trace, lower and compile it."""
+        """Milliseconds to trace, lower and compile it, or to load it."""
         return self.executable.compile_ms
 
     @property

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import jax
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
 
 from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError
 from cudagraph_jax.graphs.guard import tracing_refusals
@@ -22,29 +23,113 @@ class Executable:
     Attributes:
         call: The compiled function; strict about shapes, dtypes and pytrees, and it refuses
             tracers.
-        compile_ms: Milliseconds to trace, lower and compile.
+        compile_ms: Milliseconds to trace, lower and compile; or to load, if it was loaded.
         memory_bytes: Generated code and temporary memory; None if the backend does not say.
         flops: Floating-point operations of one run; None if the backend does not say.
+        is_loaded: Whether it was read from a store instead of compiled.
     """
 
     call: Compiled
     compile_ms: float
     memory_bytes: int | None
     flops: float | None
-    output_info: PyTree = field(repr=False)
+    is_loaded: bool = False
+
+    @property
+    def output_info(self) -> PyTree:
+        """Its outputs, with `shape` and `dtype`."""
+        return self.call.out_info
 
 
-def compile_function(
+@dataclass(frozen=True, slots=True)
+class Lowering:
+    """A function that is traced and lowered for its arguments, and can be compiled.
+
+    Attributes:
+        lowered: JAX's own stage.
+        name: What profiles and logs call it.
+        took_ms: Milliseconds to trace and lower it.
+    """
+
+    lowered: Lowered
+    name: str
+    took_ms: float
+
+    @property
+    def text(self) -> str:
+        """Its StableHLO, the same in every process."""
+        text: str = self.lowered.as_text()
+        return text
+
+    @property
+    def output_info(self) -> PyTree:
+        """Its outputs, with `shape`, `dtype` and `weak_type`."""
+        return self.lowered.out_info
+
+    @property
+    def drops_arguments(self) -> bool:
+        """Whether the executable takes only those arguments that it needs."""
+        main = next(
+            operation
+            for operation in self._module().body.operations
+            if operation.attributes["sym_name"].value == "main"
+        )
+        taken = main.regions[0].blocks[0].arguments
+        return len(taken) < len(jax.tree.leaves(self.lowered.args_info))
+
+    @property
+    def partitions(self) -> int:
+        """How many devices it runs on."""
+        attributes = self._module().operation.attributes
+        return int(attributes["mhlo.num_partitions"].value * attributes["mhlo.num_replicas"].value)
+
+    def _module(self) -> Any:
+        return self.lowered.compiler_ir("stablehlo")
+
+    def compile(
+        self,
+        *,
+        compiler_options: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Executable:
+        """The executable.
+
+        Args:
+            compiler_options: XLA options by name, as text.
+            clock: Seconds, for `compile_ms`.
+
+        Raises:
+            CaptureError: It could not be compiled.
+            ConfigError: XLA does not know one of the compiler options, or its value.
+        """
+        start = clock()
+        with _stage("compile", self.name):
+            compiled = self.lowered.compile(compiler_options=dict(compiler_options or {}))
+        return described(compiled, self.took_ms + (clock() - start) * 1e3)
+
+
+def described(compiled: Compiled, took_ms: float, *, is_loaded: bool = False) -> Executable:
+    """`compiled` with what the compiler reports of it."""
+    return Executable(
+        call=compiled,
+        compile_ms=took_ms,
+        memory_bytes=_memory_bytes(compiled),
+        flops=_flops(compiled),
+        is_loaded=is_loaded,
+    )
+
+
+def lower_function(
     function: Callable[..., PyTree],
     args: Sequence[PyTree],
     kwargs: Mapping[str, PyTree],
     *,
     name: str,
     donate_argnums: Sequence[int] = (),
-    compiler_options: Mapping[str, str] | None = None,
+    keep_unused: bool = False,
     clock: Callable[[], float] = time.perf_counter,
-) -> Executable:
-    """Compiles `function` for `args` and `kwargs`, ahead of time.
+) -> Lowering:
+    """Lowers `function` for `args` and `kwargs`, ahead of time.
 
     Args:
         function: What to compile.
@@ -52,31 +137,24 @@ def compile_function(
         kwargs: Its keyword arguments, likewise.
         name: What profiles and logs call the executable.
         donate_argnums: Positions of arguments whose buffers the outputs may take over.
-        compiler_options: XLA options by name, as text.
+        keep_unused: Whether the executable takes also the arguments that it does not need.
         clock: Seconds, for `compile_ms`.
 
     Raises:
-        CaptureError: Tracing, lowering or compiling failed; `stage` says which.
-        ConfigError: XLA does not know one of the compiler options, or its value.
+        CaptureError: Tracing or lowering failed; `stage` says which.
         UnexpectedCompileError: Called inside `no_compiles()`.
     """
     start = clock()
     # JAX keeps an executable for as long as the function object lives: a new one for each bucket
     # is freed together with its entry (FACTS.md, "Compiling, freeing, counting").
     fresh = _fresh(function, name)
+    donated = tuple(donate_argnums)
     with _stage("trace", name), tracing_refusals():
-        traced = jax.jit(fresh, donate_argnums=tuple(donate_argnums)).trace(*args, **kwargs)
+        jitted = jax.jit(fresh, donate_argnums=donated, keep_unused=keep_unused)
+        traced = jitted.trace(*args, **kwargs)
     with _stage("lower", name), tracing_refusals():
         lowered = traced.lower()
-    with _stage("compile", name):
-        compiled = lowered.compile(compiler_options=dict(compiler_options or {}))
-    return Executable(
-        call=compiled,
-        compile_ms=(clock() - start) * 1e3,
-        memory_bytes=_memory_bytes(compiled),
-        flops=_flops(compiled),
-        output_info=compiled.out_info,
-    )
+    return Lowering(lowered, name, (clock() - start) * 1e3)
 
 
 def evaluate_shapes(

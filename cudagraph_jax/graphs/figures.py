@@ -39,4 +39,5 @@ def manager_stats(dispatcher: Dispatcher) -> dict[str, Any]:
         "padded_elements": totals.computed_elements - totals.real_elements,
         "waste": totals.waste,
         "compile_seconds": registry.capture_ms / 1e3,
+        "store": None if registry.shelf is None else registry.shelf.store.stats(),
     }

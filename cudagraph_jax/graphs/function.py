@@ -278,10 +278,12 @@ class BucketedFunction(Generic[P, R]):
         )
 
     def _target_of(self, bound: Bound) -> Target:
+        fingerprint = self._target.fingerprint
         return replace(
             self._target,
             function=unbound(self._function, bound),
             donate_argnums=self._binder.donated(bound.form),
+            fingerprint=fingerprint and fingerprint._replace(places=bound.form.places),
         )
 
     def _transformed(self, bound: Bound) -> Any:

@@ -34,6 +34,7 @@ from cudagraph_jax.graphs.single import (
 )
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.store import GraphStore
 
 
 class CUDAGraphManager(Reported):
@@ -44,6 +45,7 @@ class CUDAGraphManager(Reported):
     Args:
         config: Limits and policies.
         clock: Seconds, for capture times.
+        store: Where executables are kept; None: in the directory of the config, if it has one.
 
     Attributes:
         registry: The captured buckets.
@@ -55,8 +57,9 @@ class CUDAGraphManager(Reported):
         config: CUDAGraphConfig | None = None,
         *,
         clock: Callable[[], float] = time.perf_counter,
+        store: GraphStore | None = None,
     ) -> None:
-        self.registry = CUDAGraphRegistry(config, clock=clock)
+        self.registry = CUDAGraphRegistry(config, clock=clock, store=store)
         self.dispatcher = Dispatcher(self.registry, capturer=Capturer(self.registry))
         self._routes = Routes()
         self.registry.watch(self._routes)
@@ -68,6 +71,11 @@ class CUDAGraphManager(Reported):
     def config(self) -> CUDAGraphConfig:
         """Limits and policies; `replan` changes the grid."""
         return self.registry.config
+
+    @property
+    def store(self) -> GraphStore | None:
+        """Where executables are kept; None: nowhere."""
+        return None if self.registry.shelf is None else self.registry.shelf.store
 
     @property
     def mode(self) -> CUDAGraphMode:

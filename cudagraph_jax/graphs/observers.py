@@ -28,8 +28,12 @@ class Captured(Protocol):
         """What else distinguishes it."""
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether it was loaded from a store instead of compiled."""
+
+    @property
     def capture_time_ms(self) -> float:
-        """Milliseconds to trace, lower and compile it."""
+        """Milliseconds to trace, lower and compile it, or to load it."""
 
     @property
     def replay_count(self) -> int:
@@ -98,8 +102,9 @@ class Observers(Generic[E]):
 
     def captured(self, entry: E) -> None:
         """Tells of a new entry, which anybody can find by now."""
+        how = "loaded" if entry.is_loaded else "captured"
         logger.info(
-            "captured %s of %s in %.0f ms", entry.bucket, entry.variant, entry.capture_time_ms
+            "%s %s of %s in %.0f ms", how, entry.bucket, entry.variant, entry.capture_time_ms
         )
         _tell(self._on_capture, entry)
 

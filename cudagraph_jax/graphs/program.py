@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.fork import forkable_lock
 from cudagraph_jax.graphs.call import Call, abstract_call
-from cudagraph_jax.graphs.executable import Executable, compile_function, evaluate_shapes
+from cudagraph_jax.graphs.executable import Lowering, evaluate_shapes, lower_function
+from cudagraph_jax.graphs.fingerprint import Fingerprint
+from cudagraph_jax.graphs.outputs import Outputs, declared_outputs, named_shapes, outputs_of
 from cudagraph_jax.graphs.variant import AbstractLeaf, Variant
-from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes
+from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.outputs import OutputAxes, OutputShape, infer_output_axes
+from cudagraph_jax.shapes.outputs import OutputAxes, infer_output_axes
 from cudagraph_jax.shapes.padding import PadValue
-from cudagraph_jax.shapes.prefix import PyTree, broadcast_prefix
-
-Unpad = Literal["host", "device", "none"]
+from cudagraph_jax.shapes.prefix import PyTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +35,7 @@ class Target:
         out_axes: A pytree prefix of axis patterns for the outputs; None: they are found.
         donate_argnums: Positions of the arguments whose buffers may be taken over.
         mask_argname: The keyword that takes `bool[batch, seq]`, True where an element is real.
+        fingerprint: What its code and constants are known by; None: by what they lower to.
     """
 
     function: Callable[..., PyTree]
@@ -45,31 +44,7 @@ class Target:
     out_axes: PyTree = None
     donate_argnums: tuple[int, ...] = ()
     mask_argname: str | None = None
-
-
-class OutputLeaf(NamedTuple):
-    """One output array of a program.
-
-    Attributes:
-        name: What errors call it.
-        axes: Where it carries the two sizes.
-        unpad: What the caller gets of it.
-        ndim: Its rank.
-        comparable: Whether `axes` is known and NumPy can hold it; always so where it is trimmed.
-    """
-
-    name: str
-    axes: LeafAxes
-    unpad: Unpad
-    ndim: int
-    comparable: bool = True
-
-
-class Outputs(NamedTuple):
-    """All outputs of a program: the same for each of its buckets."""
-
-    structure: jax.tree_util.PyTreeDef
-    leaves: tuple[OutputLeaf, ...]
+    fingerprint: Fingerprint | None = None
 
 
 class Program:
@@ -156,26 +131,27 @@ class Program:
         other.pad_values = tuple(pad_values)
         return other
 
-    def compile(
+    def lower(
         self,
         bucket: Bucket,
         *,
-        compiler_options: Mapping[str, str],
         clock: Callable[[], float],
-    ) -> Executable:
-        """The executable of `bucket`.
+        keep_unused: bool = False,
+        name: str | None = None,
+    ) -> Lowering:
+        """The function lowered for `bucket`; see `lower_function`.
 
         Raises:
-            CaptureError: Tracing, lowering or compiling failed.
+            CaptureError: Tracing or lowering failed.
         """
         args, kwargs = self.arguments(bucket)
-        return compile_function(
+        return lower_function(
             self.target.function,
             args,
             kwargs,
-            name=f"{self.target.name}_{bucket}",
+            name=f"{self.target.name}_{bucket}" if name is None else name,
             donate_argnums=self.target.donate_argnums,
-            compiler_options=compiler_options,
+            keep_unused=keep_unused,
             clock=clock,
         )
 
@@ -196,6 +172,13 @@ class Program:
                 self._outputs = self._find_outputs(bucket, others)
             return self._outputs
 
+    def restore_outputs(self, outputs: Outputs) -> Outputs:
+        """The outputs, from now on those given unless they are known already."""
+        with self._lock:
+            if self._outputs is None:
+                self._outputs = outputs
+            return self._outputs
+
     def evaluate(self, bucket: Bucket) -> PyTree:
         """The outputs at `bucket`, as `jax.ShapeDtypeStruct`; compiles nothing.
 
@@ -207,24 +190,18 @@ class Program:
 
     def _find_outputs(self, bucket: Bucket, others: Sequence[Bucket]) -> Outputs:
         tree = self.evaluate(bucket)
-        arrays, structure = jax.tree.flatten(tree)
-        modes = broadcast_prefix(self.target.unpad, tree, name="unpad")
         found = (
             self._infer(bucket, others)
             if self.target.out_axes is None
-            else _declared(self.target.out_axes, tree, bucket)
+            else declared_outputs(self.target.out_axes, tree, bucket)
         )
-        leaves = tuple(
-            _output_leaf(array, axes, mode)
-            for array, axes, mode in zip(arrays, found, modes, strict=True)
-        )
-        return Outputs(structure, leaves)
+        return outputs_of(tree, found, unpad=self.target.unpad)
 
     def _infer(self, bucket: Bucket, others: Sequence[Bucket]) -> tuple[OutputAxes, ...]:
         batches = [size.batch_size for size in others] + [bucket.batch_size * 2]
         lengths = [size.seq_len for size in others] + [bucket.seq_len * 2]
         return infer_output_axes(
-            lambda size: _named(self.evaluate(size)),
+            lambda size: named_shapes(self.evaluate(size)),
             base=bucket,
             batches=_distinct(batches, bucket.batch_size) if self.carries_batch else (),
             lengths=_distinct(lengths, bucket.seq_len) if self.carries_seq else (),
@@ -238,54 +215,3 @@ def _struct(leaf: AbstractLeaf, axes: LeafAxes, bucket: Bucket) -> jax.ShapeDtyp
 
 def _distinct(sizes: Sequence[int], known: int) -> list[int]:
     return [size for size in dict.fromkeys(sizes) if size != known]
-
-
-def _named(tree: PyTree) -> list[OutputShape]:
-    found = []
-    for path, array in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        where = jax.tree_util.keystr(path)
-        found.append(OutputShape(f"output {where}" if where else "the output", array.shape))
-    return found
-
-
-def _declared(out_axes: PyTree, tree: PyTree, bucket: Bucket) -> list[OutputAxes]:
-    patterns = broadcast_prefix(out_axes, tree, name="out_axes")
-    found = []
-    for pattern, (name, shape) in zip(patterns, _named(tree), strict=True):
-        axes = (
-            AxisPattern.parse(pattern).resolve(len(shape), name=name)
-            if isinstance(pattern, str)
-            else LeafAxes()
-        )
-        if axes.resize(shape, bucket) != shape:
-            raise InputShapeError(
-                f"{name} has the shape {shape} at (batch, seq_len)={tuple(bucket)}, but out_axes "
-                f"says {pattern!r}: correct out_axes, or leave it out to have it found"
-            )
-        found.append(OutputAxes(name, axes))
-    return found
-
-
-def _output_leaf(array: jax.ShapeDtypeStruct, found: OutputAxes, mode: object) -> OutputLeaf:
-    unpad = check_unpad(mode)
-    is_key = jnp.issubdtype(array.dtype, jax.dtypes.extended)
-    if unpad == "none":
-        comparable = found.problem is None and not is_key
-        return OutputLeaf(found.name, found.axes, unpad, len(array.shape), comparable)
-    if unpad == "host" and is_key:
-        raise InputShapeError(
-            f"{found.name} is a PRNG key array, which NumPy cannot hold: "
-            'return jax.random.key_data of it, or ask for unpad="device" or "none"'
-        )
-    return OutputLeaf(found.name, found.checked(), unpad, len(array.shape), not is_key)
-
-
-def check_unpad(mode: object) -> Unpad:
-    """`mode` as one of the three ways to hand out an output.
-
-    Raises:
-        InputShapeError: It is none of them.
-    """
-    if mode == "host" or mode == "device" or mode == "none":
-        return mode
-    raise InputShapeError(f'unpad={mode!r} is unknown: use "host", "device" or "none"')

@@ -11,17 +11,20 @@ from cudagraph_jax.fork import forkable_lock, use_jax
 from cudagraph_jax.graphs.builder import Builder
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.inventory import inventory
 from cudagraph_jax.graphs.journal import Ledger, ReplayTotals
 from cudagraph_jax.graphs.lru import Made, SingleFlightLRU
 from cudagraph_jax.graphs.observers import Observers
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.routes import Routes, Watchers
+from cudagraph_jax.graphs.shelf import shelf_of
 from cudagraph_jax.graphs.single import capture_sizes, single_program
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.report.stats import ShownByStats
 from cudagraph_jax.shapes.histogram import SizeHistogram
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.store import GraphStore
 
 Key = tuple[Bucket, Variant]
 
@@ -35,9 +38,11 @@ class CUDAGraphRegistry(ShownByStats):
     Args:
         config: Limits, compiler options and the grid.
         clock: Seconds, for capture times.
+        store: Where executables are kept; None: in the directory of the config, if it has one.
 
     Attributes:
         config: Limits, compiler options and the grid; re-planning sets another grid.
+        shelf: The executables in the store; None without one.
         sizes: How often each size was asked for, up to the last time that totals were.
         observers: Who watches captures and replays.
         restarts: How often `reset` set the counts to zero.
@@ -48,14 +53,16 @@ class CUDAGraphRegistry(ShownByStats):
         config: CUDAGraphConfig | None = None,
         *,
         clock: Callable[[], float] = time.perf_counter,
+        store: GraphStore | None = None,
     ) -> None:
         self.config = checked_config(config)
+        self.shelf = shelf_of(self.config.store if store is None else store, clock=clock)
         self.sizes = SizeHistogram()
         self._ledger = Ledger(self.sizes)
         self._lock = forkable_lock()
         self._watchers = Watchers()
         self.observers: Observers[CUDAGraphEntry] = Observers(self._watchers.forget)
-        self._builder = Builder(clock=clock, observers=self.observers)
+        self._builder = Builder(clock=clock, observers=self.observers, shelf=self.shelf)
         self.restarts = 0
         self._entries: SingleFlightLRU[Key, CUDAGraphEntry] = SingleFlightLRU(
             last_used=lambda entry: entry.journal.last_used(),
@@ -77,8 +84,13 @@ class CUDAGraphRegistry(ShownByStats):
 
     @property
     def capture_count(self) -> int:
-        """How many captures there have been."""
+        """How many buckets were compiled."""
         return self._builder.captures
+
+    @property
+    def load_count(self) -> int:
+        """How many buckets were loaded from the store instead."""
+        return self._builder.loads
 
     @property
     def capture_ms(self) -> float:
@@ -278,23 +290,7 @@ class CUDAGraphRegistry(ShownByStats):
         self._watchers.forget()
 
     def stats(self) -> dict[str, Any]:
-        """Counts and times, in values that JSON can hold; `graphs` by `"8x128"`.
-
-        Further variants of the same bucket have `"#"` and their graph_id behind it.
-        """
-        graphs: dict[str, object] = {}
-        for entry in self.entries():
-            key = str(entry.bucket)
-            graphs[f"{key}#{entry.graph_id}" if key in graphs else key] = entry.stats()
-        totals = self.totals
-        return {
-            "num_graphs": self.num_graphs,
-            "capture_count": self.capture_count,
-            "total_replays": totals.replays,
-            "total_replay_time_ms": totals.seconds * 1e3,
-            "avg_replay_time_ms": totals.mean_ms,
-            "capture_time_ms": self.capture_ms,
-            "memory_bytes": sum(entry.memory_bytes or 0 for entry in self.entries()),
-            "evictions": self.evictions,
-            "graphs": graphs,
-        }
+        """Counts and times, in values that JSON can hold; `graphs` by `"8x128"`."""
+        return inventory(
+            self.entries(), builder=self._builder, totals=self.totals, evictions=self.evictions
+        )

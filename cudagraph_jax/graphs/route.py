@@ -13,9 +13,10 @@ import numpy as np
 
 from cudagraph_jax.graphs.journal import Fit, Journal, Request
 from cudagraph_jax.graphs.observers import Observers, annotation
+from cudagraph_jax.graphs.outputs import OutputLeaf, Outputs
 from cudagraph_jax.graphs.pads import pads_for
 from cudagraph_jax.graphs.passed import numbers_of, other_arrays, passed_arrays
-from cudagraph_jax.graphs.program import OutputLeaf, Outputs, Program
+from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.variant import is_weak
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Index, real_index

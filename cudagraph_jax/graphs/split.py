@@ -14,7 +14,7 @@ from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.journal import Fit
-from cudagraph_jax.graphs.program import OutputLeaf, Outputs
+from cudagraph_jax.graphs.outputs import OutputLeaf, Outputs
 from cudagraph_jax.graphs.route import Route, finisher
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array

@@ -151,8 +151,13 @@ def placement(value: object) -> Sharding | None:
     if not isinstance(sharding, SingleDeviceSharding):
         return sharding
     device = next(iter(sharding.device_set))
-    # A jax.Device, a platform name, or None: the first device of the default backend.
-    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]  # not in JAX's stubs
-    default = chosen if isinstance(chosen, jax.Device) else jax.local_devices(backend=chosen)[0]
+    default = default_device()
     same_memory = sharding.memory_kind in (None, default.default_memory().kind)
     return None if device == default and same_memory else sharding
+
+
+def default_device() -> jax.Device:
+    """The device of arrays that were not put anywhere on purpose."""
+    # A jax.Device, a platform name, or None: the first device of the default backend.
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]  # not in JAX's stubs
+    return chosen if isinstance(chosen, jax.Device) else jax.local_devices(backend=chosen)[0]

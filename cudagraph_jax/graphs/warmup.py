@@ -10,7 +10,7 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.lru import Made
 from cudagraph_jax.report.progress import Progress
-from cudagraph_jax.report.warmup import BucketWarmup, WarmupReport
+from cudagraph_jax.report.warmup import BucketWarmup, Status, WarmupReport
 from cudagraph_jax.shapes.ladder import Bucket
 
 Capture = Callable[[Bucket], Made[CUDAGraphEntry]]
@@ -76,9 +76,10 @@ def warm_up(
 
 def _record(made: Made[CUDAGraphEntry]) -> BucketWarmup:
     entry = made.value
+    how: Status = "loaded" if entry.is_loaded else "captured"
     return BucketWarmup(
         entry.bucket,
-        "captured" if made.is_new else "present",
+        how if made.is_new else "present",
         capture_time_ms=entry.capture_time_ms if made.is_new else 0.0,
         memory_bytes=entry.memory_bytes,
     )

@@ -7,7 +7,8 @@
 | `replay_seconds_total` | counter | | time of all replays, inputs to trimmed outputs |
 | `real_elements_total` | counter | | elements of requests that replays served |
 | `padded_elements_total` | counter | | elements that were padding beside them |
-| `captures_total`, `evictions_total` | counter | | buckets compiled; dropped for a limit |
+| `captures_total`, `loads_total` | counter | | buckets compiled; loaded from the store instead |
+| `evictions_total` | counter | | buckets dropped for a limit |
 | `compile_seconds` | histogram | | trace, lower and compile, from the registration on |
 | `replay_duration_seconds` | histogram | | each replay, with `replay_times=True` |
 | `graphs`, `memory_bytes` | gauge | | captured buckets, and their code and temporary memory |

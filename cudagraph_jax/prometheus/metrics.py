@@ -22,6 +22,7 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "real_elements": ("Elements (batch * seq_len) of requests that replays served.", ()),
     "padded_elements": ("Elements (batch * seq_len) of padding that replays computed.", ()),
     "captures": ("Buckets that were compiled.", ()),
+    "loads": ("Buckets that were loaded from the store instead.", ()),
     "evictions": ("Buckets that had to leave because of a limit.", ()),
 }
 _GAUGES = {
@@ -147,6 +148,7 @@ def counts_of_registry(registry: CUDAGraphRegistry) -> Counts:
         ("real_elements", ()): totals.real_elements,
         ("padded_elements", ()): totals.computed_elements - totals.real_elements,
         ("captures", ()): registry.capture_count,
+        ("loads", ()): registry.load_count,
         ("evictions", ()): registry.evictions,
     }
 

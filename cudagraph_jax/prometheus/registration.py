@@ -136,7 +136,8 @@ class Registration:
         compile_seconds = self._metrics.histograms["compile_seconds"].labels(self.name)
 
         def captured(entry: CUDAGraphEntry) -> None:
-            compile_seconds.observe(entry.capture_time_ms / 1e3)
+            if not entry.is_loaded:
+                compile_seconds.observe(entry.capture_time_ms / 1e3)
 
         manager.registry.observers.on_capture(captured)
         self._callbacks.append(captured)

@@ -104,12 +104,22 @@ def _captures(stats: Mapping[str, Any]) -> Pairs:
         ("memory", f"{exact(registry['memory_bytes'])} bytes"),
         ("captures", exact(captures)),
         ("compiling", f"{seconds(compile_ms / 1e3)} in all{mean}"),
+        *_loads(registry),
         ("replays", exact(registry["total_replays"])),
         (
             "replaying",
             f"{seconds(registry['total_replay_time_ms'] / 1e3)} in all, "
             f"{registry['avg_replay_time_ms']:,.3f} ms each",
         ),
+    ]
+
+
+def _loads(registry: Mapping[str, Any]) -> Pairs:
+    loads, load_ms = registry["load_count"], registry["load_time_ms"]
+    if not loads:
+        return []
+    return [
+        ("loaded", f"{exact(loads)} in {seconds(load_ms / 1e3)}, {load_ms / loads:,.0f} ms each")
     ]
 
 

@@ -13,7 +13,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.style import styled
 from cudagraph_jax.tables import escaped, one_line, table_fragment, text_table
 
-Status = Literal["captured", "present", "failed"]
+Status = Literal["captured", "loaded", "present", "failed"]
 
 _HEADER = ("bucket", "status", "capture ms", "memory bytes", "error")
 _MANY = 100
@@ -25,8 +25,8 @@ class BucketWarmup:
 
     Attributes:
         bucket: Its sizes.
-        status: `"captured"` now, `"present"` before, or `"failed"`.
-        capture_time_ms: Milliseconds to compile it now; 0 if it was present or failed.
+        status: `"captured"` now, `"loaded"` from the store, `"present"` before, or `"failed"`.
+        capture_time_ms: Milliseconds to compile or load it; 0 if it was present or failed.
         memory_bytes: Code and temporary memory as the compiler reports it; None if it does not.
         error: Why it failed.
     """
@@ -54,8 +54,13 @@ class WarmupReport:
 
     @property
     def captured(self) -> int:
-        """How many buckets were captured now."""
+        """How many buckets were compiled now."""
         return self._count("captured")
+
+    @property
+    def loaded(self) -> int:
+        """How many buckets were loaded from the store."""
+        return self._count("loaded")
 
     @property
     def failed(self) -> tuple[BucketWarmup, ...]:
@@ -88,16 +93,25 @@ class WarmupReport:
         )
 
     def _headline(self) -> Pairs:
-        compile_ms = sum(record.capture_time_ms for record in self.buckets)
+        compile_ms = self._milliseconds("captured")
         memory = sum(record.memory_bytes or 0 for record in self.buckets)
         return [
             ("captured", exact(self.captured)),
+            *([("loaded", exact(self.loaded))] if self.loaded else []),
             ("present before", exact(self._count("present"))),
             ("failed", exact(len(self.failed))),
             ("in all", seconds(self.total_ms / 1e3)),
             ("of it compiling", seconds(compile_ms / 1e3)),
+            *(
+                [("of it loading", seconds(self._milliseconds("loaded") / 1e3))]
+                if self.loaded
+                else []
+            ),
             ("memory bytes", exact(memory)),
         ]
+
+    def _milliseconds(self, status: Status) -> float:
+        return sum(record.capture_time_ms for record in self.buckets if record.status == status)
 
     def _count(self, status: Status) -> int:
         return sum(record.status == status for record in self.buckets)
@@ -108,7 +122,7 @@ def _rows(records: Sequence[BucketWarmup]) -> list[tuple[str, ...]]:
         (
             str(record.bucket),
             record.status,
-            f"{record.capture_time_ms:,.0f}" if record.status == "captured" else "–",
+            f"{record.capture_time_ms:,.0f}" if record.status in ("captured", "loaded") else "–",
             "" if record.memory_bytes is None else exact(record.memory_bytes),
             record.error or "",
         )

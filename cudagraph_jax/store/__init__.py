@@ -1,7 +1,7 @@
 """Executables on disk: bytes that come back whole or not at all. Knows no JAX and no pickle."""
 
 from cudagraph_jax.store.folder import Files
-from cudagraph_jax.store.identity import Difference, Identity
+from cudagraph_jax.store.identity import Difference, Identity, Json
 from cudagraph_jax.store.outcomes import Checked, Miss, Near, Pruned, Reason, Record, Stored
 from cudagraph_jax.store.store import GraphStore
 
@@ -11,6 +11,7 @@ __all__ = [
     "Files",
     "GraphStore",
     "Identity",
+    "Json",
     "Miss",
     "Near",
     "Pruned",

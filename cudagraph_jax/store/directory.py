@@ -74,15 +74,21 @@ class StoreDirectory:
             return as_miss(file, problem)
 
     def nearest(
-        self, identity: Identity, *, same: Collection[str] = ("name", "bucket")
+        self,
+        identity: Identity,
+        *,
+        same: Collection[str] = ("name", "bucket"),
+        besides: Collection[str] = (),
     ) -> Near | None:
         """The stored executable that differs least from an absent one; None without any.
 
         Args:
             identity: Of the absent one.
             same: The fields in which it must not differ.
+            besides: Fields that are not compared. One that differs in nothing else is given, too.
         """
-        return nearest(self.ls(), plain(identity, name="identity", nested=False), same=same)
+        wanted = plain(identity, name="identity", nested=False)
+        return nearest(self.ls(), wanted, same=same, besides=besides)
 
     def prune(
         self, *, max_bytes: int | None = None, older_than: float | timedelta | None = None

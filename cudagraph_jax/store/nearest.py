@@ -10,7 +10,11 @@ from cudagraph_jax.store.outcomes import Near, Record
 
 
 def nearest(
-    stored: Iterable[Record], wanted: Mapping[str, Any], *, same: Collection[str]
+    stored: Iterable[Record],
+    wanted: Mapping[str, Any],
+    *,
+    same: Collection[str],
+    besides: Collection[str] = (),
 ) -> Near | None:
     """Where the fewest fields differ, and of those the one that was written last.
 
@@ -18,12 +22,17 @@ def nearest(
         stored: What there is.
         wanted: The identity that is absent.
         same: Fields that must not differ.
+        besides: Fields that are not compared.
     """
+    compared = ((record, differences(record.identity, wanted)) for record in stored)
     candidates = [
-        Near(record=record, differences=found)
-        for record in stored
+        Near(
+            record=record,
+            differences=tuple(entry for entry in found if entry.field not in besides),
+        )
+        for record, found in compared
         if record.problem is None
-        and (found := differences(record.identity, wanted))
+        and found
         and not any(difference.field in same for difference in found)
     ]
     return min(

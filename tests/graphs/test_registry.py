@@ -277,7 +277,7 @@ def test_the_clock_is_injected():
     ticks = itertools.count(step=0.25)
     registry = CUDAGraphRegistry(CONFIG, clock=lambda: next(ticks))
     entry = registry.capture(4, 8, double, (4, 8))
-    assert entry.capture_time_ms == registry.capture_ms == 250
+    assert entry.capture_time_ms == registry.capture_ms == 500  # to lower, and to compile
     assert stats_of(registry)["capture_time_ms"] == 250
 
 

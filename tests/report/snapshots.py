@@ -49,6 +49,8 @@ def registry_stats(graphs: Mapping[str, dict]) -> dict[str, Any]:
         "total_replay_time_ms": 0.25 * replays,
         "avg_replay_time_ms": 0.25 if replays else 0.0,
         "capture_time_ms": 12.6 * len(graphs),
+        "load_count": 0,
+        "load_time_ms": 0.0,
         "memory_bytes": 2048,
         "evictions": 1,
         "graphs": graphs,

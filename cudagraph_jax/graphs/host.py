@@ -1,0 +1,93 @@
+"""What an executable depends on beside its program: versions, flags, settings, the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import jax
+
+from cudagraph_jax.store import Json
+
+_PLUGINS = ("jax-cuda12-pjrt", "jax-cuda13-pjrt", "jax-rocm60-pjrt", "jax-rocm7-pjrt", "libtpu")
+_FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+_NO_MATTER = (
+    *("cache", "log", "traceback", "transfer", "dump", "visible_devices", "cross_host", "mtls"),
+    *("distributed", "platform", "timeout", "explain", "pprint", "garbage", "leak", "share_binary"),
+    *("preemption", "recoverability", "warn_bytes", "report_frames", "thread_guard", "no_tracing"),
+    *("no_execution", "default_device", "num_cpu_devices", "proxy_envs", "source_url", "topology"),
+    *("tracer_error", "enable_checks", "jax_xla_backend", "client_create_options"),
+)
+"""Parts of the names of JAX's settings that change no program."""
+
+
+def host_fields(devices: Sequence[jax.Device]) -> dict[str, Json]:
+    """What must be the same for an executable to be loaded, by name.
+
+    Args:
+        devices: Those that it runs on, in its order.
+    """
+    kind = devices[0]
+    return {
+        "jax": jax.__version__,
+        "jaxlib": version("jaxlib"),
+        "xla": [str(kind.client.platform_version), *_plugins()],
+        "platform": kind.platform,
+        "device_kind": sorted({device.device_kind for device in devices}),
+        "device_count": jax.device_count(),
+        "devices": [device.id for device in devices],
+        "machine": platform.machine(),
+        **(_cpu() if kind.platform == "cpu" else {}),
+        "xla_flags": list(_xla_flags()),
+        **_settings(),
+    }
+
+
+def _xla_flags() -> Iterator[str]:
+    """Flags in their order, since the last of several counts; dumps change nothing."""
+    for variable in _FLAG_VARIABLES:
+        for flag in os.environ.get(variable, "").split():
+            if not flag.startswith("--xla_dump"):
+                yield flag
+
+
+def _settings() -> dict[str, Json]:
+    """JAX's settings, also those of this thread; a setting that is new to us counts."""
+    values: dict[str, object] = jax.config.values
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in sorted(values.items())
+        if value is not None and not any(part in name for part in _NO_MATTER)
+    }
+
+
+@cache
+def _plugins() -> tuple[str, ...]:
+    found = []
+    for name in _PLUGINS:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+@cache
+def _cpu() -> dict[str, str]:
+    """The processor and its instructions: code for one may be illegal on another."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {"cpu": platform.processor() or "unknown"}
+    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    first = {name.strip(): value.strip() for name, _, value in lines}
+    features = " ".join(sorted((first.get("flags") or first.get("Features", "")).split()))
+    return {
+        "cpu": first.get("model name", platform.processor() or "unknown"),
+        "cpu_features": hashlib.sha256(features.encode()).hexdigest()[:16],
+    }

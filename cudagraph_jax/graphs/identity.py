@@ -1,0 +1,169 @@
+"""What identifies the executable of a program at a bucket in a store."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+from jax.sharding import Mesh, NamedSharding, Sharding
+
+from cudagraph_jax.errors import StoreError
+from cudagraph_jax.graphs.executable import Lowering
+from cudagraph_jax.graphs.fingerprint import written
+from cudagraph_jax.graphs.host import host_fields
+from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.graphs.variant import AbstractLeaf, default_device
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.store import Json
+
+Fields = dict[str, Json]
+
+WHAT_IT_COMPUTES = (
+    *("known_by", "stablehlo", "outputs", "fingerprint", "function", "code", "places", "structure"),
+    *("axes", "statics", "unpad", "out_axes", "mask_argname", "pads_seq"),
+)
+"""Fields that are not known, or not there, before a function is lowered."""
+
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
+_CUSTOM_CALL = re.compile(r"(?:custom_call @|call_target_name = \")([^\s(\"]+)")
+_BUILT_IN = frozenset(
+    {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "annotate_device_placement"}
+)
+
+
+def execution_devices(program: Program) -> tuple[jax.Device, ...]:
+    """The devices that a program runs on, in the order of its partitions.
+
+    Raises:
+        StoreError: They are not known before it is compiled.
+    """
+    placed = {leaf.sharding for leaf in program.variant.leaves if leaf.sharding is not None}
+    orders = {_order(sharding) for sharding in placed} or {(default_device(),)}
+    if len(orders) > 1:
+        raise StoreError("its arguments lie on different devices")
+    devices = orders.pop()
+    if jax.process_count() > 1:
+        raise StoreError("it is part of a program of several processes")
+    return devices
+
+
+def common_fields(program: Program, bucket: Bucket, *, options: Mapping[str, str]) -> Fields:
+    """What identifies an executable, but for what it computes.
+
+    Raises:
+        StoreError: It is nothing that could be stored.
+    """
+    devices = execution_devices(program)
+    if options and devices[0].platform != "cpu":
+        raise StoreError(
+            "loading may lose its compiler options on this platform: JAX's persistent cache, which "
+            "keeps them, can be on instead"
+        )
+    target = program.target
+    return {
+        "name": target.name,
+        "bucket": str(bucket),
+        "arguments": [_leaf_text(leaf) for leaf in program.variant.leaves],
+        "donated": list(target.donate_argnums),
+        **{f"option {name}": value for name, value in sorted(options.items())},
+        **host_fields(devices),
+    }
+
+
+def lowered_fields(
+    common: Fields,
+    program: Program,
+    lowering: Lowering,
+    bucket: Bucket,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Fields:
+    """What identifies an executable, with what it computes: its StableHLO.
+
+    Raises:
+        StoreError: It runs on other devices than its arguments say.
+    """
+    devices = len(execution_devices(program))
+    if lowering.partitions != devices:
+        raise StoreError(
+            f"it runs on {lowering.partitions} devices, but its arguments are for {devices}"
+        )
+    text = lowering.text
+    if lowering.drops_arguments:
+        # The text does not say which ones: `a` of (a, b) reads like `b` of (a, b).
+        text = program.lower(bucket, keep_unused=True, clock=clock).text
+    outputs = [
+        f"{leaf.dtype}{list(leaf.shape)}{' weak' * leaf.weak_type}"
+        for leaf in jax.tree.leaves(lowering.output_info)
+    ]
+    return {
+        **common,
+        "known_by": "stablehlo",
+        "outputs": outputs,
+        "stablehlo": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def fingerprint_fields(common: Fields, program: Program, *, pads_seq: bool) -> Fields | None:
+    """What identifies an executable by its function's fingerprint, so that nothing is traced.
+
+    None where there is no fingerprint, or where something that is part of the program, such as a
+    static argument, has no name that another process would give it.
+
+    Args:
+        common: The other fields.
+        program: What is compiled.
+        pads_seq: Whether sequences are padded, on which the trimming of outputs depends.
+    """
+    target, variant = program.target, program.variant
+    if target.fingerprint is None:
+        return None
+    statics = [written((name, kind, value)) for name, kind, value in variant.statics]
+    prefixes = [written(target.unpad), written(target.out_axes)]
+    structure = str(variant.structure)
+    # The text of a node of somebody's own may hold an address.
+    if None in statics or None in prefixes or _ADDRESS.search(structure):
+        return None
+    return {
+        **common,
+        "known_by": "fingerprint",
+        "fingerprint": target.fingerprint.given,
+        "function": target.fingerprint.function,
+        "code": target.fingerprint.code,
+        "places": list(target.fingerprint.places),
+        "structure": structure,
+        "axes": [str(tuple(axes)) for axes in program.axes],
+        "statics": statics,
+        "unpad": prefixes[0],
+        "out_axes": prefixes[1],
+        "mask_argname": target.mask_argname,
+        "pads_seq": pads_seq,
+    }
+
+
+def is_portable(lowering: Lowering) -> bool:
+    """Whether the executable can be loaded in a process that has not lowered its function.
+
+    Lowering registers what custom calls lead to: without it, LAPACK calls end the process
+    (FACTS.md, "Persisting executables").
+    """
+    return _BUILT_IN.issuperset(_CUSTOM_CALL.findall(lowering.text))
+
+
+def _leaf_text(leaf: AbstractLeaf) -> str:
+    placed = "" if leaf.sharding is None else f" {leaf.sharding!r}"
+    return f"{leaf}{' weak' * leaf.weak_type}{placed}"
+
+
+def _order(sharding: Sharding) -> tuple[jax.Device, ...]:
+    devices = (
+        tuple(sharding.mesh.devices.flat)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)
+        else tuple(sharding.device_set)
+    )
+    if len(devices) > 1 and not isinstance(sharding, NamedSharding):
+        raise StoreError(f"the order of the devices of {sharding!r} is not known")
+    return devices

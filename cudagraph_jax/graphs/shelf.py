@@ -1,0 +1,261 @@
+"""Executables that outlive their process: looked up in a store, else compiled and put there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+
+from cudagraph_jax.errors import CUDAGraphWarning, StoreError
+from cudagraph_jax.fork import forkable_lock
+from cudagraph_jax.graphs import serial
+from cudagraph_jax.graphs.cache_hits import cache_hits
+from cudagraph_jax.graphs.executable import Executable, Lowering, described
+from cudagraph_jax.graphs.identity import (
+    WHAT_IT_COMPUTES,
+    Fields,
+    common_fields,
+    execution_devices,
+    fingerprint_fields,
+    is_portable,
+    lowered_fields,
+)
+from cudagraph_jax.graphs.outputs import Outputs, outputs_from_json, outputs_to_json
+from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.log import logger
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.store import GraphStore, Miss, Near, Reason, Stored
+
+PATIENCE_S = 120.0
+"""The longest wait for another process that compiles the same bucket. Whoever waited in vain once
+waits for nobody again."""
+
+
+class Wanted(NamedTuple):
+    """What is asked of a shelf.
+
+    Attributes:
+        program: What to compile.
+        bucket: For which sizes.
+        options: The compiler options.
+        others: Further sizes of the grid, to find the outputs' axes by.
+        pads_seq: Whether sequences are padded.
+    """
+
+    program: Program
+    bucket: Bucket
+    options: Mapping[str, str]
+    others: Sequence[Bucket]
+    pads_seq: bool
+
+    def __str__(self) -> str:
+        return f"{self.program.target.name} {self.bucket}"
+
+
+Complete = tuple[Outputs, Executable]
+
+
+class Found(NamedTuple):
+    """What was loaded, and the bytes that it was loaded from."""
+
+    complete: Complete
+    payload: bytes
+
+
+def compiled(wanted: Wanted, *, clock: Callable[[], float]) -> Complete:
+    """The executable that is wanted, compiled, and its outputs.
+
+    Raises:
+        CaptureError: Tracing, lowering or compiling failed.
+        InputShapeError: An output that must be trimmed cannot be.
+    """
+    outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
+    lowering = wanted.program.lower(wanted.bucket, clock=clock)
+    return outputs, lowering.compile(compiler_options=wanted.options, clock=clock)
+
+
+class Shelf:
+    """The executables of one registry in a store.
+
+    Whatever goes wrong with the store, the executable is compiled: a store can be slow or useless,
+    but not stop a request. Each cause is warned of once.
+
+    Args:
+        store: Where they are.
+        clock: Seconds, for the time that loading takes.
+        patience_s: The longest wait for another process that compiles the same.
+    """
+
+    def __init__(
+        self, store: GraphStore, *, clock: Callable[[], float], patience_s: float = PATIENCE_S
+    ) -> None:
+        self.store = store
+        self._clock = clock
+        self._patience_s = patience_s
+        self._lock = forkable_lock()
+        self._warned: set[str] = set()
+
+    def take(self, wanted: Wanted) -> Complete:
+        """The executable that is wanted, loaded or compiled, and its outputs.
+
+        Raises:
+            CaptureError: Tracing, lowering or compiling failed.
+            InputShapeError: An output that must be trimmed cannot be.
+        """
+        program, bucket = wanted.program, wanted.bucket
+        try:
+            common = common_fields(program, bucket, options=wanted.options)
+        except StoreError as error:
+            return self._unstored(wanted, error)
+        named = fingerprint_fields(common, program, pads_seq=wanted.pads_seq)
+        if named is not None and (found := self._load(wanted, named)) is not None:
+            return found.complete
+        outputs = program.outputs(bucket, others=wanted.others)
+        lowering = program.lower(bucket, clock=self._clock)
+        try:
+            exact = lowered_fields(common, program, lowering, bucket, clock=self._clock)
+        except StoreError as error:
+            self._warn(wanted, error)
+            options = wanted.options
+            return outputs, lowering.compile(compiler_options=options, clock=self._clock)
+        if named is None or not is_portable(lowering):
+            return self._load_or_compile(wanted, outputs, lowering, exact=exact, home=exact)
+        return self._load_or_compile(wanted, outputs, lowering, exact=exact, home=named)
+
+    def nearest(self, wanted: Wanted) -> Near | None:
+        """The stored executable that comes nearest to one that is not there; traces nothing."""
+        try:
+            fields = common_fields(wanted.program, wanted.bucket, options=wanted.options)
+            return self.store.nearest(fields, besides=WHAT_IT_COMPUTES)
+        except StoreError:
+            return None
+
+    def _unstored(self, wanted: Wanted, error: StoreError) -> Complete:
+        self._warn(wanted, error)
+        return compiled(wanted, clock=self._clock)
+
+    def _load_or_compile(
+        self, wanted: Wanted, outputs: Outputs, lowering: Lowering, *, exact: Fields, home: Fields
+    ) -> Complete:
+        """The executable that is there as `exact`, else compiled by one process; kept as `home`."""
+        if (found := self._load(wanted, exact, lowering=lowering)) is not None:
+            if home is not exact:
+                self._put(wanted, home, outputs, found.payload)
+            return found.complete
+        with self.store.lock(home, self._patience_s) as is_alone:
+            if not is_alone:
+                self._patience_s = 0.0
+            # Whoever had the lock may have put it meanwhile.
+            found = self._load(wanted, home, lowering=lowering) if self._has(home) else None
+            if found is not None:
+                return found.complete
+            executable = self._compiled(wanted, lowering)
+            self._put(wanted, home, outputs, executable)
+        return outputs, executable
+
+    def _compiled(self, wanted: Wanted, lowering: Lowering) -> Executable:
+        options = wanted.options
+        if self.store.mode == "ro":
+            return lowering.compile(compiler_options=options, clock=self._clock)
+        with cache_hits() as hits:
+            executable = lowering.compile(compiler_options=options, clock=self._clock)
+        if not hits:
+            return executable
+        # What comes out of JAX's own cache cannot be written again: it runs, but what is read back
+        # lacks its code. Under a name that is not in there it is compiled.
+        again = wanted.program.lower(
+            wanted.bucket, clock=self._clock, name=f"{lowering.name}_{secrets.token_hex(4)}"
+        )
+        return again.compile(compiler_options=options, clock=self._clock)
+
+    def _has(self, fields: Fields) -> bool:
+        try:
+            return fields in self.store
+        except StoreError:
+            return False  # said already when it was asked for
+
+    def _load(
+        self, wanted: Wanted, fields: Fields, *, lowering: Lowering | None = None
+    ) -> Found | None:
+        """The executable of `fields`; None where it is not there, or cannot be loaded."""
+        start = self._clock()
+        try:
+            answer = self.store.get(fields)
+            if isinstance(answer, Miss):
+                self._note(wanted, fields, answer)
+                return None
+            found = self._restored(wanted, answer, lowering, start)
+        except StoreError as error:
+            self._warn(wanted, error)
+            return None
+        return Found(found, answer.payload)
+
+    def _restored(
+        self, wanted: Wanted, stored: Stored, lowering: Lowering | None, start: float
+    ) -> Complete:
+        program = wanted.program
+        written = None if lowering is not None else outputs_from_json(stored.extra.get("outputs"))
+        if written is None:
+            outputs = program.outputs(wanted.bucket, others=wanted.others)
+        else:
+            outputs = program.restore_outputs(written)
+        loaded = serial.load(
+            stored.payload,
+            inputs=jax.tree.structure(program.arguments(wanted.bucket)),
+            outputs=outputs.structure,
+            devices=execution_devices(program),
+        )
+        took_ms = (self._clock() - start) * 1e3
+        before_ms = 0.0 if lowering is None else lowering.took_ms
+        return outputs, described(loaded, before_ms + took_ms, is_loaded=True)
+
+    def _put(
+        self, wanted: Wanted, fields: Fields, outputs: Outputs, made: Executable | bytes
+    ) -> None:
+        if self.store.mode == "ro":
+            return
+        try:
+            payload = made if isinstance(made, bytes) else serial.dump(made.call)
+            if lost := [name for name in wanted.options if name.encode() not in payload]:
+                raise StoreError(f"JAX does not write its compiler options {', '.join(lost)}")
+            self.store.put(fields, payload, extra={"outputs": outputs_to_json(outputs)})
+        except StoreError as error:
+            self._warn(wanted, error)
+
+    def _note(self, wanted: Wanted, fields: Fields, miss: Miss) -> None:
+        if miss.reason is not Reason.ABSENT:
+            logger.warning("%s is compiled again: %s", wanted, miss)
+        elif logger.isEnabledFor(logging.INFO):
+            near = self.store.nearest(fields, same=("name", "bucket", "known_by"))
+            logger.info("%s is not in the store: %s", wanted, near or "nothing like it is")
+
+    def _warn(self, wanted: Wanted, error: StoreError) -> None:
+        """Says once what the store cannot do."""
+        with self._lock:
+            known = str(error) in self._warned
+            self._warned.add(str(error))
+        if not known:
+            warnings.warn(
+                f"{wanted} is served without the store {self.store.path}: {error}",
+                CUDAGraphWarning,
+                stacklevel=2,
+            )
+
+
+def shelf_of(
+    store: GraphStore | str | os.PathLike[str] | None, *, clock: Callable[[], float]
+) -> Shelf | None:
+    """The shelf in a store or a directory.
+
+    Raises:
+        ConfigError: It is neither.
+        StoreError: The directory cannot be used.
+    """
+    if store is None:
+        return None
+    return Shelf(store if isinstance(store, GraphStore) else GraphStore(store), clock=clock)

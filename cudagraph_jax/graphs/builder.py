@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 
 from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.fork import forkable_lock, use_jax
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.check import check_entry
@@ -15,6 +16,7 @@ from cudagraph_jax.graphs.journal import Journal, Ledger
 from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.shelf import Complete, Shelf, Wanted, compiled
+from cudagraph_jax.log import logger
 from cudagraph_jax.shapes.ladder import Bucket
 
 
@@ -99,7 +101,22 @@ class Builder:
         )
         if config.debug_mode:
             check_entry(entry, call, pads_seq=config.capture_seq_lens is not None)
-        run_idle(entry, iterations, leaves=call.leaves)
+        try:
+            run_idle(entry, iterations, leaves=call.leaves)
+        except CaptureError as error:
+            if self._shelf is None or not entry.is_loaded:
+                raise
+            logger.warning("%s of the store is compiled again: %s", entry.bucket, error)
+            self._shelf.distrust(bucket, program.variant)
+            return self.build(
+                program,
+                bucket,
+                call,
+                config=config,
+                ledger=ledger,
+                single_input=single_input,
+                iterations=iterations,
+            )
         return entry
 
     def forget(self) -> None:

@@ -147,7 +147,9 @@ class Dispatcher:
         if decision.in_background and not self._queue(task):
             return None
         if decision.entry is not None:
-            served = self._replay(task, decision.entry.route_for(call, fit=decision.fit))
+            served = self._replay(
+                task, decision.entry, decision.entry.route_for(call, fit=decision.fit)
+            )
             # The bucket that is being captured takes over as soon as it is there.
             return served._replace(route=None) if decision.is_passing else served
         if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
@@ -164,13 +166,17 @@ class Dispatcher:
                 self.capturer.capture_later(self.bucket_for(task.call), task)
             return admitted
 
-    def _replay(self, task: Task, route: Route) -> Served:
-        call = task.call
+    def _replay(self, task: Task, entry: CUDAGraphEntry, route: Route) -> Served:
+        call, reason = task.call, Reason.MEMORY
         try:
             return Served(route.run(call.args, call.kwargs), route)
         except Exception as error:
-            outputs = without_memory(task, route.bucket, error)
-        self.outcomes.add("eager", Reason.MEMORY, call.sizes)
+            if entry.is_loaded and not entry.replay_count:
+                outputs = without_entry(self.capturer, task, route.bucket, error)
+                reason = Reason.FAILED
+            else:
+                outputs = without_memory(task, route.bucket, error)
+        self.outcomes.add("eager", reason, call.sizes)
         return Served(outputs)
 
     def _capture_and_run(self, task: Task, bucket: Bucket, reason: Reason) -> Served:

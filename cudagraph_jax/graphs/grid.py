@@ -58,7 +58,7 @@ def _warm_grid(
 
     def failed(bucket: Bucket, error: CaptureError) -> None:
         capturer.failures.remember(bucket, call.variant, error)
-        dispatcher.registry.discard(bucket, call.variant)
+        dispatcher.registry.discard_broken(bucket, call.variant)
 
     def capture(bucket: Bucket) -> Made[CUDAGraphEntry]:
         budget.check(bucket)
@@ -78,6 +78,7 @@ def _warm_grid(
         iterations=config.warmup_iterations,
         leaves=call.leaves,
         failed=failed,
+        broken=lambda entry: dispatcher.registry.discard_broken(entry.bucket, entry.variant),
         progress=progress,
     )
     if capturer.is_warm and report.captured:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
@@ -89,7 +90,7 @@ class CUDAGraphRegistry(ShownByStats):
 
     @property
     def load_count(self) -> int:
-        """How many buckets were loaded from the store instead."""
+        """How many buckets were loaded instead."""
         return self._builder.loads
 
     @property
@@ -138,9 +139,8 @@ class CUDAGraphRegistry(ShownByStats):
         use_jax()
         sizes = capture_sizes(batch_size, seq_len)
         program, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
-        iterations = self.config.warmup_iterations
-        made = self.capture_program(program, sizes, call, single_input=True, iterations=iterations)
-        return made.value
+        runs = self.config.warmup_iterations
+        return self.capture_program(program, sizes, call, single_input=True, iterations=runs).value
 
     def capture_program(
         self,
@@ -167,11 +167,9 @@ class CUDAGraphRegistry(ShownByStats):
             InputShapeError: An output that must be trimmed cannot be.
         """
         use_jax()
+        build = partial(self.build, single_input=single_input, iterations=iterations)
         made = self._entries.get_or_make(
-            (bucket, program.variant),
-            lambda: self.build(
-                program, bucket, call, single_input=single_input, iterations=iterations
-            ),
+            (bucket, program.variant), lambda: build(program, bucket, call)
         )
         if made.is_new:
             self.observers.captured(made.value)
@@ -240,8 +238,8 @@ class CUDAGraphRegistry(ShownByStats):
 
     def at(self, bucket: Bucket, *, variant: Variant | None = None) -> list[CUDAGraphEntry]:
         """All entries of exactly this bucket, the one captured last at the end."""
-        entries = [entry for entry in self.entries() if entry.bucket == bucket]
-        return [entry for entry in entries if variant in (None, entry.variant)]
+        held = (entry for entry in self.entries() if entry.bucket == bucket)
+        return [entry for entry in held if variant in (None, entry.variant)]
 
     def has(self, batch_size: int, seq_len: int, *, variant: Variant | None = None) -> bool:
         """Whether `get` would find an entry."""
@@ -252,14 +250,20 @@ class CUDAGraphRegistry(ShownByStats):
 
         A request that is under way keeps its executable until it is done.
         """
-        entries = self.at(Bucket(batch_size, seq_len), variant=variant)
-        for entry in entries:
+        for entry in (entries := self.at(Bucket(batch_size, seq_len), variant=variant)):
             self.discard(entry.bucket, entry.variant)
         return bool(entries)
 
     def discard(self, bucket: Bucket, variant: Variant) -> None:
         """Drops the entry of exactly this bucket and variant, if there is one."""
         self._entries.pop((bucket, variant))
+
+    def discard_broken(self, bucket: Bucket, variant: Variant) -> None:
+        """Drops an entry that does not run; one that was loaded is compiled the next time."""
+        entry = self.find(bucket, variant)
+        if self.shelf is not None and entry is not None and entry.is_loaded:
+            self.shelf.distrust(bucket, variant)
+        self.discard(bucket, variant)
 
     def clear(self) -> None:
         """Drops all entries, and does not keep those that are being captured."""

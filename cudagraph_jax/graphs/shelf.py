@@ -27,6 +27,7 @@ from cudagraph_jax.graphs.identity import (
 )
 from cudagraph_jax.graphs.outputs import Outputs, outputs_from_json, outputs_to_json
 from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.log import logger
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Miss, Near, Reason, Stored
@@ -99,6 +100,12 @@ class Shelf:
         self._patience_s = patience_s
         self._lock = forkable_lock()
         self._warned: set[str] = set()
+        self._distrusted: set[tuple[Bucket, Variant]] = set()
+
+    def distrust(self, bucket: Bucket, variant: Variant) -> None:
+        """From now on compiles this bucket, and replaces what the store has of it."""
+        with self._lock:
+            self._distrusted.add((bucket, variant))
 
     def take(self, wanted: Wanted) -> Complete:
         """The executable that is wanted, loaded or compiled, and its outputs.
@@ -183,6 +190,8 @@ class Shelf:
         self, wanted: Wanted, fields: Fields, *, lowering: Lowering | None = None
     ) -> Found | None:
         """The executable of `fields`; None where it is not there, or cannot be loaded."""
+        if (wanted.bucket, wanted.program.variant) in self._distrusted:
+            return None
         start = self._clock()
         try:
             answer = self.store.get(fields)

@@ -25,6 +25,7 @@ def warm_up(
     iterations: int,
     leaves: Sequence[object],
     failed: Failed,
+    broken: Callable[[CUDAGraphEntry], None],
     progress: Progress,
     clock: Callable[[], float] = time.perf_counter,
 ) -> WarmupReport:
@@ -40,6 +41,7 @@ def warm_up(
         iterations: Runs of each entry.
         leaves: The leaves of an example call; what is passed through is taken from them.
         failed: Told of a bucket that could not be captured or run.
+        broken: Told of an entry that was loaded and does not run, before it is captured.
         progress: Told of every step.
         clock: Seconds.
 
@@ -66,7 +68,15 @@ def warm_up(
     with progress.over(len(entries), f"warming up {name}") as step:
         for entry in entries:
             try:
-                run_idle(entry, iterations, leaves=leaves)
+                try:
+                    run_idle(entry, iterations, leaves=leaves)
+                except CaptureError:
+                    if not entry.is_loaded:
+                        raise
+                    broken(entry)
+                    made = capture(entry.bucket)
+                    records[entry.bucket] = _record(made)
+                    run_idle(made.value, iterations, leaves=leaves)
             except CaptureError as error:
                 records[entry.bucket] = BucketWarmup(entry.bucket, "failed", error=str(error))
                 failed(entry.bucket, error)

@@ -32,10 +32,6 @@ from cudagraph_jax.log import logger
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Miss, Near, Reason, Stored
 
-PATIENCE_S = 120.0
-"""The longest wait for another process that compiles the same bucket. Whoever waited in vain once
-waits for nobody again."""
-
 
 class Wanted(NamedTuple):
     """What is asked of a shelf.
@@ -89,15 +85,12 @@ class Shelf:
     Args:
         store: Where they are.
         clock: Seconds, for the time that loading takes.
-        patience_s: The longest wait for another process that compiles the same.
     """
 
-    def __init__(
-        self, store: GraphStore, *, clock: Callable[[], float], patience_s: float = PATIENCE_S
-    ) -> None:
+    def __init__(self, store: GraphStore, *, clock: Callable[[], float]) -> None:
         self.store = store
         self._clock = clock
-        self._patience_s = patience_s
+        self._patience_s = store.patience_s
         self._lock = forkable_lock()
         self._warned: set[str] = set()
         self._distrusted: set[tuple[Bucket, Variant]] = set()
@@ -245,9 +238,12 @@ class Shelf:
 
     def _warn(self, wanted: Wanted, error: StoreError) -> None:
         """Says once what the store cannot do."""
+        # An error of the system has the name of a file in its text, which is another each time.
+        system = error.__cause__
+        cause = str(system.errno) if isinstance(system, OSError) else str(error)
         with self._lock:
-            known = str(error) in self._warned
-            self._warned.add(str(error))
+            known = cause in self._warned
+            self._warned.add(cause)
         if not known:
             warnings.warn(
                 f"{wanted} is served without the store {self.store.path}: {error}",

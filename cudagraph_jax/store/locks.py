@@ -19,7 +19,7 @@ LOCK = ".lock"
 _POLL_S = 0.05
 
 
-def checked_timeout(timeout_s: object) -> float:
+def checked_timeout(timeout_s: object, *, name: str = "timeout_s") -> float:
     """`timeout_s` as a number of seconds that ends.
 
     Raises:
@@ -27,7 +27,7 @@ def checked_timeout(timeout_s: object) -> float:
     """
     if isinstance(timeout_s, int | float) and math.isfinite(timeout_s) and timeout_s >= 0:
         return float(timeout_s)
-    raise ConfigError(f"timeout_s={timeout_s!r} is no time to wait: give seconds, 0 or more")
+    raise ConfigError(f"{name}={timeout_s!r} is no time to wait: give seconds, 0 or more")
 
 
 @contextmanager

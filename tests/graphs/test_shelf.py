@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,8 @@ from cudagraph_jax import (
     bucket_jit,
     no_compiles,
 )
+from cudagraph_jax.store import Json, Stored
+from cudagraph_jax.store.identity import file_name
 from tests.graphs.functions import GRID, PARAMS, assert_close, dense, double, floats, tokens
 
 BUCKETS = len(GRID.buckets())
@@ -440,6 +443,41 @@ def test_which_field_differs_is_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         warmed(double, tmp_path, X.astype(np.float16))
     assert "double 2x4 is not in the store: the nearest stored one has arguments" in caplog.text
+
+
+def pretend(directory: Path, fields: dict[str, Json]) -> None:
+    """Puts every executable where one that differs in `fields` would be."""
+    store = GraphStore(directory)
+    for record in store.ls():
+        stored = store.read(record.file)
+        assert isinstance(stored, Stored)
+        identity = {**record.identity, **fields}
+        (directory / record.file).unlink()
+        store.put(identity, stored.payload, extra=record.extra)
+        assert (directory / file_name(identity)).exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("jax", "0.9.0"),
+        ("jaxlib", "0.9.0"),
+        ("device_kind", ["NVIDIA H100 80GB HBM3"]),
+        ("platform", "gpu"),
+        ("device_count", 8),
+        ("cpu_features", "0123456789abcdef"),
+        ("xla_flags", ["--xla_cpu_enable_fast_math=true"]),
+    ],
+)
+@pytest.mark.parametrize("fingerprint", [None, "v1"])
+def test_what_was_compiled_elsewhere(tmp_path, field, value, fingerprint, caplog):
+    """An executable of another version, device or machine is a miss that names the field."""
+    warmed(double, tmp_path, fingerprint=fingerprint)
+    pretend(tmp_path, {field: value})
+    with caplog.at_level(logging.INFO):
+        assert not loaded(double, tmp_path, fingerprint=fingerprint)
+    assert f"the nearest stored one has {field} " in caplog.text
+    assert loaded(double, tmp_path, fingerprint=fingerprint)
 
 
 def test_wrong_options(tmp_path):

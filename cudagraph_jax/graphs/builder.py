@@ -15,7 +15,8 @@ from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.journal import Journal, Ledger
 from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.program import Program
-from cudagraph_jax.graphs.shelf import Complete, Shelf, Wanted, compiled
+from cudagraph_jax.graphs.shelf import Shelf
+from cudagraph_jax.graphs.wanted import Complete, Wanted, compiled, wanted_of
 from cudagraph_jax.log import logger
 from cudagraph_jax.shapes.ladder import Bucket
 
@@ -78,15 +79,7 @@ class Builder:
         """
         use_jax()
         with annotation("capture", program.target.name, bucket):
-            outputs, executable = self._complete(
-                Wanted(
-                    program,
-                    bucket,
-                    options=config.xla_options(),
-                    others=config.buckets(seq_len=bucket.seq_len),
-                    pads_seq=config.capture_seq_lens is not None,
-                )
-            )
+            outputs, executable = self._complete(wanted_of(program, bucket, config=config))
         entry = CUDAGraphEntry(
             bucket=bucket,
             program=program,

@@ -20,6 +20,7 @@ from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.lru import Made
 from cudagraph_jax.graphs.program import Program, Target
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.graphs.upkeep import Upkeep
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.shapes.ladder import Bucket
 
@@ -57,6 +58,7 @@ class Capturer:
         is_warm: Whether a warm-up has ended: from then on a capture disturbs traffic.
         newest_plan: The last grid that was asked for; those before it are not put in place.
         recorded_again: How many buckets were run because a capture had thrown their graphs away.
+        upkeep: Who writes down what is hot; None without a store.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Capturer:
         self.is_warm = False
         self.recorded_again = 0
         self.newest_plan: object = None
+        self.upkeep = None if registry.shelf is None else Upkeep(registry.shelf, registry)
         self._lock = forkable_lock()
         self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
 
@@ -118,6 +121,8 @@ class Capturer:
             ) from error
         if made.is_new:
             self.failures.forget(bucket, program.variant)
+            if self.upkeep is not None:
+                self.upkeep.begin()
             if not _has_place(program, bucket, self.registry.config):
                 # It was decided before the grid changed: whoever asked for it has it all the same.
                 self.registry.discard(bucket, program.variant)
@@ -157,6 +162,14 @@ class Capturer:
                 self.failures.remember(bucket, variant, final)
 
         self.background.submit((bucket, variant), job)
+
+    def close(self) -> None:
+        """Ends the background worker; what waits is dropped."""
+        try:
+            self.background.close()
+        finally:
+            if self.upkeep is not None:
+                self.upkeep.end()
 
     def reset(self) -> None:
         """Forgets failures, counts, and what waits to be captured."""

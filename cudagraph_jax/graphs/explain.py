@@ -7,14 +7,16 @@ from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.decision import Decision, Reason
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.nearest import nearest_entry
+from cudagraph_jax.graphs.program import Program, Target
+from cudagraph_jax.graphs.wanted import wanted_of
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.report.explanation import Explanation
 
 _MISSING = (Reason.MISS, Reason.QUEUED, Reason.REFUSED, Reason.LARGER, Reason.SEALED)
 
 
-def explain(dispatcher: Dispatcher, call: Call) -> Explanation:
-    """What would be done with `call`, why, and what to change; nothing is run."""
+def explain(dispatcher: Dispatcher, call: Call, target: Target) -> Explanation:
+    """What would be done with `call` of `target`, why, and what to change; nothing is run."""
     decision = dispatcher.decide(call)
     reason, remedy = _words(dispatcher, call, decision)
     if decision.reason in _MISSING:
@@ -24,6 +26,10 @@ def explain(dispatcher: Dispatcher, call: Call) -> Explanation:
             wanted = dispatcher.bucket_for(call)
         near = nearest_entry(entries, call, wanted)
         reason = f"{reason}; {near}" if near else reason
+    shelf, bucket = dispatcher.registry.shelf, decision.bucket
+    if shelf is not None and decision.mode is CUDAGraphMode.CAPTURE and bucket is not None:
+        executable = wanted_of(Program(target, call), bucket, config=dispatcher.config)
+        reason = f"{reason}; {shelf.explain(executable)}"
     return Explanation(
         name=call.variant.name,
         mode=decision.mode,

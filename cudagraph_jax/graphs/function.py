@@ -178,8 +178,9 @@ class BucketedFunction(Generic[P, R]):
         Raises:
             InputShapeError: The arguments do not fit `in_axes`, as in the call itself.
         """
-        call = self._describe(self._bind(args, kwargs))
-        return explain(self.manager.dispatcher, call)
+        bound = self._bind(args, kwargs)
+        call = self._describe(bound)
+        return explain(self.manager.dispatcher, call, self._target_of(bound))
 
     def _call_bound(
         self,

@@ -51,14 +51,15 @@ def _warm_grid(
     dispatcher: Dispatcher, call: Call, target: Target, progress: Progress
 ) -> WarmupReport:
     capturer, task, config = dispatcher.capturer, Task(call, target), dispatcher.config
+    registry = dispatcher.registry
     program = Program(target, call)
     buckets = grid(config, call)
-    budget = Budget(dispatcher.registry, call.variant, buckets)
+    budget = Budget(registry, call.variant, buckets)
     captured: set[CUDAGraphEntry] = set()
 
     def failed(bucket: Bucket, error: CaptureError) -> None:
         capturer.failures.remember(bucket, call.variant, error)
-        dispatcher.registry.discard_broken(bucket, call.variant)
+        registry.discard_broken(bucket, call.variant)
 
     def capture(bucket: Bucket) -> Made[CUDAGraphEntry]:
         budget.check(bucket)
@@ -78,8 +79,9 @@ def _warm_grid(
         iterations=config.warmup_iterations,
         leaves=call.leaves,
         failed=failed,
-        broken=lambda entry: dispatcher.registry.discard_broken(entry.bucket, entry.variant),
+        broken=lambda entry: registry.discard_broken(entry.bucket, entry.variant),
         progress=progress,
+        hot=None if registry.shelf is None else registry.shelf.hot(target.name),
     )
     if capturer.is_warm and report.captured:
         # Those of other functions lost what they had recorded.

@@ -60,7 +60,7 @@ def _settings() -> dict[str, Json]:
     """JAX's settings, also those of this thread; a setting that is new to us counts."""
     values: dict[str, object] = jax.config.values
     return {
-        name: value if isinstance(value, bool | int | float | str) else str(value)
+        f"setting {name}": value if isinstance(value, bool | int | float | str) else str(value)
         for name, value in sorted(values.items())
         if value is not None and not any(part in name for part in _NO_MATTER)
     }

@@ -258,7 +258,7 @@ class CUDAGraphManager(Reported):
 
     def close(self) -> None:
         """Ends the background worker; what waits is dropped, and calls are served on."""
-        self.dispatcher.capturer.background.close()
+        self.dispatcher.capturer.close()
 
     def __enter__(self) -> Self:
         return self

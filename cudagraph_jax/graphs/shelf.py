@@ -6,7 +6,8 @@ import logging
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,35 +27,11 @@ from cudagraph_jax.graphs.identity import (
     lowered_fields,
 )
 from cudagraph_jax.graphs.outputs import Outputs, outputs_from_json, outputs_to_json
-from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.variant import Variant
+from cudagraph_jax.graphs.wanted import Complete, Wanted, compiled
 from cudagraph_jax.log import logger
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.store import GraphStore, Miss, Near, Reason, Stored
-
-
-class Wanted(NamedTuple):
-    """What is asked of a shelf.
-
-    Attributes:
-        program: What to compile.
-        bucket: For which sizes.
-        options: The compiler options.
-        others: Further sizes of the grid, to find the outputs' axes by.
-        pads_seq: Whether sequences are padded.
-    """
-
-    program: Program
-    bucket: Bucket
-    options: Mapping[str, str]
-    others: Sequence[Bucket]
-    pads_seq: bool
-
-    def __str__(self) -> str:
-        return f"{self.program.target.name} {self.bucket}"
-
-
-Complete = tuple[Outputs, Executable]
+from cudagraph_jax.store import GraphStore, Miss, Reason, Stored
 
 
 class Found(NamedTuple):
@@ -62,18 +39,6 @@ class Found(NamedTuple):
 
     complete: Complete
     payload: bytes
-
-
-def compiled(wanted: Wanted, *, clock: Callable[[], float]) -> Complete:
-    """The executable that is wanted, compiled, and its outputs.
-
-    Raises:
-        CaptureError: Tracing, lowering or compiling failed.
-        InputShapeError: An output that must be trimmed cannot be.
-    """
-    outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
-    lowering = wanted.program.lower(wanted.bucket, clock=clock)
-    return outputs, lowering.compile(compiler_options=wanted.options, clock=clock)
 
 
 class Shelf:
@@ -94,6 +59,7 @@ class Shelf:
         self._lock = forkable_lock()
         self._warned: set[str] = set()
         self._distrusted: set[tuple[Bucket, Variant]] = set()
+        self._homes: weakref.WeakKeyDictionary[Executable, Fields] = weakref.WeakKeyDictionary()
 
     def distrust(self, bucket: Bucket, variant: Variant) -> None:
         """From now on compiles this bucket, and replaces what the store has of it."""
@@ -127,13 +93,34 @@ class Shelf:
             return self._load_or_compile(wanted, outputs, lowering, exact=exact, home=exact)
         return self._load_or_compile(wanted, outputs, lowering, exact=exact, home=named)
 
-    def nearest(self, wanted: Wanted) -> Near | None:
-        """The stored executable that comes nearest to one that is not there; traces nothing."""
+    def hot(self, name: str) -> dict[str, int]:
+        """How often each bucket of the function `name` was replayed before."""
+        try:
+            return self.store.hot().get(name, {})
+        except StoreError as error:
+            logger.warning("the order of the warm-up is not known: %s", error)
+            return {}
+
+    def touch(self, executable: Executable) -> None:
+        """Marks the file of an executable as in use."""
+        if (fields := self._homes.get(executable)) is not None:
+            self.store.touch(fields)
+
+    def explain(self, wanted: Wanted) -> str:
+        """What the store has of an executable, as far as that is known without tracing."""
         try:
             fields = common_fields(wanted.program, wanted.bucket, options=wanted.options)
-            return self.store.nearest(fields, besides=WHAT_IT_COMPUTES)
-        except StoreError:
-            return None
+            named = fingerprint_fields(fields, wanted.program, pads_seq=wanted.pads_seq)
+            if named is not None and named in self.store:
+                return "the store has it"
+            near = self.store.nearest(fields, besides=WHAT_IT_COMPUTES)
+        except StoreError as error:
+            return f"the store is of no use: {error}"
+        if near is None:
+            return "the store has nothing like it"
+        if near.differences:
+            return f"of the store, {near}"
+        return "the store has it, unless the function has changed"
 
     def _unstored(self, wanted: Wanted, error: StoreError) -> Complete:
         self._warn(wanted, error)
@@ -195,6 +182,7 @@ class Shelf:
         except StoreError as error:
             self._warn(wanted, error)
             return None
+        self._homes[found[1]] = fields
         return Found(found, answer.payload)
 
     def _restored(
@@ -226,6 +214,8 @@ class Shelf:
             if lost := [name for name in wanted.options if name.encode() not in payload]:
                 raise StoreError(f"JAX does not write its compiler options {', '.join(lost)}")
             self.store.put(fields, payload, extra={"outputs": outputs_to_json(outputs)})
+            if isinstance(made, Executable):
+                self._homes[made] = fields
         except StoreError as error:
             self._warn(wanted, error)
 

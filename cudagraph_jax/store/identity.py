@@ -19,6 +19,7 @@ SUFFIX = ".graph"
 
 _DEPTH = 16
 _SHOWN = 60
+_MOST = 4
 
 
 class Difference(NamedTuple):
@@ -78,8 +79,11 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[D
 
 
 def in_words(found: Iterable[Difference]) -> str:
-    """Differences as the end of a sentence."""
-    return " and ".join(str(difference) for difference in found)
+    """Differences as the end of a sentence, the first few of many."""
+    words = [str(difference) for difference in found]
+    if left_out := words[_MOST:]:
+        words[_MOST:] = [f"{len(left_out)} more that differ"]
+    return " and ".join(words)
 
 
 def _plain(value: object, *, where: str, nested: bool, depth: int) -> Any:

@@ -31,6 +31,7 @@ def test_a_restart(tmp_path, function, option):
     options = [f"--function={function}", *filter(None, [option])]
     assert counts(start(tmp_path, *options)) == (BUCKETS, 0)
     assert counts(start(tmp_path, *options)) == (0, BUCKETS)
+    assert GraphStore(tmp_path).hot() == {function: {"4x8": 1}}  # written at exit
 
 
 @pytest.mark.parametrize("option", VERSIONED)

@@ -480,6 +480,65 @@ def test_what_was_compiled_elsewhere(tmp_path, field, value, fingerprint, caplog
     assert loaded(double, tmp_path, fingerprint=fingerprint)
 
 
+def test_explain_knows_the_store(tmp_path):
+    """A miss says what the store has: the executable, one that differs in a field, or nothing."""
+
+    def told(function=double, **options):
+        bucketed = bucket_jit(
+            function, in_axes=("batch seq",), config=SMALL, store=tmp_path, **options
+        )
+        with no_compiles():
+            return str(bucketed.explain(X))
+
+    assert "; the store has nothing like it." in told()
+    warmed(double, tmp_path)
+    assert "; the store has it, unless the function has changed." in told()
+    assert "; the store has it, unless" in told(fingerprint="v1")
+    warmed(double, tmp_path, fingerprint="v1")
+    assert "; the store has it." in told(fingerprint="v1")
+    pretend(tmp_path, {"jaxlib": "0.9.0"})
+    assert '; of the store, the nearest stored one has jaxlib "0.9.0", not ' in told()
+
+
+def test_hot_buckets_are_captured_first(tmp_path):
+    """The next start captures what was replayed most first, then the largest."""
+    config = dataclasses.replace(GRID, store=str(tmp_path))
+    with CUDAGraphManager(config) as manager:
+        function = bucket_jit(double, in_axes=("batch seq",), manager=manager)
+        report = function.warmup(X, progress=False)
+        sizes = [record.bucket for record in report.buckets]
+        assert sizes == sorted(sizes, key=lambda bucket: bucket.elements, reverse=True)
+        for bucket, calls in ((sizes[-1], 3), (sizes[2], 5)):
+            for _ in range(calls):
+                function(floats(0, *bucket))
+    again = bucket_jit(double, in_axes=("batch seq",), config=config)
+    order = [record.bucket for record in again.warmup(X, progress=False).buckets]
+    assert order == [sizes[2], sizes[-1], *sizes[:2], *sizes[3:-1]]
+
+
+def test_files_in_use_are_marked(tmp_path):
+    """What was replayed is marked as used, so that pruning takes the others first."""
+    now = [1000.0]
+    store = GraphStore(tmp_path, clock=lambda: now[0])
+    with CUDAGraphManager(GRID, store=store) as manager:
+        function = bucket_jit(double, in_axes=("batch seq",), manager=manager)
+        report = function.warmup(X, progress=False)
+        now[0] = 2000.0
+        function(floats(0, *report.buckets[1].bucket))
+    used = {record.identity["bucket"] for record in store.ls() if record.used_at == 2000}
+    assert used == {str(report.buckets[1].bucket)}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"double": 3}', '{"double": {"2x4": "x"}}'])
+def test_a_bad_manifest_changes_nothing(tmp_path, text, caplog):
+    """A manifest that is not what it should be is said, and the order is the usual one."""
+    warmed(double, tmp_path, config=GRID)
+    (tmp_path / "hot.json").write_text(text)
+    _, report = warmed(double, tmp_path, config=GRID)
+    assert report.loaded == BUCKETS
+    assert "hot.json is not used" in caplog.text
+
+
 def test_wrong_options(tmp_path):
     """Stores and fingerprints that contradict, or are none, are refused with what to do."""
     config = dataclasses.replace(SMALL, store=str(tmp_path))

@@ -1,0 +1,59 @@
+"""An executable that is wanted: a program at a bucket, with all that its compiling depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.graphs.executable import Executable
+from cudagraph_jax.graphs.outputs import Outputs
+from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.shapes.ladder import Bucket
+
+
+class Wanted(NamedTuple):
+    """What an entry needs.
+
+    Attributes:
+        program: What to compile.
+        bucket: For which sizes.
+        options: The compiler options.
+        others: Further sizes of the grid, to find the outputs' axes by.
+        pads_seq: Whether sequences are padded.
+    """
+
+    program: Program
+    bucket: Bucket
+    options: Mapping[str, str]
+    others: Sequence[Bucket]
+    pads_seq: bool
+
+    def __str__(self) -> str:
+        return f"{self.program.target.name} {self.bucket}"
+
+
+Complete = tuple[Outputs, Executable]
+
+
+def wanted_of(program: Program, bucket: Bucket, *, config: CUDAGraphConfig) -> Wanted:
+    """What `program` needs at `bucket` under `config`."""
+    return Wanted(
+        program,
+        bucket,
+        options=config.xla_options(),
+        others=config.buckets(seq_len=bucket.seq_len),
+        pads_seq=config.capture_seq_lens is not None,
+    )
+
+
+def compiled(wanted: Wanted, *, clock: Callable[[], float]) -> Complete:
+    """The executable that is wanted, compiled, and its outputs.
+
+    Raises:
+        CaptureError: Tracing, lowering or compiling failed.
+        InputShapeError: An output that must be trimmed cannot be.
+    """
+    outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
+    lowering = wanted.program.lower(wanted.bucket, clock=clock)
+    return outputs, lowering.compile(compiler_options=wanted.options, clock=clock)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from cudagraph_jax.checks import count, require_choice
 from cudagraph_jax.errors import ConfigError, StoreError
-from cudagraph_jax.store.entries import as_miss, entry_names, is_entry, read_entry
+from cudagraph_jax.store.entries import as_miss, entry_names, is_entry, read_entry, read_file
 from cudagraph_jax.store.folder import Files, Folder, opened
 from cudagraph_jax.store.identity import Identity, file_name, plain
 from cudagraph_jax.store.nearest import nearest
@@ -73,6 +73,17 @@ class StoreDirectory:
         except UnusableError as problem:
             return as_miss(file, problem)
 
+    def file_bytes(self, file: str) -> bytes | Miss:
+        """One file's own bytes by the name that `ls` gives, verified as by `verify`.
+
+        `GraphStore.add_file` takes them in another directory with the same key.
+        """
+        with self._opened() as folder:
+            if not is_entry(file):
+                detail = "it is no name of an entry"
+                return Miss(file=file, reason=Reason.ABSENT, detail=detail)
+            return read_file(folder, file, key=self._key)
+
     def nearest(
         self,
         identity: Identity,
@@ -91,25 +102,38 @@ class StoreDirectory:
         return nearest(self.ls(), wanted, same=same, besides=besides)
 
     def prune(
-        self, *, max_bytes: int | None = None, older_than: float | timedelta | None = None
+        self,
+        *,
+        max_bytes: int | None = None,
+        older_than: float | timedelta | None = None,
+        dry_run: bool = False,
     ) -> Pruned:
         """Removes executables, those used least recently first, and what killed processes left.
 
         Args:
             max_bytes: How many bytes may stay; None: any number.
             older_than: Those that were not used for longer go: seconds, or a timedelta; None: none.
+            dry_run: Whether only to say what would go.
 
         Raises:
             ConfigError: A limit is negative or no number.
-            StoreError: The mode is `"ro"`, or others can change the directory.
+            StoreError: The mode is `"ro"` in a run that is not dry, or others can change the
+                directory.
         """
         limit = None if max_bytes is None else count("max_bytes", max_bytes)
         age_s = None if older_than is None else _seconds(older_than)
-        self._require_writable("prune")
+        if not dry_run:
+            self._require_writable("prune")
         with self._opened_or_none() as folder:
             if folder is None:
                 return Pruned(entries=(), leftovers=(), freed_bytes=0, kept_bytes=0)
-            return prune(folder, now=self._clock(), max_bytes=limit, older_than_s=age_s)
+            return prune(
+                folder,
+                now=self._clock(),
+                max_bytes=limit,
+                older_than_s=age_s,
+                remove=(lambda _: True) if dry_run else folder.remove,
+            )
 
     def __len__(self) -> int:
         with self._opened_or_none() as folder:

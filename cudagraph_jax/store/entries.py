@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import stat
 from contextlib import suppress
+from typing import IO
 
 from cudagraph_jax.store.folder import Folder
 from cudagraph_jax.store.format import PREFIX_BYTES, read_header, read_prefix, unpack
@@ -35,11 +36,7 @@ def read_entry(folder: Folder, name: str, *, key: bytes | None) -> Stored:
         UnusableError: It is no whole file of this package, or its name is another entry's.
     """
     with folder.reading(name) as (file, status):
-        # Before the rest is read: no memory is taken for lengths that cannot be.
-        read_prefix(file.read(PREFIX_BYTES), file_bytes=status.st_size)
-        file.seek(0)
-        data = file.read(status.st_size)
-        header, payload = unpack(data, key=key)
+        header, payload = unpack(read_data(file, status.st_size), key=key)
     return Stored(
         file=name,
         identity=header.identity,
@@ -48,6 +45,28 @@ def read_entry(folder: Folder, name: str, *, key: bytes | None) -> Stored:
         written_at=header.written_at,
         is_sealed=key is not None,
     )
+
+
+def read_file(folder: Folder, name: str, *, key: bytes | None) -> bytes | Miss:
+    """A file's own bytes, if it would be loaded as the entry of its name; else why not."""
+    try:
+        with folder.reading(name) as (file, status):
+            data = read_data(file, status.st_size)
+    except UnusableError as problem:
+        return as_miss(name, problem)
+    return problem_in(name, data, key=key) or data
+
+
+def read_data(file: IO[bytes], file_bytes: int) -> bytes:
+    """All bytes of an open file, none of which is verified but the lengths that it states.
+
+    Raises:
+        UnusableError: It is foreign, outdated, truncated, or states what cannot be.
+    """
+    # Before the rest is read: no memory is taken for lengths that cannot be.
+    read_prefix(file.read(PREFIX_BYTES), file_bytes=file_bytes)
+    file.seek(0)
+    return file.read(file_bytes)
 
 
 def read_record(folder: Folder, name: str) -> Record | None:
@@ -82,11 +101,19 @@ def read_record(folder: Folder, name: str) -> Record | None:
 
 def problem_of(folder: Folder, name: str, *, key: bytes | None) -> Miss | None:
     """Why a file would not be loaded; None if it would."""
+    found = read_file(folder, name, key=key)
+    return found if isinstance(found, Miss) else None
+
+
+def problem_in(name: str, data: bytes, *, key: bytes | None) -> Miss | None:
+    """Why bytes would not be loaded as the entry of a name; None if they would."""
     try:
-        stored = read_entry(folder, name, key=key)
+        if not is_entry(name):
+            raise UnusableError("it has no name of an entry", reason=Reason.FOREIGN)
+        header, _ = unpack(data, key=key)
     except UnusableError as problem:
         return as_miss(name, problem)
-    if file_name(stored.identity) == name:
+    if file_name(header.identity) == name:
         return None
     detail = "its name is not that of what it holds"
     return Miss(file=name, reason=Reason.DIFFERS, detail=detail)

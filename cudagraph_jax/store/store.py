@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 from cudagraph_jax.errors import ConfigError, StoreError
 from cudagraph_jax.store.counts import Counts
 from cudagraph_jax.store.directory import StoreDirectory
-from cudagraph_jax.store.entries import as_miss, put_aside, read_entry
+from cudagraph_jax.store.entries import as_miss, problem_in, problem_of, put_aside, read_entry
 from cudagraph_jax.store.folder import Files, Folder
 from cudagraph_jax.store.format import Header, pack
 from cudagraph_jax.store.identity import Identity, Json, differences, file_name, in_words, plain
@@ -101,16 +101,30 @@ class GraphStore(StoreDirectory):
         pieces = pack(Header(wanted, beside, float(self._clock())), payload, key=self._key)
         name = file_name(wanted)
         with self._opened() as folder:
-            try:
-                folder.write(name, pieces)
-            except OSError as error:
-                raise StoreError(
-                    f"{self.path / name} cannot be written: {error.strerror or error}. Make room, "
-                    'or open the store with mode="ro"'
-                ) from error
-            folder.mark_used(name, self._clock())
-        self._counts.write()
+            self._write(folder, name, pieces)
         return name
+
+    def add_file(self, file: str, data: bytes) -> bool:
+        """Puts a file that `file_bytes` of another directory gave, unless it is there whole.
+
+        Args:
+            file: Its name, which stays the same.
+            data: Its bytes, verified as by `verify` before anything is written.
+
+        Returns:
+            Whether it was put: not where it is there already and would be loaded.
+
+        Raises:
+            StoreError: It would not be loaded, or cannot be written.
+        """
+        self._require_writable("add_file")
+        if (problem := problem_in(file, data, key=self._key)) is not None:
+            raise StoreError(f"{file} is not put into {self.path}: {problem}")
+        with self._opened() as folder:
+            if problem_of(folder, file, key=self._key) is None:
+                return False
+            self._write(folder, file, (data,))
+        return True
 
     def touch(self, identity: Identity) -> bool:
         """Marks an executable as used now, so that `prune` keeps it; whether that was possible.
@@ -159,6 +173,17 @@ class GraphStore(StoreDirectory):
             folder.mark_used(name, self._clock())
         self._counts.hit()
         return stored
+
+    def _write(self, folder: Folder, name: str, pieces: Iterable[bytes]) -> None:
+        try:
+            folder.write(name, pieces)
+        except OSError as error:
+            raise StoreError(
+                f"{self.path / name} cannot be written: {error.strerror or error}. Make room, "
+                'or open the store with mode="ro"'
+            ) from error
+        folder.mark_used(name, self._clock())
+        self._counts.write()
 
     @contextmanager
     def _held(self, name: str, timeout_s: float) -> Iterator[bool]:

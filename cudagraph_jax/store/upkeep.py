@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from cudagraph_jax.store.entries import BAD, entry_names, is_entry, problem_of, read_record
 from cudagraph_jax.store.folder import TEMPORARY, Folder
@@ -33,7 +34,12 @@ def checked(folder: Folder, *, key: bytes | None) -> tuple[Checked, ...]:
 
 
 def prune(
-    folder: Folder, *, now: float, max_bytes: int | None, older_than_s: float | None
+    folder: Folder,
+    *,
+    now: float,
+    max_bytes: int | None,
+    older_than_s: float | None,
+    remove: Callable[[str], bool],
 ) -> Pruned:
     """Removes what is too old, then what is too much.
 
@@ -45,16 +51,17 @@ def prune(
         max_bytes: What may stay; None: any number. Files put aside go first, then the entries that
             were used least recently.
         older_than_s: Entries and files put aside that were not used for longer go; None: none.
+        remove: Removes a file by its name; whether it did.
     """
     entries = sorted(records(folder), key=lambda record: (record.used_at, record.file))
     bad = _described(folder, _BAD)
     stale = [file for file in _described(folder, _LEFT) if now - file.used_at > STALE_S]
-    gone = [file for file in stale if folder.remove(file.file)]
+    gone = [file for file in stale if remove(file.file)]
     kept_bytes = sum(file.size_bytes for file in [*bad, *entries])
     for file in [*bad, *entries]:
         is_old = older_than_s is not None and now - file.used_at > older_than_s
         is_too_much = max_bytes is not None and kept_bytes > max_bytes
-        if (is_old or is_too_much) and folder.remove(file.file):
+        if (is_old or is_too_much) and remove(file.file):
             gone.append(file)
             kept_bytes -= file.size_bytes
     return Pruned(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cudagraph_jax.cli.demo import add_to as add_demo
 from cudagraph_jax.cli.doctor import add_to as add_doctor
 from cudagraph_jax.cli.plan import add_to as add_plan
+from cudagraph_jax.cli.store import add_to as add_store
 from cudagraph_jax.errors import CUDAGraphError
 from cudagraph_jax.tables import one_line
 from cudagraph_jax.version import __version__
@@ -25,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments behind the command's name; those of the process if None.
 
     Returns:
-        0 if it worked, 1 if it did not (the reason is on stderr) or a doctor found something
-        wrong, 130 if it was interrupted.
+        0 if it worked, 1 if it did not (the reason is on stderr), a doctor found something wrong
+        or a store holds what is not whole, 130 if it was interrupted.
         Arguments that cannot be understood leave the process with 2, as argparse does.
     """
     options = _parser().parse_args(argv)
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
         sys.stdout.flush()
     except CUDAGraphError as error:
-        print(one_line(f"cudagraph-jax: {error}"), file=sys.stderr)
+        print(one_line(f"{options.says}: {error}"), file=sys.stderr)
         return 1
     except BrokenPipeError:
         # Whoever read the output has enough: `cudagraph-jax plan ... | head`. Python would flush
@@ -52,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="cudagraph-jax", description="A compiled-function cache for serving JAX models."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.set_defaults(says="cudagraph-jax")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add_to in (add_demo, add_plan, add_doctor):
+    for add_to in (add_demo, add_plan, add_doctor, add_store):
         add_to(commands)
     return parser

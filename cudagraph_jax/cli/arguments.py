@@ -11,6 +11,10 @@ from cudagraph_jax.shapes.planner import Headroom
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+_NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,9})?"
+_POWERS = ("", "K", "M", "G", "T")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
 
 def positive(text: str) -> int:
     """A whole number of 1 or more."""
@@ -40,6 +44,32 @@ def headroom(text: str) -> Headroom:
             f"{text!r} is no seq_len (14050), no batch and seq_len (16x256) and no fraction (0.25)"
         )
     return number
+
+
+def byte_count(text: str) -> int:
+    """A number of bytes: `1000`, `512MiB`, or `1.5G` for the same as `1.5GiB`."""
+    found = re.fullmatch(rf"({_NUMBER}) ?([KMGT]?)(I?B)?", text.upper())
+    # GB means one thing to a disk and another to a memory: it is not guessed.
+    if found is None or (found[2] and found[3] == "B") or (not found[2] and found[3] == "IB"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of bytes, such as 1000000, 512MiB or 20GiB"
+        )
+    return int(float(found[1]) * 1024 ** _POWERS.index(found[2]))
+
+
+def age_s(text: str) -> float:
+    """An age in seconds: `30d`, `12h`, `90m`, `3600s`, or `3600` alone."""
+    found = re.fullmatch(rf"({_NUMBER}) ?([smhdw]?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no age, such as 30d, 12h, 90m or 3600")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def bucket(text: str) -> str:
+    """A bucket as it is printed everywhere: `8x128`."""
+    if re.fullmatch(r"[0-9]{1,15}x[0-9]{1,15}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no bucket, such as 8x128")
+    return text
 
 
 def decimal(text: str) -> float | None:

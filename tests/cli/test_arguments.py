@@ -4,7 +4,7 @@ from argparse import ArgumentTypeError
 
 import pytest
 
-from cudagraph_jax.cli.arguments import headroom, part, positive
+from cudagraph_jax.cli.arguments import age_s, bucket, byte_count, headroom, part, positive
 
 
 @pytest.mark.parametrize(("text", "number"), [("1", 1), ("16", 16), ("007", 7)])
@@ -45,3 +45,52 @@ def test_no_headroom(text):
     """Anything else is refused, with an example of each."""
     with pytest.raises(ArgumentTypeError, match=r"\(14050\).*\(16x256\).*\(0.25\)"):
         headroom(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("1000", 1000),
+        ("7B", 7),
+        ("512MiB", 512 << 20),
+        ("20G", 20 << 30),
+        ("1.5 GiB", 3 << 29),
+        ("64k", 65536),
+        ("2TiB", 2 << 40),
+    ],
+)
+def test_byte_count(text, expected):
+    """Bytes alone, or with a unit that is a power of 1024, whether it says so or not."""
+    assert byte_count(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1GB", "1kb", "iB", "1iB", "1e9", "many", "9" * 5000])
+def test_no_byte_count(text):
+    """Anything else is refused, and so are units that are powers of 1000 to some."""
+    with pytest.raises(ArgumentTypeError, match="is no number of bytes, such as"):
+        byte_count(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0", 0), ("45", 45), ("45s", 45), ("90m", 5400), ("1.5h", 5400), ("30d", 2592000)],
+)
+def test_age(text, expected):
+    """Seconds alone, or with the unit's letter."""
+    assert age_s(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-1", "d", "1y", "1D", "1_0", "inf", "9" * 5000])
+def test_no_age(text):
+    """Anything else is refused."""
+    with pytest.raises(ArgumentTypeError, match="is no age, such as 30d"):
+        age_s(text)
+
+
+@pytest.mark.parametrize("text", ["8", "8x", "8x128x2", "x8", "8X128", "8x12\u0668"])
+def test_bucket(text):
+    """A bucket has two sizes."""
+    assert bucket("8x128") == "8x128"
+    with pytest.raises(ArgumentTypeError, match="is no bucket, such as 8x128"):
+        bucket(text)

@@ -1,0 +1,161 @@
+"""Entries in one file: a plain tar, so that an image can be built from it by other tools, too.
+
+Only what `write_archive` writes is read: ordinary files with the names of entries, then zeros.
+Nothing is ever unpacked to a path that an archive names.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import IO, BinaryIO
+
+from cudagraph_jax.errors import CUDAGraphError, StoreError
+from cudagraph_jax.report.files import check_writable
+from cudagraph_jax.store.entries import as_miss, is_entry, read_data
+from cudagraph_jax.store.outcomes import UnusableError
+from cudagraph_jax.store.safety import danger
+
+# An image whose builder unpacks it by itself (ADD of a Dockerfile) may serve as another user.
+_MODE = 0o644
+_FILE = (tarfile.REGTYPE, tarfile.AREGTYPE)
+_BLOCK = tarfile.BLOCKSIZE
+_END_BYTES = 2 * _BLOCK
+_CHUNK_BYTES = 1 << 20
+_LONGEST_NAME = 80
+
+
+def write_archive(path: Path, entries: Iterable[tuple[str, bytes]]) -> None:
+    """Writes entries as one file, in place of one that is there; equal entries give equal bytes.
+
+    Args:
+        path: The file, made as its owner's alone. Its folder must exist.
+        entries: Names and bytes in the order of the archive. If getting one of them fails, nothing
+            is written.
+
+    Raises:
+        StoreError: It cannot be written; what was there is as it was.
+    """
+    check_writable(path)
+    try:
+        with (
+            _draft_for(path.resolve()) as draft,
+            tarfile.open(fileobj=draft, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
+            for name, data in entries:
+                member = tarfile.TarInfo(name)
+                member.size, member.mode = len(data), _MODE
+                tar.addfile(member, io.BytesIO(data))
+    except CUDAGraphError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def opened(path: Path, *, is_trusted: bool) -> Iterator[BinaryIO]:
+    """An archive that is safe to read, as the store's own files must be.
+
+    Args:
+        path: The file, or a link to it.
+        is_trusted: Whether a key authenticates its entries, so that anybody may have written it.
+
+    Raises:
+        StoreError: It cannot be read, or others can change it.
+    """
+    try:
+        # A pipe does not block.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:  # ValueError: NUL in a name
+        why = getattr(error, "strerror", None) or error
+        raise StoreError(f"{path} cannot be read: {why}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise StoreError(f"{path} is no ordinary file: give what export wrote")
+        unsafe = danger(status, path, uid=os.geteuid())
+        if unsafe is not None and not is_trusted:
+            raise StoreError(unsafe)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)
+
+
+def read_archive(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """The name and the bytes of each member, which the caller still has to verify.
+
+    Raises:
+        StoreError: It holds anything but what `write_archive` writes, or its end is missing.
+    """
+    file.seek(0)
+    end, seen = 0, set[str]()
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                _check(member, seen)
+                seen.add(member.name)
+                yield member.name, _data(tar, member)
+                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+        _check_end(file, end)
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
+        raise StoreError("it is no whole, uncompressed tar") from error
+    except CUDAGraphError:
+        raise
+    except OSError as error:
+        raise StoreError(f"it cannot be read: {error.strerror or error}") from error
+
+
+def _check(member: tarfile.TarInfo, seen: set[str]) -> None:
+    name = member.name
+    if not is_entry(name):
+        raise StoreError(f"{name[:_LONGEST_NAME]!r} is no name of an entry")
+    # Of a sparse file a few bytes may stand for any number of zeros.
+    if member.type not in _FILE or member.issparse():
+        raise StoreError(f"{name} is no ordinary file in it")
+    if name in seen:
+        raise StoreError(f"{name} is in it twice")
+
+
+def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(member)
+    if stream is None:
+        raise StoreError(f"{member.name} is no ordinary file in it")
+    try:
+        with stream:
+            return read_data(stream, member.size)
+    except UnusableError as problem:
+        raise StoreError(f"{member.name} is {as_miss(member.name, problem)}") from problem
+
+
+def _check_end(file: BinaryIO, end: int) -> None:
+    """Finds zeros behind the last member: tarfile takes a damaged header for the end."""
+    file.seek(end)
+    zeros = 0
+    while chunk := file.read(_CHUNK_BYTES):
+        zeros += len(chunk)
+        if chunk.strip(b"\0"):
+            raise StoreError("it is no whole tar: something else stands behind its members")
+    if zeros < _END_BYTES:
+        raise StoreError("it is no whole tar: its end is missing")
+
+
+@contextmanager
+def _draft_for(target: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of `target` once it is whole, and goes if it never is."""
+    with NamedTemporaryFile(dir=target.parent, prefix=".", suffix=".tmp", delete=False) as draft:
+        try:
+            yield draft.file
+            draft.flush()
+            os.fsync(draft.fileno())
+            os.replace(draft.name, target)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(draft.name)
+            raise

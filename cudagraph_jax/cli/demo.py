@@ -45,6 +45,12 @@ def add_to(commands: Commands) -> None:
         ),
     )
     parser.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="keep executables in DIR: the warm-up of a second run loads them and compiles nothing",
+    )
+    parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the figures to FILE as JSON"
     )
     parser.set_defaults(run=_run)
@@ -55,5 +61,5 @@ def _run(options: argparse.Namespace) -> int:
     from cudagraph_jax.demo import run, run_planned
 
     start = run_planned if options.plan else run
-    start(options.query, limit=options.limit, json_path=options.json)
+    start(options.query, limit=options.limit, json_path=options.json, store=options.store)
     return 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
+from importlib import resources
 
 import jax
 import numpy as np
 import numpy.typing as npt
 
-from cudagraph_jax import CUDAGraphConfig, InputShapeError, WarmupReport, bucket_jit
+from cudagraph_jax import CUDAGraphConfig, GraphStore, InputShapeError, WarmupReport, bucket_jit
 from cudagraph_jax.demo.model import EMBEDDING_SIZE, encode
 from cudagraph_jax.demo.tokens import MAX_TOKENS, IntArray, load_tokenizer, stack
 from cudagraph_jax.demo.weights import find_model, load_params
@@ -30,11 +33,21 @@ def default_config() -> CUDAGraphConfig:
     )
 
 
+def model_fingerprint() -> str:
+    """What a store knows the model's code by: a digest of the module that holds all of it.
+
+    The weights are arguments, and so no part of what is compiled.
+    """
+    source = resources.files("cudagraph_jax.demo").joinpath("model.py").read_bytes()
+    return f"all-MiniLM-L6-v2 {hashlib.sha256(source).hexdigest()}"
+
+
 class Encoder:
     """Texts to unit vectors, by all-MiniLM-L6-v2.
 
     Args:
         config: The buckets and the policies; `default_config()` if None.
+        store: Where executables are kept, or its directory: what is there is loaded untraced.
 
     Attributes:
         config: The buckets and the policies.
@@ -46,15 +59,28 @@ class Encoder:
     Raises:
         DemoError: The model package or an optional dependency is missing, or the weights are not
             those expected.
+        ConfigError: `store` is no path, or `config` names another store.
+        StoreError: The directory cannot be used.
     """
 
-    def __init__(self, config: CUDAGraphConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: CUDAGraphConfig | None = None,
+        *,
+        store: GraphStore | str | os.PathLike[str] | None = None,
+    ) -> None:
         config = default_config() if config is None else config
         self.config = config
         files = find_model()
         self.params = jax.device_put(load_params(files.weights))
         self.tokenize = load_tokenizer(files.tokenizer)
-        self.function = bucket_jit(encode, in_axes=(None, "batch seq", "batch seq"), config=config)
+        self.function = bucket_jit(
+            encode,
+            in_axes=(None, "batch seq", "batch seq"),
+            config=config,
+            store=store,
+            fingerprint=model_fingerprint(),
+        )
         self.max_batch_size = min(config.max_batch_size, max(config.capture_sizes))
 
     def warmup(self, *, progress: Callback | bool | None = None) -> WarmupReport:

@@ -18,7 +18,7 @@ from cudagraph_jax.demo.corpus import Passage
 from cudagraph_jax.demo.encoder import Embeddings
 from cudagraph_jax.demo.search import Match, search
 from cudagraph_jax.demo.traffic import Traffic
-from cudagraph_jax.report.warmup import WarmupReport
+from cudagraph_jax.demo.warmup import WarmupFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,37 +45,6 @@ class Environment:
             device=jax.devices()[0].device_kind,
             cpu_cores=os.cpu_count(),
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BucketFigures:
-    """One captured bucket; `memory_bytes` is None where the compiler does not say."""
-
-    bucket: str
-    capture_time_ms: float
-    memory_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WarmupFigures:
-    """The warm-up; `compiles` is None where JAX does not report them."""
-
-    buckets: tuple[BucketFigures, ...]
-    seconds: float
-    compiles: int | None
-
-    @classmethod
-    def of(cls, report: WarmupReport, *, compiles: int | None) -> WarmupFigures:
-        """The figures of a report; XLA's compiles are counted elsewhere."""
-        buckets = tuple(
-            BucketFigures(
-                bucket=str(record.bucket),
-                capture_time_ms=record.capture_time_ms,
-                memory_bytes=record.memory_bytes,
-            )
-            for record in report.buckets
-        )
-        return cls(buckets=buckets, seconds=report.total_ms / 1e3, compiles=compiles)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

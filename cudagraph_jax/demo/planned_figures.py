@@ -11,8 +11,8 @@ from cudagraph_jax.demo.figures import (
     Environment,
     Padding,
     TrafficFigures,
-    WarmupFigures,
 )
+from cudagraph_jax.demo.warmup import WarmupFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

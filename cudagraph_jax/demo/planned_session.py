@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import TextIO
 
 import numpy as np
 
-from cudagraph_jax import BucketPlan, CUDAGraphConfig, plan_buckets
+from cudagraph_jax import BucketPlan, CUDAGraphConfig, GraphStore, plan_buckets
 from cudagraph_jax.checks import positive_size
-from cudagraph_jax.demo.compiles import CompileCounter, compiles_are_reported
+from cudagraph_jax.demo.compiles import compiles_are_reported
 from cudagraph_jax.demo.corpus import Passage, numpy_passages
 from cudagraph_jax.demo.encoder import Encoder, checked_texts
 from cudagraph_jax.demo.figures import (
@@ -19,13 +20,13 @@ from cudagraph_jax.demo.figures import (
     Environment,
     Padding,
     TrafficFigures,
-    WarmupFigures,
 )
 from cudagraph_jax.demo.planned import first_tenth, plan_grid, powers_of_two, with_grid
 from cudagraph_jax.demo.planned_figures import GridFigures, PlannedResult
 from cudagraph_jax.demo.session import QUERIES
 from cudagraph_jax.demo.show import Screen
 from cudagraph_jax.demo.traffic import Traffic, drive, drive_in_turn, micro_batches
+from cudagraph_jax.demo.warmup import WarmupFigures, warm_up
 from cudagraph_jax.report.files import check_writable, write_json
 from cudagraph_jax.report.progress import Callback, Progress
 
@@ -39,6 +40,7 @@ def run_planned(
     limit: int | None = None,
     json_path: Path | None = None,
     config: CUDAGraphConfig | None = None,
+    store: GraphStore | str | os.PathLike[str] | None = None,
     progress: Callback | bool | None = None,
     output: TextIO | None = None,
 ) -> PlannedResult:
@@ -49,13 +51,15 @@ def run_planned(
         limit: At most this many passages; 1200 if None.
         json_path: Where the figures go, as JSON.
         config: The grid to compare with, and the policies of both; powers of two if None.
+        store: Where executables are kept, or its directory: what is there is not compiled again.
         progress: As for `BucketedFunction.warmup`.
         output: Where the report goes; stdout if None.
 
     Raises:
         DemoError: As for `run`; or the stream is too short to be divided.
         OSError: `json_path` cannot be written, as a `CUDAGraphError` that says why.
-        ConfigError: `limit` is no positive integer.
+        ConfigError: `limit` is no positive integer, or `store` no path.
+        StoreError: The directory cannot be used.
         InputShapeError: `query` is a single string, or holds something that is no string.
     """
     start = time.perf_counter()
@@ -64,7 +68,7 @@ def run_planned(
     if json_path is not None:
         check_writable(json_path)
     config = powers_of_two() if config is None else config
-    session = _Session(config, numpy_passages(limit=limit), progress, Screen(output))
+    session = _Session(config, store, numpy_passages(limit=limit), progress, Screen(output))
     result = session.measure(queries, started=start)
     if json_path is not None:
         write_json(json_path, result.to_dict())
@@ -77,6 +81,7 @@ class _Session:
     def __init__(
         self,
         config: CUDAGraphConfig,
+        store: GraphStore | str | os.PathLike[str] | None,
         passages: list[Passage],
         shown: Callback | bool | None,
         screen: Screen,
@@ -85,7 +90,8 @@ class _Session:
         self.passages = passages
         self.shown = shown
         self.screen = screen
-        self.guessed = Encoder(config)
+        self.store = store
+        self.guessed = Encoder(config, store=store)
         rows = self.guessed.tokenize([passage.text for passage in passages])
         batches = micro_batches(rows, max_size=self.guessed.max_batch_size)
         seen = first_tenth(batches)
@@ -96,13 +102,14 @@ class _Session:
         environment = Environment.current()
         micro_batches = len(self.seen) + len(self.rest)
         self.screen.opening(environment, len(self.passages), micro_batches)
-        warmups = [self._warm_up(self.guessed)]
+        warmups = [self._warm_up(self.guessed, "Powers of two")]
         with Progress(self.shown).over(len(self.seen), "serving the first tenth") as step:
             first = drive(self.guessed.serve, self.seen, step=step)
         plan = plan_grid(self.seen, self.config)
         self.screen.plan(plan, len(self.seen), first.passages)
-        planned = Encoder(with_grid(self.config, plan.batch_sizes, plan.seq_lens))
-        warmups.append(self._warm_up(planned))
+        grid = with_grid(self.config, plan.batch_sizes, plan.seq_lens)
+        planned = Encoder(grid, store=self.store)
+        warmups.append(self._warm_up(planned, "The planned grid"))
         if environment.backend != "cpu":
             # A new command buffer evicts all recorded ones (FACTS.md, "Command buffers"): the
             # first grid's buckets record theirs again before they are timed.
@@ -128,10 +135,10 @@ class _Session:
         self.screen.closing(result.total_seconds)
         return result
 
-    def _warm_up(self, encoder: Encoder) -> WarmupFigures:
-        with CompileCounter() as counter:
-            report = encoder.warmup(progress=self.shown)
-        return WarmupFigures.of(report, compiles=counter.compiles if self.reported else None)
+    def _warm_up(self, encoder: Encoder, grid: str) -> WarmupFigures:
+        figures = warm_up(encoder, progress=self.shown, compiles_reported=self.reported)
+        self.screen.stored(figures, title=grid)
+        return figures
 
     def _serve(
         self, encoders: Sequence[Encoder], warmups: Sequence[WarmupFigures]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import TextIO
 import jax
 import numpy as np
 
-from cudagraph_jax import CUDAGraphConfig
+from cudagraph_jax import CUDAGraphConfig, GraphStore
 from cudagraph_jax.checks import positive_size
-from cudagraph_jax.demo.compiles import CompileCounter, compiles_are_reported
+from cudagraph_jax.demo.compiles import compiles_are_reported
 from cudagraph_jax.demo.corpus import Passage, numpy_passages
 from cudagraph_jax.demo.encoder import Encoder, checked_texts
 from cudagraph_jax.demo.figures import (
@@ -22,12 +23,12 @@ from cudagraph_jax.demo.figures import (
     Environment,
     Padding,
     TrafficFigures,
-    WarmupFigures,
 )
 from cudagraph_jax.demo.model import Params, encode
 from cudagraph_jax.demo.show import Screen
 from cudagraph_jax.demo.tokens import IntArray
 from cudagraph_jax.demo.traffic import MicroBatch, Serve, Traffic, drive, micro_batches
+from cudagraph_jax.demo.warmup import warm_up
 from cudagraph_jax.report.files import check_writable, write_json
 from cudagraph_jax.report.progress import Callback, Progress
 
@@ -46,6 +47,7 @@ def run(
     limit: int | None = None,
     json_path: Path | None = None,
     config: CUDAGraphConfig | None = None,
+    store: GraphStore | str | os.PathLike[str] | None = None,
     progress: Callback | bool | None = None,
     output: TextIO | None = None,
 ) -> DemoResult:
@@ -56,6 +58,7 @@ def run(
         limit: At most this many passages; 600 if None.
         json_path: Where the figures go, as JSON.
         config: The encoder's buckets and policies; `Encoder`'s own if None.
+        store: Where executables are kept, or its directory: what is there is not compiled again.
         progress: As for `BucketedFunction.warmup`.
         output: Where the report goes; stdout if None.
 
@@ -63,7 +66,8 @@ def run(
         DemoError: The model package or an optional dependency is missing, or the weights are not
             those expected.
         OSError: `json_path` cannot be written, as a `CUDAGraphError` that says why.
-        ConfigError: `limit` is no positive integer.
+        ConfigError: `limit` is no positive integer, or `store` no path.
+        StoreError: The directory cannot be used.
         InputShapeError: `query` is a single string, or holds something that is no string.
     """
     start = time.perf_counter()
@@ -71,7 +75,8 @@ def run(
     limit = DEFAULT_LIMIT if limit is None else positive_size(limit, name="limit")
     if json_path is not None:
         check_writable(json_path)
-    session = _Session(Encoder(config), numpy_passages(limit=limit), progress, Screen(output))
+    encoder = Encoder(config, store=store)
+    session = _Session(encoder, numpy_passages(limit=limit), progress, Screen(output))
     result = session.measure(queries, started=start)
     if json_path is not None:
         write_json(json_path, result.to_dict())
@@ -99,7 +104,7 @@ class _Session:
     def measure(self, queries: Sequence[str], *, started: float) -> DemoResult:
         environment = Environment.current()
         self.screen.opening(environment, len(self.passages), len(self.batches))
-        warmup = self._warm_up()
+        warmup = warm_up(self.encoder, progress=self.shown, compiles_reported=self.reported)
         self.screen.warmup(warmup)
         traffic, padding = self._serve()
         figures = TrafficFigures.of(traffic, compiles_reported=self.reported)
@@ -121,11 +126,6 @@ class _Session:
         )
         self.screen.closing(result.total_seconds)
         return result
-
-    def _warm_up(self) -> WarmupFigures:
-        with CompileCounter() as counter:
-            report = self.encoder.warmup(progress=self.shown)
-        return WarmupFigures.of(report, compiles=counter.compiles if self.reported else None)
 
     def _serve(self) -> tuple[Traffic, Padding]:
         before = self.encoder.function.stats()

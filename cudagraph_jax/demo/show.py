@@ -13,9 +13,9 @@ from cudagraph_jax.demo.figures import (
     Environment,
     Padding,
     TrafficFigures,
-    WarmupFigures,
 )
 from cudagraph_jax.demo.planned_figures import GridFigures, PlannedResult
+from cudagraph_jax.demo.warmup import StoreFigures, WarmupFigures
 from cudagraph_jax.shapes.plan import BucketPlan
 from cudagraph_jax.tables import text_table
 
@@ -48,16 +48,24 @@ class Screen:
         self._table(
             f"Warm-up: {_count(len(figures.buckets), 'bucket')} in {figures.seconds:.1f} s, "
             f"{_count(figures.compiles, 'compile')}",
-            ("bucket", "compile ms", "memory MiB"),
+            ("bucket", "status", "ms", "memory MiB"),
             [
                 (
                     record.bucket,
+                    _STATUS.get(record.status, record.status),
                     f"{record.capture_time_ms:.0f}",
                     "" if record.memory_bytes is None else f"{record.memory_bytes / 2**20:.1f}",
                 )
                 for record in figures.buckets
             ],
         )
+        self.stored(figures)
+
+    def stored(self, figures: WarmupFigures, *, title: str = "Store") -> None:
+        """What a store had to do with a warm-up; nothing without one."""
+        if figures.store is not None:
+            told = _stored(figures.store, len(figures.buckets), figures.compiles)
+            self._print(f"\n{title}: {told}")
 
     def traffic(self, figures: TrafficFigures, padding: Padding) -> None:
         """The whole stream through `bucket_jit`."""
@@ -160,6 +168,25 @@ def _count(number: int | None, noun: str = "", plural: str = "s") -> str:
     return f"{number} {noun}{'' if number == 1 else plural}" if noun else str(number)
 
 
+def _stored(store: StoreFigures, buckets: int, compiles: int | None) -> str:
+    """What was loaded and what was compiled, as sentences."""
+    took = _seconds(store.seconds)
+    if store.loaded == buckets:
+        nothing = "no bucket" if compiles else "nothing"
+        before = _seconds(store.compile_seconds)
+        return (
+            f"all {_count(buckets, 'bucket')} were loaded from {store.path} in {took}, and "
+            f"{nothing} was compiled."
+            + ("" if store.compile_seconds is None else f"\nCompiling them took {before}.")
+        )
+    is_filled = store.written == store.compiled == buckets - store.loaded
+    return (
+        f"{store.loaded} of {_count(buckets, 'bucket')} were loaded from {store.path} and "
+        f"{store.compiled} compiled, in {took}.\n{store.written} were put there"
+        + (": the next run loads all of them." if is_filled else ".")
+    )
+
+
 def _listed(sizes: Sequence[int]) -> str:
     return ", ".join(map(str, sizes))
 
@@ -168,6 +195,7 @@ def _seconds(number: float | None) -> str:
     return _NOT_REPORTED if number is None else f"{number:.1f} s"
 
 
+_STATUS = {"captured": "compiled"}
 _COMPARED = (
     ("compiles", lambda figures: _count(figures.compiles)),
     ("stalled calls", lambda figures: _count(figures.stalled_calls)),

@@ -15,6 +15,17 @@ def test_json_path(tmp_path, capsys, option):
     assert "is in a folder that does not exist" in printed.err
 
 
+@pytest.mark.parametrize("option", [[], ["--plan"]])
+def test_store(tmp_path, capsys, option):
+    """With a plan or without, a directory that cannot be a store is told before any work."""
+    path = tmp_path / "file"
+    path.touch()
+    assert main(["demo", *option, "--store", str(path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert str(path) in printed.err
+
+
 def test_one_passage(capsys):
     """A plan needs a stream that can be divided."""
     assert main(["demo", "--plan", "--limit", "1"]) == 1

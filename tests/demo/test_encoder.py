@@ -1,13 +1,23 @@
 """The encoder: embeddings of real text by the real model."""
 
+import hashlib
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 import cudagraph_jax
-from cudagraph_jax import BucketedFunction, CUDAGraphConfig, InputShapeError
-from cudagraph_jax.demo import Encoder
-from cudagraph_jax.demo.encoder import default_config
+from cudagraph_jax import (
+    BucketedFunction,
+    ConfigError,
+    CUDAGraphConfig,
+    GraphStore,
+    InputShapeError,
+    bucket_jit,
+)
+from cudagraph_jax.demo import Encoder, model
+from cudagraph_jax.demo.encoder import default_config, model_fingerprint
 from cudagraph_jax.demo.model import encode
 from cudagraph_jax.demo.tokens import stack
 
@@ -150,3 +160,50 @@ def test_default_config():
     assert config.max_seq_len == 256
     assert len(config.buckets()) == 25
     assert (config.warmup_iterations == 1) == (jax.default_backend() == "cpu")
+
+
+def test_fingerprint_is_of_the_code():
+    """A store knows the model by all of its source, which stands in one module."""
+    source = Path(model.__file__).read_bytes()
+    assert model_fingerprint() == f"all-MiniLM-L6-v2 {hashlib.sha256(source).hexdigest()}"
+    modules = {getattr(value, "__module__", None) for value in vars(model).values()}
+    assert {name for name in modules if str(name).startswith("cudagraph_jax")} == {model.__name__}
+
+
+def test_weights_are_arguments(tiny_params, tmp_path):
+    """What is stored holds no weights: the same executable serves others, without tracing."""
+    config = CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(8,), warmup_iterations=0)
+    arguments = (np.ones((2, 8), np.int32), np.ones((2, 8), np.int32))
+    traced = []
+
+    def served(params, ids, mask):
+        traced.append(ids.shape)
+        return encode(params, ids, mask)
+
+    others = jax.tree.map(lambda leaf: leaf[::-1], tiny_params)
+    for params, is_traced in [(tiny_params, True), (others, False)]:
+        traced.clear()
+        function = bucket_jit(
+            served,
+            in_axes=(None, "batch seq", "batch seq"),
+            config=config,
+            store=tmp_path / "store",
+            fingerprint=model_fingerprint(),
+        )
+        function.warmup(params, *arguments, progress=False)
+        assert bool(traced) == is_traced
+        expected = encode(params, *arguments)
+        np.testing.assert_allclose(function(params, *arguments), expected, atol=1e-5)
+    assert not jax.make_jaxpr(encode)(tiny_params, *arguments).consts
+
+
+def test_stores(tmp_path):
+    """A store is a path or a `GraphStore`; a second one in the configuration is refused."""
+    config = CUDAGraphConfig(capture_sizes=(2,), store=str(tmp_path))
+    named = Encoder(config).function.manager.store
+    assert named is not None
+    assert named.path == tmp_path
+    store = GraphStore(tmp_path)
+    assert Encoder(store=store).function.manager.store is store
+    with pytest.raises(ConfigError, match="give one of the two"):
+        Encoder(config, store=store)

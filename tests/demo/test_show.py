@@ -12,10 +12,10 @@ from cudagraph_jax.demo.figures import (
     Environment,
     Padding,
     TrafficFigures,
-    WarmupFigures,
 )
 from cudagraph_jax.demo.planned_figures import GridFigures, PlannedResult
 from cudagraph_jax.demo.show import Screen
+from cudagraph_jax.demo.warmup import BucketFigures, StoreFigures, WarmupFigures
 
 FIGURES = TrafficFigures(
     micro_batches=2,
@@ -46,6 +46,62 @@ def test_compiles_that_are_not_reported(screen):
     screen.warmup(WarmupFigures(buckets=(), seconds=1.0, compiles=None))
     screen.traffic(FIGURES, PADDING)
     assert printed(screen).count("not reported by this JAX") == 2
+
+
+LOADED = StoreFigures(
+    path="/graphs", loaded=2, compiled=0, written=0, seconds=0.25, compile_seconds=3.0
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "compiles", "told"),
+    [
+        (
+            {},
+            0,
+            "all 2 buckets were loaded from /graphs in 0.2 s, and nothing was compiled.\n"
+            "Compiling them took 3.0 s.",
+        ),
+        (
+            {"compile_seconds": None},
+            None,
+            "all 2 buckets were loaded from /graphs in 0.2 s, and nothing was compiled.",
+        ),
+        (
+            {"compile_seconds": None},
+            1,
+            "all 2 buckets were loaded from /graphs in 0.2 s, and no bucket was compiled.",
+        ),
+        (
+            {"loaded": 1, "compiled": 1, "written": 1},
+            1,
+            "1 of 2 buckets were loaded from /graphs and 1 compiled, in 0.2 s.\n"
+            "1 were put there: the next run loads all of them.",
+        ),
+        (
+            {"loaded": 0, "compiled": 2},
+            2,
+            "0 of 2 buckets were loaded from /graphs and 2 compiled, in 0.2 s.\n0 were put there.",
+        ),
+    ],
+)
+def test_store(screen, changes, compiles, told):
+    """The screen says what was loaded and compiled, and nothing that it does not know."""
+    bucket = BucketFigures(bucket="4x32", capture_time_ms=125.0, memory_bytes=None)
+    figures = WarmupFigures(
+        buckets=(bucket, bucket),
+        seconds=1.0,
+        compiles=compiles,
+        store=dataclasses.replace(LOADED, **changes),
+    )
+    screen.stored(figures, title="The grid")
+    assert printed(screen) == f"\nThe grid: {told}\n"
+
+
+def test_no_store(screen):
+    """Without a store nothing is said of one."""
+    screen.stored(WarmupFigures(buckets=(), seconds=1.0, compiles=0))
+    assert printed(screen) == ""
 
 
 @pytest.mark.parametrize(
@@ -95,7 +151,7 @@ def test_plain_text():
     """Without rich the tables are plain text."""
     script = (
         "import sys; sys.modules['rich'] = None\n"
-        "from cudagraph_jax.demo.figures import WarmupFigures, BucketFigures\n"
+        "from cudagraph_jax.demo.warmup import WarmupFigures, BucketFigures\n"
         "from cudagraph_jax.demo.show import Screen\n"
         "bucket = BucketFigures(bucket='4x32', capture_time_ms=250.0, memory_bytes=2**20)\n"
         "Screen().warmup(WarmupFigures(buckets=(bucket,), seconds=1.0, compiles=1))"
@@ -103,6 +159,6 @@ def test_plain_text():
     printed_text = subprocess.check_output([sys.executable, "-c", script], text=True)
     assert printed_text.splitlines()[1:] == [
         "Warm-up: 1 bucket in 1.0 s, 1 compile",
-        "bucket  compile ms  memory MiB",
-        "4x32           250         1.0",
+        "bucket  status     ms  memory MiB",
+        "4x32    compiled  250         1.0",
     ]

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cudagraph_jax.cli.checkup import Finding, Snapshot, findings
+from cudagraph_jax.cli.store_look import look_at
 from cudagraph_jax.report.files import check_writable, write_json
 from cudagraph_jax.tables import text_pairs, text_table
 
 if TYPE_CHECKING:
     from cudagraph_jax.cli.arguments import Commands
-
-STORE = "not available in this version"
 
 
 def add_to(commands: Commands) -> None:
@@ -29,6 +28,7 @@ def add_to(commands: Commands) -> None:
         ),
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it as JSON")
+    parser.add_argument("--store", type=Path, metavar="DIR", help="also look at this store")
     parser.set_defaults(run=_run)
 
 
@@ -39,27 +39,28 @@ def _run(options: argparse.Namespace) -> int:
     if options.json is not None:
         check_writable(options.json)
     snapshot = gather()
-    found = findings(snapshot)
-    print(doctor_text(snapshot, found))
+    store = look_at(options.store, versions=snapshot.versions)
+    found = [*findings(snapshot), *store.found]
+    print(doctor_text(snapshot, found, store=store.summary))
     if options.json is not None:
-        write_json(options.json, doctor_dict(snapshot, found))
+        write_json(options.json, doctor_dict(snapshot, found, store=store.summary))
     return 1 if found else 0
 
 
-def doctor_dict(snapshot: Snapshot, found: Sequence[Finding]) -> dict[str, object]:
+def doctor_dict(snapshot: Snapshot, found: Sequence[Finding], *, store: str) -> dict[str, object]:
     """The same as values that JSON can hold."""
     return {
         **dataclasses.asdict(snapshot),
-        "store": STORE,
+        "store": store,
         "findings": [finding._asdict() for finding in found],
     }
 
 
-def doctor_text(snapshot: Snapshot, found: Sequence[Finding]) -> str:
+def doctor_text(snapshot: Snapshot, found: Sequence[Finding], *, store: str) -> str:
     """Everything as tables, what looks wrong at the end."""
     parts = {
         "Versions": text_pairs(list(snapshot.versions.items())),
-        "Machine": text_pairs(_machine(snapshot)),
+        "Machine": text_pairs([*_machine(snapshot), ("store", store)]),
         "Command-buffer options": _options(snapshot),
         "JAX": text_pairs(_settings(snapshot)),
         "Extras": text_pairs(
@@ -84,7 +85,7 @@ def _machine(snapshot: Snapshot) -> list[tuple[str, str]]:
     pairs.append(("NVIDIA GPUs", ", ".join(snapshot.gpus) or "none seen by the system"))
     pairs.append(("CPU cores", str(snapshot.cpu_count)))
     pairs += snapshot.environment.items()
-    return [*pairs, ("store", STORE)]
+    return pairs
 
 
 def _options(snapshot: Snapshot) -> str:

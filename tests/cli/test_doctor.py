@@ -37,7 +37,7 @@ devices      2 x NVIDIA H100, 60.0 GiB for XLA on each
 NVIDIA GPUs  NVIDIA H100, NVIDIA H100
 CPU cores    16
 XLA_FLAGS    --a=1
-store        not available in this version
+store        graphs: 3 executables
 
 Command-buffer options
 option        this jaxlib  its words
@@ -57,12 +57,13 @@ Nothing looks wrong."""
 
 def test_text():
     """Everything stands in tables."""
-    assert doctor_text(SNAPSHOT, ()) == TEXT
+    assert doctor_text(SNAPSHOT, (), store="graphs: 3 executables") == TEXT
 
 
 def test_text_of_findings():
     """What looks wrong stands at the end, with what to do."""
-    text = doctor_text(SNAPSHOT, [Finding("this is wrong", "do that"), Finding("and this", "x")])
+    found = [Finding("this is wrong", "do that"), Finding("and this", "x")]
+    text = doctor_text(SNAPSHOT, found, store="")
     assert text.endswith("\n\nWhat looks wrong\n- this is wrong: do that\n- and this: x")
 
 
@@ -74,7 +75,7 @@ def test_text_without_a_backend():
         backend_error="no",
         cpu_count=2,
     )
-    text = doctor_text(bare, findings(bare))
+    text = doctor_text(bare, findings(bare), store="")
     assert "backend      none: JAX cannot start" in text
     assert "compiles are reported  unknown" in text
     assert "Command-buffer options" not in text
@@ -82,7 +83,7 @@ def test_text_without_a_backend():
 
 def test_json_of_findings():
     """JSON can hold all of it."""
-    written = json.loads(json.dumps(doctor_dict(SNAPSHOT, [Finding("wrong", "do")])))
+    written = json.loads(json.dumps(doctor_dict(SNAPSHOT, [Finding("wrong", "do")], store="")))
     assert written["findings"] == [{"what": "wrong", "remedy": "do"}]
     assert written["devices"][0]["memory_bytes"] == 60 * 2**30
     assert written["extras"][0]["missing"] == ["matplotlib"]

@@ -16,6 +16,7 @@ from cudagraph_jax.store.folder import Files, Folder
 from cudagraph_jax.store.format import Header, pack
 from cudagraph_jax.store.identity import Identity, Json, differences, file_name, in_words, plain
 from cudagraph_jax.store.locks import LOCK, checked_timeout, held
+from cudagraph_jax.store.manifest import MANIFEST, Hot, read_manifest, write_manifest
 from cudagraph_jax.store.outcomes import Miss, Reason, Stored, UnusableError
 
 
@@ -31,12 +32,15 @@ class GraphStore(StoreDirectory):
         mode: `"rw"`, or `"ro"`: nothing in the directory is ever written, moved or removed.
         key: At least 16 random bytes that are kept elsewhere. Files are then authenticated with
             HMAC-SHA-256, and so may lie where others can write; files of another key are misses.
+        patience_s: The longest that one process waits for another that compiles the same, in
+            seconds; then it compiles for itself, and waits for nobody again.
         clock: Seconds since the epoch, for times of last use and for ages.
         files: The system calls.
 
     Attributes:
         path: The directory, absolute.
         mode: `"rw"` or `"ro"`.
+        patience_s: The longest wait.
 
     Raises:
         ConfigError: An argument is not of its kind.
@@ -49,9 +53,11 @@ class GraphStore(StoreDirectory):
         *,
         mode: Literal["rw", "ro"] = "rw",
         key: bytes | None = None,
+        patience_s: float = 120.0,
         clock: Callable[[], float] = time.time,
         files: Files | None = None,
     ) -> None:
+        self.patience_s = checked_timeout(patience_s, name="patience_s")
         super().__init__(path, mode=mode, key=key, clock=clock, files=files)
         self._counts = Counts()
 
@@ -136,6 +142,24 @@ class GraphStore(StoreDirectory):
             return False
         with self._opened_or_none() as folder:
             return folder is not None and folder.mark_used(name, self._clock())
+
+    def hot(self) -> dict[str, dict[str, int]]:
+        """How often each bucket was replayed before, as `{"embed": {"8x128": 40}}`."""
+        with self._opened_or_none() as folder:
+            return {} if folder is None else read_manifest(folder)
+
+    def remember_hot(self, hot: Hot) -> None:
+        """Writes down how often the buckets of some functions were replayed.
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        self._require_writable("remember_hot")
+        with self._opened() as folder:
+            try:
+                write_manifest(folder, hot)
+            except OSError as error:
+                raise StoreError(f"{self.path / MANIFEST} cannot be written: {error}") from error
 
     def lock(self, identity: Identity, timeout_s: float) -> AbstractContextManager[bool]:
         """Excludes other processes that are about to compile the same executable.

@@ -15,6 +15,7 @@ Hot = Mapping[str, Mapping[str, int]]
 """How often each bucket was replayed, such as `{"embed": {"8x128": 40}}`."""
 
 _MOST_BYTES = 2**20
+_MOST_FUNCTIONS = 256
 
 
 def read_manifest(folder: Folder) -> dict[str, dict[str, int]]:
@@ -36,10 +37,12 @@ def read_manifest(folder: Folder) -> dict[str, dict[str, int]]:
 
 
 def write_manifest(folder: Folder, hot: Hot) -> None:
-    """Writes the counts of some functions; those of others stay.
+    """Writes the counts of some functions; those of others stay, up to a number of them.
 
     Raises:
         OSError: It cannot be written.
     """
-    text = json.dumps({**read_manifest(folder), **hot}, sort_keys=True, indent=1)
+    others = {name: known for name, known in read_manifest(folder).items() if name not in hot}
+    newest_last = list({**others, **hot}.items())
+    text = json.dumps(dict(newest_last[-_MOST_FUNCTIONS:]), indent=1)
     folder.write(MANIFEST, [text.encode()])

@@ -9,13 +9,15 @@ from cudagraph_jax.store.entries import BAD, entry_names, is_entry, problem_of, 
 from cudagraph_jax.store.folder import TEMPORARY, Folder
 from cudagraph_jax.store.identity import SUFFIX
 from cudagraph_jax.store.locks import LOCK
+from cudagraph_jax.store.manifest import MANIFEST
 from cudagraph_jax.store.outcomes import Checked, Pruned, Record
 
 STALE_S = 3600.0
 """Drafts and locks that are older were left by a process that was killed."""
 
 _STEM = rf"[0-9a-f]{{32}}{re.escape(SUFFIX)}"
-_LEFT = re.compile(rf"\.{_STEM}\.[0-9a-f]+{re.escape(TEMPORARY)}|{_STEM}{re.escape(LOCK)}")
+_WRITTEN = rf"(?:{_STEM}|{re.escape(MANIFEST)})"
+_LEFT = re.compile(rf"\.{_WRITTEN}\.[0-9a-f]+{re.escape(TEMPORARY)}|{_STEM}{re.escape(LOCK)}")
 _BAD = re.compile(rf"{_STEM}{re.escape(BAD)}")
 
 

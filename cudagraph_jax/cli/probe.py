@@ -23,6 +23,7 @@ from cudagraph_jax.cli.checkup import Devices, Extra, Snapshot
 from cudagraph_jax.demo.compiles import compiles_are_reported
 from cudagraph_jax.demo.errors import MODEL_INSTALL
 from cudagraph_jax.demo.weights import PACKAGE as MODEL_PACKAGE
+from cudagraph_jax.graphs.host import cores
 from cudagraph_jax.modes import CommandBufferScope
 
 PACKAGES = (
@@ -106,7 +107,7 @@ def gather(
         platform_version="" if error else str(jax_backend.get_backend().platform_version),
         devices=() if error else _devices(jax.devices()),
         gpus=_gpus(run, proc, environ.get("PATH", "")),
-        cpu_count=_cores(),
+        cpu_count=cores(),
         scopes={} if lowered is None else _scopes(lowered),
         commands={} if lowered is None else _commands(lowered),
         compiles_reported=None if error else compiles_are_reported(),
@@ -180,13 +181,6 @@ def _gpus(run: Run, proc: Path, search: str) -> tuple[str, ...]:
         if names.returncode == 0 and names.stdout.strip():
             return tuple(line.strip() for line in names.stdout.splitlines() if line.strip())
     return tuple(f"NVIDIA {place.name}" for place in sorted(proc.glob("*")))
-
-
-def _cores() -> int:
-    # Linux knows what this process is confined to.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _output(run: Run, command: list[str]) -> subprocess.CompletedProcess[str]:

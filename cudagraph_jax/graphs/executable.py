@@ -105,18 +105,12 @@ class Lowering:
         start = clock()
         with _stage("compile", self.name):
             compiled = self.lowered.compile(compiler_options=dict(compiler_options or {}))
-        return described(compiled, self.took_ms + (clock() - start) * 1e3)
-
-
-def described(compiled: Compiled, took_ms: float, *, is_loaded: bool = False) -> Executable:
-    """`compiled` with what the compiler reports of it."""
-    return Executable(
-        call=compiled,
-        compile_ms=took_ms,
-        memory_bytes=_memory_bytes(compiled),
-        flops=_flops(compiled),
-        is_loaded=is_loaded,
-    )
+        return Executable(
+            call=compiled,
+            compile_ms=self.took_ms + (clock() - start) * 1e3,
+            memory_bytes=_memory_bytes(compiled),
+            flops=_flops(compiled),
+        )
 
 
 def lower_function(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, SealedError
 from cudagraph_jax.graphs.budget import Budget
@@ -11,6 +14,8 @@ from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.lru import Made
 from cudagraph_jax.graphs.program import Program, Target
+from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.graphs.wanted import wanted_of
 from cudagraph_jax.graphs.warmup import warm_up
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.report.progress import Progress
@@ -72,22 +77,38 @@ def _warm_grid(
         captured.add(made.value)
         return made
 
-    report = warm_up(
-        target.name,
-        buckets,
-        capture,
-        iterations=config.warmup_iterations,
-        leaves=call.leaves,
-        failed=failed,
-        broken=lambda entry: registry.discard_broken(entry.bucket, entry.variant),
-        progress=progress,
-        hot=None if registry.shelf is None else registry.shelf.hot(target.name),
+    hot: Mapping[str, int] = {} if registry.shelf is None else registry.shelf.hot(target.name)
+    order = sorted(
+        buckets, key=lambda bucket: (hot.get(str(bucket), 0), bucket.elements), reverse=True
     )
+    with _loading_ahead(registry, program, order):
+        report = warm_up(
+            target.name,
+            order,
+            capture,
+            iterations=config.warmup_iterations,
+            leaves=call.leaves,
+            failed=failed,
+            broken=lambda entry: registry.discard_broken(entry.bucket, entry.variant),
+            progress=progress,
+        )
     if capturer.is_warm and report.captured:
         # Those of other functions lost what they had recorded.
         capturer.record_again(other_than=captured)
     capturer.is_warm = True
     return report
+
+
+def _loading_ahead(
+    registry: CUDAGraphRegistry, program: Program, order: Sequence[Bucket]
+) -> AbstractContextManager[None]:
+    """Has the store's executables loaded by several threads while they are captured in order."""
+    if registry.shelf is None:
+        return nullcontext()
+    absent = [bucket for bucket in order if registry.find(bucket, program.variant) is None]
+    return registry.shelf.loading_ahead(
+        wanted_of(program, bucket, config=registry.config) for bucket in absent
+    )
 
 
 def sealed_error(mode: CUDAGraphMode) -> SealedError:

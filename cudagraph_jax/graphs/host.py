@@ -48,6 +48,12 @@ def host_fields(devices: Sequence[jax.Device]) -> dict[str, Json]:
     }
 
 
+def cores() -> int:
+    """How many processor cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
 def _xla_flags() -> Iterator[str]:
     """Flags in their order, since the last of several counts; dumps change nothing."""
     for variable in _FLAG_VARIABLES:

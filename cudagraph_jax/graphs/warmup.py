@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from cudagraph_jax.errors import CaptureError, PaddingLeakError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -27,10 +27,9 @@ def warm_up(
     failed: Failed,
     broken: Callable[[CUDAGraphEntry], None],
     progress: Progress,
-    hot: Mapping[str, int] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> WarmupReport:
-    """Captures `buckets`, hot ones and the largest first, and only then runs each of them.
+    """Captures `buckets` in their order, and only then runs each of them.
 
     On a GPU every new command buffer throws away those that are recorded (FACTS.md, "Command
     buffers"), so that running between captures would be for nothing.
@@ -44,21 +43,16 @@ def warm_up(
         failed: Told of a bucket that could not be captured or run.
         broken: Told of an entry that was loaded and does not run, before it is captured.
         progress: Told of every step.
-        hot: How often buckets were replayed before, by name: the hottest are captured first.
         clock: Seconds.
 
     Raises:
         PaddingLeakError: In `debug_mode` the padding of a bucket changes its real rows.
     """
     start = clock()
-    known = {} if hot is None else hot
-    order = sorted(
-        buckets, key=lambda bucket: (known.get(str(bucket), 0), bucket.elements), reverse=True
-    )
     records: dict[Bucket, BucketWarmup] = {}
     entries: list[CUDAGraphEntry] = []
-    with progress.over(len(order), f"capturing {name}") as step:
-        for bucket in order:
+    with progress.over(len(buckets), f"capturing {name}") as step:
+        for bucket in buckets:
             try:
                 made = capture(bucket)
             except PaddingLeakError:

@@ -338,16 +338,18 @@ def spoil(path, how):
         file.write_bytes(bytes(data))
 
 
+@pytest.mark.parametrize("fingerprint", [None, "v1"])
 @pytest.mark.parametrize("how", ["flipped", "truncated", "foreign"])
-def test_a_bad_file_is_compiled_and_replaced(tmp_path, how, caplog):
+def test_a_bad_file_is_compiled_and_replaced(tmp_path, how, fingerprint, caplog):
     """What is not whole is logged, put aside, compiled again and stored anew."""
-    warmed(double, tmp_path)
+    options: dict[str, Any] = {"config": GRID, "fingerprint": fingerprint}
+    warmed(double, tmp_path, **options)
     spoil(tmp_path, how)
     with caplog.at_level(logging.WARNING):
-        assert not loaded(double, tmp_path)
-    assert "double 2x4 is compiled again" in caplog.text
-    assert len(list(tmp_path.glob("*.bad"))) == 1
-    assert loaded(double, tmp_path)
+        _, report = warmed(double, tmp_path, **options)
+    assert report.captured == BUCKETS
+    assert caplog.text.count("is compiled again") == len(list(tmp_path.glob("*.bad"))) == BUCKETS
+    assert warmed(double, tmp_path, **options)[1].loaded == BUCKETS
 
 
 def test_a_read_only_store(tmp_path):
@@ -402,15 +404,53 @@ def test_what_cannot_be_stored_is_said_once(tmp_path):
     assert len(GraphStore(tmp_path)) == 0
 
 
-def test_a_payload_that_does_not_load(tmp_path):
-    """A whole file with a payload that is no executable is compiled again and replaced."""
-    warmed(double, tmp_path)
+@pytest.mark.parametrize("fingerprint", [None, "v1"])
+def test_a_payload_that_does_not_load(tmp_path, fingerprint):
+    """Whole files with payloads that are no executables are compiled again and replaced."""
+    options: dict[str, Any] = {"config": GRID, "fingerprint": fingerprint}
+    warmed(double, tmp_path, **options)
     store = GraphStore(tmp_path)
-    (record,) = store.ls()
-    store.put(record.identity, b"no pickle", extra=record.extra)
-    with pytest.warns(CUDAGraphWarning, match="its pickle cannot be followed"):
-        assert not loaded(double, tmp_path)
-    assert loaded(double, tmp_path)
+    for record in store.ls():
+        store.put(record.identity, b"no pickle", extra=record.extra)
+    with pytest.warns(CUDAGraphWarning, match="its pickle cannot be followed") as told:
+        _, report = warmed(double, tmp_path, **options)
+    assert (len(told), report.captured) == (1, BUCKETS)
+    assert warmed(double, tmp_path, **options)[1].loaded == BUCKETS
+
+
+def test_outputs_that_are_not_described(tmp_path):
+    """A header without a sound description of the outputs costs its file, and no answer."""
+    options: dict[str, Any] = {"config": GRID, "fingerprint": "v1"}
+    warmed(double, tmp_path, **options)
+    store = GraphStore(tmp_path)
+    for number, record in enumerate(store.ls()):
+        stored = store.read(record.file)
+        assert isinstance(stored, Stored)
+        written: list[Any] = [None, {"tree": 0}, {"leaves": 3, "tree": [1]}, "text"]
+        store.put(record.identity, stored.payload, extra={"outputs": written[number % 4]})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        function, report = warmed(double, tmp_path, **options)
+    assert 0 < len(told) < BUCKETS
+    assert report.loaded + report.captured == BUCKETS
+    assert_close(function(X), X * 2)
+    assert warmed(double, tmp_path, **options)[1].loaded == BUCKETS
+
+
+def test_an_interrupted_warm_up(tmp_path):
+    """What was being loaded ahead is dropped, and the next warm-up is whole."""
+    options: dict[str, Any] = {"config": GRID, "fingerprint": "v1", "in_axes": ("batch seq",)}
+    warmed(double, tmp_path, **options)
+    function = bucket_jit(double, store=tmp_path, **options)
+
+    def interrupt(done, total, bucket):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        function.warmup(X, progress=interrupt)
+    report = function.warmup(X, progress=False)
+    assert (report.loaded, report.captured) == (BUCKETS - 1, 0)
+    assert_close(function(X), X * 2)
 
 
 def lost(x):

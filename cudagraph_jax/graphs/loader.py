@@ -1,0 +1,185 @@
+"""Executables read back from a store, several at once where that is asked for."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+
+from cudagraph_jax.errors import CUDAGraphWarning, StoreError
+from cudagraph_jax.fork import forkable_lock
+from cudagraph_jax.graphs import serial
+from cudagraph_jax.graphs.executable import Executable, Lowering
+from cudagraph_jax.graphs.host import cores
+from cudagraph_jax.graphs.identity import Fields, execution_devices
+from cudagraph_jax.graphs.outputs import Outputs, outputs_from_json, outputs_to_json
+from cudagraph_jax.graphs.variant import Variant
+from cudagraph_jax.graphs.wanted import Complete, Wanted
+from cudagraph_jax.log import logger
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.store import GraphStore, Json, Miss, Reason, Stored
+
+MOST_THREADS = 8
+
+
+class Found(NamedTuple):
+    """What was loaded, and what it was loaded from."""
+
+    complete: Complete
+    stored: Stored
+
+
+class Loader:
+    """Loads executables from a store; what cannot be loaded is said, and not there.
+
+    Args:
+        store: Where they are.
+        clock: Seconds, for the time that loading takes.
+    """
+
+    def __init__(self, store: GraphStore, *, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._clock = clock
+        self._lock = forkable_lock()
+        self._told: set[str] = set()
+        self._distrusted: set[tuple[Bucket, Variant]] = set()
+        self._ahead: dict[tuple[Bucket, Variant], tuple[Fields, Future[Found | Miss | None]]] = {}
+
+    def distrust(self, bucket: Bucket, variant: Variant) -> None:
+        """From now on loads nothing for this bucket."""
+        with self._lock:
+            self._distrusted.add((bucket, variant))
+
+    def load(
+        self, wanted: Wanted, fields: Fields, *, lowering: Lowering | None = None
+    ) -> Found | None:
+        """The executable of `fields`; None where it is not there, or cannot be loaded.
+
+        Args:
+            wanted: What it is for.
+            fields: What identifies it.
+            lowering: Its function, if that had to be lowered to know this.
+        """
+        key = (wanted.bucket, wanted.program.variant)
+        if key in self._distrusted:
+            return None
+        known, ahead = self._ahead.pop(key, (fields, None))
+        found = ahead.result() if ahead is not None and known == fields else None
+        if isinstance(found, Miss):
+            self._note(wanted, fields, found)
+            return None
+        return self._loaded(wanted, fields, lowering) if found is None else found
+
+    @contextmanager
+    def loading_ahead(self, all_wanted: Sequence[tuple[Wanted, Fields]]) -> Iterator[None]:
+        """Loads all of them in threads while the block runs, which asks for them in that order."""
+        threads = min(MOST_THREADS, cores(), len(all_wanted))
+        if threads < 2:
+            yield
+            return
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="cudagraph-jax-load")
+        keys = [(wanted.bucket, wanted.program.variant) for wanted, _ in all_wanted]
+        try:
+            for key, (wanted, fields) in zip(keys, all_wanted, strict=True):
+                self._ahead[key] = (fields, pool.submit(self._untraced, wanted, fields))
+            yield
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for key in keys:
+                self._ahead.pop(key, None)
+
+    def tell(self, wanted: Wanted, error: StoreError) -> None:
+        """Warns once of what the store cannot do."""
+        # An error of the system has the name of a file in its text, which is another each time.
+        system = error.__cause__
+        cause = str(system.errno) if isinstance(system, OSError) else str(error)
+        with self._lock:
+            known = cause in self._told
+            self._told.add(cause)
+        if not known:
+            warnings.warn(
+                f"{wanted} is served without the store {self._store.path}: {error}",
+                CUDAGraphWarning,
+                stacklevel=2,
+            )
+
+    def _untraced(self, wanted: Wanted, fields: Fields) -> Found | Miss | None:
+        """As `load`, in a thread to which what the caller set up for tracing does not apply.
+
+        None where the function must be traced, or something is to be told.
+        """
+        try:
+            answer = self._store.get(fields)
+            if isinstance(answer, Miss):
+                return answer
+            outputs = _outputs(answer)
+            if outputs is None:
+                return None
+            return Found(self._restored(wanted, answer, outputs, None), answer)
+        except StoreError:
+            return None
+
+    def _loaded(self, wanted: Wanted, fields: Fields, lowering: Lowering | None) -> Found | None:
+        try:
+            answer = self._store.get(fields)
+            if isinstance(answer, Miss):
+                self._note(wanted, fields, answer)
+                return None
+            outputs = None if lowering is not None else _outputs(answer)
+            if outputs is None:
+                outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
+            return Found(self._restored(wanted, answer, outputs, lowering), answer)
+        except StoreError as error:
+            self.tell(wanted, error)
+            return None
+
+    def _restored(
+        self, wanted: Wanted, stored: Stored, outputs: Outputs, lowering: Lowering | None
+    ) -> Complete:
+        start = self._clock()
+        program = wanted.program
+        loaded = serial.load(
+            stored.payload,
+            inputs=jax.tree.structure(program.arguments(wanted.bucket)),
+            outputs=outputs.structure,
+            devices=execution_devices(program),
+        )
+        took_ms = (self._clock() - start) * 1e3
+        executable = Executable(
+            call=loaded,
+            compile_ms=took_ms if lowering is None else took_ms + lowering.took_ms,
+            memory_bytes=stored.extra.get("memory_bytes"),
+            flops=stored.extra.get("flops"),
+            is_loaded=True,
+        )
+        return program.restore_outputs(outputs), executable
+
+    def _note(self, wanted: Wanted, fields: Fields, miss: Miss) -> None:
+        if miss.reason is not Reason.ABSENT:
+            logger.warning("%s is compiled again: %s", wanted, miss)
+        elif logger.isEnabledFor(logging.INFO):
+            near = self._store.nearest(fields, same=("name", "bucket", "known_by"))
+            logger.info("%s is not in the store: %s", wanted, near or "nothing like it is")
+
+
+def beside(outputs: Outputs, executable: Executable) -> dict[str, Json]:
+    """What is stored beside an executable, so that loading need not find it out again."""
+    return {
+        "outputs": outputs_to_json(outputs),
+        "memory_bytes": executable.memory_bytes,
+        "flops": executable.flops,
+        "compile_ms": round(executable.compile_ms, 3),
+    }
+
+
+def _outputs(stored: Stored) -> Outputs | None:
+    written: Any = stored.extra.get("outputs")
+    try:
+        return outputs_from_json(written)
+    except (LookupError, TypeError, ValueError) as error:
+        raise StoreError(f"its outputs are not described: {error}") from error

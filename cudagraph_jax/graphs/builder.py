@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError
@@ -78,9 +79,42 @@ class Builder:
             InputShapeError: An output that must be trimmed cannot be.
         """
         use_jax()
+        make = partial(
+            self._make, program, bucket, config=config, ledger=ledger, single_input=single_input
+        )
+        entry = make()
+        try:
+            _prove(entry, call, config=config, iterations=iterations)
+        except CaptureError as error:
+            if not entry.is_loaded:
+                raise
+            self.reject(entry, error)
+            entry = make()
+            _prove(entry, call, config=config, iterations=iterations)
+        return entry
+
+    def reject(self, entry: CUDAGraphEntry, error: CaptureError) -> None:
+        """Has what was loaded for `entry`, and does not do, compiled the next time instead."""
+        if self._shelf is None or not entry.is_loaded:
+            return
+        logger.warning("%s of the store is compiled again: %s", entry.bucket, error)
+        self._shelf.distrust(entry.bucket, entry.variant)
+        with self._lock:
+            self.loads -= 1
+            self.load_ms -= entry.capture_time_ms
+
+    def _make(
+        self,
+        program: Program,
+        bucket: Bucket,
+        *,
+        config: CUDAGraphConfig,
+        ledger: Ledger,
+        single_input: bool,
+    ) -> CUDAGraphEntry:
         with annotation("capture", program.target.name, bucket):
             outputs, executable = self._complete(wanted_of(program, bucket, config=config))
-        entry = CUDAGraphEntry(
+        return CUDAGraphEntry(
             bucket=bucket,
             program=program,
             executable=executable,
@@ -92,25 +126,6 @@ class Builder:
             journal=Journal(bucket, ledger, executable),
             observers=self._observers,
         )
-        if config.debug_mode:
-            check_entry(entry, call, pads_seq=config.capture_seq_lens is not None)
-        try:
-            run_idle(entry, iterations, leaves=call.leaves)
-        except CaptureError as error:
-            if self._shelf is None or not entry.is_loaded:
-                raise
-            logger.warning("%s of the store is compiled again: %s", entry.bucket, error)
-            self._shelf.distrust(bucket, program.variant)
-            return self.build(
-                program,
-                bucket,
-                call,
-                config=config,
-                ledger=ledger,
-                single_input=single_input,
-                iterations=iterations,
-            )
-        return entry
 
     def forget(self) -> None:
         """Counts from zero again."""
@@ -132,3 +147,9 @@ class Builder:
                 self.captures += 1
                 self.capture_ms += executable.compile_ms
         return complete
+
+
+def _prove(entry: CUDAGraphEntry, call: Call, *, config: CUDAGraphConfig, iterations: int) -> None:
+    if config.debug_mode:
+        check_entry(entry, call, pads_seq=config.capture_seq_lens is not None)
+    run_idle(entry, iterations, leaves=call.leaves)

@@ -191,7 +191,7 @@ class Capturer:
             try:
                 run_idle(entry, 1)
             except CaptureError as error:
-                self.registry.discard_broken(entry.bucket, entry.variant)
+                self.registry.discard_broken(entry.bucket, entry.variant, error)
                 self.failures.remember(entry.bucket, entry.variant, error)
             with self._lock:
                 self.recorded_again += 1

@@ -45,7 +45,7 @@ def without_entry(capturer: Capturer, task: Task, bucket: Bucket, error: Excepti
     failure = CaptureError(f"{bucket} was compiled, but does not run: {error}", stage="run")
     failure.__cause__ = error
     outputs = without_bucket(capturer, task, bucket, failure)
-    capturer.registry.discard_broken(bucket, task.call.variant)
+    capturer.registry.discard_broken(bucket, task.call.variant, failure)
     return outputs
 
 

@@ -57,14 +57,15 @@ def _warm_grid(
 ) -> WarmupReport:
     capturer, task, config = dispatcher.capturer, Task(call, target), dispatcher.config
     registry = dispatcher.registry
-    program = Program(target, call)
     buckets = grid(config, call)
+    largest = max(buckets, key=lambda bucket: bucket.elements)
+    program = Program(target, call, reference=largest)
     budget = Budget(registry, call.variant, buckets)
     captured: set[CUDAGraphEntry] = set()
 
     def failed(bucket: Bucket, error: CaptureError) -> None:
         capturer.failures.remember(bucket, call.variant, error)
-        registry.discard_broken(bucket, call.variant)
+        registry.discard_broken(bucket, call.variant, error)
 
     def capture(bucket: Bucket) -> Made[CUDAGraphEntry]:
         budget.check(bucket)
@@ -89,10 +90,10 @@ def _warm_grid(
             iterations=config.warmup_iterations,
             leaves=call.leaves,
             failed=failed,
-            broken=lambda entry: registry.discard_broken(entry.bucket, entry.variant),
+            broken=lambda entry, error: registry.discard_broken(entry.bucket, entry.variant, error),
             progress=progress,
         )
-    if capturer.is_warm and report.captured:
+    if capturer.is_warm and (report.captured or report.loaded):
         # Those of other functions lost what they had recorded.
         capturer.record_again(other_than=captured)
     capturer.is_warm = True

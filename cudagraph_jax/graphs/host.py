@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,11 +18,13 @@ from cudagraph_jax.store import Json
 _PLUGINS = ("jax-cuda12-pjrt", "jax-cuda13-pjrt", "jax-rocm60-pjrt", "jax-rocm7-pjrt", "libtpu")
 _FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _NO_MATTER = (
-    *("cache", "log", "traceback", "transfer", "dump", "visible_devices", "cross_host", "mtls"),
-    *("distributed", "platform", "timeout", "explain", "pprint", "garbage", "leak", "share_binary"),
-    *("preemption", "recoverability", "warn_bytes", "report_frames", "thread_guard", "no_tracing"),
-    *("no_execution", "default_device", "num_cpu_devices", "proxy_envs", "source_url", "topology"),
-    *("tracer_error", "enable_checks", "jax_xla_backend", "client_create_options"),
+    *("compilation_cache", "persistent_cache", "logging_level", "log_compiles", "debug_log"),
+    *("detailed_logging", "log_checkpoint", "traceback", "transfer", "dump", "visible_devices"),
+    *("cross_host", "mtls", "distributed", "jax_platform", "timeout", "explain_cache", "pprint"),
+    *("garbage", "leaked_clients", "checking_leaks", "share_binary", "preemption", "proxy_envs"),
+    *("recoverability", "warn_bytes", "report_frames", "thread_guard", "jax_no_tracing"),
+    *("jax_no_execution", "default_device", "num_cpu_devices", "source_url", "topology"),
+    *("tracer_error", "jax_enable_checks", "jax_xla_backend", "client_create_options"),
 )
 """Parts of the names of JAX's settings that change no program."""
 
@@ -54,12 +57,21 @@ def cores() -> int:
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
-def _xla_flags() -> Iterator[str]:
-    """Flags in their order, since the last of several counts; dumps change nothing."""
+@cache
+def _xla_flags() -> tuple[str, ...]:
+    """Flags in their order, since the last of several counts; dumps change nothing.
+
+    As they are when they are first asked for: XLA reads them once. A value that does not begin with
+    a hyphen is the name of a file of flags.
+    """
+    found = []
     for variable in _FLAG_VARIABLES:
-        for flag in os.environ.get(variable, "").split():
-            if not flag.startswith("--xla_dump"):
-                yield flag
+        value = os.environ.get(variable, "").strip()
+        if value and not value.startswith("-"):
+            with suppress(OSError):
+                value = Path(value).read_text(encoding="utf-8", errors="replace")
+        found += [flag for flag in value.split() if not flag.startswith("--xla_dump")]
+    return tuple(found)
 
 
 def _settings() -> dict[str, Json]:

@@ -5,30 +5,33 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding, Sharding
 
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.graphs.executable import Lowering
-from cudagraph_jax.graphs.fingerprint import written
 from cudagraph_jax.graphs.host import host_fields
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.variant import AbstractLeaf, default_device
+from cudagraph_jax.graphs.written import written, written_structure
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.prefix import PyTree
 from cudagraph_jax.store import Json
 
 Fields = dict[str, Json]
 
 WHAT_IT_COMPUTES = (
     *("known_by", "stablehlo", "outputs", "fingerprint", "function", "code", "places", "structure"),
-    *("axes", "statics", "unpad", "out_axes", "mask_argname", "pads_seq"),
+    *("axes", "statics", "unpad", "out_axes", "mask_argname", "grid", "mesh"),
 )
 """Fields that are not known, or not there, before a function is lowered."""
 
-_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}")
-_CUSTOM_CALL = re.compile(r"(?:custom_call @|call_target_name = \")([^\s(\"]+)")
+_LAYOUT = 1
+"""Of what is stored; another number makes all that is stored a miss."""
+_MOST_LISTED = 64
+_CUSTOM_CALL = re.compile(r"(?:custom_call @|call_target_name = )\"?([^\s(\"]+)")
 _BUILT_IN = frozenset(
     {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "annotate_device_placement"}
 )
@@ -64,9 +67,10 @@ def common_fields(program: Program, bucket: Bucket, *, options: Mapping[str, str
         )
     target = program.target
     return {
+        "layout": _LAYOUT,
         "name": target.name,
         "bucket": str(bucket),
-        "arguments": [_leaf_text(leaf) for leaf in program.variant.leaves],
+        "arguments": _listed([_leaf_text(leaf) for leaf in program.variant.leaves]),
         "donated": list(target.donate_argnums),
         **{f"option {name}": value for name, value in sorted(options.items())},
         **host_fields(devices),
@@ -87,12 +91,14 @@ def lowered_fields(
         StoreError: It runs on other devices than its arguments say.
     """
     devices = len(execution_devices(program))
-    if lowering.partitions != devices:
-        raise StoreError(
-            f"it runs on {lowering.partitions} devices, but its arguments are for {devices}"
-        )
+    try:
+        partitions, drops_arguments = lowering.partitions, lowering.drops_arguments
+    except (LookupError, AttributeError, StopIteration) as error:
+        raise StoreError(f"its StableHLO is not what was expected: {error}") from error
+    if partitions != devices:
+        raise StoreError(f"it runs on {partitions} devices, but its arguments are for {devices}")
     text = lowering.text
-    if lowering.drops_arguments:
+    if drops_arguments:
         # The text does not say which ones: `a` of (a, b) reads like `b` of (a, b).
         text = program.lower(bucket, keep_unused=True, clock=clock).text
     outputs = [
@@ -102,12 +108,14 @@ def lowered_fields(
     return {
         **common,
         "known_by": "stablehlo",
-        "outputs": outputs,
+        "outputs": _listed(outputs),
         "stablehlo": hashlib.sha256(text.encode()).hexdigest(),
     }
 
 
-def fingerprint_fields(common: Fields, program: Program, *, pads_seq: bool) -> Fields | None:
+def fingerprint_fields(
+    common: Fields, program: Program, *, grid: Sequence[Bucket], pads_seq: bool
+) -> Fields | None:
     """What identifies an executable by its function's fingerprint, so that nothing is traced.
 
     None where there is no fingerprint, or where something that is part of the program, such as a
@@ -116,31 +124,41 @@ def fingerprint_fields(common: Fields, program: Program, *, pads_seq: bool) -> F
     Args:
         common: The other fields.
         program: What is compiled.
-        pads_seq: Whether sequences are padded, on which the trimming of outputs depends.
+        grid: The buckets by which the axes of its outputs were found.
+        pads_seq: Whether sequences are padded.
+
+    Raises:
+        StoreError: Another function has this fingerprint, too.
     """
     target, variant = program.target, program.variant
-    if target.fingerprint is None:
+    fingerprint = target.fingerprint
+    if fingerprint is None:
         return None
-    statics = [written((name, kind, value)) for name, kind, value in variant.statics]
-    prefixes = [written(target.unpad), written(target.out_axes)]
-    structure = str(variant.structure)
-    # The text of a node of somebody's own may hold an address.
-    if None in statics or None in prefixes or _ADDRESS.search(structure):
+    if fingerprint.is_taken():
+        raise StoreError(
+            f"fingerprint={fingerprint.given!r} is that of another function, too, which cannot be "
+            "told from this one without tracing: give each its own"
+        )
+    structure = written_structure(variant.structure)
+    statics = [written(static) for static in variant.statics]
+    prefixes = [_prefix_text(target.unpad), _prefix_text(target.out_axes)]
+    if structure is None or None in statics or None in prefixes:
         return None
     return {
         **common,
         "known_by": "fingerprint",
-        "fingerprint": target.fingerprint.given,
-        "function": target.fingerprint.function,
-        "code": target.fingerprint.code,
-        "places": list(target.fingerprint.places),
-        "structure": structure,
-        "axes": [str(tuple(axes)) for axes in program.axes],
+        "fingerprint": fingerprint.given,
+        "function": fingerprint.function,
+        "code": fingerprint.code,
+        "places": list(fingerprint.places),
+        "structure": structure if len(structure) < 1000 else _hashed(structure),
+        "axes": _listed([str(tuple(axes)) for axes in program.axes]),
         "statics": statics,
         "unpad": prefixes[0],
         "out_axes": prefixes[1],
         "mask_argname": target.mask_argname,
-        "pads_seq": pads_seq,
+        "grid": _hashed(repr((grid, pads_seq))),
+        "mesh": str(jax.sharding.get_abstract_mesh()),
     }
 
 
@@ -158,12 +176,29 @@ def _leaf_text(leaf: AbstractLeaf) -> str:
     return f"{leaf}{' weak' * leaf.weak_type}{placed}"
 
 
+def _listed(texts: list[str]) -> Json:
+    """Texts one by one, so that a difference shows; the hash of very many."""
+    return texts if len(texts) <= _MOST_LISTED else [f"{len(texts)}", _hashed("\n".join(texts))]
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _prefix_text(prefix: PyTree) -> str | None:
+    """A pytree prefix of texts, which may be of somebody's own kinds of nodes."""
+    leaves, structure = jax.tree.flatten(prefix, is_leaf=lambda node: node is None)
+    own = written_structure(structure)
+    return None if own is None else f"{own} {written(leaves)}"
+
+
 def _order(sharding: Sharding) -> tuple[jax.Device, ...]:
-    devices = (
-        tuple(sharding.mesh.devices.flat)
-        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)
-        else tuple(sharding.device_set)
-    )
-    if len(devices) > 1 and not isinstance(sharding, NamedSharding):
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        return tuple(sharding.mesh.devices.flat)
+    try:
+        devices = tuple(sharding.device_set)
+    except ValueError as error:
+        raise StoreError(f"{sharding!r} names no devices") from error
+    if len(devices) > 1:
         raise StoreError(f"the order of the devices of {sharding!r} is not known")
     return devices

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from cudagraph_jax.errors import CUDAGraphWarning, StoreError
+from cudagraph_jax.errors import CUDAGraphWarning, InputShapeError, StoreError
 from cudagraph_jax.fork import forkable_lock
 from cudagraph_jax.graphs import serial
 from cudagraph_jax.graphs.executable import Executable, Lowering
@@ -25,6 +25,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Json, Miss, Reason, Stored
 
 MOST_THREADS = 8
+N = TypeVar("N", int, float)
 
 
 class Found(NamedTuple):
@@ -55,6 +56,11 @@ class Loader:
         with self._lock:
             self._distrusted.add((bucket, variant))
 
+    def trust(self, wanted: Wanted) -> None:
+        """Loads this bucket again, since it was stored anew."""
+        with self._lock:
+            self._distrusted.discard((wanted.bucket, wanted.program.variant))
+
     def load(
         self, wanted: Wanted, fields: Fields, *, lowering: Lowering | None = None
     ) -> Found | None:
@@ -69,7 +75,9 @@ class Loader:
         if key in self._distrusted:
             return None
         known, ahead = self._ahead.pop(key, (fields, None))
-        found = ahead.result() if ahead is not None and known == fields else None
+        found = None
+        with suppress(CancelledError):  # the warm-up that asked for it has ended
+            found = ahead.result() if ahead is not None and known == fields else None
         if isinstance(found, Miss):
             self._note(wanted, fields, found)
             return None
@@ -95,9 +103,10 @@ class Loader:
 
     def tell(self, wanted: Wanted, error: StoreError) -> None:
         """Warns once of what the store cannot do."""
-        # An error of the system has the name of a file in its text, which is another each time.
-        system = error.__cause__
-        cause = str(system.errno) if isinstance(system, OSError) else str(error)
+        # Where a file is meant, its name in the text is another one each time.
+        system, reason = error.__cause__, getattr(error, "reason", None)
+        cause = str(error) if reason is None else str(reason)
+        cause = str(system.errno) if isinstance(system, OSError) and system.errno else cause
         with self._lock:
             known = cause in self._told
             self._told.add(cause)
@@ -118,9 +127,7 @@ class Loader:
             if isinstance(answer, Miss):
                 return answer
             outputs = _outputs(answer)
-            if outputs is None:
-                return None
-            return Found(self._restored(wanted, answer, outputs, None), answer)
+            return None if outputs is None else self._restored(wanted, answer, outputs)
         except StoreError:
             return None
 
@@ -130,17 +137,25 @@ class Loader:
             if isinstance(answer, Miss):
                 self._note(wanted, fields, answer)
                 return None
-            outputs = None if lowering is not None else _outputs(answer)
-            if outputs is None:
-                outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
-            return Found(self._restored(wanted, answer, outputs, lowering), answer)
+            if lowering is None and (outputs := _outputs(answer)) is not None:
+                return self._restored(wanted, answer, outputs)
+            outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
+            if lowering is not None:
+                structure = jax.tree.structure(lowering.output_info)
+                outputs = outputs._replace(structure=structure)
+            return self._restored(wanted, answer, outputs, lowering=lowering)
         except StoreError as error:
             self.tell(wanted, error)
             return None
 
     def _restored(
-        self, wanted: Wanted, stored: Stored, outputs: Outputs, lowering: Lowering | None
-    ) -> Complete:
+        self,
+        wanted: Wanted,
+        stored: Stored,
+        outputs: Outputs,
+        *,
+        lowering: Lowering | None = None,
+    ) -> Found:
         start = self._clock()
         program = wanted.program
         loaded = serial.load(
@@ -153,33 +168,65 @@ class Loader:
         executable = Executable(
             call=loaded,
             compile_ms=took_ms if lowering is None else took_ms + lowering.took_ms,
-            memory_bytes=stored.extra.get("memory_bytes"),
-            flops=stored.extra.get("flops"),
+            memory_bytes=_number(stored, "memory_bytes", int),
+            flops=_number(stored, "flops", float),
             is_loaded=True,
         )
-        return program.restore_outputs(outputs), executable
+        if lowering is None:
+            _check_outputs(outputs, executable, wanted.bucket)
+        known = program.restore_outputs(outputs)
+        if known.leaves != outputs.leaves:
+            raise StoreError("its outputs are trimmed otherwise than those of other buckets")
+        return Found((known, executable), stored)
 
     def _note(self, wanted: Wanted, fields: Fields, miss: Miss) -> None:
         if miss.reason is not Reason.ABSENT:
             logger.warning("%s is compiled again: %s", wanted, miss)
         elif logger.isEnabledFor(logging.INFO):
+            name = wanted.program.target.name
+            with self._lock:
+                is_first = f"absent {name}" not in self._told
+                self._told.add(f"absent {name}")
+            if not is_first:  # the others differ likewise, and looking reads all headers
+                logger.info("%s is not in the store", wanted)
+                return
             near = self._store.nearest(fields, same=("name", "bucket", "known_by"))
             logger.info("%s is not in the store: %s", wanted, near or "nothing like it is")
 
 
 def beside(outputs: Outputs, executable: Executable) -> dict[str, Json]:
     """What is stored beside an executable, so that loading need not find it out again."""
+    own = outputs._replace(structure=jax.tree.structure(executable.output_info))
     return {
-        "outputs": outputs_to_json(outputs),
+        "outputs": outputs_to_json(own),
         "memory_bytes": executable.memory_bytes,
         "flops": executable.flops,
         "compile_ms": round(executable.compile_ms, 3),
     }
 
 
+def _check_outputs(outputs: Outputs, executable: Executable, bucket: Bucket) -> None:
+    """Refuses axes that the executable's outputs do not have."""
+    try:
+        shapes = [tuple(info.shape) for info in jax.tree.leaves(executable.output_info)]
+        fits = all(
+            leaf.ndim == len(shape) and leaf.axes.resize(shape, bucket) == shape
+            for leaf, shape in zip(outputs.leaves, shapes, strict=True)
+        )
+    except (ValueError, LookupError):
+        fits = False
+    if not fits:
+        raise StoreError("its outputs are not what its header says")
+
+
+def _number(stored: Stored, name: str, kind: type[N]) -> N | None:
+    value = stored.extra.get(name)
+    return kind(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def _outputs(stored: Stored) -> Outputs | None:
     written: Any = stored.extra.get("outputs")
     try:
         return outputs_from_json(written)
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, InputShapeError) as error:
         raise StoreError(f"its outputs are not described: {error}") from error

@@ -134,14 +134,25 @@ def outputs_to_json(outputs: Outputs) -> Json:
 
 
 def outputs_from_json(written: Any) -> Outputs | None:
-    """What `outputs_to_json` wrote; None where it could not."""
+    """What `outputs_to_json` wrote; None where it could not.
+
+    Raises:
+        LookupError, TypeError, ValueError, InputShapeError: It wrote something else.
+    """
     if written is None:
         return None
     structure = jax.tree.structure(_tree_from_json(written["tree"]))
     leaves = tuple(
-        OutputLeaf(name, LeafAxes(*axes), *rest) for name, axes, *rest in written["leaves"]
+        OutputLeaf(
+            str(name), LeafAxes(*map(_index, axes)), check_unpad(unpad), int(ndim), bool(comparable)
+        )
+        for name, axes, unpad, ndim, comparable in written["leaves"]
     )
     return Outputs(structure, leaves)
+
+
+def _index(place: Any) -> int | None:
+    return None if place is None else int(place)
 
 
 def _tree_to_json(tree: PyTree) -> Json:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.fork import forkable_lock
 from cudagraph_jax.graphs.call import Call, abstract_call
 from cudagraph_jax.graphs.executable import Lowering, evaluate_shapes, lower_function
@@ -56,10 +58,12 @@ class Program:
 
     Attributes:
         example: That call without its arrays.
+        reference: The bucket by which the outputs' axes are found; None: the first one asked for.
     """
 
-    def __init__(self, target: Target, call: Call) -> None:
+    def __init__(self, target: Target, call: Call, *, reference: Bucket | None = None) -> None:
         self.target = target
+        self.reference = reference
         self.variant: Variant = call.variant
         self.axes: tuple[LeafAxes, ...] = call.axes
         self.pad_values: tuple[PadValue, ...] = tuple(call.declared.pad_values)
@@ -169,7 +173,7 @@ class Program:
         """
         with self._lock:
             if self._outputs is None:
-                self._outputs = self._find_outputs(bucket, others)
+                self._outputs = self._outputs_at(bucket, others)
             return self._outputs
 
     def restore_outputs(self, outputs: Outputs) -> Outputs:
@@ -187,6 +191,12 @@ class Program:
         """
         args, kwargs = self.arguments(bucket)
         return evaluate_shapes(self.target.function, args, kwargs, name=self.target.name)
+
+    def _outputs_at(self, bucket: Bucket, others: Sequence[Bucket]) -> Outputs:
+        if self.reference is not None and self.reference != bucket:
+            with suppress(CaptureError):  # a bucket that cannot be traced is no reference
+                return self._find_outputs(self.reference, others)
+        return self._find_outputs(bucket, others)
 
     def _find_outputs(self, bucket: Bucket, others: Sequence[Bucket]) -> Outputs:
         tree = self.evaluate(bucket)

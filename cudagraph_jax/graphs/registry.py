@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
+from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.fork import forkable_lock, use_jax
 from cudagraph_jax.graphs.builder import Builder
 from cudagraph_jax.graphs.call import Call
@@ -258,11 +259,10 @@ class CUDAGraphRegistry(ShownByStats):
         """Drops the entry of exactly this bucket and variant, if there is one."""
         self._entries.pop((bucket, variant))
 
-    def discard_broken(self, bucket: Bucket, variant: Variant) -> None:
+    def discard_broken(self, bucket: Bucket, variant: Variant, error: CaptureError) -> None:
         """Drops an entry that does not run; one that was loaded is compiled the next time."""
-        entry = self.find(bucket, variant)
-        if self.shelf is not None and entry is not None and entry.is_loaded:
-            self.shelf.distrust(bucket, variant)
+        if (entry := self.find(bucket, variant)) is not None:
+            self._builder.reject(entry, error)
         self.discard(bucket, variant)
 
     def clear(self) -> None:

@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
+import jax
+
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.graphs import serial
 from cudagraph_jax.graphs.cache_hits import cache_hits
@@ -16,6 +18,7 @@ from cudagraph_jax.graphs.identity import (
     WHAT_IT_COMPUTES,
     Fields,
     common_fields,
+    execution_devices,
     fingerprint_fields,
     is_portable,
     lowered_fields,
@@ -45,6 +48,7 @@ class Shelf:
         self._clock = clock
         self._patience_s = store.patience_s
         self._loader = Loader(store, clock=clock)
+        self._is_writable = store.mode != "ro"
         self._homes: weakref.WeakKeyDictionary[Executable, Fields] = weakref.WeakKeyDictionary()
 
     def distrust(self, bucket: Bucket, variant: Variant) -> None:
@@ -120,8 +124,16 @@ class Shelf:
 
     def _fields(self, wanted: Wanted) -> tuple[Fields, Fields | None]:
         """What identifies an executable beside its code, and with its fingerprint if it has one."""
-        common = common_fields(wanted.program, wanted.bucket, options=wanted.options)
-        return common, fingerprint_fields(common, wanted.program, pads_seq=wanted.pads_seq)
+        program = wanted.program
+        common = common_fields(program, wanted.bucket, options=wanted.options)
+        try:
+            named = fingerprint_fields(
+                common, program, grid=wanted.others, pads_seq=wanted.pads_seq
+            )
+        except StoreError as error:
+            self._loader.tell(wanted, error)
+            named = None
+        return common, named
 
     def _load_or_compile(
         self, wanted: Wanted, outputs: Outputs, lowering: Lowering, *, exact: Fields, home: Fields
@@ -139,29 +151,31 @@ class Shelf:
             found = self._load(wanted, home, lowering=known) if self._has(home) else None
             if found is not None:
                 return found.complete
-            complete = outputs, self._compiled(wanted, lowering)
-            self._put(wanted, home, complete)
+            complete, is_storable = self._compiled(wanted, lowering, outputs)
+            if is_storable:
+                self._put(wanted, home, complete)
         return complete
 
-    def _compiled(self, wanted: Wanted, lowering: Lowering) -> Executable:
+    def _compiled(
+        self, wanted: Wanted, lowering: Lowering, outputs: Outputs
+    ) -> tuple[Complete, bool]:
+        """The compiled executable, and whether it can be stored."""
         options = wanted.options
-        if self.store.mode == "ro":
-            return lowering.compile(compiler_options=options, clock=self._clock)
         with cache_hits() as hits:
             executable = lowering.compile(compiler_options=options, clock=self._clock)
-        if not hits:
-            return executable
+        if not hits or not self._is_writable:
+            return (outputs, executable), not hits
         # What comes out of JAX's own cache cannot be written again: it runs, but what is read back
         # lacks its code. Under a name that is not in there it is compiled.
         again = wanted.program.lower(
             wanted.bucket, clock=self._clock, name=f"{lowering.name}_{secrets.token_hex(4)}"
         )
-        return again.compile(compiler_options=options, clock=self._clock)
+        return (outputs, again.compile(compiler_options=options, clock=self._clock)), True
 
     def _has(self, fields: Fields) -> bool:
         try:
             return fields in self.store
-        except StoreError:
+        except (StoreError, OSError):
             return False  # said already when it was asked for
 
     def _load(
@@ -180,14 +194,27 @@ class Shelf:
             return
         outputs, executable = complete
         try:
+            if payload is None:
+                _check_devices(wanted, executable)
             data = serial.dump(executable.call) if payload is None else payload
             if lost := [name for name in wanted.options if name.encode() not in data]:
                 raise StoreError(f"JAX does not write its compiler options {', '.join(lost)}")
             self.store.put(fields, data, extra=beside(outputs, executable))
         except StoreError as error:
+            self._is_writable = False
             self._loader.tell(wanted, error)
         else:
+            self._is_writable = True
+            self._loader.trust(wanted)
             self._homes[executable] = fields
+
+
+def _check_devices(wanted: Wanted, executable: Executable) -> None:
+    """Refuses what runs elsewhere than its arguments say: it would not be loaded there."""
+    placed = jax.tree.leaves(executable.call.output_shardings)
+    devices = set().union(*(sharding.device_set for sharding in placed))
+    if not devices <= set(execution_devices(wanted.program)):
+        raise StoreError("its function puts it on other devices than its arguments are on")
 
 
 def shelf_of(

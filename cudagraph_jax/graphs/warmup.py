@@ -25,7 +25,7 @@ def warm_up(
     iterations: int,
     leaves: Sequence[object],
     failed: Failed,
-    broken: Callable[[CUDAGraphEntry], None],
+    broken: Callable[[CUDAGraphEntry, CaptureError], None],
     progress: Progress,
     clock: Callable[[], float] = time.perf_counter,
 ) -> WarmupReport:
@@ -69,10 +69,10 @@ def warm_up(
             try:
                 try:
                     run_idle(entry, iterations, leaves=leaves)
-                except CaptureError:
+                except CaptureError as error:
                     if not entry.is_loaded:
                         raise
-                    broken(entry)
+                    broken(entry, error)
                     made = capture(entry.bucket)
                     records[entry.bucket] = _record(made)
                     run_idle(made.value, iterations, leaves=leaves)

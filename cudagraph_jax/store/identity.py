@@ -115,7 +115,9 @@ def _writable(number: int, where: str) -> int:
 
 
 def _text(values: Mapping[str, Any], field: str) -> str | None:
-    return text_of({"": values[field]})[4:-1] if field in values else None
+    if field not in values:
+        return None
+    return json.dumps(values[field], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _short(text: str | None) -> str:

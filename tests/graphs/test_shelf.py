@@ -20,6 +20,7 @@ from cudagraph_jax import (
     CUDAGraphRegistry,
     CUDAGraphWarning,
     GraphStore,
+    InputShapeError,
     StoreError,
     bucket_jit,
     no_compiles,
@@ -194,9 +195,9 @@ def test_from_no_fingerprint_to_one(tmp_path):
     """What was stored without a fingerprint is loaded and from then on known by it, too."""
     function = Counted(double)
     warmed(function, tmp_path)
-    assert loaded(function, tmp_path, fingerprint="v1")
+    assert loaded(function, tmp_path, fingerprint="from none")
     function.calls = 0
-    bucketed, report = warmed(function, tmp_path, fingerprint="v1")
+    bucketed, report = warmed(function, tmp_path, fingerprint="from none")
     assert (report.loaded, function.calls) == (1, 0)
     assert_close(bucketed(X), X * 2)
 
@@ -213,10 +214,10 @@ def in_named(x):
 @pytest.mark.parametrize("unpad", ["host", "device", "none"])
 def test_outputs_of_every_kind(tmp_path, unpad):
     """Pytrees come back as they were, also ones that must be traced once to be known."""
-    function = Counted(in_named)
-    first, _ = warmed(function, tmp_path, fingerprint="v1", unpad=unpad)
+    function, name = Counted(in_named), f"v1 {unpad}"
+    first, _ = warmed(function, tmp_path, fingerprint=name, unpad=unpad)
     cold, function.calls = function.calls, 0
-    second, report = warmed(function, tmp_path, fingerprint="v1", unpad=unpad)
+    second, report = warmed(function, tmp_path, fingerprint=name, unpad=unpad)
     assert report.loaded == 1
     assert function.calls < cold
     one, two = first(X), second(X)
@@ -426,8 +427,14 @@ def test_outputs_that_are_not_described(tmp_path):
     for number, record in enumerate(store.ls()):
         stored = store.read(record.file)
         assert isinstance(stored, Stored)
-        written: list[Any] = [None, {"tree": 0}, {"leaves": 3, "tree": [1]}, "text"]
-        store.put(record.identity, stored.payload, extra={"outputs": written[number % 4]})
+        leaf = ["the output", [1, 0], "host", 2, True]
+        written: list[Any] = [
+            None, {"tree": 0}, {"leaves": 3, "tree": [1]}, {"tree": 0, "leaves": [leaf]},
+            {"tree": ["tuple", 0, 1], "leaves": [leaf, leaf]},
+            {"tree": 0, "leaves": [["the output", [5, 0], "host", 2, True]]},
+        ]  # fmt: skip
+        extra = {"outputs": written[number % 6], "memory_bytes": "x", "flops": True}
+        store.put(record.identity, stored.payload, extra=extra)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         function, report = warmed(double, tmp_path, **options)
@@ -469,11 +476,14 @@ def test_an_executable_that_does_not_run(tmp_path, iterations, monkeypatch):
         function = bucket_jit(double, in_axes=("batch seq",), config=config, store=tmp_path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            function.warmup(X, progress=False)
+            report = function.warmup(X, progress=False)
+            assert report.captured == iterations
             assert_close(function(X), X * 2)
-            function.manager.reset()
-            assert_close(function(X), X * 2)
-        assert function.registry.capture_count == 1
+            if not iterations:  # the call was the first run, and was answered eagerly
+                function.manager.dispatcher.capturer.failures.clear()
+                assert_close(function(X), X * 2)
+        stats = function.stats()["registry"]
+        assert (stats["capture_count"], stats["load_count"]) == (1, 0)
     assert loaded(double, tmp_path, config=config)
 
 
@@ -518,6 +528,71 @@ def test_what_was_compiled_elsewhere(tmp_path, field, value, fingerprint, caplog
         assert not loaded(double, tmp_path, fingerprint=fingerprint)
     assert f"the nearest stored one has {field} " in caplog.text
     assert loaded(double, tmp_path, fingerprint=fingerprint)
+
+
+def by_size(x):
+    """Another pytree for the small bucket than for the large one."""
+    return {"small": x * 2} if x.shape[0] <= 2 else {"large": x * 3}
+
+
+@pytest.mark.parametrize("fingerprint", [None, "v1"])
+def test_outputs_that_depend_on_the_bucket(tmp_path, fingerprint):
+    """Each bucket's pytree is its own, loaded or compiled."""
+    config = CUDAGraphConfig(capture_sizes=(2, 4), capture_seq_lens=(4,), warmup_iterations=0)
+    options: dict[str, Any] = {
+        "config": config, "fingerprint": fingerprint, "unpad": "none", "out_axes": "batch seq"
+    }  # fmt: skip
+    for count in (0, 2):
+        function, report = warmed(by_size, tmp_path, **options)
+        assert report.loaded == count
+        assert [*function(X)] == ["small"]
+        assert [*function(floats(0, 4, 4))] == ["large"]
+
+
+def test_hot_buckets_do_not_change_the_outputs_axes(tmp_path):
+    """The axes of outputs are those that the largest bucket shows, whichever is loaded first."""
+    function = lambda x: x if x.shape[1] <= 8 else x[:, ::2]  # noqa: E731
+    small = CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(4, 8), warmup_iterations=0)
+    large = dataclasses.replace(small, capture_seq_lens=(4, 8, 16), max_capture_seq_len=16)
+    for fingerprint in (None, "v1"):
+        with warmed(function, tmp_path, config=small, fingerprint=fingerprint)[0].manager as m:
+            bucket_jit(function, in_axes=("batch seq",), manager=m)(floats(0, 2, 4))
+        with pytest.raises(InputShapeError):
+            warmed(function, tmp_path, config=large, fingerprint=fingerprint)
+
+
+def closing_over(value):
+    def closed(x):
+        return x * value
+
+    return closed
+
+
+class Scaled:
+    """A callable with data of its own."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return x * self.factor
+
+
+def test_one_fingerprint_for_several_functions(tmp_path):
+    """Constants that can be written tell them apart; otherwise the second one is lowered."""
+    written_out = [closing_over(2.0), closing_over(3.0)]
+    by_default = [lambda x, k=2.0: x * k, lambda x, k=3.0: x * k]
+    for functions in (written_out, by_default):
+        for factor, function in zip((2, 3), functions, strict=True):
+            answer = warmed(function, tmp_path, fingerprint="v1", name="f")[0](X)
+            assert_close(answer, X * factor)
+    first, second = Scaled(2.0), Scaled(3.0)
+    for _ in range(2):
+        answer = warmed(first, tmp_path, fingerprint="scaled", name="f")[0](X)
+        assert_close(answer, X * 2)
+        with pytest.warns(CUDAGraphWarning, match="is that of another function, too"):
+            answer = warmed(second, tmp_path, fingerprint="scaled", name="f")[0](X)
+        assert_close(answer, X * 3)
 
 
 def test_explain_knows_the_store(tmp_path):

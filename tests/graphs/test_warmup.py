@@ -231,7 +231,7 @@ def test_total_time_is_the_clocks():
         lambda bucket: pytest.fail("there is no bucket"),
         iterations=1,
         leaves=(),
-        broken=lambda entry: None,
+        broken=lambda entry, error: None,
         failed=lambda bucket, error: None,
         progress=Progress(False),
         clock=lambda: next(ticks),

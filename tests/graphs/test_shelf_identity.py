@@ -1,0 +1,190 @@
+"""What is not the same program is never loaded in its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cudagraph_jax import (
+    CUDAGraphConfig,
+    CUDAGraphWarning,
+    bucket_jit,
+)
+from tests.graphs.functions import assert_close, floats, tokens
+from tests.graphs.stored import SMALL, X, closing_over, loaded, warmed
+
+
+def first_of(x, y):
+    return x
+
+
+def second_of(x, y):
+    return y
+
+
+first_of.__name__ = second_of.__name__ = "either"
+
+
+def test_which_argument_is_dropped(tmp_path):
+    """Functions that lower alike, but take different arguments, are told apart."""
+    options: dict[str, Any] = {"in_axes": "batch seq"}
+    y = X + 1
+    first, _ = warmed(first_of, tmp_path, X, y, **options)
+    second, report = warmed(second_of, tmp_path, X, y, **options)
+    assert report.loaded == 0
+    assert_close(first(X, y), X)
+    assert_close(second(X, y), y)
+    again, report = warmed(second_of, tmp_path, X, y, **options)
+    assert report.loaded == 1
+    assert_close(again(X, y), y)
+
+
+def scaling(constant):
+    """A function with a constant of its own."""
+
+    def scaled(x):
+        return x * constant
+
+    return scaled
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"function": scaling(np.float32(3))},
+        {"function": scaling(np.full((1, 1), 2, np.float32))},
+        {"args": (X.astype(np.float16),)},
+        {"args": (tokens(0, 2, 3),)},
+        {"name": "another"},
+        {"donate_argnums": 0, "unpad": "none"},
+        {"mask_argname": "mask", "function": lambda x, mask: x * 2.0 * mask},
+        {"config": dataclasses.replace(SMALL, capture_seq_lens=(8,), max_capture_seq_len=8)},
+        {
+            "config": dataclasses.replace(
+                SMALL, compiler_options={"xla_cpu_enable_fast_math": "True"}
+            )
+        },
+    ],
+)
+def test_what_is_not_the_same_is_compiled(tmp_path, other):
+    """Another constant, dtype, name, donation, mask, bucket or option is another executable."""
+    function = scaling(np.float32(2))
+    warmed(function, tmp_path)
+    assert loaded(function, tmp_path)
+    options = {"function": function, "args": (X,), **other}
+    function, args = options.pop("function"), options.pop("args")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # donated buffers that no output can take over
+        assert not loaded(function, tmp_path, *args, **options)
+        assert loaded(function, tmp_path, *args, **options)
+
+
+def test_a_setting_of_jax_counts(tmp_path):
+    """What was compiled under other settings of JAX is not loaded."""
+    args = (floats(0, 2, 2),)
+    options: dict[str, Any] = {
+        "in_axes": ("batch _",), "fingerprint": "v1",
+        "config": CUDAGraphConfig(capture_sizes=(2,), warmup_iterations=0),
+    }  # fmt: skip
+    function = lambda x: x @ jnp.ones((2, 2), x.dtype)  # noqa: E731
+    assert not loaded(function, tmp_path, *args, **options)
+    with jax.default_matmul_precision("float32"):
+        assert not loaded(function, tmp_path, *args, **options)
+        assert loaded(function, tmp_path, *args, **options)
+    assert loaded(function, tmp_path, *args, **options)
+
+
+def test_an_edit_under_the_same_fingerprint_is_noticed(tmp_path):
+    """The function's own bytecode is part of what it is known by; so is the fingerprint."""
+    space: dict[str, Any] = {}
+    for factor in (2, 3):
+        exec(f"def f(x): return x * {factor}", space)
+        bucketed, report = warmed(space["f"], tmp_path, fingerprint="v1")
+        assert report.loaded == 0
+        assert_close(bucketed(X), X * factor)
+    assert not loaded(space["f"], tmp_path, fingerprint="v2")
+    assert loaded(space["f"], tmp_path, fingerprint="v2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    factor: int
+
+
+class Opaque:
+    """A static argument that another process could not name."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __hash__(self):
+        return hash(self.factor)
+
+    def __eq__(self, other):
+        return isinstance(other, Opaque) and other.factor == self.factor
+
+
+@pytest.mark.parametrize("kind", [Size, Opaque])
+def test_static_arguments(tmp_path, kind):
+    """Each static value is an executable of its own, by its name or by what it lowers to."""
+
+    def function(x, size):
+        return x * size.factor
+
+    options: dict[str, Any] = {"static_argnames": "size", "fingerprint": "v1"}
+    for factor in (2, 3):
+        bucketed, report = warmed(function, tmp_path, X, kind(factor), **options)
+        assert report.loaded == 0
+        assert_close(bucketed(X, kind(factor)), X * factor)
+    bucketed, report = warmed(function, tmp_path, X, kind(3), **options)
+    assert report.loaded == 1
+    assert_close(bucketed(X, kind(3)), X * 3)
+
+
+def test_written_calls_are_told_apart(tmp_path):
+    """Arguments given by name in another order are not mistaken for each other."""
+
+    def function(x, a, b):
+        return x * a - b
+
+    options: dict[str, Any] = {"in_axes": ("batch seq", None, None), "fingerprint": "v1"}
+    a, b = np.float32(2), np.float32(3)
+    for _ in range(2):
+        bucketed = bucket_jit(function, config=SMALL, store=tmp_path, **options)
+        assert_close(bucketed(X, a, b), X * 2 - 3)
+        assert_close(bucketed(X, b=b, a=a), X * 2 - 3)
+        assert_close(bucketed(X, a, b=b), X * 2 - 3)
+    assert bucketed.stats()["registry"]["capture_count"] == 0
+
+
+class Scaled:
+    """A callable with data of its own."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return x * self.factor
+
+
+def test_one_fingerprint_for_several_functions(tmp_path):
+    """Constants that can be written tell them apart; otherwise the second one is lowered."""
+    written_out = [closing_over(2.0), closing_over(3.0)]
+    by_default = [lambda x, k=2.0: x * k, lambda x, k=3.0: x * k]
+    for functions in (written_out, by_default):
+        for factor, function in zip((2, 3), functions, strict=True):
+            answer = warmed(function, tmp_path, fingerprint="v1", name="f")[0](X)
+            assert_close(answer, X * factor)
+    first, second = Scaled(2.0), Scaled(3.0)
+    for _ in range(2):
+        answer = warmed(first, tmp_path, fingerprint="scaled", name="f")[0](X)
+        assert_close(answer, X * 2)
+        with pytest.warns(CUDAGraphWarning, match="is that of another function, too"):
+            answer = warmed(second, tmp_path, fingerprint="scaled", name="f")[0](X)
+        assert_close(answer, X * 3)

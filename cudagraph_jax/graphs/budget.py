@@ -19,7 +19,7 @@ _REMEDY_OTHERS = (
 
 
 class Budget:
-    """The limits of a registry, while a grid is captured from the largest bucket down.
+    """The limits of a registry, while a grid is captured, in whatever order.
 
     What other functions hold is to stay, and what the same function holds for other arguments.
     What this one holds outside the grid may go.
@@ -109,17 +109,23 @@ class Budget:
         """The bytes that `bucket` is going to need; None where none is measured.
 
         Part of the memory grows with the elements, and part is the same for all buckets: a line
-        through the last two tells them apart. Where there is one, all of it is taken to grow.
+        through the two of nearest size tells them apart. Where there is one, all of it is taken to
+        grow. No more is needed than for a bucket that is at least as large.
         """
-        if not self._measured or not self._measured[-1].memory_bytes:
+        elements = bucket.elements
+        measured = {
+            entry.bucket.elements: entry.memory_bytes
+            for entry in self._measured
+            if entry.memory_bytes is not None
+        }
+        if not measured:
             return None
-        least, elements = self._measured[-1].memory_bytes, self._measured[-1].bucket.elements
-        for larger in reversed(self._measured[:-1]):
-            steps = larger.bucket.elements - elements
-            if steps and larger.memory_bytes is not None:
-                growth = (larger.memory_bytes - least) / steps
-                return max(0, min(least, int(least - growth * (elements - bucket.elements))))
-        return least * bucket.elements // elements
+        nearest, *others = sorted(measured, key=lambda size: abs(size - elements))
+        other = others[0] if others else 0
+        growth = (measured[nearest] - measured.get(other, 0)) / (nearest - other)
+        estimate = int(measured[nearest] + growth * (elements - nearest))
+        enough = (needed for size, needed in measured.items() if size >= elements)
+        return max(0, min([estimate, *enough]))
 
     def _exceeded(self) -> str:
         needed = sum(entry.memory_bytes or 0 for entry in self._to_stay)

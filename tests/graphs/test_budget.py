@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cudagraph_jax import (
     CaptureError,
@@ -16,9 +19,12 @@ from cudagraph_jax import (
     CUDAGraphConfig,
     CUDAGraphManager,
     CUDAGraphWarning,
+    GraphStore,
     bucket_jit,
 )
+from cudagraph_jax.graphs.budget import Budget
 from cudagraph_jax.graphs.failures import Failures
+from cudagraph_jax.shapes.ladder import Bucket
 from tests.graphs.functions import GRID, assert_close, double, floats
 
 QUIET = {"progress": False}
@@ -138,6 +144,47 @@ def test_memory_that_does_not_shrink_is_estimated_as_such():
     said = str(caught.value)
     assert f"2 buckets with {held:,} bytes are held, and the next one, 4x1, needs about" in said
     assert "but the budget is 1,048,576: raise it" in said
+
+
+def test_a_larger_bucket_that_comes_later_is_not_estimated_as_a_smaller_one(tmp_path):
+    """With hot buckets first, too, a bucket that does not fit is said before it is compiled."""
+    store = GraphStore(tmp_path)
+    store.remember_hot({"big": {"2x1": 9, "1x1": 8}})
+    config = CUDAGraphConfig(capture_sizes=(1, 2, 4), memory_pool_size_mb=3, warmup_iterations=0)
+    manager = CUDAGraphManager(config, store=store)
+    other = bucket_jit(lambda x: big(x) + 1, in_axes=("batch _",), manager=manager, name="other")
+    other(floats(0, 1, 1))
+    function = bucket_jit(big, in_axes=("batch _",), manager=manager)
+    with pytest.raises(ConfigError, match="and the next one, 4x1, needs about"):
+        function.warmup(floats(0, 1, 1), **QUIET)
+    assert [entry.key for entry in function.registry.entries()] == [(1, 1), (2, 1), (1, 1)]
+    assert (function.registry.capture_count, function.registry.evictions) == (3, 0)
+
+
+@dataclass(eq=False)
+class Measured:
+    """What a budget asks of an entry."""
+
+    bucket: Bucket
+    memory_bytes: int
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 64), st.integers(0, 1000)), min_size=1),
+    st.integers(1, 64),
+)
+def test_an_estimate_is_no_more_than_a_larger_bucket_needs(measured, size):
+    """In whatever order buckets come: never negative, and what was measured is known."""
+    function = bucket_jit(double, in_axes=("batch _",), config=GRID)
+    budget = Budget(function.registry, cast("Any", None), [])
+    for rows, needed in measured:
+        budget.add(cast("Any", Measured(Bucket(rows, 1), needed)))
+    estimate = budget._estimate(Bucket(size, 1))
+    assert estimate is not None
+    last = dict(measured)
+    assert 0 <= estimate <= min((n for rows, n in last.items() if rows >= size), default=estimate)
+    if len(last) == 1 and size in last:
+        assert estimate == last[size]
 
 
 def jumping(x):

@@ -37,6 +37,14 @@ class Files:
         """Writes some of `data`; how much."""
         return os.write(file, data)
 
+    def names(self, directory: int) -> list[str]:
+        """The names in the directory."""
+        return os.listdir(directory)
+
+    def status(self, name: str, *, directory: int) -> os.stat_result:
+        """What the system says about a name, links not followed."""
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
     def sync(self, file: int) -> None:
         """Waits until a file or a directory is on the disk."""
         os.fsync(file)
@@ -63,13 +71,23 @@ class Folder:
         self._files = files
 
     def names(self) -> list[str]:
-        """The names of all that is in it, sorted."""
-        return sorted(os.listdir(self._descriptor))
+        """The names of all that is in it, sorted; none if it was deleted meanwhile.
+
+        Raises:
+            UnusableError: The system refuses to list them.
+        """
+        with suppress(FileNotFoundError), _readable(self.path):
+            return sorted(self._files.names(self._descriptor))
+        return []
 
     def status(self, name: str) -> os.stat_result | None:
-        """What the system says about a name, links not followed; None if there is none."""
-        with suppress(FileNotFoundError):
-            return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+        """What the system says about a name, links not followed; None if there is none.
+
+        Raises:
+            UnusableError: The system refuses to say anything.
+        """
+        with suppress(FileNotFoundError), _readable(self.path / name):
+            return self._files.status(name, directory=self._descriptor)
         return None
 
     @contextmanager
@@ -86,8 +104,9 @@ class Folder:
             file = self._files.open(name, _READ_FILE, directory=self._descriptor)
         except OSError as error:
             raise _not_opened(error) from error
-        status = os.fstat(file)
+        status = None
         try:
+            status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
                 raise UnusableError("it is no ordinary file", reason=Reason.FOREIGN)
             unsafe = danger(status, self.path / name, uid=os.geteuid())
@@ -96,7 +115,7 @@ class Folder:
             with os.fdopen(file, "rb", closefd=False) as stream:
                 yield stream, status
         except UnusableError as problem:
-            problem.seen = (status.st_dev, status.st_ino)
+            problem.seen = status and (status.st_dev, status.st_ino)
             raise
         except OSError as error:
             raise UnusableError(f"it cannot be read: {error}", reason=Reason.UNREADABLE) from error
@@ -167,12 +186,24 @@ def opened(path: Path, *, is_trusted: bool, files: Files) -> Iterator[Folder]:
     except (OSError, ValueError) as error:  # ValueError: NUL in a name
         raise UnusableError(f"{path} cannot be read: {error}", reason=Reason.UNREADABLE) from error
     try:
-        unsafe = danger(os.fstat(descriptor), path, uid=os.geteuid())
+        with _readable(path):
+            status = os.fstat(descriptor)
+        unsafe = danger(status, path, uid=os.geteuid())
         if unsafe is not None and not is_trusted:
             raise UnusableError(unsafe)
         yield Folder(path, descriptor, is_trusted=is_trusted, files=files)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UnusableError(f"{path} cannot be read: {error}", reason=Reason.UNREADABLE) from error
 
 
 def _not_opened(error: OSError) -> UnusableError:

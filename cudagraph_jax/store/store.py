@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Literal
 
 from cudagraph_jax.errors import ConfigError, StoreError
@@ -190,7 +190,10 @@ class GraphStore(StoreDirectory):
         except UnusableError as problem:
             if problem.reason is Reason.UNSAFE:
                 raise
-            moved = put_aside(folder, name, problem) if self.mode == "rw" else None
+            moved = None
+            if self.mode == "rw":
+                with suppress(UnusableError):  # whatever keeps it from being moved, it is a miss
+                    moved = put_aside(folder, name, problem)
             self._counts.miss(problem.reason, is_moved=moved is not None)
             return as_miss(name, problem, moved_to=moved)
         if self.mode == "rw":

@@ -49,6 +49,14 @@ class Failing(Files):
         self._count("sync directory" if stat.S_ISDIR(os.fstat(file).st_mode) else "sync")
         super().sync(file)
 
+    def names(self, directory: int) -> list[str]:
+        self._count("names")
+        return super().names(directory)
+
+    def status(self, name: str, *, directory: int) -> os.stat_result:
+        self._count("status")
+        return super().status(name, directory=directory)
+
     def rename(self, old: str, new: str, *, directory: int) -> None:
         self._count("rename")
         super().rename(old, new, directory=directory)
@@ -165,6 +173,30 @@ def test_unreadable(tmp_path, code):
     assert os.strerror(code) in miss.detail
     assert store.ls()[0].problem is not None
     assert os.listdir(tmp_path) == [FILE]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ESTALE, errno.EIO])
+@pytest.mark.parametrize("call", ["status", "names"])
+def test_a_directory_of_which_nothing_is_said(tmp_path, call, code):
+    """Where the system refuses to list or describe files, each question is a StoreError."""
+    filled(tmp_path)
+    store = GraphStore(tmp_path, files=Failing(call, code))
+    asked: list[Callable[[], object]] = [store.ls, store.verify, store.prune]
+    asked += [lambda: store.prune(max_bytes=0), lambda: store.nearest(IDENTITY)]
+    asked.append((lambda: IDENTITY in store) if call == "status" else store.__len__)
+    for ask in asked:
+        with pytest.raises(StoreError, match=f"cannot be read: .*{os.strerror(code)}") as raised:
+            ask()
+        assert getattr(raised.value, "reason", None) is Reason.UNREADABLE
+    assert found(store).payload == PAYLOAD
+    (tmp_path / FILE).write_bytes(b"spoiled")
+    assert missed(store).reason in (Reason.FOREIGN, Reason.TRUNCATED)
+
+
+def test_a_directory_that_is_deleted_while_it_is_listed(tmp_path):
+    """It is an empty one."""
+    store = GraphStore(tmp_path, files=Failing("names", errno.ENOENT))
+    assert (len(store), store.ls(), store.prune().entries) == (0, (), ())
 
 
 def test_a_file_that_cannot_be_moved_aside(tmp_path):

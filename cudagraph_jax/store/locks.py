@@ -8,7 +8,9 @@ killed process are free at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -31,29 +33,47 @@ def checked_timeout(timeout_s: object, *, name: str = "timeout_s") -> float:
 
 
 @contextmanager
-def held(path: Path, *, timeout_s: float) -> Iterator[bool]:
+def held(
+    path: Path, *, timeout_s: float, is_over: Callable[[], bool] = lambda: False
+) -> Iterator[bool]:
     """A lock, held inside the context.
 
     Args:
         path: Its file.
         timeout_s: How long to wait for another holder.
+        is_over: Whether to wait no longer, asked every 50 ms.
 
     Yields:
         Whether it was had; not, after any error of the system.
     """
     with ExitStack() as stack:
-        yield _acquire(stack, path, timeout_s)
+        yield _acquire(stack, path, timeout_s, is_over)
 
 
-def _acquire(stack: ExitStack, path: Path, timeout_s: float) -> bool:
+def is_exiting() -> bool:
+    """Whether the interpreter exits, and waits for the threads that are no daemons."""
+    return not threading.main_thread().is_alive()
+
+
+def _acquire(stack: ExitStack, path: Path, timeout_s: float, is_over: Callable[[], bool]) -> bool:
     try:
-        from filelock import FileLock
+        from filelock import FileLock, Timeout
     except ImportError:
         return False
+    deadline = time.monotonic() + timeout_s
     try:
         lock = FileLock(str(path), mode=0o600)
-        lock.acquire(timeout=timeout_s, poll_interval=min(_POLL_S, timeout_s))
-    except (OSError, NotImplementedError):  # Timeout is an OSError
+        while True:
+            try:
+                lock.acquire(timeout=0, poll_interval=0)
+            except Timeout:
+                rest_s = deadline - time.monotonic()
+                if rest_s <= 0 or is_over():
+                    return False
+                time.sleep(min(_POLL_S, rest_s))
+            else:
+                break
+    except (OSError, NotImplementedError):
         return False
     stack.callback(lock.release)
     return True

@@ -15,7 +15,7 @@ from cudagraph_jax.store.entries import as_miss, problem_in, problem_of, put_asi
 from cudagraph_jax.store.folder import Files, Folder
 from cudagraph_jax.store.format import Header, pack
 from cudagraph_jax.store.identity import Identity, Json, differences, file_name, in_words, plain
-from cudagraph_jax.store.locks import LOCK, checked_timeout, held
+from cudagraph_jax.store.locks import LOCK, checked_timeout, held, is_exiting
 from cudagraph_jax.store.manifest import MANIFEST, Hot, read_manifest, write_manifest
 from cudagraph_jax.store.outcomes import Miss, Reason, Stored, UnusableError
 
@@ -60,6 +60,7 @@ class GraphStore(StoreDirectory):
         self.patience_s = checked_timeout(patience_s, name="patience_s")
         super().__init__(path, mode=mode, key=key, clock=clock, files=files)
         self._counts = Counts()
+        self._waits = True
 
     def get(self, identity: Identity) -> Stored | Miss:
         """The executable with this identity, or why there is none.
@@ -175,7 +176,16 @@ class GraphStore(StoreDirectory):
             A context manager that gives whether the lock was had. It raises nothing of its own.
         """
         name = file_name(plain(identity, name="identity", nested=False))
-        return self._held(name, checked_timeout(timeout_s))
+        return self._held(name, checked_timeout(timeout_s), self._is_waiting_over)
+
+    def stop_waiting(self) -> None:
+        """Ends every wait of a `lock` of this object at once, also of those to come.
+
+        Who waited goes on without the lock, as when its time is up; a lock that is free is still
+        had. So a server can end while another one compiles. When the interpreter exits, waits end
+        by themselves.
+        """
+        self._waits = False
 
     def stats(self) -> dict[str, Any]:
         """Counts since the store was opened: hits, misses by reason, moved aside, written."""
@@ -213,12 +223,16 @@ class GraphStore(StoreDirectory):
         self._counts.write()
 
     @contextmanager
-    def _held(self, name: str, timeout_s: float) -> Iterator[bool]:
+    def _held(self, name: str, timeout_s: float, is_over: Callable[[], bool]) -> Iterator[bool]:
         if not self._can_lock():
             yield False
             return
-        with held(self.path / f"{name}{LOCK}", timeout_s=timeout_s) as was_had:
+        path = self.path / f"{name}{LOCK}"
+        with held(path, timeout_s=timeout_s, is_over=is_over) as was_had:
             yield was_had
+
+    def _is_waiting_over(self) -> bool:
+        return not self._waits or is_exiting()
 
     def _can_lock(self) -> bool:
         if self.mode == "ro":

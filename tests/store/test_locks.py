@@ -1,6 +1,7 @@
 """Locks across processes."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -52,6 +53,60 @@ def test_waits_no_longer_than_stated(store):
         with store.lock(IDENTITY, 0.2) as had:
             assert not had
         assert 0.2 <= time.monotonic() - start < 5
+
+
+def test_a_wait_is_ended(store):
+    """Whoever waits goes on at once when waiting is stopped; later waits are single tries."""
+    waiter, had = GraphStore(store.path), []
+    waiting = threading.Event()
+
+    def wait():
+        waiting.set()
+        with waiter.lock(IDENTITY, 600) as is_mine:
+            had.append(is_mine)
+
+    with store.lock(IDENTITY, 0):
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        assert waiting.wait(60)
+        assert thread.is_alive()
+        waiter.stop_waiting()
+        thread.join(60)
+        assert had == [False]
+        wait()
+        assert had == [False, False]
+    wait()
+    assert had == [False, False, True]
+
+
+EXITS = """
+import sys, threading
+from cudagraph_jax.store import GraphStore
+
+holder, waiter = GraphStore(sys.argv[1]), GraphStore(sys.argv[1])
+held, waiting = holder.lock({"n": 1}, 0), threading.Event()
+assert held.__enter__()
+
+def wait():
+    waiting.set()
+    with waiter.lock({"n": 1}, 600) as had:
+        print(had)
+
+threading.Thread(target=wait).start()
+waiting.wait()
+"""
+
+
+def test_the_interpreter_exits(store):
+    """A thread that the interpreter waits for does not wait for a lock any more."""
+    done = subprocess.run(
+        [sys.executable, "-c", EXITS, str(store.path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")
 
 
 def test_errors_inside_are_the_callers(store):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import os
+import queue
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
 from cudagraph_jax.errors import StoreError
+from cudagraph_jax.fork import forkable_lock
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.shelf import Shelf
 from cudagraph_jax.log import logger
@@ -29,21 +33,35 @@ class Upkeep:
     """Keeps the hot buckets of one registry written down in its store, for the next start.
 
     That happens every minute in a daemon thread, and at the end: a server that is killed loses a
-    minute of it. Files that are in use are marked so that pruning spares them.
+    minute of it. Files that are in use are marked so that pruning spares them. A forked child
+    writes nothing: what was replayed, its parent writes.
 
     Args:
         shelf: Where.
         registry: What is replayed; held weakly.
         interval_s: Seconds between two times.
+        thread: Makes the thread. Where it does not start, as while the interpreter exits or where
+            the system has no more threads, there is the end alone.
     """
 
-    def __init__(self, shelf: Shelf, registry: Held, *, interval_s: float = INTERVAL_S) -> None:
+    def __init__(
+        self,
+        shelf: Shelf,
+        registry: Held,
+        *,
+        interval_s: float = INTERVAL_S,
+        thread: Callable[..., threading.Thread] = threading.Thread,
+    ) -> None:
         self._shelf = shelf
         self._registry = weakref.ref(registry)
         self._interval_s = interval_s
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._thread = thread
+        self._lock = forkable_lock()
+        self._is_ended = False
+        # Unlike an event, it may be told by a finalizer that interrupts the thread that waits.
+        self._told: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._at_exit: Callable[[], object] | None = None
+        self._process: int | None = None
         self._seen: Counter[int] = Counter()
 
     def begin(self) -> None:
@@ -51,18 +69,24 @@ class Upkeep:
         if self._shelf.store.mode == "ro" or self._at_exit is not None:
             return
         with self._lock:
-            if self._at_exit is None and not self._ended.is_set():
-                self._at_exit = partial(_write, weakref.ref(self))
-                atexit.register(self._at_exit)
-                weakref.finalize(self, atexit.unregister, self._at_exit).atexit = False
-                arguments = (weakref.ref(self), self._ended, self._interval_s)
-                threading.Thread(
-                    target=_work, args=arguments, name="cudagraph_jax upkeep", daemon=True
-                ).start()
+            if self._at_exit is not None or self._is_ended:
+                return
+            self._at_exit = partial(_write, weakref.ref(self))
+            self._process = os.getpid()
+        arguments = (weakref.ref(self), self._told, self._interval_s)
+        with suppress(RuntimeError):  # the interpreter exits
+            atexit.register(self._at_exit)
+            weakref.finalize(self, atexit.unregister, self._at_exit).atexit = False
+            weakref.finalize(self, self._told.put, None).atexit = False
+        with suppress(RuntimeError):  # or there are no more threads
+            self._thread(
+                target=_work, args=arguments, name="cudagraph_jax upkeep", daemon=True
+            ).start()
 
     def end(self) -> None:
         """Writes for the last time."""
-        self._ended.set()
+        self._is_ended = True
+        self._told.put(None)
         if self._at_exit is not None:
             atexit.unregister(self._at_exit)
             self.write()
@@ -70,24 +94,31 @@ class Upkeep:
     def write(self) -> None:
         """Writes what was replayed since the last time, if anything was."""
         registry = self._registry()
-        if registry is None:
+        if registry is None or self._process != os.getpid():
             return
-        replays = {entry: entry.replay_count for entry in registry.entries()}
         with self._lock:
-            used = [entry for entry, n in replays.items() if n != self._seen[entry.graph_id]]
-            self._seen = Counter({entry.graph_id: n for entry, n in replays.items()})
-        if not used:
+            replays = [(entry, entry.replay_count) for entry in registry.entries()]
+            fresh = {
+                entry: count - self._seen[entry.graph_id]
+                for entry, count in replays
+                if count > self._seen[entry.graph_id]
+            }
+            self._seen = Counter({entry.graph_id: count for entry, count in replays})
+        if not fresh:
             return
         hot: dict[str, Counter[str]] = {}
-        for entry, count in replays.items():
-            if count:
-                hot.setdefault(entry.variant.name, Counter())[str(entry.bucket)] += count
+        for entry, count in fresh.items():
+            hot.setdefault(entry.variant.name, Counter())[str(entry.bucket)] += count
         try:
             self._shelf.store.remember_hot(hot)
-            for entry in used:
-                self._shelf.touch(entry.executable)
         except StoreError as error:
             logger.warning("the hot buckets are not written down: %s", error)
+            with self._lock:
+                self._seen.subtract({entry.graph_id: count for entry, count in fresh.items()})
+            return
+        with suppress(StoreError):
+            for entry in fresh:
+                self._shelf.touch(entry.executable)
 
 
 def _write(upkeep: weakref.ref[Upkeep]) -> bool:
@@ -98,6 +129,10 @@ def _write(upkeep: weakref.ref[Upkeep]) -> bool:
     return found is not None
 
 
-def _work(upkeep: weakref.ref[Upkeep], ended: threading.Event, interval_s: float) -> None:
-    while not ended.wait(interval_s) and _write(upkeep):
-        pass
+def _work(upkeep: weakref.ref[Upkeep], end: queue.SimpleQueue[None], interval_s: float) -> None:
+    while True:
+        try:
+            return end.get(timeout=interval_s)
+        except queue.Empty:
+            if not _write(upkeep):
+                return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 
 from cudagraph_jax.log import logger
@@ -16,33 +17,74 @@ Hot = Mapping[str, Mapping[str, int]]
 
 _MOST_BYTES = 2**20
 _MOST_FUNCTIONS = 256
+_MOST_BUCKETS = 1024
+_MOST_BITS = 20
 
 
 def read_manifest(folder: Folder) -> dict[str, dict[str, int]]:
     """What was written last; empty where that is not there, or not what it should be."""
-    try:
-        with folder.reading(MANIFEST) as (file, status):
-            text = file.read(_MOST_BYTES) if status.st_size <= _MOST_BYTES else b""
-        found = json.loads(text)
-        return {
-            str(name): {str(bucket): int(count) for bucket, count in counts.items()}
-            for name, counts in found.items()
-        }
-    except UnusableError as problem:
-        if problem.reason is not Reason.ABSENT:
-            logger.warning("%s is not used: %s", folder.path / MANIFEST, problem)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        logger.warning("%s is not used: %s", folder.path / MANIFEST, error)
-    return {}
+    return _read(folder)[0]
 
 
-def write_manifest(folder: Folder, hot: Hot) -> None:
-    """Writes the counts of some functions; those of others stay, up to a number of them.
+def add_to_manifest(folder: Folder, hot: Hot, *, opened_at: float) -> None:
+    """Adds the counts of some functions to those that are there; the caller has the lock.
+
+    Args:
+        folder: Where.
+        hot: What to add. Functions that are not in it stay as they are.
+        opened_at: If nothing was written since, the counts that are there are halved first.
 
     Raises:
         OSError: It cannot be written.
     """
-    others = {name: known for name, known in read_manifest(folder).items() if name not in hot}
-    newest_last = list({**others, **hot}.items())
-    text = json.dumps(dict(newest_last[-_MOST_FUNCTIONS:]), indent=1)
-    folder.write(MANIFEST, [text.encode()])
+    known, written_at = _read(folder)
+    is_old = written_at < opened_at
+    for name, more in hot.items():
+        counts = Counter(known.pop(name, {}))
+        if is_old:
+            counts = Counter({bucket: count // 2 for bucket, count in counts.items()})
+        counts.update(more)
+        known[name] = _hottest(counts)  # at the end: those written last stay
+    folder.write(MANIFEST, [json.dumps(_newest(known), indent=1).encode()])
+
+
+def _read(folder: Folder) -> tuple[dict[str, dict[str, int]], float]:
+    """The counts, and when they were written, in seconds of the writer's clock."""
+    try:
+        with folder.reading(MANIFEST) as (file, status):
+            text = file.read(_MOST_BYTES) if status.st_size <= _MOST_BYTES else b""
+        found = {
+            str(name): {str(bucket): int(count) for bucket, count in counts.items()}
+            for name, counts in json.loads(text).items()
+        }
+    except UnusableError as problem:
+        if problem.reason is not Reason.ABSENT:
+            logger.warning("%s is not used: %s", folder.path / MANIFEST, problem)
+        return {}, 0.0
+    except (ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
+        logger.warning("%s is not used: %s", folder.path / MANIFEST, error)
+        return {}, 0.0
+    return found, status.st_mtime
+
+
+def _hottest(counts: Counter[str]) -> dict[str, int]:
+    """The buckets replayed most, all halved until their sum is bounded, so that old ones fade."""
+    excess = max(0, counts.total().bit_length() - _MOST_BITS)
+    return {
+        bucket: count >> excess
+        for bucket, count in counts.most_common(_MOST_BUCKETS)
+        if count >> excess > 0
+    }
+
+
+def _newest(functions: Mapping[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """The functions written last, no more than a file may hold that is to be read again."""
+    kept: dict[str, dict[str, int]] = {}
+    room = _MOST_BYTES
+    for name, counts in reversed(list(functions.items())):
+        room -= len(json.dumps({name: counts}, indent=1))
+        if room < 0 or len(kept) == _MOST_FUNCTIONS:
+            break
+        if counts:
+            kept[name] = counts
+    return dict(reversed(list(kept.items())))

@@ -16,8 +16,11 @@ from cudagraph_jax.store.folder import Files, Folder
 from cudagraph_jax.store.format import Header, pack
 from cudagraph_jax.store.identity import Identity, Json, differences, file_name, in_words, plain
 from cudagraph_jax.store.locks import LOCK, checked_timeout, held, is_exiting
-from cudagraph_jax.store.manifest import MANIFEST, Hot, read_manifest, write_manifest
+from cudagraph_jax.store.manifest import MANIFEST, Hot, add_to_manifest, read_manifest
 from cudagraph_jax.store.outcomes import Miss, Reason, Stored, UnusableError
+
+_MANIFEST_WAIT_S = 1.0
+"""Who writes the hot buckets has the lock for milliseconds."""
 
 
 class GraphStore(StoreDirectory):
@@ -60,6 +63,7 @@ class GraphStore(StoreDirectory):
         self.patience_s = checked_timeout(patience_s, name="patience_s")
         super().__init__(path, mode=mode, key=key, clock=clock, files=files)
         self._counts = Counts()
+        self._opened_at = float(clock())
         self._waits = True
 
     def get(self, identity: Identity) -> Stored | Miss:
@@ -150,17 +154,25 @@ class GraphStore(StoreDirectory):
             return {} if folder is None else read_manifest(folder)
 
     def remember_hot(self, hot: Hot) -> None:
-        """Writes down how often the buckets of some functions were replayed.
+        """Adds to how often the buckets of some functions were replayed.
+
+        What several processes add adds up. Of these functions, what was written before this store
+        was opened counts half from then on: once for servers that start together, so that what was
+        hot long ago fades.
+
+        Args:
+            hot: How often since the last time.
 
         Raises:
             StoreError: It cannot be written.
         """
         self._require_writable("remember_hot")
-        with self._opened() as folder:
+        with self._held(MANIFEST, _MANIFEST_WAIT_S, lambda: False), self._opened() as folder:
             try:
-                write_manifest(folder, hot)
+                add_to_manifest(folder, hot, opened_at=self._opened_at)
             except OSError as error:
                 raise StoreError(f"{self.path / MANIFEST} cannot be written: {error}") from error
+            folder.mark_used(MANIFEST, self._clock())
 
     def lock(self, identity: Identity, timeout_s: float) -> AbstractContextManager[bool]:
         """Excludes other processes that are about to compile the same executable.

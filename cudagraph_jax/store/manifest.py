@@ -49,7 +49,7 @@ def add_to_manifest(folder: Folder, hot: Hot, *, opened_at: float) -> None:
 
 
 def _read(folder: Folder) -> tuple[dict[str, dict[str, int]], float]:
-    """The counts, and when they were written, in seconds of the writer's clock."""
+    """The counts, and when they were written, in seconds since the epoch."""
     try:
         with folder.reading(MANIFEST) as (file, status):
             text = file.read(_MOST_BYTES) if status.st_size <= _MOST_BYTES else b""

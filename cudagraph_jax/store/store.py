@@ -63,7 +63,7 @@ class GraphStore(StoreDirectory):
         self.patience_s = checked_timeout(patience_s, name="patience_s")
         super().__init__(path, mode=mode, key=key, clock=clock, files=files)
         self._counts = Counts()
-        self._opened_at = float(clock())
+        self._opened_at = time.time()
         self._waits = True
 
     def get(self, identity: Identity) -> Stored | Miss:
@@ -172,7 +172,8 @@ class GraphStore(StoreDirectory):
                 add_to_manifest(folder, hot, opened_at=self._opened_at)
             except OSError as error:
                 raise StoreError(f"{self.path / MANIFEST} cannot be written: {error}") from error
-            folder.mark_used(MANIFEST, self._clock())
+            # Finer than what file systems write down by themselves.
+            folder.mark_used(MANIFEST, time.time())
 
     def lock(self, identity: Identity, timeout_s: float) -> AbstractContextManager[bool]:
         """Excludes other processes that are about to compile the same executable.

@@ -19,7 +19,7 @@ from cudagraph_jax.store.locks import LOCK, checked_timeout, held, is_exiting
 from cudagraph_jax.store.manifest import MANIFEST, Hot, add_to_manifest, read_manifest
 from cudagraph_jax.store.outcomes import Miss, Reason, Stored, UnusableError
 
-_MANIFEST_WAIT_S = 1.0
+_MANIFEST_WAIT_S = 2.0
 """Who writes the hot buckets has the lock for milliseconds."""
 
 

@@ -164,7 +164,9 @@ class Capturer:
         self.background.submit((bucket, variant), job)
 
     def close(self) -> None:
-        """Ends the background worker; what waits is dropped."""
+        """Ends the background worker; what waits is dropped, and nobody is waited for."""
+        if self.registry.shelf is not None:
+            self.registry.shelf.store.stop_waiting()
         try:
             self.background.close()
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 import warnings
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import (
+    CUDAGraphManager,
     CUDAGraphWarning,
     GraphStore,
     StoreError,
     bucket_jit,
 )
 from cudagraph_jax.store import Stored
+from cudagraph_jax.store.locks import LOCK, held
 from tests.graphs.functions import GRID, assert_close, double
 from tests.graphs.stored import BUCKETS, SMALL, X, loaded, warmed
 
@@ -191,3 +194,20 @@ def test_a_bad_manifest_changes_nothing(tmp_path, text, caplog):
     _, report = warmed(double, tmp_path, config=GRID)
     assert report.loaded == BUCKETS
     assert "hot.json is not used" in caplog.text
+
+
+def test_closing_does_not_wait_for_others(tmp_path):
+    """A manager is closed at once, also while a capture waits for another process."""
+    pytest.importorskip("filelock")
+    warmed(double, tmp_path)
+    (file,) = [record.file for record in GraphStore(tmp_path).ls()]
+    (tmp_path / file).unlink()
+    config = dataclasses.replace(SMALL, on_miss="background")
+    manager = CUDAGraphManager(config, store=GraphStore(tmp_path, patience_s=250))
+    function = bucket_jit(double, in_axes=("batch seq",), manager=manager)
+    with held(tmp_path / f"{file}{LOCK}", timeout_s=1) as is_held:
+        assert is_held
+        assert_close(function(X), X * 2)
+        began = time.monotonic()
+        manager.close()
+        assert time.monotonic() - began < 250

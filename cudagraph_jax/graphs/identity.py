@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 from jax.sharding import Mesh, NamedSharding, Sharding
@@ -24,7 +24,7 @@ Fields = dict[str, Json]
 
 WHAT_IT_COMPUTES = (
     *("known_by", "stablehlo", "outputs", "fingerprint", "function", "code", "places", "structure"),
-    *("axes", "statics", "unpad", "out_axes", "mask_argname", "grid", "mesh"),
+    *("axes", "statics", "unpad", "out_axes", "mask_argname", "mesh"),
 )
 """Fields that are not known, or not there, before a function is lowered."""
 
@@ -113,9 +113,7 @@ def lowered_fields(
     }
 
 
-def fingerprint_fields(
-    common: Fields, program: Program, *, grid: Sequence[Bucket], pads_seq: bool
-) -> Fields | None:
+def fingerprint_fields(common: Fields, program: Program) -> Fields | None:
     """What identifies an executable by its function's fingerprint, so that nothing is traced.
 
     None where there is no fingerprint, or where something that is part of the program, such as a
@@ -124,8 +122,6 @@ def fingerprint_fields(
     Args:
         common: The other fields.
         program: What is compiled.
-        grid: The buckets by which the axes of its outputs were found.
-        pads_seq: Whether sequences are padded.
 
     Raises:
         StoreError: Another function has this fingerprint, too.
@@ -157,7 +153,6 @@ def fingerprint_fields(
         "unpad": prefixes[0],
         "out_axes": prefixes[1],
         "mask_argname": target.mask_argname,
-        "grid": _hashed(repr((grid, pads_seq))),
         "mesh": str(jax.sharding.get_abstract_mesh()),
     }
 

@@ -127,7 +127,9 @@ class Loader:
             if isinstance(answer, Miss):
                 return answer
             outputs = _outputs(answer)
-            return None if outputs is None else self._restored(wanted, answer, outputs)
+            if outputs is None or not is_of_grid(wanted, answer):
+                return None
+            return self._restored(wanted, answer, outputs)
         except StoreError:
             return None
 
@@ -137,10 +139,13 @@ class Loader:
             if isinstance(answer, Miss):
                 self._note(wanted, fields, answer)
                 return None
-            if lowering is None and (outputs := _outputs(answer)) is not None:
-                return self._restored(wanted, answer, outputs)
+            known = _outputs(answer) if lowering is None else None
+            if known is not None and is_of_grid(wanted, answer):
+                return self._restored(wanted, answer, known)
             outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
-            if lowering is not None:
+            if known is not None:
+                outputs = outputs._replace(structure=known.structure)
+            elif lowering is not None:
                 structure = jax.tree.structure(lowering.output_info)
                 outputs = outputs._replace(structure=structure)
             return self._restored(wanted, answer, outputs, lowering=lowering)
@@ -194,15 +199,21 @@ class Loader:
             logger.info("%s is not in the store: %s", wanted, near or "nothing like it is")
 
 
-def beside(outputs: Outputs, executable: Executable) -> dict[str, Json]:
+def beside(wanted: Wanted, outputs: Outputs, executable: Executable) -> dict[str, Json]:
     """What is stored beside an executable, so that loading need not find it out again."""
     own = outputs._replace(structure=jax.tree.structure(executable.output_info))
     return {
         "outputs": outputs_to_json(own),
+        "grid": wanted.grid,
         "memory_bytes": executable.memory_bytes,
         "flops": executable.flops,
         "compile_ms": round(executable.compile_ms, 3),
     }
+
+
+def is_of_grid(wanted: Wanted, stored: Stored) -> bool:
+    """Whether the axes of its outputs were found by the same sizes, so that they hold here."""
+    return stored.extra.get("grid") == wanted.grid
 
 
 def _check_outputs(outputs: Outputs, executable: Executable, bucket: Bucket) -> None:

@@ -23,7 +23,7 @@ from cudagraph_jax.graphs.identity import (
     is_portable,
     lowered_fields,
 )
-from cudagraph_jax.graphs.loader import Found, Loader, beside
+from cudagraph_jax.graphs.loader import Found, Loader, beside, is_of_grid
 from cudagraph_jax.graphs.outputs import Outputs
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.graphs.wanted import Complete, Wanted, compiled
@@ -127,9 +127,7 @@ class Shelf:
         program = wanted.program
         common = common_fields(program, wanted.bucket, options=wanted.options)
         try:
-            named = fingerprint_fields(
-                common, program, grid=wanted.others, pads_seq=wanted.pads_seq
-            )
+            named = fingerprint_fields(common, program)
         except StoreError as error:
             self._loader.tell(wanted, error)
             named = None
@@ -182,8 +180,12 @@ class Shelf:
         self, wanted: Wanted, fields: Fields, *, lowering: Lowering | None = None
     ) -> Found | None:
         found = self._loader.load(wanted, fields, lowering=lowering)
-        if found is not None:
-            self._homes[found.complete[1]] = fields
+        if found is None:
+            return None
+        self._homes[found.complete[1]] = fields
+        if lowering is None and not is_of_grid(wanted, found.stored):
+            # So that the next start with this grid need not trace for the axes of its outputs.
+            self._put(wanted, fields, found.complete, payload=found.stored.payload)
         return found
 
     def _put(
@@ -199,7 +201,7 @@ class Shelf:
             data = serial.dump(executable.call) if payload is None else payload
             if lost := [name for name in wanted.options if name.encode() not in data]:
                 raise StoreError(f"JAX does not write its compiler options {', '.join(lost)}")
-            self.store.put(fields, data, extra=beside(outputs, executable))
+            self.store.put(fields, data, extra=beside(wanted, outputs, executable))
         except StoreError as error:
             self._is_writable = False
             self._loader.tell(wanted, error)

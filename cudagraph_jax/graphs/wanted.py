@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,12 @@ class Wanted(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.program.target.name} {self.bucket}"
+
+    @property
+    def grid(self) -> str:
+        """What the axes of the outputs were found by, as text of bounded length."""
+        text = repr((self.program.reference, tuple(self.others), self.pads_seq))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 Complete = tuple[Outputs, Executable]

@@ -14,10 +14,11 @@ import pytest
 from cudagraph_jax import (
     CUDAGraphConfig,
     CUDAGraphWarning,
+    InputShapeError,
     bucket_jit,
 )
 from tests.graphs.functions import assert_close, floats, tokens
-from tests.graphs.stored import SMALL, X, closing_over, loaded, warmed
+from tests.graphs.stored import SMALL, Counted, X, closing_over, loaded, warmed
 
 
 def first_of(x, y):
@@ -26,6 +27,14 @@ def first_of(x, y):
 
 def second_of(x, y):
     return y
+
+
+def tanh_of(x):
+    return jnp.tanh(x)
+
+
+def first_four(x):
+    return x[:4]
 
 
 first_of.__name__ = second_of.__name__ = "either"
@@ -188,3 +197,30 @@ def test_one_fingerprint_for_several_functions(tmp_path):
         with pytest.warns(CUDAGraphWarning, match="is that of another function, too"):
             answer = warmed(second, tmp_path, fingerprint="scaled", name="f")[0](X)
         assert_close(answer, X * 3)
+
+
+def test_another_grid(tmp_path):
+    """Buckets that several grids share are loaded, and later untraced with the new grid, too."""
+    function = Counted(tanh_of)
+    wider = dataclasses.replace(SMALL, capture_sizes=(2, 3), max_capture_batch_size=None)
+    warmed(function, tmp_path, fingerprint="v1")
+    shared = set(SMALL.buckets()) & set(wider.buckets())
+    _, report = warmed(function, tmp_path, config=wider, fingerprint="v1")
+    assert {record.bucket for record in report.buckets if record.status == "loaded"} == shared
+    traced = function.calls
+    bucketed, report = warmed(function, tmp_path, config=wider, fingerprint="v1")
+    assert report.loaded == len(wider.buckets())
+    assert function.calls == traced
+    assert_close(bucketed(X), tanh_of(X))
+
+
+def test_axes_are_those_of_the_grid(tmp_path):
+    """How outputs are trimmed is not loaded from a grid that saw less of the function."""
+    small = CUDAGraphConfig(capture_sizes=(1, 2), capture_seq_lens=(4,), warmup_iterations=0)
+    large = dataclasses.replace(small, capture_sizes=(2, 16), max_capture_batch_size=None)
+    warmed(first_four, tmp_path, X[:2], config=small, fingerprint="v1")
+    bucketed = bucket_jit(
+        first_four, in_axes=("batch seq",), config=large, store=tmp_path, fingerprint="v1"
+    )
+    with pytest.raises(InputShapeError, match="output"):
+        bucketed(X[:2])

@@ -12,6 +12,7 @@ import numpy as np
 
 from cudagraph_jax.errors import CaptureError, CUDAGraphError, PaddingLeakError
 from cudagraph_jax.graphs.call import Call
+from cudagraph_jax.graphs.compare import EXACT, USUAL, worst_difference
 from cudagraph_jax.graphs.eager import run_eagerly
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.example import example_call
@@ -115,7 +116,7 @@ class _Trial:
     def differ(self, some: list[Array], others: list[Array], *, exactly: bool = False) -> bool:
         """Whether any output differs, by more than rounding unless `exactly`."""
         return any(
-            _worst_element(one, other, exactly=exactly) is not None
+            worst_difference(one, other, tolerance=EXACT if exactly else USUAL) is not None
             for one, other in zip(some, others, strict=True)
         )
 
@@ -123,12 +124,12 @@ class _Trial:
         """Raises where an output differs by more than rounding."""
         names = [leaf.name for leaf in self.entry.outputs.leaves if leaf.comparable]
         for name, have, want in zip(names, found, expected, strict=True):
-            worst = _worst_element(have, want)
+            worst = worst_difference(have, want)
             if worst is None:
                 continue
             message = (
-                f"{self._where}: {name}{list(worst)} is {have[worst]} with {how}, "
-                f"but should be {want[worst]}"
+                f"{self._where}: {name}{list(worst.index)} is {worst.found} with {how}, "
+                f"but should be {worst.expected}"
             )
             if self.example.sizes == self.entry.bucket:
                 raise CaptureError(
@@ -207,36 +208,3 @@ def _check_doubtful(trial: _Trial, arrays: Poisonable) -> None:
         is_mask = any(trial.differ(trial.run({**rest, index: value}), alone) for rest in rests)
         if not is_mask:
             trial.refuse_padding({index: value})
-
-
-def _worst_element(
-    found: Array, expected: Array, *, exactly: bool = False
-) -> tuple[int, ...] | None:
-    """Index of the element that is furthest off; None where all are within the tolerance.
-
-    Half of the digits, of the largest element: buckets agree to rounding, not bit for bit
-    (FACTS.md), and a bucket may be reduced in another order than the eager operations.
-    """
-    if found.shape != expected.shape:
-        raise CaptureError(
-            f"the bucket gives the shape {found.shape}, the eager function {expected.shape}: "
-            "declare out_axes",
-            stage="check",
-        )
-    if found.size == 0:
-        return None
-    limit = 0.0
-    if not jnp.issubdtype(found.dtype, np.inexact):
-        off = (found != expected).astype(np.float64)
-    else:
-        wide = np.complex128 if jnp.issubdtype(found.dtype, np.complexfloating) else np.float64
-        have, want = found.astype(wide), expected.astype(wide)
-        same = (have == want) | (np.isnan(have) & np.isnan(want))
-        off = np.where(same, 0.0, np.abs(np.where(same, 0, have) - np.where(same, 0, want)))
-        off = np.where(np.isnan(off), np.inf, off)
-        if not exactly:
-            finite = np.abs(want[np.isfinite(want)])
-            info = jnp.finfo(found.dtype)  # type: ignore[no-untyped-call]
-            limit = float(info.eps) ** 0.5 * max(1.0, finite.max(initial=0.0))
-    worst = np.unravel_index(int(np.argmax(off)), off.shape)
-    return tuple(int(index) for index in worst) if off[worst] > limit else None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from cudagraph_jax.graphs.call import Declared, traced_sizes
 from cudagraph_jax.graphs.guard import tracing_refusals
 from cudagraph_jax.graphs.program import Target
 from cudagraph_jax.shapes.ladder import Bucket
@@ -36,6 +37,16 @@ def run_eagerly(
         _on_host(leaf) if mode == "host" else leaf for leaf, mode in zip(leaves, modes, strict=True)
     ]
     return jax.tree.unflatten(structure, handed_out)
+
+
+def run_traced(
+    target: Target, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree], declared: Declared
+) -> PyTree:
+    """The plain function of tracers, with a mask of real elements if it takes one."""
+    if target.mask_argname is None:
+        return target.function(*args, **kwargs)
+    mask = {target.mask_argname: np.ones(traced_sizes(args, declared), np.bool_)}
+    return target.function(*args, **kwargs, **mask)
 
 
 def _on_host(leaf: PyTree) -> PyTree:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.graphs.call import Call
+from cudagraph_jax.graphs.capturer import Task
 from cudagraph_jax.graphs.decision import Decision, Reason
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.nearest import nearest_entry
-from cudagraph_jax.graphs.program import Program, Target
+from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.wanted import wanted_of
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.report.explanation import Explanation
@@ -15,8 +16,9 @@ from cudagraph_jax.report.explanation import Explanation
 _MISSING = (Reason.MISS, Reason.QUEUED, Reason.REFUSED, Reason.LARGER, Reason.SEALED)
 
 
-def explain(dispatcher: Dispatcher, call: Call, target: Target) -> Explanation:
-    """What would be done with `call` of `target`, why, and what to change; nothing is run."""
+def explain(dispatcher: Dispatcher, task: Task) -> Explanation:
+    """What would be done with a call, why, and what to change; nothing is run."""
+    call = task.call
     decision = dispatcher.decide(call)
     reason, remedy = _words(dispatcher, call, decision)
     if decision.reason in _MISSING:
@@ -28,7 +30,7 @@ def explain(dispatcher: Dispatcher, call: Call, target: Target) -> Explanation:
         reason = f"{reason}; {near}" if near else reason
     shelf, bucket = dispatcher.registry.shelf, decision.bucket
     if shelf is not None and decision.mode is CUDAGraphMode.CAPTURE and bucket is not None:
-        executable = wanted_of(Program(target, call), bucket, config=dispatcher.config)
+        executable = wanted_of(Program(task.target, call), bucket, config=dispatcher.config)
         reason = f"{reason}; {shelf.explain(executable)}"
     return Explanation(
         name=call.variant.name,

@@ -11,14 +11,13 @@ from time import perf_counter
 from typing import Any, Generic, ParamSpec, TypeVar, Unpack
 
 import jax
-import numpy as np
 from numpy import ndarray
 
 from cudagraph_jax.graphs.binding import Binder
-from cudagraph_jax.graphs.call import Call, describe_call, refuse_abstract, traced_sizes
+from cudagraph_jax.graphs.call import describe_call, refuse_abstract
 from cudagraph_jax.graphs.capturer import Task
 from cudagraph_jax.graphs.decision import Reason
-from cudagraph_jax.graphs.eager import has_tracers
+from cudagraph_jax.graphs.eager import has_tracers, run_traced
 from cudagraph_jax.graphs.explain import explain
 from cudagraph_jax.graphs.forms import ALL, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.graphs.grid import warm_grid
@@ -148,11 +147,8 @@ class BucketedFunction(Generic[P, R]):
             InputShapeError: The arguments do not fit `in_axes`, or an output cannot be trimmed.
             SealedError: The manager's mode does not allow captures.
         """
-        bound = self._bind(args, kwargs)
-        call = self._describe(bound)
-        return warm_grid(
-            self.manager.dispatcher, call, self._target_of(bound), progress=Progress(progress)
-        )
+        task = self._task(self._bind(args, kwargs))
+        return warm_grid(self.manager.dispatcher, task, progress=Progress(progress))
 
     def seal(self) -> None:
         """Captures nothing from now on."""
@@ -178,9 +174,17 @@ class BucketedFunction(Generic[P, R]):
         Raises:
             InputShapeError: The arguments do not fit `in_axes`, as in the call itself.
         """
-        bound = self._bind(args, kwargs)
-        call = self._describe(bound)
-        return explain(self.manager.dispatcher, call, self._target_of(bound))
+        return explain(self.manager.dispatcher, self._task(self._bind(args, kwargs)))
+
+    def task(self, *args: P.args, **kwargs: P.kwargs) -> Task:
+        """A call as the manager's dispatcher takes it."""
+        return self._task(self._bind(args, kwargs))
+
+    def with_manager(self, manager: CUDAGraphManager) -> BucketedFunction[P, R]:
+        """The same function, decided and counted by another manager."""
+        return BucketedFunction(
+            self._function, binder=self._binder, target=self._target, manager=manager
+        )
 
     def _call_bound(
         self,
@@ -214,8 +218,7 @@ class BucketedFunction(Generic[P, R]):
 
     def _rescued(self, bound: Bound, route: Route, error: BaseException) -> R:
         """The answer to a call whose replay failed, where it can be had another way."""
-        task = Task(self._describe(bound), self._target_of(bound))
-        outputs: R = self.manager.dispatcher.rescue(task, route.bucket, error)
+        outputs: R = self.manager.dispatcher.rescue(self._task(bound), route.bucket, error)
         return outputs
 
     def _decided(self, bound: Bound, key: Hashable | None) -> Any:
@@ -224,12 +227,13 @@ class BucketedFunction(Generic[P, R]):
             traced = has_tracers(bound.args, bound.kwargs)
         if traced:
             self._outcomes.add("eager", Reason.TRANSFORMED)
-            return self._transformed(bound)
+            target = replace(self._target, function=unbound(self._function, bound))
+            return run_traced(target, bound.args, bound.kwargs, self._binder.declared(bound))
         draft = self._routes.draft()
         with self._outcomes.counting_input_errors():
-            call = self._describe(bound)
-            refuse_abstract(call)
-        served = self.manager.dispatcher.serve(Task(call, self._target_of(bound)))
+            task = self._task(bound)
+            refuse_abstract(task.call)
+        served = self.manager.dispatcher.serve(task)
         if served.route is not None and served.route.is_reusable and key is not None:
             draft.add(served.route, key=key, lead=self._lead_shape(bound))
         return served.outputs
@@ -267,8 +271,8 @@ class BucketedFunction(Generic[P, R]):
             arrays = (arrays, placed)
         return arrays if form.plain else (form, bound.statics, arrays)
 
-    def _describe(self, bound: Bound) -> Call:
-        return describe_call(
+    def _task(self, bound: Bound) -> Task:
+        call = describe_call(
             # Where each argument stands is part of what is computed.
             (self, bound.form.places),
             bound.args,
@@ -277,22 +281,11 @@ class BucketedFunction(Generic[P, R]):
             name=self._target.name,
             statics=bound.statics,
         )
-
-    def _target_of(self, bound: Bound) -> Target:
         fingerprint = self._target.fingerprint
-        return replace(
+        target = replace(
             self._target,
             function=unbound(self._function, bound),
             donate_argnums=self._binder.donated(bound.form),
             fingerprint=fingerprint and fingerprint._replace(places=bound.form.places),
         )
-
-    def _transformed(self, bound: Bound) -> Any:
-        """The function itself, with a mask of real elements if it takes one."""
-        function = unbound(self._function, bound)
-        mask_argname = self._target.mask_argname
-        if mask_argname is None:
-            return function(*bound.args, **bound.kwargs)
-        sizes = traced_sizes(bound.args, self._binder.declared(bound))
-        mask = {mask_argname: np.ones(sizes, np.bool_)}
-        return function(*bound.args, **bound.kwargs, **mask)
+        return Task(call, target)

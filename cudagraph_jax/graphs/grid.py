@@ -13,7 +13,7 @@ from cudagraph_jax.graphs.capturer import Task, is_stale
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.lru import Made
-from cudagraph_jax.graphs.program import Program, Target
+from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.graphs.wanted import wanted_of
 from cudagraph_jax.graphs.warmup import warm_up
@@ -23,10 +23,8 @@ from cudagraph_jax.report.warmup import WarmupReport
 from cudagraph_jax.shapes.ladder import Bucket
 
 
-def warm_grid(
-    dispatcher: Dispatcher, call: Call, target: Target, *, progress: Progress
-) -> WarmupReport:
-    """Captures and runs every bucket of the grid for calls like `call`.
+def warm_grid(dispatcher: Dispatcher, task: Task, *, progress: Progress) -> WarmupReport:
+    """Captures and runs every bucket of the grid for calls like that of `task`.
 
     A switched off manager has nothing to warm up: the report is empty.
 
@@ -37,13 +35,13 @@ def warm_grid(
         InputShapeError: An output that must be trimmed cannot be.
     """
     if dispatcher.mode is CUDAGraphMode.DISABLED:
-        return WarmupReport(target.name, (), 0.0)
+        return WarmupReport(task.target.name, (), 0.0)
     with dispatcher.capturer.gate.admission() as admitted:
         if not admitted:
             raise sealed_error(dispatcher.mode)
         while True:
             config = dispatcher.config
-            report = _warm_grid(dispatcher, call, target, progress)
+            report = _warm_grid(dispatcher, task, progress)
             if dispatcher.config == config:
                 return report
             # There is another grid by now.
@@ -52,11 +50,9 @@ def warm_grid(
                     dispatcher.registry.discard(entry.bucket, entry.variant)
 
 
-def _warm_grid(
-    dispatcher: Dispatcher, call: Call, target: Target, progress: Progress
-) -> WarmupReport:
-    capturer, task, config = dispatcher.capturer, Task(call, target), dispatcher.config
-    registry = dispatcher.registry
+def _warm_grid(dispatcher: Dispatcher, task: Task, progress: Progress) -> WarmupReport:
+    call, target = task.call, task.target
+    capturer, config, registry = dispatcher.capturer, dispatcher.config, dispatcher.registry
     buckets = grid(config, call)
     largest = max(buckets, key=lambda bucket: bucket.elements)
     program = Program(target, call, reference=largest)

@@ -1,0 +1,100 @@
+"""How far two answers are apart."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from cudagraph_jax.errors import CaptureError
+from cudagraph_jax.shapes.padding import Array
+
+
+class Tolerance(NamedTuple):
+    """How far answers may be apart: `atol + rtol * abs(expected)`, as in `numpy.allclose`.
+
+    Where both are None it is half of the digits of the largest element: buckets agree to rounding,
+    not bit for bit (FACTS.md), and a bucket may be reduced in another order than the eager
+    operations. Integers and bools must be equal.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+
+    def allowed(self, size: npt.NDArray[np.float64], epsilon: float) -> npt.NDArray[np.float64]:
+        """By how much each element may be off.
+
+        Args:
+            size: How large each is; 0 for those that are not finite.
+            epsilon: The distance from 1 to the next number of their dtype.
+        """
+        if self.rtol is None and self.atol is None:
+            return np.full_like(size, epsilon**0.5 * max(1.0, size.max(initial=0.0)))
+        return (self.atol or 0.0) + (self.rtol or 0.0) * size
+
+
+USUAL = Tolerance()
+EXACT = Tolerance(0.0, 0.0)
+
+
+class Difference(NamedTuple):
+    """An element that is off by more than it may be.
+
+    Attributes:
+        index: Where it is.
+        found: What it is.
+        expected: What it should be.
+        off: By how much it is off.
+        allowed: By how much it might be.
+    """
+
+    index: tuple[int, ...]
+    found: Any
+    expected: Any
+    off: float
+    allowed: float
+
+
+def worst_difference(
+    found: Array, expected: Array, *, tolerance: Tolerance = USUAL
+) -> Difference | None:
+    """The element that is furthest beyond the tolerance; None where all are within.
+
+    Raises:
+        CaptureError: The shapes differ.
+    """
+    if found.shape != expected.shape:
+        raise CaptureError(
+            f"the bucket gives the shape {found.shape}, the eager function {expected.shape}: "
+            "declare out_axes",
+            stage="check",
+        )
+    if found.size == 0:
+        return None
+    off, allowed = _distances(found, expected, tolerance)
+    excess = off - allowed
+    worst = np.unravel_index(int(np.argmax(excess)), off.shape)
+    if excess[worst] <= 0:
+        return None
+    index = tuple(int(place) for place in worst)
+    return Difference(
+        index, found[worst], expected[worst], float(off[worst]), float(allowed[worst])
+    )
+
+
+def _distances(
+    found: Array, expected: Array, tolerance: Tolerance
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """By how much each element is off, and may be; NaN is off from all but NaN."""
+    if not jnp.issubdtype(found.dtype, np.inexact):
+        return (found != expected).astype(np.float64), np.zeros(found.shape)
+    is_complex = jnp.issubdtype(found.dtype, np.complexfloating)
+    wide = np.complex128 if is_complex else np.float64
+    have, want = found.astype(wide), expected.astype(wide)
+    same = (have == want) | (np.isnan(have) & np.isnan(want))
+    off = np.where(same, 0.0, np.abs(np.where(same, 0, have) - np.where(same, 0, want)))
+    size = np.abs(np.where(np.isfinite(want), want, 0))
+    info = jnp.finfo(found.dtype)  # type: ignore[no-untyped-call]
+    return np.where(np.isnan(off), np.inf, off), tolerance.allowed(size, float(info.eps))

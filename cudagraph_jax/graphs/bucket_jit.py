@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, overload
 
 import jax
 
@@ -18,7 +18,9 @@ from cudagraph_jax.graphs.program import Target
 from cudagraph_jax.graphs.single import function_name
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.prefix import PyTree, is_declaration
-from cudagraph_jax.store import GraphStore
+
+if TYPE_CHECKING:
+    from cudagraph_jax.store import GraphStore
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -157,8 +159,7 @@ def _manager(
     if store is not None and config is not None and config.store is not None:
         raise ConfigError(f"store={store!r} and the config's {config.store!r}: give one of the two")
     if manager is None:
-        opened = store if store is None or isinstance(store, GraphStore) else GraphStore(store)
-        return CUDAGraphManager(config, store=opened)
+        return CUDAGraphManager(config, store=_opened(store))
     if not isinstance(manager, CUDAGraphManager):
         raise ConfigError(f"manager={manager!r} is no CUDAGraphManager: give one, or a config")
     if config is not None and config != manager.config:
@@ -170,6 +171,15 @@ def _manager(
             f"store={store!r} is not the manager's, {manager.store!r}: give it to the manager"
         )
     return manager
+
+
+def _opened(store: GraphStore | str | os.PathLike[str] | None) -> GraphStore | None:
+    if store is None:
+        return None
+    # Here, because most processes keep nothing.
+    from cudagraph_jax.store import GraphStore
+
+    return store if isinstance(store, GraphStore) else GraphStore(store)
 
 
 def _fingerprint(function: Callable[..., object], given: object) -> Fingerprint | None:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.fork import forkable_lock, use_jax
 from cudagraph_jax.graphs.call import Call
-from cudagraph_jax.graphs.check import check_entry
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.journal import Journal, Ledger
 from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.program import Program
-from cudagraph_jax.graphs.shelf import Shelf
-from cudagraph_jax.graphs.wanted import Complete, Wanted, compiled, wanted_of
+from cudagraph_jax.graphs.wanted import Compiler, Complete, Wanted, compiled, wanted_of
 from cudagraph_jax.log import logger
 from cudagraph_jax.shapes.ladder import Bucket
+
+if TYPE_CHECKING:
+    from cudagraph_jax.graphs.shelf import Shelf
+    from cudagraph_jax.store import GraphStore
 
 
 class Builder:
@@ -29,6 +33,7 @@ class Builder:
         clock: Seconds, for capture times.
         observers: Who watches the entries.
         shelf: Where executables are looked up before they are compiled; None: nowhere.
+        compiler: What compiles without a shelf.
 
     Attributes:
         captures: How many were compiled.
@@ -43,10 +48,12 @@ class Builder:
         clock: Callable[[], float],
         observers: Observers[CUDAGraphEntry],
         shelf: Shelf | None,
+        compiler: Compiler,
     ) -> None:
         self._clock = clock
         self._observers = observers
         self._shelf = shelf
+        self._compiler = compiler
         self._ids = itertools.count(1)
         self._lock = forkable_lock()
         self.captures = self.loads = 0
@@ -135,7 +142,7 @@ class Builder:
 
     def _complete(self, wanted: Wanted) -> Complete:
         if self._shelf is None:
-            complete = compiled(wanted, clock=self._clock)
+            complete = compiled(wanted, clock=self._clock, compiler=self._compiler)
         else:
             complete = self._shelf.take(wanted)
         executable = complete[1]
@@ -151,5 +158,25 @@ class Builder:
 
 def _prove(entry: CUDAGraphEntry, call: Call, *, config: CUDAGraphConfig, iterations: int) -> None:
     if config.debug_mode:
+        from cudagraph_jax.graphs.check import check_entry
+
         check_entry(entry, call, pads_seq=config.capture_seq_lens is not None)
     run_idle(entry, iterations, leaves=call.leaves)
+
+
+def shelf_of(
+    store: GraphStore | str | os.PathLike[str] | None, *, clock: Callable[[], float]
+) -> Shelf | None:
+    """The shelf in a store or a directory.
+
+    Raises:
+        ConfigError: It is neither.
+        StoreError: The directory cannot be used.
+    """
+    if store is None:
+        return None
+    # Here, because most processes keep nothing.
+    from cudagraph_jax.graphs.shelf import Shelf
+    from cudagraph_jax.store import GraphStore
+
+    return Shelf(store if isinstance(store, GraphStore) else GraphStore(store), clock=clock)

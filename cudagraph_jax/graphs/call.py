@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,7 @@ Args = tuple[PyTree, ...]
 Statics = tuple[tuple[str, type, Hashable], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Declared:
+class Declared(NamedTuple):
     """How the leaves of a call's positional arguments were declared, in their order.
 
     Attributes:

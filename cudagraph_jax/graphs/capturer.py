@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 
@@ -20,13 +20,14 @@ from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.lru import Made
 from cudagraph_jax.graphs.program import Program, Target
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
-from cudagraph_jax.graphs.upkeep import Upkeep
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.shapes.ladder import Bucket
 
+if TYPE_CHECKING:
+    from cudagraph_jax.graphs.upkeep import Upkeep
 
-@dataclass(frozen=True, slots=True)
-class Task:
+
+class Task(NamedTuple):
     """A call with the function that it is for.
 
     Attributes:
@@ -76,7 +77,12 @@ class Capturer:
         self.is_warm = False
         self.recorded_again = 0
         self.newest_plan: object = None
-        self.upkeep = None if registry.shelf is None else Upkeep(registry.shelf, registry)
+        self.upkeep: Upkeep | None = None
+        if registry.shelf is not None:
+            # Here, because most processes keep nothing.
+            from cudagraph_jax.graphs.upkeep import Upkeep
+
+            self.upkeep = Upkeep(registry.shelf, registry)
         self._lock = forkable_lock()
         self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
 
@@ -145,7 +151,7 @@ class Capturer:
         generation = self.registry.generation
         # The job must hold no array of the request: it may wait for long.
         program = Program(task.target, task.call)
-        abstract = replace(task, call=program.example)
+        abstract = task._replace(call=program.example)
         if task.before_capture is not None:
             task.before_capture(program)
 

@@ -128,7 +128,7 @@ class _Trial:
             if worst is None:
                 continue
             message = (
-                f"{self._where}: {name}{list(worst.index)} is {worst.found} with {how}, "
+                f"{self._where}: {name}{list(worst.at)} is {worst.found} with {how}, "
                 f"but should be {worst.expected}"
             )
             if self.example.sizes == self.entry.bucket:

@@ -43,14 +43,14 @@ class Difference(NamedTuple):
     """An element that is off by more than it may be.
 
     Attributes:
-        index: Where it is.
+        at: Where it is.
         found: What it is.
         expected: What it should be.
         off: By how much it is off.
         allowed: By how much it might be.
     """
 
-    index: tuple[int, ...]
+    at: tuple[int, ...]
     found: Any
     expected: Any
     off: float
@@ -78,10 +78,8 @@ def worst_difference(
     worst = np.unravel_index(int(np.argmax(excess)), off.shape)
     if excess[worst] <= 0:
         return None
-    index = tuple(int(place) for place in worst)
-    return Difference(
-        index, found[worst], expected[worst], float(off[worst]), float(allowed[worst])
-    )
+    at = tuple(int(place) for place in worst)
+    return Difference(at, found[worst], expected[worst], float(off[worst]), float(allowed[worst]))
 
 
 def _distances(

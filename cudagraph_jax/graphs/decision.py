@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import (
@@ -46,8 +46,7 @@ class Reason(Enum):
     TRANSFORMED = "transformed"
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What is done with a call.
 
     Attributes:
@@ -88,8 +87,7 @@ class Decision:
         return Fit(self.reason.value)
 
 
-@dataclass(frozen=True, slots=True)
-class Holdings:
+class Holdings(NamedTuple):
     """What a manager has for one call.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from cudagraph_jax.config import CUDAGraphConfig
@@ -93,12 +92,12 @@ class Dispatcher:
             return refused
         first = parts[0]
         if first.entry is not None and (error := unjoinable(first.entry.outputs)) is not None:
-            return replace(decision, reason=Reason.INPUT, error=error)
+            return decision._replace(reason=Reason.INPUT, error=error)
         if not first.has_bucket:
-            return replace(decision, reason=Reason.OVERFLOW, in_pieces=True)
+            return decision._replace(reason=Reason.OVERFLOW, in_pieces=True)
         captures = any(part.mode is CUDAGraphMode.CAPTURE for part in parts)
         mode = CUDAGraphMode.CAPTURE if captures else first.mode
-        return replace(decision, mode=mode, in_pieces=True)
+        return decision._replace(mode=mode, in_pieces=True)
 
     @property
     def _largest_piece(self) -> int:
@@ -219,7 +218,7 @@ class Dispatcher:
         """The call in pieces, each in its bucket; a piece without one runs eagerly."""
         donated = task.target.donate_argnums
         parts = [
-            replace(task, call=part)
+            task._replace(call=part)
             for part in pieces(task.call, largest=self._largest_piece, donate_argnums=donated)
         ]
         distinct = {part.call.sizes: part for part in parts}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import NamedTuple
 
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.call import Statics
@@ -16,8 +17,7 @@ ALL: Pick = itemgetter(slice(None))
 """Takes all arguments."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(NamedTuple):
     """The arguments of one call, in the one order that the function's programs have.
 
     Attributes:

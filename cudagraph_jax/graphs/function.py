@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from time import perf_counter
-from typing import Any, Generic, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
 
 import jax
 from numpy import ndarray
@@ -18,9 +18,7 @@ from cudagraph_jax.graphs.call import describe_call, refuse_abstract
 from cudagraph_jax.graphs.capturer import Task
 from cudagraph_jax.graphs.decision import Reason
 from cudagraph_jax.graphs.eager import has_tracers, run_traced
-from cudagraph_jax.graphs.explain import explain
 from cudagraph_jax.graphs.forms import ALL, Bound, Form, Pick, picker, unbound
-from cudagraph_jax.graphs.grid import warm_grid
 from cudagraph_jax.graphs.manager import CUDAGraphManager
 from cudagraph_jax.graphs.planned import PlanOptions
 from cudagraph_jax.graphs.program import Target
@@ -28,14 +26,15 @@ from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.graphs.routes import Routes
 from cudagraph_jax.graphs.variant import placement
-from cudagraph_jax.report.explanation import Explanation
-from cudagraph_jax.report.progress import Callback, Progress
-from cudagraph_jax.report.report import Report
-from cudagraph_jax.report.stats import stats_html
-from cudagraph_jax.report.warmup import WarmupReport
-from cudagraph_jax.shapes.plan import BucketPlan
 from cudagraph_jax.shapes.prefix import PyTree
 from cudagraph_jax.tables import one_line
+
+if TYPE_CHECKING:
+    from cudagraph_jax.report.explanation import Explanation
+    from cudagraph_jax.report.progress import Callback
+    from cudagraph_jax.report.report import Report
+    from cudagraph_jax.report.warmup import WarmupReport
+    from cudagraph_jax.shapes.plan import BucketPlan
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -120,6 +119,8 @@ class BucketedFunction(Generic[P, R]):
         return one_line(f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)")
 
     def _repr_html_(self) -> str:
+        from cudagraph_jax.report.stats import stats_html
+
         return stats_html(self._target.name, self.stats())
 
     @property
@@ -148,6 +149,10 @@ class BucketedFunction(Generic[P, R]):
             SealedError: The manager's mode does not allow captures.
         """
         task = self._task(self._bind(args, kwargs))
+        # Here, because importing this package is to cost little.
+        from cudagraph_jax.graphs.grid import warm_grid
+        from cudagraph_jax.report.progress import Progress
+
         return warm_grid(self.manager.dispatcher, task, progress=Progress(progress))
 
     def seal(self) -> None:
@@ -174,6 +179,8 @@ class BucketedFunction(Generic[P, R]):
         Raises:
             InputShapeError: The arguments do not fit `in_axes`, as in the call itself.
         """
+        from cudagraph_jax.graphs.explain import explain
+
         return explain(self.manager.dispatcher, self._task(self._bind(args, kwargs)))
 
     def task(self, *args: P.args, **kwargs: P.kwargs) -> Task:

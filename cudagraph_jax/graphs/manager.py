@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from cudagraph_jax.checks import require_bool
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.errors import ConfigError, CUDAGraphError
+from cudagraph_jax.errors import CUDAGraphError
 from cudagraph_jax.fork import use_jax
 from cudagraph_jax.graphs.by_size import mode_for, replayable
 from cudagraph_jax.graphs.call import refuse_abstract
@@ -17,6 +17,7 @@ from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.figures import manager_stats
 from cudagraph_jax.graphs.journal import Fit
+from cudagraph_jax.graphs.lifecycle import Lifecycle
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.graphs.reported import Reported
@@ -32,12 +33,15 @@ from cudagraph_jax.graphs.single import (
     single_program,
     single_target,
 )
+from cudagraph_jax.graphs.wanted import Compiler, xla
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.shapes.prefix import PyTree
-from cudagraph_jax.store import GraphStore
+
+if TYPE_CHECKING:
+    from cudagraph_jax.store import GraphStore
 
 
-class CUDAGraphManager(Reported):
+class CUDAGraphManager(Lifecycle, Reported):
     """Decides for each call whether to replay, capture or run eagerly, and does it.
 
     All methods are safe to call from many threads.
@@ -46,6 +50,7 @@ class CUDAGraphManager(Reported):
         config: Limits and policies.
         clock: Seconds, for capture times.
         store: Where executables are kept; None: in the directory of the config, if it has one.
+        compiler: What compiles; XLA unless a test says otherwise.
 
     Attributes:
         registry: The captured buckets.
@@ -58,8 +63,9 @@ class CUDAGraphManager(Reported):
         *,
         clock: Callable[[], float] = time.perf_counter,
         store: GraphStore | None = None,
+        compiler: Compiler = xla,
     ) -> None:
-        self.registry = CUDAGraphRegistry(config, clock=clock, store=store)
+        self.registry = CUDAGraphRegistry(config, clock=clock, store=store, compiler=compiler)
         self.dispatcher = Dispatcher(self.registry, capturer=Capturer(self.registry))
         self._routes = Routes()
         self.registry.watch(self._routes)
@@ -68,35 +74,9 @@ class CUDAGraphManager(Reported):
         return f"CUDAGraphManager({self.mode.name}, {self.registry.num_graphs} graphs)"
 
     @property
-    def config(self) -> CUDAGraphConfig:
-        """Limits and policies; `replan` changes the grid."""
-        return self.registry.config
-
-    @property
     def store(self) -> GraphStore | None:
         """Where executables are kept; None: nowhere."""
         return None if self.registry.shelf is None else self.registry.shelf.store
-
-    @property
-    def mode(self) -> CUDAGraphMode:
-        """The most that is done with a call; setting it takes effect for the next call."""
-        return self.dispatcher.mode
-
-    @mode.setter
-    def mode(self, mode: CUDAGraphMode) -> None:
-        if not isinstance(mode, CUDAGraphMode):
-            raise ConfigError(f"mode={mode!r} is no CUDAGraphMode: use one of its members")
-        if not self.config.enabled and mode is not CUDAGraphMode.DISABLED:
-            raise ConfigError(
-                f"mode={mode.name} cannot be set while the config has enabled=False: "
-                "make a manager with an enabled config"
-            )
-        self.dispatcher.capturer.gate.mode = mode
-        self.registry.changed()
-
-    def is_enabled(self) -> bool:
-        """False when the config is disabled or the mode is DISABLED."""
-        return self.mode is not CUDAGraphMode.DISABLED
 
     def should_capture(self, batch_size: int, seq_len: int) -> bool:
         """Whether a call of this size would capture a bucket."""
@@ -239,33 +219,6 @@ class CUDAGraphManager(Reported):
             draft.add(served.route, key=key, lead=None)
         return served.outputs
 
-    def seal(self) -> None:
-        """Captures nothing from now on: the mode becomes REPLAY.
-
-        What is under way or queued in the background is captured first. Then every bucket is run
-        once where a new capture throws recorded graphs away, so that none is stale. Called from
-        within a warm-up or a capture, as by a callback of one, it does not wait for that one.
-        """
-        self.mode = CUDAGraphMode.REPLAY
-        capturer = self.dispatcher.capturer
-        capturer.gate.settle(is_waited_for=capturer.background.runs_here())
-        self.wait()
-        self.dispatcher.capturer.record_again()
-
-    def wait(self) -> None:
-        """Waits until every capture that is queued in the background has ended."""
-        self.dispatcher.capturer.background.drain()
-
-    def close(self) -> None:
-        """Ends the background worker; what waits is dropped, and calls are served on."""
-        self.dispatcher.capturer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
     def annotate(self, *, replays: bool) -> None:
         """Shows each replay in the profiles of `jax.profiler`, such as `replay embed 8x128`.
 
@@ -280,13 +233,6 @@ class CUDAGraphManager(Reported):
         """
         require_bool("replays", replays)
         self.registry.observers.annotate_replays = replays
-
-    def reset(self) -> None:
-        """Drops all buckets, counts and remembered failures; the mode stays."""
-        # What waits goes first, so that none of it begins between the two.
-        self.dispatcher.capturer.reset()
-        self.registry.reset()
-        self.dispatcher.outcomes.clear()
 
     def stats(self) -> dict[str, Any]:
         """Counts and times, in values that JSON can hold.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,9 @@ from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.outputs import OutputAxes, OutputShape
 from cudagraph_jax.shapes.prefix import PyTree, broadcast_prefix
-from cudagraph_jax.store import Json
+
+if TYPE_CHECKING:
+    from cudagraph_jax.store import Json
 
 Unpad = Literal["host", "device", "none"]
 

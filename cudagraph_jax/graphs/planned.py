@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
-from cudagraph_jax.graphs.replan import plan_from, replan_later
-from cudagraph_jax.shapes.costs import Cost
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.plan import BucketPlan
-from cudagraph_jax.shapes.planner import Headroom
+
+if TYPE_CHECKING:
+    from cudagraph_jax.shapes.costs import Cost
+    from cudagraph_jax.shapes.plan import BucketPlan
+    from cudagraph_jax.shapes.planner import Headroom
 
 
 class PlanOptions(TypedDict, total=False):
@@ -82,6 +83,8 @@ class Planned:
             SealedError: The mode does not allow captures.
             CUDAGraphError: The manager is closed, or its queue of captures is full.
         """
+        from cudagraph_jax.graphs.replan import plan_from, replan_later
+
         plan = plan_from(self.sizes(), self.dispatcher.config, max_graphs=max_graphs, **options)
         replan_later(self.dispatcher, plan)
         return plan

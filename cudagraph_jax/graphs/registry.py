@@ -5,33 +5,37 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
-from cudagraph_jax.errors import CaptureError
+from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.fork import forkable_lock, use_jax
-from cudagraph_jax.graphs.builder import Builder
+from cudagraph_jax.graphs.builder import Builder, shelf_of
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.found import FoundBySize
 from cudagraph_jax.graphs.inventory import inventory
 from cudagraph_jax.graphs.journal import Ledger, ReplayTotals
 from cudagraph_jax.graphs.lru import Made, SingleFlightLRU
 from cudagraph_jax.graphs.observers import Observers
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.routes import Routes, Watchers
-from cudagraph_jax.graphs.shelf import shelf_of
 from cudagraph_jax.graphs.single import capture_sizes, single_program
 from cudagraph_jax.graphs.variant import Variant
-from cudagraph_jax.report.stats import ShownByStats
+from cudagraph_jax.graphs.wanted import Compiler, xla
+from cudagraph_jax.report.shown import ShownByStats
 from cudagraph_jax.shapes.histogram import SizeHistogram
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.prefix import PyTree
-from cudagraph_jax.store import GraphStore
+
+if TYPE_CHECKING:
+    from cudagraph_jax.store import GraphStore
 
 Key = tuple[Bucket, Variant]
+_ONE = "give a store or a compiler"
 
 
-class CUDAGraphRegistry(ShownByStats):
+class CUDAGraphRegistry(FoundBySize, ShownByStats):
     """Captured buckets by size and variant.
 
     Each is captured once however many threads ask for it; the least recently used go first when
@@ -41,6 +45,7 @@ class CUDAGraphRegistry(ShownByStats):
         config: Limits, compiler options and the grid.
         clock: Seconds, for capture times.
         store: Where executables are kept; None: in the directory of the config, if it has one.
+        compiler: What compiles; XLA unless a test says otherwise.
 
     Attributes:
         config: Limits, compiler options and the grid; re-planning sets another grid.
@@ -56,15 +61,22 @@ class CUDAGraphRegistry(ShownByStats):
         *,
         clock: Callable[[], float] = time.perf_counter,
         store: GraphStore | None = None,
+        compiler: Compiler = xla,
     ) -> None:
         self.config = checked_config(config)
         self.shelf = shelf_of(self.config.store if store is None else store, clock=clock)
+        if self.shelf is not None and compiler is not xla:
+            raise ConfigError(
+                f"a store keeps what XLA compiles, not what {compiler!r} makes: {_ONE}"
+            )
         self.sizes = SizeHistogram()
         self._ledger = Ledger(self.sizes)
         self._lock = forkable_lock()
         self._watchers = Watchers()
         self.observers: Observers[CUDAGraphEntry] = Observers(self._watchers.forget)
-        self._builder = Builder(clock=clock, observers=self.observers, shelf=self.shelf)
+        self._builder = Builder(
+            clock=clock, observers=self.observers, shelf=self.shelf, compiler=compiler
+        )
         self.restarts = 0
         self._entries: SingleFlightLRU[Key, CUDAGraphEntry] = SingleFlightLRU(
             last_used=lambda entry: entry.journal.last_used(),
@@ -211,40 +223,6 @@ class CUDAGraphRegistry(ShownByStats):
     def find(self, bucket: Bucket, variant: Variant) -> CUDAGraphEntry | None:
         """The entry of exactly this bucket and variant."""
         return self._entries.get((bucket, variant))
-
-    def find_larger(self, sizes: Bucket, variant: Variant) -> CUDAGraphEntry | None:
-        """The entry with the fewest elements that holds `sizes`, of the same variant.
-
-        Without `capture_seq_lens` the sequence is not padded, so only its own length holds it.
-        """
-        pads_seq = self.config.capture_seq_lens is not None
-        entries = [entry for entry in self.entries() if entry.variant == variant]
-        holding = [entry for entry in entries if entry.bucket.holds(sizes, pads_seq=pads_seq)]
-        return min(holding, key=lambda entry: entry.bucket.elements, default=None)
-
-    def get(
-        self, batch_size: int, seq_len: int, *, variant: Variant | None = None
-    ) -> CUDAGraphEntry | None:
-        """The entry of this size, else of the bucket it is padded to, else None.
-
-        Args:
-            batch_size: Rows of the request.
-            seq_len: Sequence length of the request.
-            variant: Which one of several; None: the one captured last.
-        """
-        for bucket in (Bucket(batch_size, seq_len), self.config.bucket_for(batch_size, seq_len)):
-            if entries := self.at(bucket, variant=variant):
-                return entries[-1]
-        return None
-
-    def at(self, bucket: Bucket, *, variant: Variant | None = None) -> list[CUDAGraphEntry]:
-        """All entries of exactly this bucket, the one captured last at the end."""
-        held = (entry for entry in self.entries() if entry.bucket == bucket)
-        return [entry for entry in held if variant in (None, entry.variant)]
-
-    def has(self, batch_size: int, seq_len: int, *, variant: Variant | None = None) -> bool:
-        """Whether `get` would find an entry."""
-        return self.get(batch_size, seq_len, variant=variant) is not None
 
     def remove(self, batch_size: int, seq_len: int, *, variant: Variant | None = None) -> bool:
         """Drops the entries of exactly this size; whether there were any.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.environment import environment
 from cudagraph_jax.graphs.planned import Planned
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
-from cudagraph_jax.report.report import Report
-from cudagraph_jax.report.stats import ShownByStats
+from cudagraph_jax.report.shown import ShownByStats
+
+if TYPE_CHECKING:
+    from cudagraph_jax.report.report import Report
 
 
 class Reported(Planned, ShownByStats):
@@ -39,6 +42,8 @@ class Reported(Planned, ShownByStats):
             ConfigError: `path` is no path.
             OSError: The file cannot be written, as a `CUDAGraphError` that says why.
         """
+        from cudagraph_jax.report.report import Report
+
         names = {entry.variant.name for entry in self.registry.entries()}
         report = Report(
             name=", ".join(sorted(names)) or "no function yet",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -217,17 +216,3 @@ def _check_devices(wanted: Wanted, executable: Executable) -> None:
     devices = set().union(*(sharding.device_set for sharding in placed))
     if not devices <= set(execution_devices(wanted.program)):
         raise StoreError("its function puts it on other devices than its arguments are on")
-
-
-def shelf_of(
-    store: GraphStore | str | os.PathLike[str] | None, *, clock: Callable[[], float]
-) -> Shelf | None:
-    """The shelf in a store or a directory.
-
-    Raises:
-        ConfigError: It is neither.
-        StoreError: The directory cannot be used.
-    """
-    if store is None:
-        return None
-    return Shelf(store if isinstance(store, GraphStore) else GraphStore(store), clock=clock)

@@ -11,13 +11,15 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.fork import forkable_lock
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.shelf import Shelf
 from cudagraph_jax.log import logger
+
+if TYPE_CHECKING:
+    from cudagraph_jax.graphs.shelf import Shelf
 
 INTERVAL_S = 60.0
 

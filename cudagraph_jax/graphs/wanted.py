@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.graphs.executable import Executable
+from cudagraph_jax.graphs.executable import Executable, Lowering
 from cudagraph_jax.graphs.outputs import Outputs
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.shapes.ladder import Bucket
@@ -54,7 +54,25 @@ def wanted_of(program: Program, bucket: Bucket, *, config: CUDAGraphConfig) -> W
     )
 
 
-def compiled(wanted: Wanted, *, clock: Callable[[], float]) -> Complete:
+class Compiler(Protocol):
+    """Makes executables; a test may have one that does not take XLA's time."""
+
+    def __call__(
+        self, wanted: Wanted, lowering: Lowering, *, clock: Callable[[], float]
+    ) -> Executable:
+        """The executable of `lowering`, which is that of `wanted`.
+
+        Raises:
+            CaptureError: It could not be compiled.
+        """
+
+
+def xla(wanted: Wanted, lowering: Lowering, *, clock: Callable[[], float]) -> Executable:
+    """The executable that XLA compiles."""
+    return lowering.compile(compiler_options=wanted.options, clock=clock)
+
+
+def compiled(wanted: Wanted, *, clock: Callable[[], float], compiler: Compiler = xla) -> Complete:
     """The executable that is wanted, compiled, and its outputs.
 
     Raises:
@@ -63,4 +81,4 @@ def compiled(wanted: Wanted, *, clock: Callable[[], float]) -> Complete:
     """
     outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
     lowering = wanted.program.lower(wanted.bucket, clock=clock)
-    return outputs, lowering.compile(compiler_options=wanted.options, clock=clock)
+    return outputs, compiler(wanted, lowering, clock=clock)

@@ -41,17 +41,6 @@ def stats_html(name: str, stats: Mapping[str, Any]) -> str:
     )
 
 
-class ShownByStats:
-    """Something that a notebook shows by its statistics."""
-
-    def stats(self) -> dict[str, Any]:
-        """Counts and times, as `stats_html` takes them."""
-        raise NotImplementedError
-
-    def _repr_html_(self) -> str:
-        return stats_html(type(self).__name__, self.stats())
-
-
 def _managers(stats: Mapping[str, Any]) -> Mapping[str, Any]:
     """Statistics in the form that a manager gives, also those of a registry alone."""
     return stats if "registry" in stats else {"registry": stats}

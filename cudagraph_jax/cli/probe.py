@@ -20,9 +20,9 @@ from jax.extend import backend as jax_backend
 from jax.stages import Lowered
 
 from cudagraph_jax.cli.checkup import Devices, Extra, Snapshot
-from cudagraph_jax.demo.compiles import compiles_are_reported
 from cudagraph_jax.demo.errors import MODEL_INSTALL
 from cudagraph_jax.demo.weights import PACKAGE as MODEL_PACKAGE
+from cudagraph_jax.graphs.compiles import compiles_are_reported
 from cudagraph_jax.graphs.host import cores
 from cudagraph_jax.modes import CommandBufferScope
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from cudagraph_jax import BucketPlan, CUDAGraphConfig, GraphStore, plan_buckets
 from cudagraph_jax.checks import positive_size
-from cudagraph_jax.demo.compiles import compiles_are_reported
 from cudagraph_jax.demo.corpus import Passage, numpy_passages
 from cudagraph_jax.demo.encoder import Encoder, checked_texts
 from cudagraph_jax.demo.figures import (
@@ -27,6 +26,7 @@ from cudagraph_jax.demo.session import QUERIES
 from cudagraph_jax.demo.show import Screen
 from cudagraph_jax.demo.traffic import Traffic, drive, drive_in_turn, micro_batches
 from cudagraph_jax.demo.warmup import WarmupFigures, warm_up
+from cudagraph_jax.graphs.compiles import compiles_are_reported
 from cudagraph_jax.report.files import check_writable, write_json
 from cudagraph_jax.report.progress import Callback, Progress
 

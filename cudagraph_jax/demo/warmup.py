@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from cudagraph_jax import GraphStore, WarmupReport
 from cudagraph_jax.demo.compile_times import compile_times_ms, note_compile_times
-from cudagraph_jax.demo.compiles import CompileCounter
 from cudagraph_jax.demo.encoder import Encoder
+from cudagraph_jax.graphs.compiles import CompileCounter
 from cudagraph_jax.report.progress import Callback
 from cudagraph_jax.report.warmup import Status
 

@@ -10,8 +10,7 @@ import jax
 import jax.monitoring
 
 from cudagraph_jax.errors import UnexpectedCompileError
-
-_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+from cudagraph_jax.graphs.compiles import COMPILE_EVENT
 
 
 @contextmanager
@@ -30,7 +29,7 @@ def no_compiles() -> Iterator[None]:
     owner = threading.get_ident()
 
     def on_duration(event: str, duration_secs: float, **kwargs: object) -> None:
-        if event == _COMPILE_EVENT and threading.get_ident() == owner:
+        if event == COMPILE_EVENT and threading.get_ident() == owner:
             raise UnexpectedCompileError(f"{kwargs.get('fun_name', 'a program')} {_COMPILED}")
 
     jax.monitoring.register_event_duration_secs_listener(on_duration)

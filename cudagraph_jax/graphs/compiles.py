@@ -26,20 +26,26 @@ class CompileCounter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._events = 0
+        self._names: list[str] = []
         self._cache_hits = 0
 
     @property
     def events(self) -> int:
         """Compiles and reads from the persistent cache together."""
         with self._lock:
-            return self._events
+            return len(self._names)
 
     @property
     def compiles(self) -> int:
         """Programs that XLA compiled."""
         with self._lock:
-            return self._events - self._cache_hits
+            return len(self._names) - self._cache_hits
+
+    @property
+    def names(self) -> list[str]:
+        """What was compiled, or read from the persistent cache, in that order."""
+        with self._lock:
+            return list(self._names)
 
     def __enter__(self) -> Self:
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
@@ -58,7 +64,7 @@ class CompileCounter:
     def _on_duration(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILE_EVENT:
             with self._lock:
-                self._events += 1
+                self._names.append(str(kwargs.get("fun_name", "a program")))
 
     def _on_event(self, event: str, **kwargs: str | int) -> None:
         if event == CACHE_HIT_EVENT:

@@ -44,7 +44,7 @@ def check_entry(entry: CUDAGraphEntry, call: Call, *, pads_seq: bool) -> None:
     """
     program = entry.program
     example = example_call(program, call, _sizes(entry, call, pads_seq=pads_seq))
-    trial = _Trial(entry, example)
+    trial = Trial(entry, example)
     trial.refuse_difference(trial.usual, trial.run_eagerly(), "its usual padding")
     if example.sizes == entry.bucket:
         return
@@ -63,7 +63,7 @@ def _sizes(entry: CUDAGraphEntry, call: Call, *, pads_seq: bool) -> Bucket:
     return Bucket(batch, seq)
 
 
-class _Trial:
+class Trial:
     """Runs of a new entry on one example, with any padding."""
 
     def __init__(self, entry: CUDAGraphEntry, example: Call) -> None:
@@ -170,7 +170,7 @@ class _Trial:
             ) from error
 
 
-def _check_data(trial: _Trial, arrays: Poisonable) -> None:
+def _check_data(trial: Trial, arrays: Poisonable) -> None:
     """Refuses a leak of arrays that are surely no masks."""
     data = arrays.data
     # What ignores NaN may not ignore numbers.
@@ -187,7 +187,7 @@ def _check_data(trial: _Trial, arrays: Poisonable) -> None:
             trial.refuse_padding(moving)
 
 
-def _check_doubtful(trial: _Trial, arrays: Poisonable) -> None:
+def _check_doubtful(trial: Trial, arrays: Poisonable) -> None:
     """Refuses a leak of an array that may be a mask, unless it proves to be one."""
     rests = [
         poison(arrays.data, _ORDINARY, largest=True),

@@ -183,6 +183,11 @@ class BucketedFunction(Generic[P, R]):
 
         return explain(self.manager.dispatcher, self._task(self._bind(args, kwargs)))
 
+    @property
+    def in_axes(self) -> PyTree:
+        """Which dimensions of the arguments are the batch and the sequence, as declared."""
+        return jax.tree.map(attrgetter("text"), self._binder.in_axes)
+
     def task(self, *args: P.args, **kwargs: P.kwargs) -> Task:
         """A call as the manager's dispatcher takes it."""
         return self._task(self._bind(args, kwargs))

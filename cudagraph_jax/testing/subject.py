@@ -1,0 +1,206 @@
+"""What is tested: a bucketed function whose every call is captured and padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.graphs.bucket_jit import bucket_jit
+from cudagraph_jax.graphs.call import Call
+from cudagraph_jax.graphs.capturer import Task
+from cudagraph_jax.graphs.eager import run_eagerly
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.function import BucketedFunction
+from cudagraph_jax.graphs.manager import CUDAGraphManager
+from cudagraph_jax.graphs.outputs import OutputLeaf
+from cudagraph_jax.shapes.padding import Array, real_index
+from cudagraph_jax.shapes.prefix import PyTree, leaf_names
+from cudagraph_jax.testing.arguments import SMALL_GRID
+from cudagraph_jax.testing.arguments import inputs as drawn_inputs
+from cudagraph_jax.testing.examples import Example
+
+LONGEST = 16
+"""Where lengths are not padded each is a bucket, so none above this one is drawn."""
+
+
+class Answers(NamedTuple):
+    """One call, answered by a bucket and by the plain function.
+
+    Attributes:
+        call: The call.
+        entry: The bucket that served it.
+        found: Its outputs, at the real sizes, those that can be compared.
+        expected: The plain function's.
+        names: What errors call each output.
+    """
+
+    call: Call
+    entry: CUDAGraphEntry
+    found: list[Array]
+    expected: list[Array]
+    names: list[str]
+
+
+class Subject:
+    """A function under test.
+
+    Args:
+        fn: A plain function, or a `BucketedFunction`.
+        in_axes: As for `bucket_jit`; None where `fn` is bucketed.
+        config: The grid; that of `fn`, or a small one, if None.
+        kwargs: Keyword arguments of each call.
+        options: Further options of `bucket_jit`.
+
+    Raises:
+        ConfigError: `fn` is bucketed and so is told again how, or is not and is not told.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        in_axes: PyTree,
+        config: CUDAGraphConfig | None,
+        kwargs: Mapping[str, PyTree],
+        options: Mapping[str, Any],
+    ) -> None:
+        self.config = _for_tests(_config_of(fn) if config is None else config)
+        manager = CUDAGraphManager(self.config)
+        if isinstance(fn, BucketedFunction):
+            if in_axes is not None or options:
+                given = ", ".join(["in_axes"] * (in_axes is not None) + sorted(options))
+                raise ConfigError(f"{fn!r} is bucketed already: leave out {given}")
+            self.bucketed: BucketedFunction[..., Any] = fn.with_manager(manager)
+        elif in_axes is None:
+            raise ConfigError('in_axes is missing: name the axes, such as in_axes=("batch seq",)')
+        else:
+            self.bucketed = bucket_jit(fn, in_axes=in_axes, manager=manager, **options)
+        self.kwargs = dict(kwargs)
+
+    def examples(
+        self,
+        example: tuple[PyTree, ...] | None,
+        dtypes: PyTree,
+        values: PyTree,
+        *,
+        inputs: SearchStrategy[tuple[PyTree, ...]] | None,
+    ) -> SearchStrategy[Example]:
+        """Positional arguments: `inputs`, else what `inputs()` makes of the rest for the grid."""
+        config = self.config
+        if inputs is None:
+            inputs = drawn_inputs(
+                self.bucketed.in_axes,
+                example=example,
+                dtypes=dtypes,
+                values=values,
+                config=config,
+                max_seq_len=LONGEST if config.capture_seq_lens is None else None,
+            )
+        elif (example, dtypes, values) != (None, None, None):
+            raise ConfigError("inputs= says what is drawn: leave out example, dtypes and values")
+        return _shown(self, inputs)
+
+    def shown(self, args: tuple[PyTree, ...]) -> Example:
+        """The arguments, of which the bucketed ones are shown."""
+        call = self.task(args).call
+        names = leaf_names(call.declared.argument_names, call.args)
+        shown = {
+            name: leaf
+            for name, leaf, axes in zip(names, call.leaves, call.axes, strict=False)
+            if not axes.passes_through
+        }
+        return Example(args, shown)
+
+    def task(self, args: tuple[PyTree, ...]) -> Task:
+        """A call with these arguments."""
+        return self.bucketed.task(*args, **self.kwargs)
+
+    def captured(self, task: Task) -> CUDAGraphEntry:
+        """The bucket of a call, captured if it was not.
+
+        Raises:
+            CaptureError: It cannot be.
+        """
+        dispatcher = self.bucketed.manager.dispatcher
+        bucket = dispatcher.bucket_for(task.call)
+        return dispatcher.capturer.capture_now(task, bucket).value
+
+    def answers(self, args: tuple[PyTree, ...]) -> Answers:
+        """Both answers to a call with these arguments.
+
+        Raises:
+            CaptureError: Its bucket cannot be captured.
+            AssertionError: The two are different pytrees.
+        """
+        task = self.task(args)
+        entry = self.captured(task)
+        eagerly = replace(task.target, unpad="none")
+        expected = run_eagerly(eagerly, task.call.args, task.call.kwargs, task.call.sizes)
+        before = entry.replay_count
+        if task.target.donate_argnums:
+            args = jax.tree.map(_copied, args)
+        found = self.bucketed(*args, **self.kwargs)
+        if entry.replay_count == before:
+            raise AssertionError(f"it was not served by a bucket: {self.bucketed.explain(*args)}")
+        have: object = jax.tree.structure(found)
+        if have != (want := jax.tree.structure(expected)):
+            raise AssertionError(f"a bucket gives {have}, but the plain function {want}")
+        leaves = entry.outputs.leaves
+        kept = [index for index, leaf in enumerate(leaves) if leaf.comparable]
+        arrays, plain = jax.tree.leaves(found), jax.tree.leaves(expected)
+        return Answers(
+            task.call,
+            entry,
+            [_real(arrays[index], leaves[index], task.call) for index in kept],
+            [np.asarray(plain[index]) for index in kept],
+            [leaves[index].name for index in kept],
+        )
+
+
+@st.composite
+def _shown(
+    draw: st.DrawFn, /, subject: Subject, inputs: SearchStrategy[tuple[PyTree, ...]]
+) -> Example:
+    # Hypothesis shows what a composite strategy gives as it shows itself.
+    return subject.shown(draw(inputs))
+
+
+def _copied(leaf: PyTree) -> PyTree:
+    """A leaf that may be used up: the same parameters are given to each call."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return np.array(leaf) if isinstance(leaf, jax.Array) and not is_key else leaf
+
+
+def _real(output: PyTree, leaf: OutputLeaf, call: Call) -> Array:
+    array = np.asarray(output)
+    padded = leaf.unpad == "none"
+    return array[real_index(leaf.axes, leaf.ndim, call.sizes)] if padded else array
+
+
+def _config_of(fn: Callable[..., Any]) -> CUDAGraphConfig:
+    return fn.manager.config if isinstance(fn, BucketedFunction) else SMALL_GRID
+
+
+def _for_tests(config: CUDAGraphConfig) -> CUDAGraphConfig:
+    """The same grid, with policies under which nothing is served but by its own bucket."""
+    return replace(
+        config,
+        enabled=True,
+        on_miss="capture",
+        on_overflow="error",
+        max_graphs=None,
+        use_memory_pool=False,
+        cudagraph_copy_inputs=True,
+        warmup_iterations=0,
+        debug_mode=False,
+        store=None,
+    )

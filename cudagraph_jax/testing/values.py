@@ -1,0 +1,140 @@
+"""What arrays are filled with: values of one array for a call of any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from hypothesis import strategies as st
+
+from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.shapes.axes import LeafAxes
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import Array
+
+# Larger ones may be no valid index of a table.
+_INTEGERS = (0, 9)
+_WORDS = ("mask", "lengths")
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array of a call.
+
+    Attributes:
+        name: What errors call it.
+        shape: Its shape; the dimensions of `axes` count for nothing.
+        axes: Which dimensions are the batch and the sequence.
+        dtype: Its dtype.
+        values: None, `"mask"`, `"lengths"`, a range (low, high), or a strategy for an element.
+
+    Raises:
+        ConfigError: `values` is none of these, or does not fit the dtype or the axes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: LeafAxes
+    dtype: np.dtype[Any]
+    values: Any = None
+
+    def __post_init__(self) -> None:
+        if jnp.issubdtype(self.dtype, jax.dtypes.extended):
+            raise ConfigError(f"{self.name} holds PRNG keys, which are not drawn: give inputs=")
+        if isinstance(self.values, str):
+            self._check_word()
+        elif isinstance(self.values, tuple):
+            low, high = self.values
+            if not low <= high:
+                raise ConfigError(f"values={self.values} of {self.name} is no range (low, high)")
+        elif self.values is not None and not isinstance(self.values, st.SearchStrategy):
+            raise ConfigError(
+                f"values={self.values!r} of {self.name} is unknown: use None, (low, high), "
+                '"mask", "lengths" or a strategy for one element'
+            )
+
+    def _check_word(self) -> None:
+        if self.values not in _WORDS:
+            raise ConfigError(f'values={self.values!r} of {self.name}: use "mask" or "lengths"')
+        if self.values == "mask" and self.axes.seq is None:
+            raise ConfigError(f'values="mask" of {self.name}, which has no seq: name it in in_axes')
+        if self.values == "lengths" and not jnp.issubdtype(self.dtype, np.integer):
+            raise ConfigError(f'values="lengths" of {self.name}, whose dtype is {self.dtype}')
+
+
+def is_values(value: object) -> bool:
+    """Whether `value` says what arrays are filled with; a pair of numbers is one such thing."""
+    if value is None or isinstance(value, (str, st.SearchStrategy)):
+        return True
+    is_pair = isinstance(value, tuple) and len(value) == 2
+    if is_pair and all(isinstance(end, (int, float, np.number)) for end in value):  # type: ignore[attr-defined]
+        return True
+    return jax.tree_util.all_leaves((value,))
+
+
+@st.composite
+def arrays(draw: st.DrawFn, /, specs: tuple[ArraySpec, ...], size: Bucket) -> list[Array]:
+    """An array for each of `specs` in a call of `size`."""
+    # From a seed, since the elements of arrays drawn by hypothesis are mostly equal.
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    sign = draw(st.sampled_from((0, 1, -1)))
+    found = []
+    for spec in specs:
+        shape = spec.axes.resize(spec.shape, size)
+        if isinstance(spec.values, st.SearchStrategy):
+            found.append(draw(hnp.arrays(spec.dtype, shape, elements=spec.values)))
+        else:
+            found.append(_drawn(spec, shape, size, random, sign).astype(spec.dtype))
+    return found
+
+
+def _drawn(
+    spec: ArraySpec, shape: tuple[int, ...], size: Bucket, random: np.random.Generator, sign: int
+) -> npt.NDArray[Any]:
+    """Values of one array; `sign` is that of normally distributed ones, or 0 for any."""
+    if spec.values == "lengths":
+        return random.integers(1, size.seq_len, shape, endpoint=True)
+    if spec.values == "mask":
+        return _mask(spec.axes, shape, random)
+    if spec.dtype == np.bool_:
+        return random.integers(0, 2, shape)
+    if jnp.issubdtype(spec.dtype, np.integer):
+        low, high = _INTEGERS if spec.values is None else spec.values
+        return _integers(int(low), int(high), shape, random)
+    if spec.values is not None:
+        low, high = spec.values
+        return random.uniform(float(low), float(high), shape)
+    numbers = random.standard_normal(shape)
+    if jnp.issubdtype(spec.dtype, np.complexfloating):
+        return numbers + 1j * random.standard_normal(shape)
+    return numbers if sign == 0 else sign * np.abs(numbers)
+
+
+def _integers(
+    low: int, high: int, shape: tuple[int, ...], random: np.random.Generator
+) -> npt.NDArray[Any]:
+    """Integers from `low` to `high`, all of them different where there are enough.
+
+    Equal ones make ties, and rounding may break a tie in another way in a bucket.
+    """
+    count = int(np.prod(shape))
+    if count <= high - low + 1 <= 2**31:
+        return low + random.choice(high - low + 1, count, replace=False).reshape(shape)
+    return random.integers(low, high, shape, endpoint=True)
+
+
+def _mask(
+    axes: LeafAxes, shape: tuple[int, ...], random: np.random.Generator
+) -> npt.NDArray[np.bool_]:
+    """Ones, then zeros, along the sequence: at least one 1 in each row."""
+    seq = axes.seq or 0
+    rows = [size if axis == axes.batch else 1 for axis, size in enumerate(shape)]
+    lengths = random.integers(1, shape[seq], rows, endpoint=True)
+    others = [axis for axis in range(len(shape)) if axis != seq]
+    places = np.expand_dims(np.arange(shape[seq]), others)
+    return np.broadcast_to(places < lengths, shape)

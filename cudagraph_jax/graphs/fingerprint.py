@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from types import (
@@ -14,6 +15,7 @@ from types import (
     FunctionType,
     MethodDescriptorType,
     MethodType,
+    ModuleType,
     WrapperDescriptorType,
 )
 from typing import NamedTuple
@@ -22,6 +24,8 @@ from cudagraph_jax.graphs.written import written
 
 _UNSURE = "?"
 _BUILT_IN = (BuiltinFunctionType, WrapperDescriptorType, MethodDescriptorType)
+_VERSIONED = frozenset({"jax", "jaxlib"})
+"""Packages whose globals are not read: their versions are part of what identifies an executable."""
 
 
 class Fingerprint(NamedTuple):
@@ -29,26 +33,65 @@ class Fingerprint(NamedTuple):
 
     Attributes:
         given: What its author calls this version of them.
-        function: Where the function is defined.
-        code: A hash of its own bytecode, of its defaults, and of what it closes over as far as that
-            can be written. It notices edits that the author forgot to name, but sees neither what
-            the function calls by a global name nor arrays on a device.
-        unsure: The function, where it holds something that the hash does not see; else None.
+        source: The function itself, which is read when a store is asked for it.
         places: Where the arguments of a call stand in its signature.
     """
 
     given: str
-    function: str
-    code: str
-    unsure: Callable[..., object] | None = None
+    source: Source
     places: tuple[int, ...] = ()
+
+    @property
+    def function(self) -> str:
+        """Where the function is defined."""
+        return self.source.where
+
+    @property
+    def code(self) -> str:
+        """A hash of what the function does and holds; see `Source`."""
+        return self.source.read[0]
+
+    @property
+    def unsure(self) -> Callable[..., object] | None:
+        """The function, where it holds something that the hash does not see; else None."""
+        return self.source.function if self.source.read[1] else None
 
     def is_taken(self) -> bool:
         """Whether another function of this process, alive, cannot be told from this one."""
         if self.unsure is None:
             return False
-        known = _claimed.setdefault(self[:3], self.unsure)
+        known = _claimed.setdefault((self.given, self.function, self.code), self.unsure)
         return not (known is self.unsure or known == self.unsure)
+
+
+class Source:
+    """The code and the constants of a function.
+
+    They are its bytecode, its defaults, what it closes over, and what it reads of its module by a
+    global name, as far as that can be written; the same of the functions of its package that it
+    calls by such a name. They notice edits that the author forgot to name. Not seen are functions
+    of other packages, what is reached by an attribute (of a module, a class, or an object that is
+    no plain value), and arrays on a device.
+
+    Args:
+        function: Read once, and late: globals may be defined below it.
+    """
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.function = function
+        inner = function
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        self.where = _name(inner)
+
+    def __repr__(self) -> str:
+        return f"Source({self.where})"
+
+    @functools.cached_property
+    def read(self) -> tuple[str, bool]:
+        """A hash of them, and whether there is something that it does not see."""
+        parts = list(_Reader().parts(self.function))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16], _UNSURE in parts
 
 
 # Of the whole process, since each function may have a manager and a store of its own.
@@ -58,30 +101,90 @@ _claimed = weakref.WeakValueDictionary()
 
 def fingerprint_of(function: Callable[..., object], given: str) -> Fingerprint:
     """The fingerprint of `function`, whose author calls it `given`."""
-    inner = function
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    where = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', '')}"
-    parts = list(_parts(function, set()))
-    code = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    return Fingerprint(given, where, code, function if _UNSURE in parts else None)
+    return Fingerprint(given, Source(function))
 
 
-def _parts(value: object, seen: set[int]) -> Iterator[str]:
-    """What a value does and holds, without where it stands."""
-    if isinstance(value, CodeType):
-        yield value.co_code.hex()
-        yield repr((value.co_names, value.co_varnames))
-        for constant in value.co_consts:
-            yield from _parts(constant, seen)
-    elif not callable(value) or isinstance(value, type):
-        yield written(value) or _UNSURE
-    elif id(value) in seen:
-        yield "again"
-    else:
-        seen.add(id(value))
-        for held in _held(value):
-            yield from _parts(held, seen)
+class _Reader:
+    """Writes what functions do and hold, without where they stand; each of them once."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        # Not by recursion: chains of calls through a package are long.
+        self._called: deque[Callable[..., object]] = deque()
+
+    def parts(self, function: Callable[..., object]) -> Iterator[str]:
+        """The text of a function, and of those that it calls by a global name."""
+        self._called.append(function)
+        while self._called:
+            yield from self._parts(self._called.popleft())
+
+    def _parts(self, value: object) -> Iterator[str]:
+        if isinstance(value, CodeType):
+            yield value.co_code.hex()
+            yield repr((value.co_names, value.co_varnames))
+            for constant in value.co_consts:
+                yield from self._parts(constant)
+        elif not callable(value) or isinstance(value, type):
+            yield _text(value)
+        elif id(value) in self._seen:
+            yield "again"
+        else:
+            self._seen.add(id(value))
+            for held in _held(value):
+                yield from self._parts(held)
+            if isinstance(value, FunctionType):
+                yield from self._read(value)
+
+    def _read(self, function: FunctionType) -> Iterator[str]:
+        """What a function reads by a global name."""
+        space = function.__globals__
+        if _package(space.get("__name__")) in _VERSIONED:
+            return
+        for name in sorted(_names(function.__code__)):
+            value = space.get(name)
+            if name not in space or isinstance(value, ModuleType):
+                continue
+            if isinstance(value, type):
+                yield f"{name} is {_name(value)}"
+            elif not callable(value):
+                yield f"{name} is"
+                yield _text(value)
+            else:
+                yield f"{name} calls {_name(value)}"
+                if not _is_of_others(value, space):
+                    self._called.append(value)
+
+
+def _names(code: CodeType) -> set[str]:
+    """The global names that some code may read; attributes have such names, too."""
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _is_of_others(value: object, space: dict[str, object]) -> bool:
+    """Whether a callable is a function of another package than the module `space` belongs to."""
+    # Of an object, the name of its class says nothing about its data; of a method neither.
+    if isinstance(value, MethodType) or not hasattr(value, "__qualname__"):
+        return False
+    package = _package(getattr(value, "__module__", None))
+    return package != _package(space.get("__name__")) and (
+        getattr(value, "__globals__", None) is not space
+    )
+
+
+def _package(module: object) -> str:
+    return module.partition(".")[0] if isinstance(module, str) else ""
+
+
+def _name(value: object) -> str:
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+
+
+def _text(value: object) -> str:
+    try:
+        return written(value) or _UNSURE
+    except RuntimeError:  # it holds itself, or another thread changes it
+        return _UNSURE
 
 
 def _held(function: Callable[..., object]) -> Iterator[object]:

@@ -7,11 +7,12 @@ import enum
 import hashlib
 import sys
 from collections.abc import Iterable
+from types import EllipsisType
 
 import jax
 import numpy as np
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_PLAIN = (type(None), EllipsisType, bool, int, float, complex, str, bytes)
 
 
 def written(value: object) -> str | None:

@@ -9,7 +9,7 @@ import functools
 import os
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,10 +45,14 @@ def test_an_edit_is_noticed():
 def test_it_is_the_same_in_every_process():
     """Neither hash seeds nor addresses show."""
     script = (
+        "import math, jax\n"
         "from cudagraph_jax.graphs.fingerprint import fingerprint_of\n"
         "from cudagraph_jax.graphs.written import written\n"
-        "def f(x): return x in {'a', 'b', 'c'}, lambda y: y\n"
-        "print(fingerprint_of(f, 'v1'), written(frozenset({'a', 'b', 'c'})))"
+        "W, NAMES, MODEL = 2.0, {'a', 'b', 'c'}, object()\n"
+        "def g(x): return f(x), math.pi, W, NAMES, MODEL\n"
+        "def f(x): return x in {'a', 'b', 'c'}, lambda y: jax.vmap(g)(y)\n"
+        "found = fingerprint_of(f, 'v1')\n"
+        "print(found, found.code, written(frozenset({'a', 'b', 'c'})))"
     )
     printed = {
         subprocess.run(
@@ -60,6 +64,109 @@ def test_it_is_the_same_in_every_process():
         for seed in ("1", "2")
     }
     assert len(printed) == 1
+    named = b"Fingerprint(given='v1', source=Source(__main__.f), places=()) "
+    assert printed.pop().startswith(named)
+
+
+MODULE = """
+import jax, math
+W = {w}
+class Layer:
+    factor = {factor}
+def helper(x): return x * {inner}
+def other(x): return x * {other}
+vmapped = jax.vmap(helper)
+{function}
+"""
+SOUND = {"w": 2.0, "inner": 3, "other": 4, "factor": 5}
+READS = {
+    "a constant": ("def f(x): return x * W", "w"),
+    "a constant in an inner function": ("def f(x): return (lambda y: y * W)(x)", "w"),
+    "a constant of a callee": ("def g(x): return x * W\ndef f(x): return g(x)", "w"),
+    "a callee": ("def f(x): return helper(x)", "inner"),
+    "a callee of a closure": (
+        "def f(x): return x\nf = (lambda g: lambda x: g(x))(vmapped)",
+        "inner",
+    ),
+    "a callee in a transformation": ("def f(x): return jax.vmap(helper)(x)", "inner"),
+    "a transformed callee": ("def f(x): return vmapped(x)", "inner"),
+    "a callee that calls it": ("def g(x): return f(x) * W\ndef f(x): return g(x)", "w"),
+}
+
+
+def module_code(function: str, **values: object) -> str:
+    """The hash of `f` in a module with these values."""
+    return code_of(MODULE.format(function=function, **{**SOUND, **values}))
+
+
+@pytest.mark.parametrize(("function", "read"), READS.values(), ids=READS)
+def test_what_is_read_by_a_global_name_is_noticed(function, read):
+    """Constants and callees of the module are part of a function; what it does not read is not."""
+    code = module_code(function)
+    assert module_code(function) == code
+    for name in SOUND:
+        assert (module_code(function, **{name: 9}) != code) == (name == read), name
+
+
+@pytest.mark.parametrize(
+    "function", ["def f(x): return math.sin(x)", "def f(x): return Layer.factor"]
+)
+def test_what_is_not_read(function):
+    """What stands behind an attribute of a module or of a class is not noticed."""
+    code = module_code(function)
+    assert {module_code(function, **{name: 9}) for name in SOUND} == {code}
+
+
+def test_a_global_that_is_defined_later():
+    """A function is read when a store is asked, since its globals may stand below it."""
+    space: dict[str, Any] = {}
+    exec("def f(x): return x * W", space)
+    codes = set()
+    for w in (2, 3):
+        fingerprint = fingerprint_of(space["f"], "v1")
+        space["W"] = w
+        codes.add(fingerprint.code)
+    assert len(codes) == 2
+
+
+def in_a_module(name: str, source: str, **more: object) -> dict[str, Any]:
+    """What a module of this name defines."""
+    space: dict[str, Any] = {"__name__": name, **more}
+    exec(compile(source, "source", "exec"), space)
+    return space
+
+
+def test_callees_of_a_package():
+    """Functions of the same package are read wherever they stand, those of others not."""
+
+    def code(name: str, factor: int) -> str:
+        helper = in_a_module(name, f"def helper(x): return x * {factor}")["helper"]
+        source = "def f(x): return helper(x)"
+        return fingerprint_of(in_a_module("mine.model", source, helper=helper)["f"], "v1").code
+
+    assert code("mine.layers", 2) != code("mine.layers", 3)
+    assert code("theirs.layers", 2) == code("theirs.layers", 3) != code("theirs.heads", 2)
+
+
+def test_a_long_chain_of_calls():
+    """However long a chain of calls is, its end is noticed."""
+    count = 3000
+    chain = "\n".join(f"def g{n}(x): return g{n + 1}(x)" for n in range(count))
+    codes = {
+        code_of(f"{chain}\ndef g{count}(x): return x * {factor}\ndef f(x): return g0(x)")
+        for factor in (2, 3)
+    }
+    assert len(codes) == 2
+
+
+def test_globals_that_cannot_be_written():
+    """They make a function one that another may pass for; those of other packages do not."""
+    space: dict[str, Any] = {}
+    exec("W = object()\nL = []\nL.append(L)\ndef f(x): return W\ndef g(x): return L", space)
+    assert fingerprint_of(space["f"], "v1").unsure is space["f"]
+    assert fingerprint_of(space["g"], "v1").unsure is space["g"]
+    exec("from jax.numpy import tanh\ndef f(x): return tanh(x[..., None])", space)
+    assert fingerprint_of(space["f"], "v1").unsure is None
 
 
 def scaled(x, scale):
@@ -147,7 +254,7 @@ class Pair(NamedTuple):
 
 
 WRITTEN = [
-    None, True, 1, 1.0, "1", b"1", 1j, np.dtype("float32"), Colour.RED, int, (1, 2), (1, (2,)),
+    None, ..., True, 1, 1.0, "1", b"1", 1j, np.dtype("float32"), Colour.RED, int, (1, 2), (1, (2,)),
     frozenset({1, 2}), Options(1), Options(2), Options(1, ("a",)), Pair(1, 2), {"a": 1},
 ]  # fmt: skip
 

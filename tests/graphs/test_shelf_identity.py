@@ -121,6 +121,17 @@ def test_an_edit_under_the_same_fingerprint_is_noticed(tmp_path):
     assert loaded(space["f"], tmp_path, fingerprint="v2")
 
 
+def test_an_edit_of_a_global_is_noticed(tmp_path):
+    """A constant of the function's module, and what a callee there does, are part of it, too."""
+    for factor, shift in ((2, 0), (3, 0), (3, 1)):
+        space: dict[str, Any] = {}
+        exec(f"W = {factor}\ndef g(x): return x + {shift}\ndef f(x): return g(x) * W", space)
+        bucketed, report = warmed(space["f"], tmp_path, fingerprint="v1")
+        assert report.loaded == 0
+        assert_close(bucketed(X), (X + shift) * factor)
+        assert loaded(space["f"], tmp_path, fingerprint="v1")
+
+
 @dataclasses.dataclass(frozen=True)
 class Size:
     factor: int

@@ -25,6 +25,8 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Json, Miss, Reason, Stored
 
 MOST_THREADS = 8
+MOST_GRIDS = 8
+"""How many grids' outputs a file describes; those described first go first."""
 N = TypeVar("N", int, float)
 
 
@@ -126,8 +128,8 @@ class Loader:
             answer = self._store.get(fields)
             if isinstance(answer, Miss):
                 return answer
-            outputs = _outputs(answer)
-            if outputs is None or not is_of_grid(wanted, answer):
+            outputs = _outputs(answer, wanted.grid)
+            if outputs is None:
                 return None
             return self._restored(wanted, answer, outputs)
         except StoreError:
@@ -139,15 +141,15 @@ class Loader:
             if isinstance(answer, Miss):
                 self._note(wanted, fields, answer)
                 return None
-            known = _outputs(answer) if lowering is None else None
-            if known is not None and is_of_grid(wanted, answer):
-                return self._restored(wanted, answer, known)
+            own = _outputs(answer, wanted.grid) if lowering is None else None
+            if own is not None:
+                return self._restored(wanted, answer, own)
             outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
-            if known is not None:
-                outputs = outputs._replace(structure=known.structure)
-            elif lowering is not None:
+            if lowering is not None:
                 structure = jax.tree.structure(lowering.output_info)
                 outputs = outputs._replace(structure=structure)
+            elif (other := _outputs(answer)) is not None:
+                outputs = outputs._replace(structure=other.structure)
             return self._restored(wanted, answer, outputs, lowering=lowering)
         except StoreError as error:
             self.tell(wanted, error)
@@ -199,21 +201,32 @@ class Loader:
             logger.info("%s is not in the store: %s", wanted, near or "nothing like it is")
 
 
-def beside(wanted: Wanted, outputs: Outputs, executable: Executable) -> dict[str, Json]:
-    """What is stored beside an executable, so that loading need not find it out again."""
+def beside(
+    wanted: Wanted, outputs: Outputs, executable: Executable, *, stored: Stored | None = None
+) -> dict[str, Json]:
+    """What is stored beside an executable, so that loading need not find it out again.
+
+    Args:
+        wanted: What it is for.
+        outputs: Its outputs, whose axes were found by the grid of `wanted`.
+        executable: The executable.
+        stored: Where it was loaded from; what stands there of other grids stays.
+    """
     own = outputs._replace(structure=jax.tree.structure(executable.output_info))
+    others = {} if stored is None else dict(_by_grid(stored))
+    others.pop(wanted.grid, None)
+    by_grid = [*others.items(), (wanted.grid, outputs_to_json(own))]
     return {
-        "outputs": outputs_to_json(own),
-        "grid": wanted.grid,
+        "outputs": [list(pair) for pair in by_grid[-MOST_GRIDS:]],
         "memory_bytes": executable.memory_bytes,
         "flops": executable.flops,
         "compile_ms": round(executable.compile_ms, 3),
     }
 
 
-def is_of_grid(wanted: Wanted, stored: Stored) -> bool:
-    """Whether the axes of its outputs were found by the same sizes, so that they hold here."""
-    return stored.extra.get("grid") == wanted.grid
+def knows_grid(wanted: Wanted, stored: Stored) -> bool:
+    """Whether it says what the outputs are for this grid, if that can be written at all."""
+    return wanted.grid in dict(_by_grid(stored))
 
 
 def _check_outputs(outputs: Outputs, executable: Executable, bucket: Bucket) -> None:
@@ -235,8 +248,21 @@ def _number(stored: Stored, name: str, kind: type[N]) -> N | None:
     return kind(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _outputs(stored: Stored) -> Outputs | None:
+def _by_grid(stored: Stored) -> list[tuple[str, Any]]:
+    """What a file says of the outputs for each grid, the newest last."""
     written: Any = stored.extra.get("outputs")
+    pairs = written if isinstance(written, list) else []
+    return [
+        (pair[0], pair[1])
+        for pair in pairs
+        if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+    ]
+
+
+def _outputs(stored: Stored, grid: str | None = None) -> Outputs | None:
+    """The outputs for a grid, or for any; None where the file does not say."""
+    by_grid = _by_grid(stored)
+    written = dict(by_grid).get(grid) if grid is not None else next(iter(by_grid), ("", None))[1]
     try:
         return outputs_from_json(written)
     except (LookupError, TypeError, ValueError, InputShapeError) as error:

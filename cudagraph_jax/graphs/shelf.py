@@ -22,7 +22,7 @@ from cudagraph_jax.graphs.identity import (
     is_portable,
     lowered_fields,
 )
-from cudagraph_jax.graphs.loader import Found, Loader, beside, is_of_grid
+from cudagraph_jax.graphs.loader import Found, Loader, beside, knows_grid
 from cudagraph_jax.graphs.outputs import Outputs
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.graphs.wanted import Complete, Wanted, compiled
@@ -182,10 +182,21 @@ class Shelf:
         if found is None:
             return None
         self._homes[found.complete[1]] = fields
-        if lowering is None and not is_of_grid(wanted, found.stored):
-            # So that the next start with this grid need not trace for the axes of its outputs.
-            self._put(wanted, fields, found.complete, payload=found.stored.payload)
+        if lowering is None and not knows_grid(wanted, found.stored):
+            self._describe(wanted, fields, found)
         return found
+
+    def _describe(self, wanted: Wanted, fields: Fields, found: Found) -> None:
+        """Writes down the outputs, so that the next start with this grid need not trace for it."""
+        if self.store.mode == "ro":
+            return
+        extra = beside(wanted, *found.complete, stored=found.stored)
+        try:
+            self.store.put(fields, found.stored.payload, extra=extra)
+        except StoreError as error:
+            logger.info(
+                "%s is loaded, but its outputs are found again at each start: %s", wanted, error
+            )
 
     def _put(
         self, wanted: Wanted, fields: Fields, complete: Complete, *, payload: bytes | None = None

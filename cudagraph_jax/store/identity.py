@@ -17,7 +17,7 @@ Identity: TypeAlias = Mapping[str, Json]
 
 SUFFIX = ".graph"
 
-_DEPTH = 16
+_DEPTH = 32
 _SHOWN = 60
 _MOST = 4
 

@@ -132,7 +132,11 @@ def test_outputs_that_are_not_described(tmp_path):
             {"tree": ["tuple", 0, 1], "leaves": [leaf, leaf]},
             {"tree": 0, "leaves": [["the output", [5, 0], "host", 2, True]]},
         ]  # fmt: skip
-        extra = {"outputs": written[number % 6], "memory_bytes": "x", "flops": True}
+        ((grid, _),) = record.extra["outputs"]
+        outputs: list[Any] = [[[grid, written[number % 6]]], {grid: None}, [grid], [[0, grid]]]
+        extra = {
+            "outputs": outputs[max(0, number - 5)], "memory_bytes": "x", "flops": True
+        }  # fmt: skip
         store.put(record.identity, stored.payload, extra=extra)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import logging
 import warnings
 from typing import Any
 
@@ -13,12 +15,15 @@ import pytest
 
 from cudagraph_jax import (
     CUDAGraphConfig,
+    CUDAGraphManager,
     CUDAGraphWarning,
+    GraphStore,
     InputShapeError,
     bucket_jit,
 )
 from tests.graphs.functions import assert_close, floats, tokens
 from tests.graphs.stored import SMALL, Counted, X, closing_over, loaded, warmed
+from tests.store.stores import Failing
 
 
 def first_of(x, y):
@@ -223,6 +228,52 @@ def test_another_grid(tmp_path):
     assert report.loaded == len(wider.buckets())
     assert function.calls == traced
     assert_close(bucketed(X), tanh_of(X))
+
+
+WIDER = dataclasses.replace(SMALL, capture_sizes=(2, 3), max_capture_batch_size=None)
+
+
+def test_grids_that_take_turns(tmp_path):
+    """Once each grid was seen, none is traced for and nothing is written, whoever comes next."""
+    function = Counted(tanh_of)
+
+    def start(config, *, warms=True):
+        """What a server wrote, and how often it traced."""
+        before = function.calls
+        store = GraphStore(tmp_path)
+        options: dict[str, Any] = {"in_axes": ("batch seq",), "fingerprint": "turns"}
+        bucketed = bucket_jit(function, manager=CUDAGraphManager(config, store=store), **options)
+        if warms:
+            bucketed.warmup(X, progress=False)
+        assert_close(bucketed(X), tanh_of(X))
+        return store.stats()["written"], function.calls - before
+
+    servers: list[Any] = [(SMALL, True), (WIDER, True), (SMALL, False), (WIDER, False)]
+    assert all(start(config, warms=warms)[0] for config, warms in servers)
+    for _ in range(2):
+        assert [start(config, warms=warms) for config, warms in servers] == [(0, 0)] * 4
+    for size in range(3, 20):  # so many that the first is forgotten, and learned again
+        start(dataclasses.replace(SMALL, capture_sizes=(2, size), max_capture_batch_size=None))
+    for record in GraphStore(tmp_path).ls():
+        assert len(record.extra["outputs"]) <= 8
+    assert [start(SMALL)[0], start(SMALL)] == [1, (0, 0)]
+
+
+@pytest.mark.parametrize("how", ["full", "ro"])
+def test_a_new_grid_that_cannot_be_kept(tmp_path, how, caplog):
+    """It is traced for at each start, and nothing is warned of."""
+    function = Counted(tanh_of)
+    small = dataclasses.replace(WIDER, capture_sizes=(2,), max_capture_batch_size=3)
+    warmed(function, tmp_path, config=WIDER, fingerprint=how)
+    files = Failing("write", errno.ENOSPC)
+    store = GraphStore(tmp_path, files=files) if how == "full" else GraphStore(tmp_path, mode="ro")
+    for _ in range(2):
+        before = function.calls
+        with caplog.at_level(logging.INFO):
+            assert loaded(function, store, config=small, fingerprint=how)
+        assert function.calls > before
+    assert (how == "full") == ("its outputs are found again at each start" in caplog.text)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_axes_are_those_of_the_grid(tmp_path):

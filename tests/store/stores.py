@@ -7,7 +7,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from cudagraph_jax.store import GraphStore, Identity, Miss, Stored
+from cudagraph_jax.store import Files, GraphStore, Identity, Miss, Stored
 from cudagraph_jax.store.identity import Json, file_name
 
 KEY = b"kept outside the directory"
@@ -32,6 +32,43 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Failing(Files):
+    """System calls of which the ones named fail, from the nth on."""
+
+    def __init__(self, call: str, code: int, *, after: int = 0) -> None:
+        self.failing, self.code, self.left = call, code, after
+
+    def _count(self, call: str) -> None:
+        if call == self.failing:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(self.code, os.strerror(self.code))
+
+    def open(self, name: str, flags: int, *, directory: int) -> int:
+        self._count("create" if flags & os.O_CREAT else "open")
+        return super().open(name, flags, directory=directory)
+
+    def write(self, file: int, data: bytes | memoryview) -> int:
+        self._count("write")
+        return super().write(file, data[:16])
+
+    def sync(self, file: int) -> None:
+        self._count("sync directory" if stat.S_ISDIR(os.fstat(file).st_mode) else "sync")
+        super().sync(file)
+
+    def names(self, directory: int) -> list[str]:
+        self._count("names")
+        return super().names(directory)
+
+    def status(self, name: str, *, directory: int) -> os.stat_result:
+        self._count("status")
+        return super().status(name, directory=directory)
+
+    def rename(self, old: str, new: str, *, directory: int) -> None:
+        self._count("rename")
+        super().rename(old, new, directory=directory)
 
 
 def filled(path: Path, **options) -> GraphStore:

@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import socket
-import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,49 +16,22 @@ import pytest
 
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store import Files, GraphStore, Reason
-from tests.store.stores import FILE, IDENTITY, KEY, PAYLOAD, filled, found, missed, snapshot
+from tests.store.stores import (
+    FILE,
+    IDENTITY,
+    KEY,
+    PAYLOAD,
+    Failing,
+    filled,
+    found,
+    missed,
+    snapshot,
+)
 
 HERE = Path(__file__).parent
 OTHER = {"n": 1}
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser may give files away")
 each_key = pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
-
-
-class Failing(Files):
-    """System calls of which the ones named fail, from the nth on."""
-
-    def __init__(self, call: str, code: int, *, after: int = 0) -> None:
-        self.failing, self.code, self.left = call, code, after
-
-    def _count(self, call: str) -> None:
-        if call == self.failing:
-            self.left -= 1
-            if self.left < 0:
-                raise OSError(self.code, os.strerror(self.code))
-
-    def open(self, name: str, flags: int, *, directory: int) -> int:
-        self._count("create" if flags & os.O_CREAT else "open")
-        return super().open(name, flags, directory=directory)
-
-    def write(self, file: int, data: bytes | memoryview) -> int:
-        self._count("write")
-        return super().write(file, data[:16])
-
-    def sync(self, file: int) -> None:
-        self._count("sync directory" if stat.S_ISDIR(os.fstat(file).st_mode) else "sync")
-        super().sync(file)
-
-    def names(self, directory: int) -> list[str]:
-        self._count("names")
-        return super().names(directory)
-
-    def status(self, name: str, *, directory: int) -> os.stat_result:
-        self._count("status")
-        return super().status(name, directory=directory)
-
-    def rename(self, old: str, new: str, *, directory: int) -> None:
-        self._count("rename")
-        super().rename(old, new, directory=directory)
 
 
 class Meanwhile(Files):

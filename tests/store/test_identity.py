@@ -70,7 +70,7 @@ def test_endless_list():
     """A list that holds itself is an error, not a crash."""
     endless: list = []
     endless.append(endless)
-    with pytest.raises(ConfigError, match="nested more than 16 deep"):
+    with pytest.raises(ConfigError, match="nested more than 32 deep"):
         taken({"a": endless})
 
 

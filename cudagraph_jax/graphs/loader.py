@@ -64,14 +64,20 @@ class Loader:
             self._distrusted.discard((wanted.bucket, wanted.program.variant))
 
     def load(
-        self, wanted: Wanted, fields: Fields, *, lowering: Lowering | None = None
-    ) -> Found | None:
-        """The executable of `fields`; None where it is not there, or cannot be loaded.
+        self,
+        wanted: Wanted,
+        fields: Fields,
+        *,
+        lowering: Lowering | None = None,
+        is_again: bool = False,
+    ) -> Found | Miss | None:
+        """The executable of `fields`, or why it is not there; None where it cannot be loaded.
 
         Args:
             wanted: What it is for.
             fields: What identifies it.
             lowering: Its function, if that had to be lowered to know this.
+            is_again: Whether it was just missed by other fields.
         """
         key = (wanted.bucket, wanted.program.variant)
         if key in self._distrusted:
@@ -80,10 +86,9 @@ class Loader:
         found = None
         with suppress(CancelledError):  # the warm-up that asked for it has ended
             found = ahead.result() if ahead is not None and known == fields else None
-        if isinstance(found, Miss):
-            self._note(wanted, fields, found)
-            return None
-        return self._loaded(wanted, fields, lowering) if found is None else found
+        if found is not None:
+            return found
+        return self._loaded(wanted, fields, lowering, is_again=is_again)
 
     @contextmanager
     def loading_ahead(self, all_wanted: Sequence[tuple[Wanted, Fields]]) -> Iterator[None]:
@@ -135,12 +140,13 @@ class Loader:
         except StoreError:
             return None
 
-    def _loaded(self, wanted: Wanted, fields: Fields, lowering: Lowering | None) -> Found | None:
+    def _loaded(
+        self, wanted: Wanted, fields: Fields, lowering: Lowering | None, *, is_again: bool
+    ) -> Found | Miss | None:
         try:
-            answer = self._store.get(fields)
+            answer = self._store.get(fields, is_again=is_again)
             if isinstance(answer, Miss):
-                self._note(wanted, fields, answer)
-                return None
+                return answer
             own = _outputs(answer, wanted.grid) if lowering is None else None
             if own is not None:
                 return self._restored(wanted, answer, own)
@@ -186,7 +192,8 @@ class Loader:
             raise StoreError("its outputs are trimmed otherwise than those of other buckets")
         return Found((known, executable), stored)
 
-    def _note(self, wanted: Wanted, fields: Fields, miss: Miss) -> None:
+    def note(self, wanted: Wanted, fields: Fields, miss: Miss) -> None:
+        """Logs why an executable is compiled: at INFO where it is only absent."""
         if miss.reason is not Reason.ABSENT:
             logger.warning("%s is compiled again: %s", wanted, miss)
         elif logger.isEnabledFor(logging.INFO):

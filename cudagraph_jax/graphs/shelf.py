@@ -28,7 +28,7 @@ from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.graphs.wanted import Complete, Wanted, compiled
 from cudagraph_jax.log import logger
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.store import GraphStore
+from cudagraph_jax.store import GraphStore, Miss, Reason
 
 
 class Shelf:
@@ -67,8 +67,9 @@ class Shelf:
         except StoreError as error:
             self._loader.tell(wanted, error)
             return compiled(wanted, clock=self._clock)
-        if named is not None and (found := self._load(wanted, named)) is not None:
-            return found.complete
+        missed = None if named is None else self._load(wanted, named)
+        if isinstance(missed, Found):
+            return missed.complete
         outputs = program.outputs(bucket, others=wanted.others)
         lowering = program.lower(bucket, clock=self._clock)
         try:
@@ -77,9 +78,12 @@ class Shelf:
             self._loader.tell(wanted, error)
             options = wanted.options
             return outputs, lowering.compile(compiler_options=options, clock=self._clock)
-        if named is None or not is_portable(lowering):
-            return self._load_or_compile(wanted, outputs, lowering, exact=exact, home=exact)
-        return self._load_or_compile(wanted, outputs, lowering, exact=exact, home=named)
+        found = self._load(wanted, exact, lowering=lowering, is_again=missed is not None)
+        home = exact if named is None or not is_portable(lowering) else named
+        if isinstance(found, Found):
+            return self._moved(wanted, found, missed, home=None if home is exact else home)
+        self._note(wanted, [(named or exact, missed), (exact, found)])
+        return self._compile_alone(wanted, outputs, lowering, home=home, is_exact=home is exact)
 
     @contextmanager
     def loading_ahead(self, all_wanted: Iterable[Wanted]) -> Iterator[None]:
@@ -132,21 +136,57 @@ class Shelf:
             named = None
         return common, named
 
-    def _load_or_compile(
-        self, wanted: Wanted, outputs: Outputs, lowering: Lowering, *, exact: Fields, home: Fields
+    def _moved(
+        self, wanted: Wanted, found: Found, missed: Miss | None, *, home: Fields | None
     ) -> Complete:
-        """The executable that is there as `exact`, else compiled by one process; kept as `home`."""
-        if (found := self._load(wanted, exact, lowering=lowering)) is not None:
-            if home is not exact:
-                self._put(wanted, home, found.complete, payload=found.stored.payload)
-            return found.complete
-        with self.store.lock(home, self._patience_s) as is_alone:
+        """What was found by what it lowers to, from now on to be found as `home`, too."""
+        if missed is not None and missed.reason is not Reason.ABSENT:
+            logger.warning("%s is loaded without its fingerprint: %s", wanted, missed)
+        if home is not None:
+            self._put(wanted, home, found.complete, payload=found.stored.payload)
+        return found.complete
+
+    def _note(self, wanted: Wanted, looks: Iterable[tuple[Fields, Miss | None]]) -> None:
+        """Logs once why an executable is compiled that was looked for in several ways."""
+        misses = [(fields, miss) for fields, miss in looks if miss is not None]
+        if misses:
+            said = next((it for it in misses if it[1].reason is not Reason.ABSENT), misses[0])
+            self._loader.note(wanted, *said)
+
+    def _compile_alone(
+        self,
+        wanted: Wanted,
+        outputs: Outputs,
+        lowering: Lowering,
+        *,
+        home: Fields,
+        is_exact: bool,
+    ) -> Complete:
+        """The executable, compiled by one process, and put where the others look for it.
+
+        Args:
+            wanted: What is wanted.
+            outputs: Its outputs.
+            lowering: Its function, lowered.
+            home: What identifies it.
+            is_exact: Whether that is what it lowers to.
+        """
+        patience_s = self._patience_s
+
+        def say() -> None:
+            logger.info(
+                "waiting for another process that compiles %s, at most %g s", wanted, patience_s
+            )
+
+        with self.store.lock(home, patience_s, on_wait=say) as is_alone:
             if not is_alone:
                 self._patience_s = 0.0
             # Whoever had the lock may have put it meanwhile; as a start without lowering sees it.
-            known = lowering if home is exact else None
-            found = self._load(wanted, home, lowering=known) if self._has(home) else None
-            if found is not None:
+            known = lowering if is_exact else None
+            found = (
+                self._load(wanted, home, lowering=known, is_again=True) if self._has(home) else None
+            )
+            if isinstance(found, Found):
                 return found.complete
             complete, is_storable = self._compiled(wanted, lowering, outputs)
             if is_storable:
@@ -176,11 +216,16 @@ class Shelf:
             return False  # said already when it was asked for
 
     def _load(
-        self, wanted: Wanted, fields: Fields, *, lowering: Lowering | None = None
-    ) -> Found | None:
-        found = self._loader.load(wanted, fields, lowering=lowering)
-        if found is None:
-            return None
+        self,
+        wanted: Wanted,
+        fields: Fields,
+        *,
+        lowering: Lowering | None = None,
+        is_again: bool = False,
+    ) -> Found | Miss | None:
+        found = self._loader.load(wanted, fields, lowering=lowering, is_again=is_again)
+        if not isinstance(found, Found):
+            return found
         self._homes[found.complete[1]] = fields
         if lowering is None and not knows_grid(wanted, found.stored):
             self._describe(wanted, fields, found)

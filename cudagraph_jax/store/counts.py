@@ -24,11 +24,15 @@ class Counts:
         with self._lock:
             self._hits += 1
 
-    def miss(self, reason: Reason, *, is_moved: bool = False) -> None:
-        """An executable was not found, and its file perhaps put aside."""
+    def miss(self, reason: Reason) -> None:
+        """An executable was not found."""
         with self._lock:
             self._misses[reason] += 1
-            self._moved_aside += is_moved
+
+    def move_aside(self) -> None:
+        """A file was put aside."""
+        with self._lock:
+            self._moved_aside += 1
 
     def write(self) -> None:
         """An executable was written."""

@@ -34,7 +34,11 @@ def checked_timeout(timeout_s: object, *, name: str = "timeout_s") -> float:
 
 @contextmanager
 def held(
-    path: Path, *, timeout_s: float, is_over: Callable[[], bool] = lambda: False
+    path: Path,
+    *,
+    timeout_s: float,
+    is_over: Callable[[], bool] = lambda: False,
+    on_wait: Callable[[], object] = lambda: None,
 ) -> Iterator[bool]:
     """A lock, held inside the context.
 
@@ -42,12 +46,13 @@ def held(
         path: Its file.
         timeout_s: How long to wait for another holder.
         is_over: Whether to wait no longer, asked every 50 ms.
+        on_wait: Called once before the first wait.
 
     Yields:
         Whether it was had; not, after any error of the system.
     """
     with ExitStack() as stack:
-        yield _acquire(stack, path, timeout_s, is_over)
+        yield _acquire(stack, path, timeout_s, is_over, on_wait)
 
 
 def is_exiting() -> bool:
@@ -55,12 +60,18 @@ def is_exiting() -> bool:
     return not threading.main_thread().is_alive()
 
 
-def _acquire(stack: ExitStack, path: Path, timeout_s: float, is_over: Callable[[], bool]) -> bool:
+def _acquire(
+    stack: ExitStack,
+    path: Path,
+    timeout_s: float,
+    is_over: Callable[[], bool],
+    on_wait: Callable[[], object],
+) -> bool:
     try:
         from filelock import FileLock, Timeout
     except ImportError:
         return False
-    deadline = time.monotonic() + timeout_s
+    deadline, is_waiting = time.monotonic() + timeout_s, False
     try:
         lock = FileLock(str(path), mode=0o600)
         while True:
@@ -70,6 +81,9 @@ def _acquire(stack: ExitStack, path: Path, timeout_s: float, is_over: Callable[[
                 rest_s = deadline - time.monotonic()
                 if rest_s <= 0 or is_over():
                     return False
+                if not is_waiting:
+                    is_waiting = True
+                    on_wait()
                 time.sleep(min(_POLL_S, rest_s))
             else:
                 break

@@ -66,10 +66,15 @@ class GraphStore(StoreDirectory):
         self._opened_at = time.time()
         self._waits = True
 
-    def get(self, identity: Identity) -> Stored | Miss:
+    def get(self, identity: Identity, *, is_again: bool = False) -> Stored | Miss:
         """The executable with this identity, or why there is none.
 
         A truncated, corrupt, foreign or outdated file is moved aside (mode `"rw"`).
+
+        Args:
+            identity: What identifies it.
+            is_again: Whether the same executable was just missed by another identity: a miss is
+                then not counted again.
 
         Raises:
             ConfigError: `identity` holds what JSON cannot.
@@ -79,9 +84,10 @@ class GraphStore(StoreDirectory):
         name = file_name(wanted)
         try:
             with self._opened() as folder:
-                return self._get(folder, name, wanted)
+                return self._get(folder, name, wanted, is_again=is_again)
         except UnusableError as problem:
-            self._counts.miss(problem.reason)
+            if not is_again:
+                self._counts.miss(problem.reason)
             if problem.reason is Reason.UNSAFE:
                 raise
             return as_miss(name, problem)
@@ -167,7 +173,7 @@ class GraphStore(StoreDirectory):
             StoreError: It cannot be written.
         """
         self._require_writable("remember_hot")
-        with self._held(MANIFEST, _MANIFEST_WAIT_S, lambda: False), self._opened() as folder:
+        with self._held(MANIFEST, _MANIFEST_WAIT_S), self._opened() as folder:
             try:
                 add_to_manifest(folder, hot, opened_at=self._opened_at)
             except OSError as error:
@@ -175,7 +181,13 @@ class GraphStore(StoreDirectory):
             # Finer than what file systems write down by themselves.
             folder.mark_used(MANIFEST, time.time())
 
-    def lock(self, identity: Identity, timeout_s: float) -> AbstractContextManager[bool]:
+    def lock(
+        self,
+        identity: Identity,
+        timeout_s: float,
+        *,
+        on_wait: Callable[[], object] = lambda: None,
+    ) -> AbstractContextManager[bool]:
         """Excludes other processes that are about to compile the same executable.
 
         Whoever had to wait asks `get` again: it may have been put meanwhile. Without the package
@@ -184,12 +196,13 @@ class GraphStore(StoreDirectory):
         Args:
             identity: Of the executable.
             timeout_s: The longest wait, in seconds; 0: one try.
+            on_wait: Called once if the lock is not free at once and is waited for.
 
         Returns:
             A context manager that gives whether the lock was had. It raises nothing of its own.
         """
         name = file_name(plain(identity, name="identity", nested=False))
-        return self._held(name, checked_timeout(timeout_s), self._is_waiting_over)
+        return self._held(name, checked_timeout(timeout_s), self._is_waiting_over, on_wait)
 
     def stop_waiting(self) -> None:
         """Ends every wait of a `lock` of this object at once, also of those to come.
@@ -201,10 +214,16 @@ class GraphStore(StoreDirectory):
         self._waits = False
 
     def stats(self) -> dict[str, Any]:
-        """Counts since the store was opened: hits, misses by reason, moved aside, written."""
+        """Counts since the store was opened: hits, misses by reason, moved aside, written.
+
+        An executable that is missed counts once, by the reason of the first look: one that has a
+        fingerprint is looked up by that, and then by what it lowers to.
+        """
         return self._counts.as_dict()
 
-    def _get(self, folder: Folder, name: str, wanted: Mapping[str, Any]) -> Stored | Miss:
+    def _get(
+        self, folder: Folder, name: str, wanted: Mapping[str, Any], *, is_again: bool
+    ) -> Stored | Miss:
         try:
             stored = read_entry(folder, name, key=self._key)
             if found := differences(stored.identity, wanted):
@@ -217,7 +236,10 @@ class GraphStore(StoreDirectory):
             if self.mode == "rw":
                 with suppress(UnusableError):  # whatever keeps it from being moved, it is a miss
                     moved = put_aside(folder, name, problem)
-            self._counts.miss(problem.reason, is_moved=moved is not None)
+            if moved is not None:
+                self._counts.move_aside()
+            if not is_again:
+                self._counts.miss(problem.reason)
             return as_miss(name, problem, moved_to=moved)
         if self.mode == "rw":
             folder.mark_used(name, self._clock())
@@ -236,12 +258,19 @@ class GraphStore(StoreDirectory):
         self._counts.write()
 
     @contextmanager
-    def _held(self, name: str, timeout_s: float, is_over: Callable[[], bool]) -> Iterator[bool]:
+    def _held(
+        self,
+        name: str,
+        timeout_s: float,
+        is_over: Callable[[], bool] = lambda: False,
+        on_wait: Callable[[], object] = lambda: None,
+    ) -> Iterator[bool]:
         if not self._can_lock():
             yield False
             return
         path = self.path / f"{name}{LOCK}"
-        with held(path, timeout_s=timeout_s, is_over=is_over) as was_had:
+        waits = held(path, timeout_s=timeout_s, is_over=is_over, on_wait=on_wait)
+        with waits as was_had:
             yield was_had
 
     def _is_waiting_over(self) -> bool:

@@ -200,6 +200,20 @@ def test_a_bad_manifest_changes_nothing(tmp_path, text, caplog):
     assert "hot.json is not used" in caplog.text
 
 
+@pytest.mark.parametrize("fingerprint", [None, "v1"])
+def test_waiting_for_another_process_is_said(tmp_path, fingerprint, caplog):
+    """A capture that waits for another process says for what, and for how long at most."""
+    pytest.importorskip("filelock")
+    warmed(double, tmp_path, fingerprint=fingerprint)
+    (file,) = [record.file for record in GraphStore(tmp_path).ls()]
+    (tmp_path / file).unlink()
+    with held(tmp_path / f"{file}{LOCK}", timeout_s=1), caplog.at_level(logging.INFO):
+        store = GraphStore(tmp_path, patience_s=0.1)
+        assert not loaded(double, store, fingerprint=fingerprint)
+    said = "waiting for another process that compiles double 2x4, at most 0.1 s"
+    assert caplog.messages.count(said) == 1
+
+
 def test_closing_does_not_wait_for_others(tmp_path):
     """A manager is closed at once, also while a capture waits for another process."""
     pytest.importorskip("filelock")

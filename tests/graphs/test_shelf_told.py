@@ -21,7 +21,7 @@ from cudagraph_jax import (
 from cudagraph_jax.store import Json, Stored
 from cudagraph_jax.store.identity import file_name
 from tests.graphs.functions import GRID, double, floats
-from tests.graphs.stored import SMALL, X, loaded, warmed
+from tests.graphs.stored import BUCKETS, SMALL, X, loaded, warmed
 
 
 def test_which_field_differs_is_logged(tmp_path, caplog):
@@ -65,6 +65,23 @@ def test_what_was_compiled_elsewhere(tmp_path, field, value, fingerprint, caplog
         assert not loaded(double, tmp_path, fingerprint=fingerprint)
     assert f"the nearest stored one has {field} " in caplog.text
     assert loaded(double, tmp_path, fingerprint=fingerprint)
+
+
+@pytest.mark.parametrize("fingerprint", [None, "v1"])
+@pytest.mark.parametrize("reason", ["absent", "not authentic"])
+def test_a_miss_counts_once(tmp_path, fingerprint, reason, caplog):
+    """An executable that is missed is logged and counted once, however it is looked up."""
+    if reason == "not authentic":
+        other = GraphStore(tmp_path, key=b"another key, kept")
+        for named in (None, fingerprint):
+            warmed(double, other, config=GRID, fingerprint=named)
+    store = GraphStore(tmp_path)
+    with caplog.at_level(logging.INFO):
+        warmed(double, store, config=GRID, fingerprint=fingerprint)
+    misses = {name: count for name, count in store.stats()["misses"].items() if count}
+    assert sum(misses.values()) == BUCKETS
+    told = [text for text in caplog.messages if "store" in text or "compiled again" in text]
+    assert len(told) == BUCKETS
 
 
 def test_explain_knows_the_store(tmp_path):

@@ -46,6 +46,17 @@ def test_waits_for_the_holder(store):
     assert had == [True]
 
 
+def test_waits_are_told(store):
+    """Who waits is told so once before; who need not, or does not want to, is not."""
+    told: list[str] = []
+    with store.lock(IDENTITY, 1, on_wait=lambda: told.append("free")):
+        with store.lock(IDENTITY, 0, on_wait=lambda: told.append("one try")):
+            pass
+        with store.lock(IDENTITY, 0.2, on_wait=lambda: told.append("waits")):
+            pass
+    assert told == ["waits"]
+
+
 def test_waits_no_longer_than_stated(store):
     """After the stated time who waits goes on without the lock."""
     with store.lock(IDENTITY, 0):
@@ -80,12 +91,13 @@ def test_a_wait_is_ended(store):
 
 
 EXITS = """
-import sys, threading
+import atexit, sys, threading
 from cudagraph_jax.store import GraphStore
 
 holder, waiter = GraphStore(sys.argv[1]), GraphStore(sys.argv[1])
 held, waiting = holder.lock({"n": 1}, 0), threading.Event()
 assert held.__enter__()
+atexit.register(held.__exit__, None, None, None)  # after the threads have ended
 
 def wait():
     waiting.set()

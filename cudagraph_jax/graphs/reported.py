@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.environment import environment
 from cudagraph_jax.graphs.planned import Planned
@@ -49,7 +51,7 @@ class Reported(Planned, ShownByStats):
             name=", ".join(sorted(names)) or "no function yet",
             made_at=datetime.now().astimezone(),
             stats=self.stats(),
-            config=self.registry.config,
+            config=_config(self.registry),
             environment=environment(backend_started=self.registry.capture_count > 0),
             sizes=self.sizes(),
             failures=[
@@ -60,3 +62,10 @@ class Reported(Planned, ShownByStats):
         if path is not None:
             report.save(path)
         return report
+
+
+def _config(registry: CUDAGraphRegistry) -> CUDAGraphConfig:
+    """The configuration, with the store that is used, however it was given."""
+    if registry.shelf is None:
+        return registry.config
+    return replace(registry.config, store=str(registry.shelf.store.path))

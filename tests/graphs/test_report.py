@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -16,6 +18,7 @@ from cudagraph_jax import (
     CUDAGraphError,
     CUDAGraphManager,
     CUDAGraphWarning,
+    GraphStore,
     bucket_jit,
 )
 from tests.graphs.functions import GRID, double, floats
@@ -44,6 +47,19 @@ def test_report_is_a_snapshot(manager):
     bucket_jit(double, in_axes=("batch seq",), manager=manager)(floats(0, 1, 5))
     assert report.stats == stats
     assert repr(report).startswith("Report(double, 2 graphs, ")
+
+
+@pytest.mark.parametrize("how", ["config", "store", "path"])
+def test_report_has_the_store(tmp_path, how):
+    """The store's path is in a report, however it was given."""
+    ways: dict[str, dict[str, Any]] = {
+        "config": {"config": dataclasses.replace(GRID, store=str(tmp_path))},
+        "store": {"store": GraphStore(tmp_path)},
+        "path": {"store": str(tmp_path)},
+    }
+    report = bucket_jit(double, in_axes=("batch seq",), **ways[how]).manager.report()
+    for text in (str(report), report._repr_html_()):
+        assert str(tmp_path) in text
 
 
 def test_report_prints(manager):

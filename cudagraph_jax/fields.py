@@ -77,7 +77,7 @@ def directory(path: object) -> str | None:
         return None
     if isinstance(path, str | os.PathLike):
         named = os.fspath(path)
-        if isinstance(named, str):
+        if isinstance(named, str) and named and "\0" not in named:
             return named
     raise ConfigError(f"store={path!r} is no path: give the directory of persisted executables")
 

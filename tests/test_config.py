@@ -187,7 +187,7 @@ BAD: dict[str, list] = {
     "per_layer_graphs": NO_FLAGS,
     "compiler_options": [None, 5, "text", [("a", "b")], {1: "b"}, {"a": "b", None: "c"}],
     "debug_mode": NO_FLAGS,
-    "store": [5, 1.5, ["path"], b"path"],
+    "store": [5, 1.5, ["path"], b"path", "", "a\0b"],
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import queue
 import threading
@@ -17,6 +18,7 @@ from cudagraph_jax.errors import StoreError
 from cudagraph_jax.fork import forkable_lock
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.log import logger
+from cudagraph_jax.store.remedies import is_refused
 
 if TYPE_CHECKING:
     from cudagraph_jax.graphs.shelf import Shelf
@@ -114,7 +116,9 @@ class Upkeep:
         try:
             self._shelf.store.remember_hot(hot)
         except StoreError as error:
-            logger.warning("the hot buckets are not written down: %s", error)
+            # Of a directory that is only read nobody need be told at each end.
+            level = logging.DEBUG if is_refused(error.__cause__) else logging.WARNING
+            logger.log(level, "the hot buckets are not written down: %s", error)
             with self._lock:
                 self._seen.subtract({entry.graph_id: count for entry, count in fresh.items()})
             return

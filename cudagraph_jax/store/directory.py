@@ -26,6 +26,7 @@ from cudagraph_jax.store.outcomes import (
     Stored,
     UnusableError,
 )
+from cudagraph_jax.store.remedies import no_directory
 from cudagraph_jax.store.safety import checked_key
 from cudagraph_jax.store.upkeep import checked, prune, records
 
@@ -116,10 +117,12 @@ class StoreDirectory:
             dry_run: Whether only to say what would go.
 
         Raises:
-            ConfigError: A limit is negative or no number.
+            ConfigError: There is no limit, or one is negative or no number.
             StoreError: The mode is `"ro"` in a run that is not dry, or others can change the
                 directory.
         """
+        if max_bytes is None and older_than is None:
+            raise ConfigError("prune has no limit: give max_bytes or older_than")
         limit = None if max_bytes is None else count("max_bytes", max_bytes)
         age_s = None if older_than is None else _seconds(older_than)
         if not dry_run:
@@ -182,6 +185,8 @@ def _absolute(path: object) -> Path:
     named = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(named, str) or not named:
         raise ConfigError(f"path={path!r} is no path: give the directory of the store")
+    if "\0" in named:
+        raise ConfigError(f"path={path!r} has a NUL, which no path may have: leave it out")
     try:
         return Path(named).expanduser().absolute()
     except RuntimeError as error:
@@ -192,10 +197,12 @@ def _make(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
-    except (OSError, ValueError) as error:  # ValueError: NUL in a name
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StoreError(f"{no_directory(path)}: give another, or move it away") from error
+    except OSError as error:
         raise StoreError(
-            f"{path} cannot be made: {getattr(error, 'strerror', None) or error}. Give a directory "
-            'on a disk that can be written, or with mode="ro" one that is there'
+            f"{path} cannot be made: {error.strerror or error}. Give a directory on a disk that "
+            'can be written, or with mode="ro" one that is there'
         ) from error
 
 

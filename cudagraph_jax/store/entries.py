@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import stat
 from contextlib import suppress
 from typing import IO
@@ -16,12 +17,18 @@ BAD = ".bad"
 MOST_BAD = 16
 """How many files stay aside; the oldest go first."""
 
+_BAD = re.compile(rf"[0-9a-f]{{32}}{re.escape(SUFFIX)}(?:\.[0-9a-f]+)?{re.escape(BAD)}")
 _ENTRY = re.compile(rf"[0-9a-f]{{32}}{re.escape(SUFFIX)}")
 
 
 def is_entry(name: str) -> bool:
     """Whether a file of this name is an entry."""
     return _ENTRY.fullmatch(name) is not None
+
+
+def is_bad(name: str) -> bool:
+    """Whether a file of this name was put aside."""
+    return _BAD.fullmatch(name) is not None
 
 
 def entry_names(folder: Folder) -> list[str]:
@@ -134,9 +141,9 @@ def put_aside(folder: Folder, name: str, problem: UnusableError) -> str | None:
     """Moves a spoiled file out of the way, so that it is not read again; its new name, if any."""
     if problem.reason not in SPOILED or not _is_still(folder, name, problem.seen):
         return None
-    aside = f"{name}{BAD}"
-    if not folder.move(name, aside):
-        return None
+    # A directory takes no file's place, and gets none.
+    names = (f"{name}{BAD}", f"{name}.{secrets.token_hex(4)}{BAD}")
+    aside = next((aside for aside in names if folder.move(name, aside)), None)
     _remove_oldest(folder)
     return aside
 
@@ -155,7 +162,7 @@ def _is_still(folder: Folder, name: str, seen: tuple[int, int] | None) -> bool:
 
 def _remove_oldest(folder: Folder) -> None:
     with suppress(OSError):
-        bad = [name for name in folder.names() if name.endswith(f"{SUFFIX}{BAD}")]
+        bad = [name for name in folder.names() if is_bad(name)]
         moved = {name: folder.status(name) for name in bad}
         bad.sort(key=lambda name: status.st_ctime if (status := moved[name]) else 0.0)
         for name in bad[:-MOST_BAD]:

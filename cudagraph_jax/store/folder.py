@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cudagraph_jax.store.outcomes import Reason, UnusableError
+from cudagraph_jax.store.remedies import no_directory
 from cudagraph_jax.store.safety import danger
 
 TEMPORARY = ".tmp"
@@ -182,8 +183,8 @@ def opened(path: Path, *, is_trusted: bool, files: Files) -> Iterator[Folder]:
     try:
         descriptor = os.open(path, _READ | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UnusableError(f"there is no directory {path}", reason=Reason.ABSENT) from error
-    except (OSError, ValueError) as error:  # ValueError: NUL in a name
+        raise UnusableError(no_directory(path), reason=Reason.ABSENT) from error
+    except OSError as error:
         raise UnusableError(f"{path} cannot be read: {error}", reason=Reason.UNREADABLE) from error
     try:
         with _readable(path):

@@ -18,6 +18,7 @@ from cudagraph_jax.store.identity import Identity, Json, differences, file_name,
 from cudagraph_jax.store.locks import LOCK, checked_timeout, held, is_exiting
 from cudagraph_jax.store.manifest import MANIFEST, Hot, add_to_manifest, read_manifest
 from cudagraph_jax.store.outcomes import Miss, Reason, Stored, UnusableError
+from cudagraph_jax.store.remedies import not_written
 
 _MANIFEST_WAIT_S = 2.0
 """Who writes the hot buckets has the lock for milliseconds."""
@@ -177,7 +178,7 @@ class GraphStore(StoreDirectory):
             try:
                 add_to_manifest(folder, hot, opened_at=self._opened_at)
             except OSError as error:
-                raise StoreError(f"{self.path / MANIFEST} cannot be written: {error}") from error
+                raise StoreError(not_written(self.path / MANIFEST, error)) from error
             # Finer than what file systems write down by themselves.
             folder.mark_used(MANIFEST, time.time())
 
@@ -250,10 +251,7 @@ class GraphStore(StoreDirectory):
         try:
             folder.write(name, pieces)
         except OSError as error:
-            raise StoreError(
-                f"{self.path / name} cannot be written: {error.strerror or error}. Make room, "
-                'or open the store with mode="ro"'
-            ) from error
+            raise StoreError(not_written(self.path / name, error)) from error
         folder.mark_used(name, self._clock())
         self._counts.write()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from cudagraph_jax.store.entries import BAD, entry_names, is_entry, problem_of, read_record
+from cudagraph_jax.store.entries import entry_names, is_bad, is_entry, problem_of, read_record
 from cudagraph_jax.store.folder import TEMPORARY, Folder
 from cudagraph_jax.store.identity import SUFFIX
 from cudagraph_jax.store.locks import LOCK
@@ -18,7 +18,6 @@ STALE_S = 3600.0
 _STEM = rf"[0-9a-f]{{32}}{re.escape(SUFFIX)}"
 _WRITTEN = rf"(?:{_STEM}|{re.escape(MANIFEST)})"
 _LEFT = re.compile(rf"\.{_WRITTEN}\.[0-9a-f]+{re.escape(TEMPORARY)}|{_STEM}{re.escape(LOCK)}")
-_BAD = re.compile(rf"{_STEM}{re.escape(BAD)}")
 
 
 def records(folder: Folder) -> tuple[Record, ...]:
@@ -56,8 +55,8 @@ def prune(
         remove: Removes a file by its name; whether it did.
     """
     entries = sorted(records(folder), key=lambda record: (record.used_at, record.file))
-    bad = _described(folder, _BAD)
-    stale = [file for file in _described(folder, _LEFT) if now - file.used_at > STALE_S]
+    bad = _described(folder, is_bad)
+    stale = [file for file in _described(folder, _is_left) if now - file.used_at > STALE_S]
     gone = [file for file in stale if remove(file.file)]
     kept_bytes = sum(file.size_bytes for file in [*bad, *entries])
     for file in [*bad, *entries]:
@@ -74,10 +73,14 @@ def prune(
     )
 
 
-def _described(folder: Folder, pattern: re.Pattern[str]) -> list[Record]:
+def _is_left(name: str) -> bool:
+    return _LEFT.fullmatch(name) is not None
+
+
+def _described(folder: Folder, is_one: Callable[[str], bool]) -> list[Record]:
     """Files that are no entries, in the words for entries."""
     return [
         Record(file=name, size_bytes=found.st_size, used_at=found.st_mtime, identity={}, extra={})
         for name in folder.names()
-        if pattern.fullmatch(name) and (found := folder.status(name)) is not None
+        if is_one(name) and (found := folder.status(name)) is not None
     ]

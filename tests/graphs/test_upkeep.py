@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import errno
 import gc
 import logging
 import os
@@ -18,6 +19,7 @@ import pytest
 from cudagraph_jax import CUDAGraphManager, GraphStore, StoreError, bucket_jit
 from cudagraph_jax.graphs.upkeep import Upkeep
 from tests.graphs.functions import GRID, double, floats
+from tests.store.stores import Failing
 
 ROOT = Path(__file__).parents[2]
 BUCKET = str(GRID.bucket_for(2, 3))
@@ -206,6 +208,19 @@ def test_what_cannot_be_written_is_logged(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         manager.close()
     assert "the hot buckets are not written down: no space left on device" in caplog.text
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_directory_that_is_only_read(tmp_path, code, caplog):
+    """Of a mount that is only read nobody is warned at the end."""
+    serving(GraphStore(tmp_path))[0].close()
+    manager, function = serving(GraphStore(tmp_path, files=Failing("create", code)))
+    function(floats(0, 2, 3))
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        manager.close()
+    assert caplog.text == ""
+    assert manager.store.hot() == {}
 
 
 def test_what_was_not_written_is_written_the_next_time(tmp_path, monkeypatch):

@@ -90,8 +90,10 @@ def dies_at(step: int, path: Path, key: bytes | None, *, is_replaced: bool) -> b
     assert len(store) == isinstance(found, Stored)
     left = drafts(path)
     assert len(left) <= 1
-    assert store.prune().leftovers == ()
-    assert GraphStore(path, key=key, clock=lambda: 4e9).prune().leftovers == tuple(left)
+    assert store.prune(max_bytes=2**40).leftovers == ()
+    assert GraphStore(path, key=key, clock=lambda: 4e9).prune(max_bytes=2**40).leftovers == tuple(
+        left
+    )
     assert len(os.listdir(path)) == len(store)
     return was_killed
 
@@ -137,7 +139,7 @@ def at_any_moment() -> int:
         left = drafts(path)
         assert 0 < len(left) <= RANDOM_KILLS
         later = GraphStore(path, clock=lambda: 4e9)
-        assert sorted(later.prune().leftovers) == sorted(left)
+        assert sorted(later.prune(max_bytes=2**40).leftovers) == sorted(left)
         assert len(os.listdir(path)) == len(store) == 1
     return RANDOM_KILLS
 

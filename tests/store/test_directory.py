@@ -196,7 +196,7 @@ def test_prune_of_leftovers(store, clock):
     for name in ("mine.tmp", ".mine.graph.00.tmp", "a.lock", "a.bad", "jit_f-cache"):
         leave(store, name, used_at=0)
     before = set(os.listdir(store.path))
-    pruned = store.prune()
+    pruned = store.prune(max_bytes=2**40)
     assert (sorted(pruned.leftovers), pruned.freed_bytes) == (sorted(gone), 8)
     assert before - set(os.listdir(store.path)) == set(gone)
     assert len(store.prune(max_bytes=0).entries) == 5
@@ -219,6 +219,8 @@ def test_a_clock_that_was_set_back(store, clock):
 @pytest.mark.parametrize(
     ("limits", "problem"),
     [
+        ({}, "prune has no limit: give max_bytes or older_than"),
+        ({"dry_run": True}, "prune has no limit"),
         ({"max_bytes": -1}, "max_bytes=-1 is below 0"),
         ({"max_bytes": 1.5}, "max_bytes=1.5 is not an integer"),
         ({"older_than": -1}, "older_than=-1 is no age: give seconds, 0 or more, or a timedelta"),

@@ -16,6 +16,7 @@ import pytest
 
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store import Files, GraphStore, Reason
+from cudagraph_jax.store.entries import is_bad
 from tests.store.stores import (
     FILE,
     IDENTITY,
@@ -30,6 +31,7 @@ from tests.store.stores import (
 
 HERE = Path(__file__).parent
 OTHER = {"n": 1}
+READ_ONLY = 'Open the store with mode="ro", or mend its permissions'
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser may give files away")
 each_key = pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
 
@@ -89,21 +91,24 @@ def test_an_absurd_length_takes_no_memory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("call", "code", "after"),
+    ("call", "code", "after", "advice"),
     [
-        ("create", errno.EROFS, 0),
-        ("create", errno.EACCES, 0),
-        ("create", errno.EMFILE, 0),
-        *(("write", errno.ENOSPC, after) for after in range(20)),
-        ("sync", errno.EIO, 0),
-        ("rename", errno.EROFS, 0),
+        ("create", errno.EROFS, 0, READ_ONLY),
+        ("create", errno.EACCES, 0, READ_ONLY),
+        ("create", errno.EMFILE, 0, "Look after the disk, or open"),
+        *(("write", errno.ENOSPC, after, "Make room$") for after in range(20)),
+        ("write", errno.EDQUOT, 0, "Make room$"),
+        ("sync", errno.EIO, 0, "Look after the disk, or open"),
+        ("rename", errno.EROFS, 0, READ_ONLY),
+        ("rename", errno.EISDIR, 0, "Remove what lies there$"),
     ],
 )
-def test_failing_writes(tmp_path, call, code, after):
-    """A put that fails at any step says why, leaves no draft, and what was there is found."""
+def test_failing_writes(tmp_path, call, code, after, advice):
+    """A put that fails at any step says why and what to do; what was there is as it was."""
     filled(tmp_path)
     store = GraphStore(tmp_path, files=Failing(call, code, after=after))
-    with pytest.raises(StoreError, match=rf"cannot be written: {os.strerror(code)}") as raised:
+    said = rf"cannot be written: {os.strerror(code)}. {advice}"
+    with pytest.raises(StoreError, match=said) as raised:
         store.put(IDENTITY, b"x" * 300)
     assert isinstance(raised.value.__cause__, OSError)
     assert raised.value.__cause__.errno == code
@@ -153,7 +158,7 @@ def test_a_directory_of_which_nothing_is_said(tmp_path, call, code):
     """Where the system refuses to list or describe files, each question is a StoreError."""
     filled(tmp_path)
     store = GraphStore(tmp_path, files=Failing(call, code))
-    asked: list[Callable[[], object]] = [store.ls, store.verify, store.prune]
+    asked: list[Callable[[], object]] = [store.ls, store.verify]
     asked += [lambda: store.prune(max_bytes=0), lambda: store.nearest(IDENTITY)]
     asked.append((lambda: IDENTITY in store) if call == "status" else store.__len__)
     for ask in asked:
@@ -168,7 +173,7 @@ def test_a_directory_of_which_nothing_is_said(tmp_path, call, code):
 def test_a_directory_that_is_deleted_while_it_is_listed(tmp_path):
     """It is an empty one."""
     store = GraphStore(tmp_path, files=Failing("names", errno.ENOENT))
-    assert (len(store), store.ls(), store.prune().entries) == (0, (), ())
+    assert (len(store), store.ls(), store.prune(max_bytes=0).entries) == (0, (), ())
 
 
 def test_a_file_that_cannot_be_moved_aside(tmp_path):
@@ -298,6 +303,30 @@ def test_no_ordinary_file(tmp_path, monkeypatch, kind):
     assert found(store).payload == PAYLOAD
 
 
+@pytest.mark.parametrize("aside", ["nothing", "file", "directory"])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_whatever_lies_aside_already(tmp_path, kind, aside):
+    """What is in an entry's place is moved aside, also where something lies aside already."""
+    store = GraphStore(tmp_path)
+    for path, what in ((tmp_path / f"{FILE}.bad", aside), (tmp_path / FILE, kind)):
+        if what == "directory":
+            path.mkdir()
+            (path / "mine").write_text("kept")
+        elif what == "file":
+            path.write_text("something else")
+    kept = [path.read_text() for path in tmp_path.glob("*/mine")]
+    miss = missed(store)
+    assert miss.reason is Reason.FOREIGN
+    assert miss.moved_to is not None
+    assert is_bad(miss.moved_to)
+    assert (tmp_path / miss.moved_to).exists()
+    store.put(IDENTITY, PAYLOAD)
+    assert found(store).payload == PAYLOAD
+    assert [path.read_text() for path in tmp_path.glob("*/mine")] == kept
+    store.prune(max_bytes=0)
+    assert [path.read_text() for path in tmp_path.glob("*/mine")] == kept
+
+
 @pytest.mark.parametrize("mode", [0o770, 0o702])
 def test_a_directory_that_others_can_write(tmp_path, mode):
     """It is refused at once and at every use, with the command that ends it; a key ends it too."""
@@ -310,7 +339,7 @@ def test_a_directory_that_others_can_write(tmp_path, mode):
         lambda: store.put(IDENTITY, PAYLOAD),
         store.ls,
         store.verify,
-        store.prune,
+        lambda: store.prune(max_bytes=0),
     ):
         with pytest.raises(StoreError, match=f"mode=0{mode:o}.*run chmod go-w {store.path}, or"):
             operation()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cudagraph_jax.cli.checkup import Finding
+from cudagraph_jax.cli.store.shown import NO_ENTRIES
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store import Checked, GraphStore, Reason
 
@@ -33,11 +34,15 @@ def look_at(path: Path | None, *, versions: Mapping[str, str]) -> StoreLook:
     if path is None:
         return StoreLook("none looked at: --store DIR")
     try:
-        files = GraphStore(path, mode="ro").verify()
+        store = GraphStore(path, mode="ro")
+        files, foreign = store.verify(), store.beside().foreign
     except StoreError as error:
         what, separator, remedy = str(error).rpartition(": ")
         finding = Finding(what, remedy) if separator else Finding(remedy, "give another directory")
         return StoreLook(f"{path}: cannot be used", (finding,))
+    if not files:
+        finding = Finding(f"{path} has other things than executables", "give the store's directory")
+        return StoreLook(f"{path}: {NO_ENTRIES}", (finding,) if foreign else ())
     size_mib = sum(file.record.size_bytes for file in files) / 2**20
     summary = f"{path}: {len(files)} executables, {size_mib:.1f} MiB"
     # Those that a key authenticates cannot be checked without it.

@@ -2,10 +2,11 @@
 
 from cudagraph_jax.store.folder import Files
 from cudagraph_jax.store.identity import Difference, Identity, Json
-from cudagraph_jax.store.outcomes import Checked, Miss, Near, Pruned, Reason, Record, Stored
+from cudagraph_jax.store.outcomes import Beside, Checked, Miss, Near, Pruned, Reason, Record, Stored
 from cudagraph_jax.store.store import GraphStore
 
 __all__ = [
+    "Beside",
     "Checked",
     "Difference",
     "Files",

@@ -17,6 +17,7 @@ from cudagraph_jax.store.folder import Files, Folder, opened
 from cudagraph_jax.store.identity import Identity, file_name, plain
 from cudagraph_jax.store.nearest import nearest
 from cudagraph_jax.store.outcomes import (
+    Beside,
     Checked,
     Miss,
     Near,
@@ -28,7 +29,7 @@ from cudagraph_jax.store.outcomes import (
 )
 from cudagraph_jax.store.remedies import no_directory
 from cudagraph_jax.store.safety import checked_key
-from cudagraph_jax.store.upkeep import checked, prune, records
+from cudagraph_jax.store.upkeep import beside, checked, prune, records
 
 
 class StoreDirectory:
@@ -63,6 +64,11 @@ class StoreDirectory:
         """Every file, read over its whole length, and why it would be a miss; nothing is moved."""
         with self._opened_or_none() as folder:
             return () if folder is None else checked(folder, key=self._key)
+
+    def beside(self) -> Beside:
+        """What lies in the directory beside the entries."""
+        with self._opened_or_none() as folder:
+            return Beside(put_aside=(), foreign=()) if folder is None else beside(folder)
 
     def read(self, file: str) -> Stored | Miss:
         """One file by the name that `ls` gives, verified as by `get`; neither counted nor moved."""

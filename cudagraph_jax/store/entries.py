@@ -50,7 +50,7 @@ def read_entry(folder: Folder, name: str, *, key: bytes | None) -> Stored:
         extra=header.extra,
         payload=payload,
         written_at=header.written_at,
-        is_sealed=key is not None,
+        has_key=key is not None,
     )
 
 
@@ -102,7 +102,7 @@ def read_record(folder: Folder, name: str) -> Record | None:
         extra=header.extra,
         payload_bytes=prefix.payload_bytes,
         written_at=header.written_at,
-        is_sealed=prefix.is_sealed,
+        has_key=prefix.has_key,
     )
 
 

@@ -46,17 +46,17 @@ class Prefix(NamedTuple):
     Attributes:
         header_bytes: The length of the header.
         payload_bytes: The length of the payload.
-        is_sealed: Whether an HMAC follows the digest.
+        has_key: Whether an HMAC follows the digest.
     """
 
     header_bytes: int
     payload_bytes: int
-    is_sealed: bool
+    has_key: bool
 
     @property
     def file_bytes(self) -> int:
         """The length of the whole file."""
-        tail = _DIGEST_BYTES * (2 if self.is_sealed else 1)
+        tail = _DIGEST_BYTES * (2 if self.has_key else 1)
         return PREFIX_BYTES + self.header_bytes + self.payload_bytes + tail
 
 
@@ -109,10 +109,10 @@ def read_prefix(start: bytes, *, file_bytes: int) -> Prefix:
             _refuse(Reason.OUTDATED, f"format version {version}, where {VERSION} is read")
     if len(start) < PREFIX_BYTES:
         _refuse(Reason.TRUNCATED, f"{file_bytes} bytes are not even its beginning")
-    _, _, sealed, header_bytes, payload_bytes = _PREFIX.unpack_from(start)
-    if sealed > 1 or header_bytes > MAX_HEADER_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
-        _refuse(Reason.CORRUPT, f"no file has {header_bytes=}, {payload_bytes=}, {sealed=}")
-    prefix = Prefix(header_bytes, payload_bytes, sealed == 1)
+    _, _, keyed, header_bytes, payload_bytes = _PREFIX.unpack_from(start)
+    if keyed > 1 or header_bytes > MAX_HEADER_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
+        _refuse(Reason.CORRUPT, f"no file has {header_bytes=}, {payload_bytes=}, {keyed=}")
+    prefix = Prefix(header_bytes, payload_bytes, keyed == 1)
     if file_bytes < prefix.file_bytes:
         _refuse(Reason.TRUNCATED, f"it has {file_bytes:,} of {prefix.file_bytes:,} bytes")
     if file_bytes > prefix.file_bytes:

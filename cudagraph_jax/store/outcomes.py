@@ -69,7 +69,7 @@ class Stored:
         extra: What else was put beside the payload.
         payload: The bytes.
         written_at: When it was put, in seconds of the writer's clock.
-        is_sealed: Whether a key authenticates it.
+        has_key: Whether a key authenticates it.
     """
 
     file: str
@@ -77,7 +77,7 @@ class Stored:
     extra: dict[str, Any]
     payload: bytes = field(repr=False)
     written_at: float
-    is_sealed: bool
+    has_key: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ class Record:
         extra: What else was put beside the payload.
         payload_bytes: The payload alone.
         written_at: When it was put.
-        is_sealed: Whether a key authenticates it.
+        has_key: Whether a key authenticates it.
         problem: Why the header cannot be read; None if it can.
     """
 
@@ -126,7 +126,7 @@ class Record:
     extra: dict[str, Any]
     payload_bytes: int = 0
     written_at: float = 0.0
-    is_sealed: bool = False
+    has_key: bool = False
     problem: Miss | None = None
 
 
@@ -163,6 +163,19 @@ class Pruned:
     leftovers: tuple[str, ...]
     freed_bytes: int
     kept_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What lies in a directory beside the entries.
+
+    Attributes:
+        put_aside: Names of what had to make way for entries.
+        foreign: Names of what no store writes.
+    """
+
+    put_aside: tuple[str, ...]
+    foreign: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,18 +23,23 @@ def danger(status: os.stat_result, path: Path, *, uid: int) -> str | None:
         path: What the error calls it.
         uid: The user of this process.
     """
-    quoted = shlex.quote(str(path))
     if status.st_uid not in (uid, _ROOT):
         return (
             f"{path} belongs to uid={status.st_uid}, who could plant code that this process "
-            f"(uid={uid}) runs: run chown {uid} {quoted}, or give the store a key"
+            f"(uid={uid}) runs: run chown {uid} {shlex.quote(str(path))}, or give the store a key"
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return (
             f"{path} can be written by others, mode={stat.S_IMODE(status.st_mode):04o}, who could "
-            f"plant code that this process runs: run chmod go-w {quoted}, or give the store a key"
+            f"plant code that this process runs: {_remedy(status, path)}, or give the store a key"
         )
     return None
+
+
+def _remedy(status: os.stat_result, path: Path) -> str:
+    if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:  # for everybody, as /tmp is
+        return f"give a directory of your own in it, such as {shlex.quote(str(path / 'graphs'))}"
+    return f"run chmod go-w {shlex.quote(str(path))}"
 
 
 def checked_key(key: object) -> bytes | None:

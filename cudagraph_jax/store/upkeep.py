@@ -10,7 +10,7 @@ from cudagraph_jax.store.folder import TEMPORARY, Folder
 from cudagraph_jax.store.identity import SUFFIX
 from cudagraph_jax.store.locks import LOCK
 from cudagraph_jax.store.manifest import MANIFEST
-from cudagraph_jax.store.outcomes import Checked, Pruned, Record
+from cudagraph_jax.store.outcomes import Beside, Checked, Pruned, Record
 
 STALE_S = 3600.0
 """Drafts and locks that are older were left by a process that was killed."""
@@ -31,6 +31,15 @@ def checked(folder: Folder, *, key: bytes | None) -> tuple[Checked, ...]:
     return tuple(
         Checked(record=record, problem=problem_of(folder, record.file, key=key))
         for record in records(folder)
+    )
+
+
+def beside(folder: Folder) -> Beside:
+    """What lies in the folder beside the entries."""
+    names = [name for name in folder.names() if not is_entry(name)]
+    return Beside(
+        put_aside=tuple(name for name in names if is_bad(name)),
+        foreign=tuple(name for name in names if not (is_bad(name) or _is_own(name))),
     )
 
 
@@ -71,6 +80,10 @@ def prune(
         freed_bytes=sum(file.size_bytes for file in gone),
         kept_bytes=kept_bytes,
     )
+
+
+def _is_own(name: str) -> bool:
+    return _is_left(name) or name in (MANIFEST, f"{MANIFEST}{LOCK}")
 
 
 def _is_left(name: str) -> bool:

@@ -7,13 +7,19 @@ from pathlib import Path
 from cudagraph_jax.store import GraphStore, Identity
 
 NOW = 1_000_000.0
-HOST: Identity = {"platform": "gpu", "device_kind": ["NVIDIA H100"], "jax": "0.12.0"}
+HOST: Identity = {
+    "platform": "gpu",
+    "device_kind": ["NVIDIA H100"],
+    "jax": "0.12.0",
+    "jaxlib": "0.12.1",
+}
 EMBED: Identity = {
     **HOST,
     "name": "embed",
     "bucket": "8x128",
     "known_by": "fingerprint",
     "fingerprint": "v3",
+    "code": "0123456abcdef012",
 }
 EMBED_LARGE: Identity = {**EMBED, "bucket": "16x128"}
 RANK: Identity = {
@@ -21,6 +27,7 @@ RANK: Identity = {
     "name": "rank",
     "bucket": "8x128",
     "known_by": "stablehlo",
+    "stablehlo": "fedcba9876543210",
     "platform": "cpu",
     "device_kind": ["cpu"],
 }
@@ -32,7 +39,7 @@ def stocked(path: Path, *, key: bytes | None = None, now: float = NOW) -> GraphS
     times = iter(now + 3600.0 * (number // 2) for number in range(2 * len(IDENTITIES)))
     store = GraphStore(path, key=key, clock=lambda: next(times))
     for number, identity in enumerate(IDENTITIES):
-        store.put(identity, bytes([number]) * 3000)
+        store.put(identity, bytes([number]) * 2950)
     return store
 
 

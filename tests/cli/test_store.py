@@ -14,18 +14,19 @@ from cudagraph_jax.cli import main
 from cudagraph_jax.cli.store.care import prune_text, verify_text
 from cudagraph_jax.cli.store.listing import ls_text
 from cudagraph_jax.cli.store.shown import age_text, order, size_text
+from cudagraph_jax.cli.store_look import look_at
 from cudagraph_jax.store import GraphStore, Pruned
 from cudagraph_jax.store.identity import file_name
 from tests.cli.stored import EMBED, EMBED_LARGE, NOW, RANK, files, spoil, stocked
 
 KEY = b"sixteen bytes or more"
 LS = """\
-file          name   bucket  known by        device           jax        size  last used   sealed
-{embed}  embed  8x128   fingerprint v3  gpu NVIDIA H100  0.12.0  3.2 KiB  3 days ago  no
-{large}  embed  16x128  fingerprint v3  gpu NVIDIA H100  0.12.0  3.2 KiB  47 h ago    no
-{rank}  rank   8x128   stablehlo       cpu              0.12.0  3.1 KiB  59 min ago  no
+file          name   bucket  known by        code      device           jax     jaxlib     size  last used   key
+{embed}  embed  8x128   fingerprint v3  0123456a  gpu NVIDIA H100  0.12.0  0.12.1  3.2 KiB  3 days ago  no
+{large}  embed  16x128  fingerprint v3  0123456a  gpu NVIDIA H100  0.12.0  0.12.1  3.2 KiB  47 h ago    no
+{rank}  rank   8x128   stablehlo       fedcba98  cpu              0.12.0  0.12.1  3.1 KiB  59 min ago  no
 
-3 entries, 9.5 KiB"""
+3 entries, 9.5 KiB"""  # noqa: E501
 
 
 def test_ls_text(tmp_path):
@@ -39,7 +40,9 @@ def test_ls_text(tmp_path):
         for name, identity in (("embed", EMBED), ("large", EMBED_LARGE), ("rank", RANK))
     }
     assert ls_text(records, now=NOW) == LS.format(**short)
-    assert ls_text((), now=NOW) == "0 entries, 0 B"
+    assert ls_text(records, now=NOW, put_aside=2) == f"{LS.format(**short)}; 2 put aside"
+    assert ls_text((), now=NOW) == "no entries here: is it a store?"
+    assert ls_text((), now=NOW, put_aside=2) == "no entries here: is it a store? (2 put aside)"
 
 
 def test_ls(store, stock):
@@ -99,9 +102,44 @@ def test_verify(store, stock):
     assert files(stock) == before
 
 
-def test_verify_text():
-    """An empty store is whole."""
-    assert verify_text(()) == "0 entries, all whole"
+def test_edits_are_told_apart(store, tmp_path):
+    """Entries that differ only by an edit of the function have rows that differ."""
+    graphs = GraphStore(tmp_path / "graphs")
+    for code in ("a" * 16, "b" * 16):
+        graphs.put({**EMBED, "code": code}, b"")
+    rows = store("ls", graphs.path)[1].splitlines()[1:3]
+    assert sorted(row.split()[5] for row in rows) == ["a" * 8, "b" * 8]
+
+
+def test_what_was_put_aside(store, stock):
+    """A listing counts what had to make way for entries."""
+    (stock / f"{file_name(RANK)}.bad").write_text("x")
+    (stock / f"{file_name(RANK)}.01234567.bad").mkdir()
+    assert store("ls", stock)[1].endswith("; 2 put aside\n")
+
+
+NO_ENTRIES = "no entries here: is it a store?\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [
+        ([], 0),
+        (["hot.json", "hot.json.lock", f"{file_name(RANK)}.lock", f"{file_name(RANK)}.bad"], 0),
+        (["hot.json", "model.safetensors"], 1),
+    ],
+)
+def test_no_entries(store, tmp_path, names, status):
+    """A directory without entries is said to have none; other things in it are an error."""
+    assert verify_text(()) == NO_ENTRIES.strip()
+    path = tmp_path / "graphs"
+    path.mkdir(mode=0o700)
+    for name in names:
+        (path / name).write_text("{}")
+    assert store("verify", path) == (status, NO_ENTRIES, "")
+    assert store("ls", path)[1].startswith(NO_ENTRIES.strip())
+    look = look_at(path, versions={})
+    assert (look.summary, len(look.found)) == (f"{path}: {NO_ENTRIES.strip()}", status)
 
 
 def test_keys(store, tmp_path):

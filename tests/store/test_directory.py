@@ -61,7 +61,7 @@ def test_ls(tmp_path):
     assert (record.file, record.identity, record.extra) == (FILE, IDENTITY, EXTRA)
     assert (record.written_at, record.used_at, record.problem) == (7.0, 7.0, None)
     assert record.size_bytes == (tmp_path / FILE).stat().st_size
-    assert (record.payload_bytes, record.is_sealed, len(store)) == (len(PAYLOAD), False, 1)
+    assert (record.payload_bytes, record.has_key, len(store)) == (len(PAYLOAD), False, 1)
 
 
 def test_ls_reads_no_payload(tmp_path):

@@ -46,7 +46,7 @@ def test_put_and_get(path, key):
         store = GraphStore(path, mode=mode, key=key)
         stored = found(store)
         assert (stored.identity, stored.extra, stored.payload) == (IDENTITY, EXTRA, PAYLOAD)
-        assert (stored.file, stored.written_at, stored.is_sealed) == (FILE, 5.0, key is not None)
+        assert (stored.file, stored.written_at, stored.has_key) == (FILE, 5.0, key is not None)
         assert found(store, OTHER).payload == b""
 
 

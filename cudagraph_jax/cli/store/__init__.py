@@ -22,7 +22,8 @@ def add_to(commands: Commands) -> None:
         help="list, verify, prune, export and import stored executables",
         description=(
             "Looks after a directory that bucket_jit(store=DIR) filled. Starts no accelerator. The "
-            "exit status is 1 if something is not whole or was refused."
+            "exit status is 1 if something was refused, or if verify or export finds an entry that "
+            "is not whole; ls only shows what it finds."
         ),
     )
     parser.set_defaults(says="cudagraph-jax store")
@@ -60,13 +61,13 @@ def _add_prune(operations: Commands) -> None:
         "--max-bytes",
         type=byte_count,
         metavar="SIZE",
-        help="how much may stay: 1000000, 512MiB, 20GiB; K, M and G are KiB, MiB and GiB",
+        help="how much may stay: 1000000, 512MiB, 20GiB; K, M, G and T are KiB to TiB",
     )
     parser.add_argument(
         "--older-than",
         type=age_s,
         metavar="AGE",
-        help="what was not used for longer goes: 30d, 12h, 90m, or seconds",
+        help="what was not used for longer goes: 2w, 30d, 12h, 90m, or seconds",
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
     # A limit that is missing is wrong usage, which only the parser can say in its words.

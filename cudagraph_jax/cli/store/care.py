@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cudagraph_jax.cli.store.opening import store_of
 from cudagraph_jax.cli.store.shown import (
+    NO_ENTRIES,
     age_text,
     bucket_of,
     cut,
@@ -22,9 +23,12 @@ from cudagraph_jax.tables import text_table
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Prints the entries that would not be loaded; 1 if there are any."""
-    checked = store_of(options, mode="ro").verify()
+    """Prints the entries that would not be loaded; 1 if there are any, or only other things."""
+    store = store_of(options, mode="ro")
+    checked = store.verify()
     print(verify_text(checked))
+    if not checked:
+        return 1 if store.beside().foreign else 0
     return 0 if all(entry.is_whole for entry in checked) else 1
 
 
@@ -44,6 +48,8 @@ def prune(options: argparse.Namespace) -> int:
 
 def verify_text(checked: Sequence[Checked]) -> str:
     """Those that are not whole with the reason, and how many are."""
+    if not checked:
+        return NO_ENTRIES
     rows = [
         (
             entry.record.file,

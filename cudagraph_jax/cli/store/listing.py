@@ -10,8 +10,10 @@ from typing import Any
 
 from cudagraph_jax.cli.store.opening import store_of
 from cudagraph_jax.cli.store.shown import (
+    NO_ENTRIES,
     age_text,
     bucket_of,
+    code_of,
     cut,
     device_of,
     entries_text,
@@ -25,8 +27,8 @@ from cudagraph_jax.store import Record
 from cudagraph_jax.tables import text_table
 
 _HEADER = (
-    *("file", "name", "bucket", "known by", "device", "jax"),
-    *("size", "last used", "sealed", "problem"),
+    *("file", "name", "bucket", "known by", "code", "device", "jax", "jaxlib"),
+    *("size", "last used", "key", "problem"),
 )
 
 
@@ -37,24 +39,27 @@ def ls(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(ls_dict(str(store.path), records), indent=2))
     else:
-        print(ls_text(records, now=time.time()))
+        print(ls_text(records, now=time.time(), put_aside=len(store.beside().put_aside)))
     return 0
 
 
-def ls_text(records: Sequence[Record], *, now: float) -> str:
+def ls_text(records: Sequence[Record], *, now: float, put_aside: int = 0) -> str:
     """A table, and a line with the total.
 
     Args:
         records: The entries, in the order of the rows.
         now: The time that ages are counted to, in seconds.
+        put_aside: How many files had to make way for entries.
     """
     unread = sum(record.problem is not None for record in records)
     total = size_text(sum(record.size_bytes for record in records))
     line = f"{entries_text(len(records))}, {total}"
     if unread:
         line += f"; {unread:,} of them cannot be read"
+    if put_aside:
+        line += f"; {put_aside:,} put aside"
     if not records:
-        return line
+        return f"{NO_ENTRIES} ({put_aside:,} put aside)" if put_aside else NO_ENTRIES
     return f"{text_table(_HEADER, [_row(record, now) for record in records])}\n\n{line}"
 
 
@@ -69,7 +74,7 @@ def ls_dict(path: str, records: Sequence[Record]) -> dict[str, Any]:
                 "payload_bytes": record.payload_bytes,
                 "written_at": record.written_at,
                 "used_at": record.used_at,
-                "is_sealed": record.is_sealed,
+                "has_key": record.has_key,
                 "identity": record.identity,
                 "problem": None if record.problem is None else str(record.problem),
             }
@@ -86,10 +91,12 @@ def _row(record: Record, now: float) -> tuple[str, ...]:
         cut(field(record, "name")),
         cut(bucket_of(record)),
         cut(known_by(record)),
+        code_of(record),
         cut(device_of(record)),
         cut(field(record, "jax")),
+        cut(field(record, "jaxlib")),
         size_text(record.size_bytes),
         age_text(now - record.used_at),
-        ("yes" if record.is_sealed else "no") if is_read else "",
+        ("yes" if record.has_key else "no") if is_read else "",
         "" if record.problem is None else str(record.problem),
     )

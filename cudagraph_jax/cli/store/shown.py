@@ -7,7 +7,10 @@ import re
 
 from cudagraph_jax.store import Record
 
+NO_ENTRIES = "no entries here: is it a store?"
+
 _SHORT_FILE = 12
+_SHORT_CODE = 8
 _LONGEST = 40
 _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 _AGES = ((86400.0, 2, "days"), (3600.0, 1, "h"), (60.0, 1, "min"))
@@ -30,6 +33,11 @@ def bucket_of(record: Record) -> str:
 def known_by(record: Record) -> str:
     """`stablehlo`, or `fingerprint` with what its author called it."""
     return f"{field(record, 'known_by')} {field(record, 'fingerprint')}".strip()
+
+
+def code_of(record: Record) -> str:
+    """The beginning of the hash of its code: two edits of one function differ in it."""
+    return (field(record, "code") or field(record, "stablehlo"))[:_SHORT_CODE]
 
 
 def device_of(record: Record) -> str:

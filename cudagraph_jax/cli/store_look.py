@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,31 +41,31 @@ def look_at(path: Path | None, *, versions: Mapping[str, str]) -> StoreLook:
         finding = Finding(what, remedy) if separator else Finding(remedy, "give another directory")
         return StoreLook(f"{path}: cannot be used", (finding,))
     if not files:
-        finding = Finding(f"{path} has other things than executables", "give the store's directory")
-        return StoreLook(f"{path}: {NO_ENTRIES}", (finding,) if foreign else ())
+        other = Finding(f"{path} has other things than executables", "give the store's directory")
+        return StoreLook(f"{path}: {NO_ENTRIES}", (other,) if foreign else ())
     size_mib = sum(file.record.size_bytes for file in files) / 2**20
     summary = f"{path}: {len(files)} executables, {size_mib:.1f} MiB"
+    return StoreLook(summary, tuple(_findings(path, files, versions)))
+
+
+def _findings(
+    path: Path, files: Sequence[Checked], versions: Mapping[str, str]
+) -> Iterator[Finding]:
     # Those that a key authenticates cannot be checked without it.
     bad = [
         file for file in files if file.problem and file.problem.reason is not Reason.NOT_AUTHENTIC
     ]
     old = [file for file in files if file.is_whole and _is_of_others(file, versions)]
-    found = []
     if bad:
-        found.append(
-            Finding(
-                f"{len(bad)} of {len(files)} files in the store are not whole, and compiled again",
-                f"cudagraph-jax store verify {path} says why",
-            )
+        yield Finding(
+            f"{len(bad)} of {len(files)} files in the store are not whole, and compiled again",
+            f"cudagraph-jax store verify {path} says why",
         )
     if old and len(old) == len(files):
-        found.append(
-            Finding(
-                f"all {len(old)} executables in the store are of other versions of jax or jaxlib",
-                f"start a server once, then cudagraph-jax store prune {path}",
-            )
+        yield Finding(
+            f"all {len(old)} executables in the store are of other versions of jax or jaxlib",
+            f"start a server once, then cudagraph-jax store prune {path} --older-than 1d",
         )
-    return StoreLook(summary, tuple(found))
 
 
 def _is_of_others(file: Checked, versions: Mapping[str, str]) -> bool:

@@ -101,6 +101,7 @@ def bucket_jit(
         fingerprint: What this version of `fn`, of all that it calls and of the constants that it
             closes over is called, such as `"model-v3"`. What a store has under it is loaded
             without tracing `fn`; change it whenever any of that changes, or old answers come back.
+            Without a store it does nothing.
         pad_values: A pytree prefix of the positional arguments: what padding is filled with, or
             `"edge"` to repeat the last real row.
         mask_argname: A keyword of `fn` that gets `bool[batch, seq]`, True where an element is

@@ -37,6 +37,9 @@ class Found(NamedTuple):
     stored: Stored
 
 
+Ahead = Found | Miss | Stored | None
+
+
 class Loader:
     """Loads executables from a store; what cannot be loaded is said, and not there.
 
@@ -51,7 +54,7 @@ class Loader:
         self._lock = forkable_lock()
         self._told: set[str] = set()
         self._distrusted: set[tuple[Bucket, Variant]] = set()
-        self._ahead: dict[tuple[Bucket, Variant], tuple[Fields, Future[Found | Miss | None]]] = {}
+        self._ahead: dict[tuple[Bucket, Variant], tuple[Fields, Future[Ahead]]] = {}
 
     def distrust(self, bucket: Bucket, variant: Variant) -> None:
         """From now on loads nothing for this bucket."""
@@ -86,9 +89,9 @@ class Loader:
         found = None
         with suppress(CancelledError):  # the warm-up that asked for it has ended
             found = ahead.result() if ahead is not None and known == fields else None
-        if found is not None:
+        if isinstance(found, Found | Miss):
             return found
-        return self._loaded(wanted, fields, lowering, is_again=is_again)
+        return self._loaded(wanted, fields, lowering, stored=found, is_again=is_again)
 
     @contextmanager
     def loading_ahead(self, all_wanted: Sequence[tuple[Wanted, Fields]]) -> Iterator[None]:
@@ -124,10 +127,10 @@ class Loader:
                 stacklevel=2,
             )
 
-    def _untraced(self, wanted: Wanted, fields: Fields) -> Found | Miss | None:
+    def _untraced(self, wanted: Wanted, fields: Fields) -> Ahead:
         """As `load`, in a thread to which what the caller set up for tracing does not apply.
 
-        None where the function must be traced, or something is to be told.
+        What is stored alone where the function must be traced; None where something is to be told.
         """
         try:
             answer = self._store.get(fields)
@@ -135,16 +138,22 @@ class Loader:
                 return answer
             outputs = _outputs(answer, wanted.grid)
             if outputs is None:
-                return None
+                return answer
             return self._restored(wanted, answer, outputs)
         except StoreError:
             return None
 
     def _loaded(
-        self, wanted: Wanted, fields: Fields, lowering: Lowering | None, *, is_again: bool
+        self,
+        wanted: Wanted,
+        fields: Fields,
+        lowering: Lowering | None,
+        *,
+        stored: Stored | None,
+        is_again: bool,
     ) -> Found | Miss | None:
         try:
-            answer = self._store.get(fields, is_again=is_again)
+            answer = self._store.get(fields, is_again=is_again) if stored is None else stored
             if isinstance(answer, Miss):
                 return answer
             own = _outputs(answer, wanted.grid) if lowering is None else None

@@ -272,6 +272,7 @@ def test_a_new_grid_that_cannot_be_kept(tmp_path, how, caplog):
         with caplog.at_level(logging.INFO):
             assert loaded(function, store, config=small, fingerprint=how)
         assert function.calls > before
+    assert store.stats()["hits"] == 2
     assert (how == "full") == ("its outputs are found again at each start" in caplog.text)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.shapes.axes import LeafAxes, Shape
 from cudagraph_jax.shapes.ladder import Bucket
 
-Array = npt.NDArray[np.generic]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Array = np.ndarray[tuple[Any, ...], np.dtype[np.generic]]
 Index = tuple[slice, ...]
 PadValue = bool | int | float | complex | str
 

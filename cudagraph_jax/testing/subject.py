@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -36,18 +37,31 @@ class Answers(NamedTuple):
     """One call, answered by a bucket and by the plain function.
 
     Attributes:
-        call: The call.
+        task: The call.
         entry: The bucket that served it.
         found: Its outputs, at the real sizes, those that can be compared.
         expected: The plain function's.
-        names: What errors call each output.
     """
 
-    call: Call
+    task: Task
     entry: CUDAGraphEntry
     found: list[Array]
     expected: list[Array]
-    names: list[str]
+
+    @property
+    def call(self) -> Call:
+        """The call."""
+        return self.task.call
+
+    @property
+    def names(self) -> list[str]:
+        """What errors call each output."""
+        return [leaf.name for leaf in self.entry.outputs.leaves if leaf.comparable]
+
+    def compiled(self) -> list[Array]:
+        """What the function gives when it is compiled for the real sizes."""
+        run = jax.jit(partial(_plain, self.task))
+        return _comparable(self.entry, run(self.call.args, self.call.kwargs))
 
 
 class Subject:
@@ -143,8 +157,7 @@ class Subject:
         """
         task = self.task(args)
         entry = self.captured(task)
-        eagerly = replace(task.target, unpad="none")
-        expected = run_eagerly(eagerly, task.call.args, task.call.kwargs, task.call.sizes)
+        expected = _plain(task, task.call.args, task.call.kwargs)
         before = entry.replay_count
         if task.target.donate_argnums:
             args = jax.tree.map(_copied, args)
@@ -154,16 +167,22 @@ class Subject:
         have: object = jax.tree.structure(found)
         if have != (want := jax.tree.structure(expected)):
             raise AssertionError(f"a bucket gives {have}, but the plain function {want}")
-        leaves = entry.outputs.leaves
-        kept = [index for index, leaf in enumerate(leaves) if leaf.comparable]
-        arrays, plain = jax.tree.leaves(found), jax.tree.leaves(expected)
-        return Answers(
-            task.call,
-            entry,
-            [_real(arrays[index], leaves[index], task.call) for index in kept],
-            [np.asarray(plain[index]) for index in kept],
-            [leaves[index].name for index in kept],
-        )
+        arrays = [
+            _real(output, leaf, task.call)
+            for output, leaf in zip(jax.tree.leaves(found), entry.outputs.leaves, strict=True)
+        ]
+        return Answers(task, entry, _comparable(entry, arrays), _comparable(entry, expected))
+
+
+def _plain(task: Task, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree]) -> PyTree:
+    """The plain function's outputs, as JAX arrays."""
+    return run_eagerly(replace(task.target, unpad="none"), args, kwargs, task.call.sizes)
+
+
+def _comparable(entry: CUDAGraphEntry, outputs: PyTree) -> list[Array]:
+    leaves = entry.outputs.leaves
+    pairs = zip(jax.tree.leaves(outputs), leaves, strict=True)
+    return [np.asarray(output) for output, leaf in pairs if leaf.comparable]
 
 
 @st.composite
@@ -180,10 +199,11 @@ def _copied(leaf: PyTree) -> PyTree:
     return np.array(leaf) if isinstance(leaf, jax.Array) and not is_key else leaf
 
 
-def _real(output: PyTree, leaf: OutputLeaf, call: Call) -> Array:
-    array = np.asarray(output)
-    padded = leaf.unpad == "none"
-    return array[real_index(leaf.axes, leaf.ndim, call.sizes)] if padded else array
+def _real(output: PyTree, leaf: OutputLeaf, call: Call) -> PyTree:
+    """An output without its padding, which it has where it was handed out so."""
+    if leaf.unpad != "none" or not leaf.comparable:
+        return output
+    return np.asarray(output)[real_index(leaf.axes, leaf.ndim, call.sizes)]
 
 
 def _config_of(fn: Callable[..., Any]) -> CUDAGraphConfig:

@@ -1,0 +1,162 @@
+"""`assert_bucketing_preserves` finds what padding breaks, and accuses nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from cudagraph_jax import CUDAGraphConfig, GraphStore, InputShapeError, bucket_jit
+from cudagraph_jax.errors import CaptureError, ConfigError
+from cudagraph_jax.testing import assert_bucketing_preserves
+from tests.testing.mistakes import FURTHER, PLANTED, SOUND, X, elementwise, mean_of_tokens
+
+TEN_TIMES = hypothesis.settings(max_examples=1000)
+CONFIG = CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(4,))
+
+
+def failure(fn, **options) -> str:
+    """What the assertion says of a model."""
+    with pytest.raises(AssertionError) as caught:
+        assert_bucketing_preserves(fn, **options)
+    notes: list[str] = getattr(caught.value, "__notes__", [])
+    return "\n".join([str(caught.value), *notes])
+
+
+@pytest.mark.parametrize("fn", [*PLANTED, *FURTHER], ids=lambda fn: fn.__name__)
+def test_mistakes_are_found(fn):
+    """Each mistake is found in the default budget, and the message says where and what to do."""
+    message = failure(fn, in_axes=(X,))
+    assert message.startswith(f"{fn.__name__} gives another answer in a bucket than by itself\n")
+    for line in ("sizes:  (batch, seq_len)=(", "is padded from", "output: the output[", "remedy: "):
+        assert line in message
+    assert "example=(x=array(" in message
+
+
+@pytest.mark.parametrize("fn", SOUND, ids=lambda fn: fn.__name__)
+def test_sound_models_are_not_accused(fn):
+    """Nothing is found in a sound model over ten times the default budget."""
+    assert_bucketing_preserves(fn, settings=TEN_TIMES, **SOUND[fn])
+
+
+def test_a_failure_is_the_simplest():
+    """What is found is shrunk: the smallest size that is padded, and its worst element."""
+    message = failure(mean_of_tokens, in_axes=("batch seq",))
+    assert "(batch, seq_len)=(1, 1) in the bucket (1, 4): the sequence is padded from 1 to 4" in (
+        message
+    )
+    assert "the output[0] is 0.03143" in message
+    assert "the plain function gives 0.12573" in message
+    assert "x=array([[0.12573]], dtype=float32)" in message
+
+
+def test_why():
+    """The message tells padding that is read from a padded size that is."""
+    assert "moves with what the padding holds" in failure(mean_of_tokens, in_axes=(X,))
+    positions = failure(lambda x: x + x.shape[1], in_axes=(X,))
+    assert "its size is counted in, such as x.shape[1]" in positions
+    assert "nothing is padded" not in positions
+    impure = failure(lambda x: x + isinstance(x, jax.core.Tracer), in_axes=(X,))
+    assert "is the function pure?" in impure
+
+
+def test_the_named_output():
+    """The output that differs is named, among several."""
+    message = failure(lambda x: {"a": x, "b": [x, x.mean(axis=1)]}, in_axes=(X,))
+    assert "output ['b'][1][0, " in message
+
+
+def test_a_bucketed_function(tmp_path):
+    """What `bucket_jit` made is tested as it is, on a manager of its own."""
+    store = GraphStore(tmp_path)
+    good = bucket_jit(elementwise, in_axes=("batch seq",), config=CONFIG, store=store)
+    bad = bucket_jit(mean_of_tokens, in_axes=("batch seq",), config=CONFIG)
+    bad.manager.seal()
+    assert_bucketing_preserves(good)
+    assert "(1, 1) in the bucket (2, 4)" in failure(bad)
+    assert good.stats()["hits"] == good.registry.num_graphs == len(store) == 0
+    with pytest.raises(ConfigError, match="bucketed already: leave out in_axes, unpad"):
+        assert_bucketing_preserves(good, in_axes=("batch seq",), unpad="none")
+
+
+@pytest.mark.parametrize("unpad", ["host", "device", "none"])
+def test_however_outputs_are_handed_out(unpad):
+    """Outputs are compared at the real sizes, for every `unpad`."""
+    assert_bucketing_preserves(elementwise, in_axes=("batch seq",), unpad=unpad)
+    assert "in the bucket" in failure(mean_of_tokens, in_axes=("batch seq",), unpad=unpad)
+
+
+def test_parameters_and_donation():
+    """Parameters are given as they are, donated arguments are not used up, keywords pass."""
+    params = {"w": jnp.arange(4.0), "b": jnp.ones(4)}
+
+    def model(params, x, *, scale):
+        return {"y": x * params["w"] * scale + params["b"]}
+
+    example = (params, np.zeros((1, 1, 4), np.float32))
+    options: dict[str, Any] = {"in_axes": (None, X), "example": example, "kwargs": {"scale": 0.5}}
+    assert_bucketing_preserves(model, **options)
+    assert_bucketing_preserves(model, donate_argnums=1, **options)
+    assert_bucketing_preserves(model, static_argnames="scale", **options)
+    assert not params["w"].is_deleted()
+
+
+def test_inputs_of_ones_own():
+    """A strategy may give the arguments."""
+    drawn = st.integers(1, 4).map(lambda batch: (np.full((batch, 3), 7, np.int32),))
+    seen = []
+
+    def model(ids):
+        seen.append(ids.shape)
+        return ids * 2
+
+    assert_bucketing_preserves(model, in_axes=("batch seq",), inputs=drawn)
+    assert {shape[0] for shape in seen} == {1, 2, 3, 4}
+    with pytest.raises(ConfigError, match="leave out example, dtypes and values"):
+        assert_bucketing_preserves(model, in_axes="batch seq", inputs=drawn, dtypes="int32")
+
+
+def test_tolerance():
+    """What is allowed can be set."""
+
+    def nearly(x):
+        return x + 1e-3 * (x.shape[0] * x.shape[1])
+
+    assert "and 0" in failure(nearly, in_axes=(X,))
+    assert_bucketing_preserves(nearly, in_axes=(X,), atol=0.1)
+    assert "is allowed" in failure(nearly, in_axes=(X,), rtol=1e-6)
+
+
+def test_bfloat16():
+    """A sound model of few digits is not accused."""
+    options: dict[str, Any] = {"in_axes": (X,), "dtypes": "bfloat16"}
+    assert_bucketing_preserves(lambda x: jax.nn.softmax(x @ x.mT @ x), **options)
+    assert failure(mean_of_tokens, **options)
+
+
+def test_lengths_that_are_not_padded():
+    """Without captured lengths each is a bucket of its own, and only the batch is padded."""
+    config = CUDAGraphConfig(capture_sizes=(2, 4))
+    assert_bucketing_preserves(mean_of_tokens, in_axes=("batch seq",), config=config)
+    assert "the batch is padded" in failure(PLANTED[0], in_axes=("batch seq",), config=config)
+
+
+def test_what_cannot_be_captured():
+    """A model that cannot be traced, or whose outputs cannot be trimmed, is no success."""
+    with pytest.raises(CaptureError, match="cannot trace"):
+        assert_bucketing_preserves(lambda x: x if x.sum() > 0 else -x, in_axes=("batch seq",))
+    with pytest.raises(InputShapeError, match="the output"):
+        assert_bucketing_preserves(lambda x: x.ravel(), in_axes=("batch seq",))
+
+
+def test_what_is_missing():
+    """A plain function needs its axes, and a passed-through argument an example."""
+    with pytest.raises(ConfigError, match="in_axes is missing"):
+        assert_bucketing_preserves(elementwise)
+    with pytest.raises(ConfigError, match="give example="):
+        assert_bucketing_preserves(lambda params, x: x, in_axes=(None, X))

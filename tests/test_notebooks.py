@@ -119,6 +119,7 @@ def test_small(path):
 def test_formatted():
     """Ruff would change nothing, where it is installed; `make lint` checks it everywhere."""
     pytest.importorskip("ruff")
-    command = [sys.executable, "-m", "ruff", "format", "--check", "--quiet", "--diff", *PATHS]
+    options = ["--check", "--quiet", "--diff"]
+    command = [sys.executable, "-m", "ruff", "format", *options, *map(str, PATHS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -2,7 +2,8 @@
 
 from hypothesis import given
 
-from cudagraph_jax.report.stats import ShownByStats, stats_html, stats_text
+from cudagraph_jax.report.shown import ShownByStats
+from cudagraph_jax.report.stats import stats_html, stats_text
 from tests.report.reading import Reader
 from tests.report.snapshots import HOSTILE, STATS, graph, manager_stats, registry_stats
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cudagraph_jax.cli.demo import add_to as add_demo
 from cudagraph_jax.cli.doctor import add_to as add_doctor
+from cudagraph_jax.cli.inspect import add_to as add_inspect
 from cudagraph_jax.cli.plan import add_to as add_plan
 from cudagraph_jax.cli.store import add_to as add_store
 from cudagraph_jax.errors import CUDAGraphError
@@ -55,6 +56,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(says="cudagraph-jax")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add_to in (add_demo, add_plan, add_doctor, add_store):
+    for add_to in (add_demo, add_plan, add_doctor, add_inspect, add_store):
         add_to(commands)
     return parser

@@ -120,13 +120,15 @@ class Builder:
         single_input: bool,
     ) -> CUDAGraphEntry:
         with annotation("capture", program.target.name, bucket):
-            outputs, executable = self._complete(wanted_of(program, bucket, config=config))
+            wanted = wanted_of(program, bucket, config=config)
+            outputs, executable = self._complete(wanted)
         return CUDAGraphEntry(
             bucket=bucket,
             program=program,
             executable=executable,
             outputs=outputs,
             graph_id=next(self._ids),
+            options=wanted.options,
             single_input=single_input,
             copies_inputs=config.cudagraph_copy_inputs,
             waits=config.debug_mode,

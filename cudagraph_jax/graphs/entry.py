@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -18,9 +19,13 @@ from cudagraph_jax.graphs.outputs import Outputs
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.graphs.variant import Variant
+from cudagraph_jax.modes import CommandBufferScope
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.prefix import PyTree
 from cudagraph_jax.tables import one_line
+
+if TYPE_CHECKING:
+    from cudagraph_jax.report.inspection import Inspection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,6 +38,7 @@ class CUDAGraphEntry:
         executable: The compiled program.
         outputs: Where its outputs carry the two sizes.
         graph_id: A number that no other entry of the registry has had.
+        options: The compiler options that it was compiled with.
         single_input: Whether `replay` takes one pytree (the specification's calls) or the tuple of
             a function's positional arguments (`bucket_jit`).
         copies_inputs: Whether `replay` pads; otherwise inputs must have the bucket's shape.
@@ -46,6 +52,7 @@ class CUDAGraphEntry:
     executable: Executable = field(repr=False)
     outputs: Outputs = field(repr=False)
     graph_id: int
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
     single_input: bool = False
     copies_inputs: bool = True
     waits: bool = False
@@ -147,6 +154,25 @@ class CUDAGraphEntry:
             "avg_replay_time_ms": totals.mean_ms,
             "waste": totals.waste,
         }
+
+    def inspect(self, *, scopes: Iterable[CommandBufferScope] = ()) -> Inspection:
+        """What XLA records of it into command buffers; nothing but a statement on a CPU.
+
+        It is compiled once more, for its own options and for each of `scopes`. On a GPU that has
+        the recorded graphs of the process recorded again at their next run.
+
+        Args:
+            scopes: Further scopes, to compare.
+
+        Raises:
+            CaptureError: It cannot be compiled, or XLA dumped nothing.
+        """
+        # Here, because most processes that serve inspect nothing.
+        from cudagraph_jax.graphs.inspection import inspect
+
+        options = {"own options": self.options}
+        options |= {scope.name: scope.compiler_options() for scope in scopes}
+        return inspect(self.program, self.bucket, options)
 
     def replay(self, inputs: PyTree) -> PyTree:
         """The outputs for `inputs`, trimmed to their real sizes.

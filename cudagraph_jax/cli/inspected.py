@@ -1,0 +1,157 @@
+"""Finds the function that `cudagraph-jax inspect` names, and inspects it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cudagraph_jax.errors import ConfigError, CUDAGraphError
+from cudagraph_jax.graphs.bucket_jit import bucket_jit
+from cudagraph_jax.graphs.function import BucketedFunction
+from cudagraph_jax.graphs.inspection import inspect
+from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.modes import CommandBufferScope
+from cudagraph_jax.report.inspection import Inspection
+from cudagraph_jax.shapes.ladder import Bucket
+
+_SPEC = re.compile(r"(\w+)\[([\w, ]*)\]")
+_SIZES = ("batch", "seq")
+
+Bucketed = BucketedFunction[..., Any]
+
+
+def inspected(
+    function: str,
+    bucket: Bucket,
+    *,
+    arguments: Sequence[str],
+    example: str | None,
+    scopes: Sequence[CommandBufferScope],
+) -> Inspection:
+    """What XLA records of a function that is named on a command line.
+
+    Args:
+        function: `MODULE:FUNCTION`.
+        bucket: The sizes.
+        arguments: Descriptions of the positional arguments, such as `int32[batch,seq]`.
+        example: What the module has them in.
+        scopes: What to compile it with.
+
+    Raises:
+        ConfigError: Something of this is not there, or does not fit.
+        CaptureError: The function cannot be compiled, or XLA dumped nothing.
+    """
+    module, found = _found(function)
+    specs = [_spec(text) for text in arguments]
+    if specs and example is not None:
+        raise ConfigError("--arg and --example both describe the arguments: give one of the two")
+    options = {scope.name: scope.compiler_options() for scope in scopes}
+    if isinstance(found, BucketedFunction):
+        options = {"own options": found.manager.config.xla_options(), **options}
+        bucketed = found
+    else:
+        bucketed = bucket_jit(found, in_axes=_in_axes(function, specs))
+    args = tuple(struct for struct, _ in specs) if example is None else _example(module, example)
+    program = _program(bucketed, args, bucket)
+    return inspect(program, _carried(program, bucket), options)
+
+
+def _program(bucketed: Bucketed, args: tuple[Any, ...], bucket: Bucket) -> Program:
+    if args:
+        task = bucketed.task(*args)
+        return Program(task.target, task.call)
+    captured = bucketed.registry.entries()
+    if not captured:
+        raise ConfigError(
+            f"{bucketed!r} has captured nothing yet, so its arguments are not known: describe "
+            "them with --arg or --example"
+        )
+    return captured[0].program
+
+
+def _carried(program: Program, bucket: Bucket) -> Bucket:
+    """The bucket, with the example's size where no argument carries one."""
+    sizes = program.example.sizes
+    return Bucket(
+        bucket.batch_size if program.carries_batch else sizes.batch_size,
+        bucket.seq_len if program.carries_seq else sizes.seq_len,
+    )
+
+
+def _found(text: str) -> tuple[ModuleType, Callable[..., Any]]:
+    name, colon, attribute = text.partition(":")
+    if not (name and colon and attribute):
+        raise ConfigError(f"{text!r} names no function: write MODULE:FUNCTION, as model:embed")
+    # As `python -m` does, and an installed command does not.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(name)
+    except CUDAGraphError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"cannot import {name}: {type(error).__name__}: {error}: run it from the directory "
+            "that has the module"
+        ) from error
+    found = _attribute(module, attribute)
+    if not callable(found):
+        raise ConfigError(f"{text} is no function but {found!r:.60}")
+    return module, found
+
+
+def _attribute(module: ModuleType, path: str) -> Any:
+    found: Any = module
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError as error:
+            raise ConfigError(f"{module.__name__} has no {path}: {error}") from error
+    return found
+
+
+def _example(module: ModuleType, name: str) -> tuple[Any, ...]:
+    found = _attribute(module, name)
+    args = found() if callable(found) else found
+    if not isinstance(args, (tuple, list)) or not args:
+        raise ConfigError(
+            f"{module.__name__}.{name} gives {args!r:.60}: it must give the positional arguments "
+            "as a tuple"
+        )
+    return tuple(args)
+
+
+def _spec(text: str) -> tuple[jax.ShapeDtypeStruct, str | None]:
+    """An argument, and its entry of `in_axes`."""
+    found = _SPEC.fullmatch(text.strip())
+    if found is None:
+        raise ConfigError(f"--arg {text!r} describes no array: write it as 'int32[batch,seq]'")
+    dims = [dim.strip() for dim in found[2].split(",")] if found[2].strip() else []
+    for dim in dims:
+        if dim not in _SIZES and not re.fullmatch(r"[1-9][0-9]{0,14}", dim):
+            raise ConfigError(
+                f"--arg {text!r} has the dimension {dim!r}: use a number, batch or seq"
+            )
+    try:
+        dtype = jnp.dtype(found[1])
+    except TypeError as error:
+        raise ConfigError(f"--arg {text!r} has an unknown dtype: {found[1]}") from error
+    struct = jax.ShapeDtypeStruct([1 if dim in _SIZES else int(dim) for dim in dims], dtype)
+    if not set(dims) & set(_SIZES):
+        return struct, None
+    return struct, " ".join(dim if dim in _SIZES else "_" for dim in dims)
+
+
+def _in_axes(function: str, specs: Sequence[tuple[object, str | None]]) -> tuple[str | None, ...]:
+    if not specs:
+        raise ConfigError(
+            f"{function} is a plain function: describe its arguments with --arg, once for each"
+        )
+    return tuple(axes for _, axes in specs)

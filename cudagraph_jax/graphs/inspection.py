@@ -1,0 +1,106 @@
+"""Asks XLA what it records of a bucket: compiles it once more, with a dump."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+
+from cudagraph_jax.errors import CaptureError
+from cudagraph_jax.fork import use_jax
+from cudagraph_jax.graphs.executable import Lowering
+from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.report.inspection import Inspection, ScopeInspection
+from cudagraph_jax.report.thunks import ThunkSequence, parse_thunks
+from cudagraph_jax.shapes.ladder import Bucket
+
+# XLA takes it per executable, too: nothing else of the process is dumped.
+_DUMP_TO = "xla_dump_to"
+
+
+def dump(lowering: Lowering, options: Mapping[str, str], directory: Path) -> None:
+    """Has XLA compile `lowering` with `options`, and dump what it does into `directory`.
+
+    Raises:
+        CaptureError: It cannot be compiled.
+        ConfigError: XLA does not know one of the options.
+    """
+    lowering.compile(compiler_options={**options, _DUMP_TO: str(directory)})
+
+
+def inspect(
+    program: Program,
+    bucket: Bucket,
+    scopes: Mapping[str, Mapping[str, str]],
+    *,
+    platform: Callable[[], str] = jax.default_backend,
+    dump: Callable[[Lowering, Mapping[str, str], Path], None] = dump,
+) -> Inspection:
+    """What XLA records of `program` at `bucket` into command buffers.
+
+    On a CPU it is only lowered. Elsewhere it is compiled once for each of `scopes`, and what was
+    compiled is dropped again. On a GPU the graphs that the process has recorded are then recorded
+    again at their next run (FACTS.md, "Command buffers"): inspect before traffic, or in a process
+    of its own.
+
+    Args:
+        program: What to compile.
+        bucket: For which sizes.
+        scopes: Compiler options, by what the result calls them.
+        platform: Gives the backend's name.
+        dump: Has it compiled with a dump.
+
+    Raises:
+        CaptureError: It cannot be compiled, or XLA dumped nothing.
+        ConfigError: XLA does not know one of the options.
+    """
+    use_jax()
+    name, where = program.target.name, platform()
+    lowering = program.lower(bucket, clock=time.perf_counter)
+    if where == "cpu":
+        return Inspection(name, bucket, where, ())
+    found = []
+    for scope, options in scopes.items():
+        with tempfile.TemporaryDirectory(prefix="cudagraph_jax-") as directory:
+            dump(lowering, options, Path(directory))
+            sequence = read_dump(Path(directory), name=f"{name} {bucket}")
+        found.append(ScopeInspection.of(scope, options, sequence))
+    return Inspection(name, bucket, where, tuple(found))
+
+
+def read_dump(directory: Path, *, name: str) -> ThunkSequence:
+    """The thunk sequence of the program that XLA dumped into `directory`.
+
+    Autotuning may dump small programs beside it: the longest sequence is the program's.
+
+    Args:
+        directory: Where XLA dumped what it compiled, and nothing else.
+        name: What errors call the program.
+
+    Raises:
+        CaptureError: There is none.
+    """
+    # The second kind is written only where a pass, such as that to command buffers, did something.
+    before = sorted(directory.glob("*thunk_sequence.txt"))
+    after = sorted(directory.glob("*thunk_sequence_after_thunk_passes*.txt"))
+    known = {_module(path): path for path in (*before, *after)}
+    if not known:
+        raise CaptureError(f"cannot inspect {name}: {_why_nothing(directory)}", stage="compile")
+    sequences = [parse_thunks(path.read_text(encoding="utf-8")) for path in known.values()]
+    return max(sequences, key=lambda sequence: len(sequence.thunks))
+
+
+def _module(path: Path) -> str:
+    return path.name.partition("thunk_sequence")[0]
+
+
+def _why_nothing(directory: Path) -> str:
+    if any(directory.iterdir()):
+        return "XLA dumped no thunk sequence, as backends other than a GPU's do"
+    return (
+        "XLA dumped nothing, as if JAX's persistent cache had given the executable: "
+        "set JAX_ENABLE_COMPILATION_CACHE=false and try again"
+    )

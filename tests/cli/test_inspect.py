@@ -1,0 +1,124 @@
+"""`cudagraph-jax inspect`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from cudagraph_jax.cli import main
+from cudagraph_jax.cli.inspected import inspected
+from cudagraph_jax.shapes.ladder import Bucket
+
+MODULE = """
+import jax.numpy as jnp
+import numpy as np
+
+import cudagraph_jax
+
+
+class Group:
+    @staticmethod
+    def mlp(weights, x):
+        return jnp.tanh(x @ weights)
+
+
+mlp = Group.mlp
+number = 3
+arguments = (np.eye(8, dtype=np.float32), np.ones((2, 3, 8), np.float32))
+config = cudagraph_jax.CUDAGraphConfig(
+    capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0
+)
+bucketed = cudagraph_jax.bucket_jit(mlp, in_axes=(None, "batch seq _"), config=config)
+captured = cudagraph_jax.bucket_jit(mlp, in_axes=(None, "batch seq _"), config=config)
+captured(*arguments)
+
+
+def given():
+    return arguments
+"""
+WEIGHTS, X = "float32[8,8]", "float32[batch, seq, 8]"
+ARGUMENTS = ["--arg", WEIGHTS, "--arg", "float32[batch,7]"]
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The name of a module in the current directory."""
+    (tmp_path / "inspected_model.py").write_text(MODULE)
+    (tmp_path / "inspected_broken.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield "inspected_model"
+    sys.modules.pop("inspected_model", None)
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        ("mlp", ["--arg", WEIGHTS, "--arg", X]),
+        ("Group.mlp", ["--arg", WEIGHTS, "--arg", X, "--scope", "FULL"]),
+        ("bucketed", ["--arg", WEIGHTS, "--arg", X]),
+        ("bucketed", ["--example", "arguments"]),
+        ("bucketed", ["--example", "given"]),
+        ("captured", []),
+    ],
+)
+def test_on_a_cpu(module, capsys, tmp_path, function, options):
+    """A function is found and lowered for the bucket; on a CPU it is said that there is no more."""
+    path = tmp_path / "found.json"
+    sizes = ["--batch", "4", "--seq", "16", "--json", str(path)]
+    assert main(["inspect", f"{module}:{function}", *sizes, *options]) == 0
+    assert "mlp 4x16: XLA has no command buffers on cpu" in capsys.readouterr().out
+    assert json.loads(path.read_text())["bucket"] == [4, 16]
+
+
+def test_sizes_that_nothing_carries(module):
+    """A size that no argument carries is that of the arguments."""
+    found = inspected(
+        f"{module}:mlp",
+        Bucket(4, 16),
+        arguments=[WEIGHTS, "float32[batch,8]"],
+        example=None,
+        scopes=[],
+    )
+    assert found.bucket == Bucket(4, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspected_model"], "names no function: write MODULE:FUNCTION"),
+        (["inspected_nowhere:mlp"], "run it from the directory that has the module"),
+        (["inspected_broken:mlp"], "ZeroDivisionError"),
+        (["inspected_model:none"], "inspected_model has no none"),
+        (["inspected_model:number"], "is no function but 3"),
+        (["inspected_model:mlp"], "describe its arguments with --arg"),
+        (["inspected_model:bucketed"], "describe them with --arg or --example"),
+        (["inspected_model:mlp", "--arg", "float32"], "write it as 'int32[batch,seq]'"),
+        (["inspected_model:mlp", "--arg", "float32[x]"], "the dimension 'x'"),
+        (["inspected_model:mlp", "--arg", "float33[2]"], "unknown dtype: float33"),
+        (["inspected_model:bucketed", "--example", "number"], "as a tuple"),
+        (["inspected_model:bucketed", "--example", "none"], "has no none"),
+        (
+            ["inspected_model:bucketed", "--example", "given", "--arg", WEIGHTS],
+            "give one of the two",
+        ),
+        (["inspected_model:mlp", "--arg", WEIGHTS], "names neither batch nor seq"),
+        (["inspected_model:mlp", "--arg", X], "missing a required argument"),
+        (["inspected_model:mlp", *ARGUMENTS], "cannot trace mlp"),
+    ],
+)
+def test_wrong_arguments(module, capsys, arguments, message):
+    """What does not fit is said in one line, and the exit status is 1."""
+    assert main(["inspect", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_wrong_scope(module, capsys):
+    """An unknown scope is refused with those that there are."""
+    with pytest.raises(SystemExit):
+        main(["inspect", f"{module}:mlp", "--scope", "ALL"])
+    assert "PIECEWISE" in capsys.readouterr().err

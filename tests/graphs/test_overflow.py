@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import weakref
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -93,16 +95,24 @@ def test_the_nearest_bucket_of_a_refused_size_differs_in_something():
         assert "batch 3, not 2" in reason
 
 
+def resident_bytes():
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_a_thousand_buckets():
-    """A thousand sizes with max_graphs=8 leave eight executables; the others are freed."""
+    """A thousand sizes with max_graphs=8 leave eight executables, and memory for as many."""
+    table = np.arange(2**16, dtype=np.float32)  # a constant of each executable
     config = CUDAGraphConfig(
         capture_sizes=(1,), max_capture_seq_len=2000, max_graphs=8, warmup_iterations=0
     )
-    function = bucket_jit(lambda x: -x, in_axes=("batch seq",), out_axes="batch seq", config=config)
+    function = bucket_jit(
+        lambda x: jnp.asarray(table)[x], in_axes=("batch seq",), out_axes="batch seq", config=config
+    )
     executables: list[weakref.ref] = []
+    resident: list[int] = []
     for seq in range(1, 1001):
-        x = np.full((1, seq), seq, np.float32)
-        assert function(x)[0, -1] == -seq
+        assert function(np.full((1, seq), seq, np.int32))[0, -1] == seq
         entry = function.registry.entries()[-1]
         assert entry.key == (1, seq)
         executables.append(weakref.ref(entry.executable.call))
@@ -110,5 +120,8 @@ def test_a_thousand_buckets():
         if seq % 100 == 0:
             gc.collect()
             assert sum(reference() is not None for reference in executables) == 8
+            resident.append(resident_bytes())
     stats = stats_of(function)
     assert (stats["captures"], stats["evictions"], function.registry.num_graphs) == (1000, 992, 8)
+    # The tables alone of what was captured meanwhile would take more than three times that.
+    assert resident[-1] - resident[1] < 800 * table.nbytes / 3

@@ -24,9 +24,9 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
+from memory import kept_by_jax_mb, resident_mb
 from mix import BATCHES, BUCKETED, MIX, SEQ_LENS, WIDTH, expected, of_one, run_eagerly_once
 
 import cudagraph_jax as cg
@@ -219,13 +219,6 @@ class Soak:
         time.sleep(0.05)
 
 
-def resident_mb() -> float:
-    """Resident memory of this process, in MiB."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
-
-
 def main() -> int:
     """Runs the soak and prints what came of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -235,7 +228,7 @@ def main() -> int:
     options = parser.parse_args()
     warnings.simplefilter("ignore", cg.CUDAGraphWarning)
     run_eagerly_once()
-    soak, memory, hung = Soak(options.seed), [], 0
+    soak, memory, captures, hung = Soak(options.seed), [], [], 0
     soak.renew()
     targets = [lambda number=number: soak.serve(number) for number in range(options.threads)]
     workers = [threading.Thread(target=target) for target in (*targets, soak.disturb)]
@@ -247,6 +240,7 @@ def main() -> int:
         memory.append(resident_mb())
         hung += soak.door.shut()
         soak.count()
+        captures.append(soak.counts["captures in all"])
         soak.storm()
         hung += soak.door.shut()
         if hung:
@@ -257,12 +251,13 @@ def main() -> int:
     for worker in workers:
         worker.join(timeout=PATIENCE_S)
     hung += sum(worker.is_alive() for worker in workers)
-    return report(soak, memory, hung)
+    return report(soak, memory, captures, hung)
 
 
-def report(soak: Soak, memory: list[float], hung: int) -> int:
+def report(soak: Soak, memory: list[float], captures: list[int], hung: int) -> int:
     """Prints the table; the exit status."""
-    half = memory[len(memory) // 2 :]
+    middle = len(memory) // 2
+    half, captured = memory[middle:], captures[-1] - captures[middle]
     growth = half[-1] / half[0] - 1
     for name in ("calls", "wrong", "captures in all", "evictions"):
         print(f"{name:22} {soak.counts[name]:>12,}")
@@ -270,6 +265,9 @@ def report(soak: Soak, memory: list[float], hung: int) -> int:
     for name, count in sorted(soak.outcomes.items()):
         print(f"  {name:20} {count:>12,}")
     print(f"resident MiB: {half[0]:.0f} -> {half[-1]:.0f} over the second half ({growth:+.1%})")
+    print(
+        f"with {captured:,} captures; JAX alone, for as many: {kept_by_jax_mb(captured):+.0f} MiB"
+    )
     for problem in soak.problems[:5]:
         print(f"problem: {problem}")
     return int(bool(soak.counts["wrong"]) or bool(hung) or growth > MAX_GROWTH)

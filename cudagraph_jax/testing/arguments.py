@@ -13,7 +13,7 @@ from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.shapes.axes import PASS_THROUGH, AxisPattern
 from cudagraph_jax.shapes.prefix import PyTree, broadcast_prefix, is_declaration, leaf_names
 from cudagraph_jax.testing.grids import sizes
-from cudagraph_jax.testing.values import ArraySpec, arrays, is_values
+from cudagraph_jax.testing.values import ArraySpec, draw_arrays, is_values
 
 SMALL_GRID = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(4, 8))
 """Sizes small enough for hundreds of examples, with each kind of padding."""
@@ -64,17 +64,17 @@ def inputs(
     leaves, structure = jax.tree.flatten(args)
     drawn = [index for index, spec in enumerate(specs) if spec is not None]
     chosen = tuple(spec for spec in specs if spec is not None)
+    any_size = sizes(config, max_batch_size=max_batch_size, max_seq_len=max_seq_len)
 
     @st.composite
     def filled(draw: st.DrawFn) -> tuple[PyTree, ...]:
-        size = draw(sizes(config, max_batch_size=max_batch_size, max_seq_len=max_seq_len))
+        size = draw(any_size)
         whole = list(leaves)
-        for index, array in zip(drawn, draw(arrays(chosen, size)), strict=True):
+        for index, array in zip(drawn, draw_arrays(draw, chosen, size), strict=True):
             whole[index] = array
         made: tuple[PyTree, ...] = jax.tree.unflatten(structure, whole)
         return made
 
-    sizes(config, max_batch_size=max_batch_size, max_seq_len=max_seq_len)  # refuses at once
     return filled()
 
 

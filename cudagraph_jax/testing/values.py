@@ -20,6 +20,8 @@ from cudagraph_jax.shapes.padding import Array
 # Larger ones may be no valid index of a table.
 _INTEGERS = (0, 9)
 _WORDS = ("mask", "lengths")
+_SEEDS = st.integers(0, 2**32 - 1)
+_SIGNS = st.sampled_from((0, 1, -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +79,11 @@ def is_values(value: object) -> bool:
     return jax.tree_util.all_leaves((value,))
 
 
-@st.composite
-def arrays(draw: st.DrawFn, /, specs: tuple[ArraySpec, ...], size: Bucket) -> list[Array]:
+def draw_arrays(draw: st.DrawFn, specs: tuple[ArraySpec, ...], size: Bucket) -> list[Array]:
     """An array for each of `specs` in a call of `size`."""
     # From a seed, since the elements of arrays drawn by hypothesis are mostly equal.
-    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    sign = draw(st.sampled_from((0, 1, -1)))
+    random = np.random.default_rng(draw(_SEEDS))
+    sign = draw(_SIGNS)
     found = []
     for spec in specs:
         shape = spec.axes.resize(spec.shape, size)

@@ -18,6 +18,9 @@ from tests.testing.mistakes import FURTHER, PLANTED, SOUND, X, elementwise, mean
 
 TEN_TIMES = hypothesis.settings(max_examples=1000)
 CONFIG = CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(4,))
+# Eager operations compile for each size, so there are twelve: padded along either axis, along both
+# and along none, by one and by more.
+NARROW = CUDAGraphConfig(capture_sizes=(3,), capture_seq_lens=(1, 4))
 
 
 def failure(fn, **options) -> str:
@@ -41,7 +44,13 @@ def test_mistakes_are_found(fn):
 @pytest.mark.parametrize("fn", SOUND, ids=lambda fn: fn.__name__)
 def test_sound_models_are_not_accused(fn):
     """Nothing is found in a sound model over ten times the default budget."""
-    assert_bucketing_preserves(fn, settings=TEN_TIMES, **SOUND[fn])
+    assert_bucketing_preserves(fn, config=NARROW, settings=TEN_TIMES, **SOUND[fn])
+
+
+@pytest.mark.parametrize("fn", [*PLANTED, *FURTHER], ids=lambda fn: fn.__name__)
+def test_few_sizes_are_enough(fn):
+    """The sizes at which sound models are tried are enough to find each mistake."""
+    assert "in the bucket (3, " in failure(fn, in_axes=(X,), config=NARROW)
 
 
 def test_a_failure_is_the_simplest():
@@ -99,7 +108,12 @@ def test_parameters_and_donation():
         return {"y": x * params["w"] * scale + params["b"]}
 
     example = (params, np.zeros((1, 1, 4), np.float32))
-    options: dict[str, Any] = {"in_axes": (None, X), "example": example, "kwargs": {"scale": 0.5}}
+    options: dict[str, Any] = {
+        "in_axes": (None, X),
+        "example": example,
+        "kwargs": {"scale": 0.5},
+        "config": CONFIG,
+    }
     assert_bucketing_preserves(model, **options)
     assert_bucketing_preserves(model, donate_argnums=1, **options)
     assert_bucketing_preserves(model, static_argnames="scale", **options)
@@ -134,7 +148,7 @@ def test_tolerance():
 
 def test_bfloat16():
     """A sound model of few digits is not accused."""
-    options: dict[str, Any] = {"in_axes": (X,), "dtypes": "bfloat16"}
+    options: dict[str, Any] = {"in_axes": (X,), "dtypes": "bfloat16", "config": NARROW}
     assert_bucketing_preserves(lambda x: jax.nn.softmax(x @ x.mT @ x), **options)
     assert failure(mean_of_tokens, **options)
 

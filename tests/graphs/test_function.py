@@ -356,6 +356,27 @@ def test_under_transformations_the_mask_is_all_real():
     assert stats_of(function)["eager_by_reason"] == {"transformed": 2}
 
 
+@pytest.mark.parametrize("shares", [True, False], ids=["one manager", "two managers"])
+def test_a_bucketed_function_inside_another(shares):
+    """The inner function becomes a part of the outer one's program, and serves calls of its own."""
+    manager = CUDAGraphManager(GRID)
+    inner = bucket_jit(double, in_axes=("batch seq",), manager=manager)
+    outer = bucket_jit(
+        lambda x: inner(x) + 1,
+        in_axes=("batch seq",),
+        manager=manager if shares else CUDAGraphManager(GRID),
+        name="outer",
+    )
+    x = floats(0, 2, 3)
+    assert_close(outer(x), x * 2 + 1)
+    assert {entry.variant.name for entry in outer.registry.entries()} == {"outer"}
+    assert set(stats_of(inner)["eager_by_reason"]) == {"transformed"}
+    with no_compiles():
+        assert_close(outer(x), x * 2 + 1)
+    assert_close(inner(x), x * 2)
+    assert {entry.variant.name for entry in inner.registry.entries()} >= {"double"}
+
+
 def test_overflow_runs_eagerly_with_the_mask():
     """Beyond the limits a masked function gets a mask of ones and answers as asked for."""
     kind = KINDS["masked pooling"]

@@ -94,7 +94,10 @@ def _drawn(value: Array, axes: LeafAxes | None, pad: PadValue, draw: np.random.G
     may_be_mask = axes is not None and all(size == 1 for size in besides)
     if jnp.issubdtype(value.dtype, np.inexact) and not may_be_mask:
         return np.asarray(draw.standard_normal(value.shape)).astype(value.dtype)
-    return np.full(value.shape, 0 if pad == 1 else 1, value.dtype)
+    # Padded with 1 it may be a mask of what is padding. Of integers for rows, that is a length.
+    is_of_rows = axes is not None and axes.seq is None
+    may_be_length = is_of_rows and jnp.issubdtype(value.dtype, np.integer)
+    return np.full(value.shape, 0 if pad == 1 and not may_be_length else 1, value.dtype)
 
 
 def _behind_no_cut(value: Any, before: Bucket, after: Bucket) -> Any:

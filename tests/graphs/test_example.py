@@ -79,6 +79,13 @@ def test_padding_of_one_makes_what_says_nothing_zero():
     assert not mask.any()
 
 
+def test_lengths_are_padded_with_one():
+    """Integers for rows may be lengths: they stay 1, since none is zero."""
+    options = {"axes": ["batch seq", "batch"], "pads": [0, 1]}
+    _, lengths = example_of(floats(0, 2, 4), np.ones(2, np.int32), **options)
+    assert (lengths == 1).all()
+
+
 @pytest.mark.parametrize("make", [np.zeros, jax.ShapeDtypeStruct])
 def test_features_that_say_nothing_are_drawn(make):
     """Abstract features and parameters differ from each other, the same at each check."""

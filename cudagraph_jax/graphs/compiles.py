@@ -7,6 +7,7 @@ absent `compiles_are_reported` says so, instead of a count of zero that would pr
 from __future__ import annotations
 
 import threading
+from functools import cache
 from types import TracebackType
 from typing import Self
 
@@ -72,8 +73,9 @@ class CompileCounter:
                 self._cache_hits += 1
 
 
+@cache
 def compiles_are_reported() -> bool:
-    """Whether this JAX reports its compiles: found out by compiling something small."""
+    """Whether this JAX reports its compiles: found out, once, by compiling something small."""
     with CompileCounter() as counter:
         jax.jit(lambda x: x + 1).lower(np.float32(0)).compile()
     return counter.events > 0

@@ -29,12 +29,7 @@ def assert_compiles(n: int) -> Iterator[None]:
         ...     for size in (1, 2, 1, 2):
         ...         _ = halved(np.ones(size, np.float32))
     """
-    if n < 0:
-        raise ConfigError(f"n={n} is below 0: a block compiles no program or more")
-    if not compiles_are_reported():
-        raise ConfigError(
-            "this JAX does not report its compiles, so none can be counted: use no_compiles()"
-        )
+    check_countable(n, are_reported=compiles_are_reported())
     with CompileCounter() as counter:
         yield
     if counter.compiles != n:
@@ -55,3 +50,17 @@ def assert_no_compiles() -> Iterator[None]:
     """
     with assert_compiles(0):
         yield
+
+
+def check_countable(n: int, *, are_reported: bool) -> None:
+    """Raises where `n` compiles cannot be told from another number of them.
+
+    Raises:
+        ConfigError: `n` is below 0, or compiles are not reported, so that a count says nothing.
+    """
+    if n < 0:
+        raise ConfigError(f"n={n} is below 0: a block compiles no program or more")
+    if not are_reported:
+        raise ConfigError(
+            "this JAX does not report its compiles, so none can be counted: use no_compiles()"
+        )

@@ -153,10 +153,17 @@ class _Fake:
         for leaf, info in zip(
             jax.tree.leaves((args, kwargs)), jax.tree.leaves(self._inputs), strict=True
         ):
-            shape, dtype = np.shape(leaf), jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))
+            shape, dtype = np.shape(leaf), _dtype(leaf)
             if shape != info.shape or dtype != info.dtype:
                 compiled = f"{info.dtype}{list(info.shape)}"
                 raise TypeError(f"an argument is {dtype}{list(shape)}, compiled for {compiled}")
+
+
+def _dtype(leaf: PyTree) -> Any:
+    """The dtype as which an executable sees a leaf."""
+    if jnp.issubdtype(dtype := jnp.result_type(leaf), jax.dtypes.extended):
+        return dtype
+    return jax.dtypes.canonicalize_dtype(dtype)
 
 
 def _zeros(info: Any) -> jax.Array:

@@ -135,6 +135,16 @@ def test_inputs_of_ones_own():
         assert_bucketing_preserves(model, in_axes="batch seq", inputs=drawn, dtypes="int32")
 
 
+def test_another_structure():
+    """Answers of another structure are not compared, and the message has both."""
+
+    def moody(x):
+        return (x,) if isinstance(x, jax.core.Tracer) else [x]
+
+    message = failure(moody, in_axes=("batch seq",))
+    assert "a bucket gives PyTreeDef((*,)), but the plain function PyTreeDef([*])" in message
+
+
 def test_tolerance():
     """What is allowed can be set."""
 

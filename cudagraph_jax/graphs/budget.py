@@ -70,6 +70,15 @@ class Budget:
                 f"but the budget is {limit:,}: {self._remedy}"
             )
 
+    def has_room(self, bucket: Bucket, *, beside: Sequence[Bucket]) -> bool:
+        """Whether `bucket` fits for sure, as far as is measured, beside some that come first."""
+        limit = self._registry.config.memory_budget_bytes
+        if limit is None:
+            return True
+        needed = [self._estimate(each) for each in (bucket, *beside)]
+        held = sum(entry.memory_bytes or 0 for entry in self._held())
+        return None not in needed and held + sum(map(int, filter(None, needed))) <= limit
+
     def refuse(self, error: CaptureError) -> None:
         """Raises if a bucket could not be captured because it needs more than the whole budget.
 

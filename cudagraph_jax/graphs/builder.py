@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.fork import forkable_lock, use_jax
+from cudagraph_jax.graphs.ahead import CompilesAhead
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.idle import run_idle
@@ -40,6 +41,7 @@ class Builder:
         capture_ms: Milliseconds of all of them.
         loads: How many were loaded instead.
         load_ms: Milliseconds of all of those.
+        ahead: What is compiled before its bucket is captured; nothing where there is a shelf.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Builder:
         self._observers = observers
         self._shelf = shelf
         self._compiler = compiler
+        self.ahead = CompilesAhead(compiler=compiler, clock=clock)
         self._ids = itertools.count(1)
         self._lock = forkable_lock()
         self.captures = self.loads = 0
@@ -144,7 +147,9 @@ class Builder:
 
     def _complete(self, wanted: Wanted) -> Complete:
         if self._shelf is None:
-            complete = compiled(wanted, clock=self._clock, compiler=self._compiler)
+            complete = self.ahead.take(wanted) or compiled(
+                wanted, clock=self._clock, compiler=self._compiler
+            )
         else:
             complete = self._shelf.take(wanted)
         executable = complete[1]

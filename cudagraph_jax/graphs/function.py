@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
 import jax
 from numpy import ndarray
 
+from cudagraph_jax.checks import positive_size
 from cudagraph_jax.graphs.binding import Binder
 from cudagraph_jax.graphs.call import describe_call, refuse_abstract
 from cudagraph_jax.graphs.capturer import Task
@@ -129,7 +130,11 @@ class BucketedFunction(Generic[P, R]):
         return self.manager.registry
 
     def warmup(
-        self, *args: PyTree, progress: Callback | bool | None = None, **kwargs: PyTree
+        self,
+        *args: PyTree,
+        progress: Callback | bool | None = None,
+        workers: int = 1,
+        **kwargs: PyTree,
     ) -> WarmupReport:
         """Captures the whole grid for arguments like these, then runs each bucket.
 
@@ -138,6 +143,8 @@ class BucketedFunction(Generic[P, R]):
                 passed through is used in the runs, so give the real parameters.
             progress: None: a bar where rich is installed and stderr is a terminal, else log lines.
                 False: nothing. A function: called with (done, total, bucket) after each step.
+            workers: How many buckets XLA compiles at a time, at most. Order and limits are kept.
+                With a store they are compiled one at a time, and several are loaded at once.
             **kwargs: Example keyword arguments.
 
         Returns:
@@ -147,13 +154,19 @@ class BucketedFunction(Generic[P, R]):
         Raises:
             InputShapeError: The arguments do not fit `in_axes`, or an output cannot be trimmed.
             SealedError: The manager's mode does not allow captures.
+            ConfigError: The grid does not fit into the limits.
         """
         task = self._task(self._bind(args, kwargs))
         # Here, because importing this package is to cost little.
         from cudagraph_jax.graphs.grid import warm_grid
         from cudagraph_jax.report.progress import Progress
 
-        return warm_grid(self.manager.dispatcher, task, progress=Progress(progress))
+        return warm_grid(
+            self.manager.dispatcher,
+            task,
+            progress=Progress(progress),
+            workers=positive_size(workers, name="workers"),
+        )
 
     def seal(self) -> None:
         """Captures nothing from now on."""

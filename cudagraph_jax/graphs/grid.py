@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, SealedError
@@ -23,10 +23,18 @@ from cudagraph_jax.report.warmup import WarmupReport
 from cudagraph_jax.shapes.ladder import Bucket
 
 
-def warm_grid(dispatcher: Dispatcher, task: Task, *, progress: Progress) -> WarmupReport:
+def warm_grid(
+    dispatcher: Dispatcher, task: Task, *, progress: Progress, workers: int = 1
+) -> WarmupReport:
     """Captures and runs every bucket of the grid for calls like that of `task`.
 
     A switched off manager has nothing to warm up: the report is empty.
+
+    Args:
+        dispatcher: Whose grid.
+        task: An example call.
+        progress: Told of every step.
+        workers: How many buckets XLA compiles at a time, at most.
 
     Raises:
         ConfigError: The grid does not fit into `max_graphs` or the memory budget; said before the
@@ -41,7 +49,7 @@ def warm_grid(dispatcher: Dispatcher, task: Task, *, progress: Progress) -> Warm
             raise sealed_error(dispatcher.mode)
         while True:
             config = dispatcher.config
-            report = _warm_grid(dispatcher, task, progress)
+            report = _warm_grid(dispatcher, task, progress, workers)
             if dispatcher.config == config:
                 return report
             # There is another grid by now.
@@ -50,7 +58,9 @@ def warm_grid(dispatcher: Dispatcher, task: Task, *, progress: Progress) -> Warm
                     dispatcher.registry.discard(entry.bucket, entry.variant)
 
 
-def _warm_grid(dispatcher: Dispatcher, task: Task, progress: Progress) -> WarmupReport:
+def _warm_grid(
+    dispatcher: Dispatcher, task: Task, progress: Progress, workers: int
+) -> WarmupReport:
     call, target = task.call, task.target
     capturer, config, registry = dispatcher.capturer, dispatcher.config, dispatcher.registry
     buckets = grid(config, call)
@@ -65,6 +75,7 @@ def _warm_grid(dispatcher: Dispatcher, task: Task, progress: Progress) -> Warmup
 
     def capture(bucket: Bucket) -> Made[CUDAGraphEntry]:
         budget.check(bucket)
+        begin_from(bucket)
         try:
             made = capturer.capture(program, bucket, task, in_warmup=True)
         except CaptureError as error:
@@ -78,7 +89,10 @@ def _warm_grid(dispatcher: Dispatcher, task: Task, progress: Progress) -> Warmup
     order = sorted(
         buckets, key=lambda bucket: (hot.get(str(bucket), 0), bucket.elements), reverse=True
     )
-    with _loading_ahead(registry, program, order):
+    with (
+        _loading_ahead(registry, program, order),
+        _compiling_ahead(registry, program, order, budget, workers) as begin_from,
+    ):
         report = warm_up(
             target.name,
             order,
@@ -106,6 +120,36 @@ def _loading_ahead(
     return registry.shelf.loading_ahead(
         wanted_of(program, bucket, config=registry.config) for bucket in absent
     )
+
+
+@contextmanager
+def _compiling_ahead(
+    registry: CUDAGraphRegistry,
+    program: Program,
+    order: Sequence[Bucket],
+    budget: Budget,
+    workers: int,
+) -> Iterator[Callable[[Bucket], None]]:
+    """A function that has a bucket compiled and, in threads, those that come next.
+
+    Not with a store, where most are there already and are loaded by threads.
+    """
+    if workers == 1 or registry.shelf is not None:
+        yield lambda bucket: None
+        return
+    places = {bucket: place for place, bucket in enumerate(order)}
+    with registry.compiling_ahead(workers) as begin:
+
+        def begin_from(bucket: Bucket) -> None:
+            first = places[bucket]
+            coming = order[first : first + workers]
+            for place, other in enumerate(coming):
+                if place and not budget.has_room(other, beside=coming[:place]):
+                    return  # what it needs is known better when its turn comes
+                if registry.find(other, program.variant) is None:
+                    begin(wanted_of(program, other, config=registry.config))
+
+        yield begin_from
 
 
 def sealed_error(mode: CUDAGraphMode) -> SealedError:

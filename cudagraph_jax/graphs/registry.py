@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.fork import forkable_lock, use_jax
+from cudagraph_jax.graphs.ahead import Begin
 from cudagraph_jax.graphs.builder import Builder, shelf_of
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -242,6 +244,10 @@ class CUDAGraphRegistry(FoundBySize, ShownByStats):
         if (entry := self.find(bucket, variant)) is not None:
             self._builder.reject(entry, error)
         self.discard(bucket, variant)
+
+    def compiling_ahead(self, workers: int) -> AbstractContextManager[Begin]:
+        """A function that has executables compiled in threads; see `CompilesAhead.running`."""
+        return self._builder.ahead.running(workers)
 
     def clear(self) -> None:
         """Drops all entries, and does not keep those that are being captured."""

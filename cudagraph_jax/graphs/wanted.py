@@ -79,6 +79,16 @@ def compiled(wanted: Wanted, *, clock: Callable[[], float], compiler: Compiler =
         CaptureError: Tracing, lowering or compiling failed.
         InputShapeError: An output that must be trimmed cannot be.
     """
-    outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
-    lowering = wanted.program.lower(wanted.bucket, clock=clock)
+    outputs, lowering = lowered(wanted, clock=clock)
     return outputs, compiler(wanted, lowering, clock=clock)
+
+
+def lowered(wanted: Wanted, *, clock: Callable[[], float]) -> tuple[Outputs, Lowering]:
+    """The outputs of the executable that is wanted, and what to compile.
+
+    Raises:
+        CaptureError: Tracing or lowering failed.
+        InputShapeError: An output that must be trimmed cannot be.
+    """
+    outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
+    return outputs, wanted.program.lower(wanted.bucket, clock=clock)

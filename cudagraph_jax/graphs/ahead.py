@@ -1,0 +1,80 @@
+"""Compiles the next buckets of a warm-up in threads, while the first of them is captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+from cudagraph_jax.errors import CUDAGraphError
+from cudagraph_jax.graphs.executable import Executable
+from cudagraph_jax.graphs.outputs import Outputs
+from cudagraph_jax.graphs.variant import Variant
+from cudagraph_jax.graphs.wanted import Compiler, Complete, Wanted, lowered
+from cudagraph_jax.shapes.ladder import Bucket
+
+Begin = Callable[[Wanted], None]
+
+
+class _Begun(NamedTuple):
+    wanted: Wanted
+    outputs: Outputs
+    executable: Future[Executable]
+
+
+class CompilesAhead:
+    """Executables that are being compiled, until whoever captures their buckets takes them.
+
+    A function is traced and lowered by whoever asks, since what the caller set up for tracing
+    (`jax.default_matmul_precision` and such) is not known to other threads. XLA takes most of the
+    time, and threads for it.
+
+    Args:
+        compiler: What compiles.
+        clock: Seconds, for capture times.
+    """
+
+    def __init__(self, *, compiler: Compiler, clock: Callable[[], float]) -> None:
+        self._compiler = compiler
+        self._clock = clock
+        self._begun: dict[tuple[Bucket, Variant], _Begun] = {}
+
+    @contextmanager
+    def running(self, workers: int) -> Iterator[Begin]:
+        """A function that begins with an executable, if nobody has; it does not wait for it.
+
+        What cannot be lowered is left to whoever captures it, and so is what nobody took.
+        """
+        begun: set[tuple[Bucket, Variant]] = set()
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="cudagraph-jax-compile")
+
+        def begin(wanted: Wanted) -> None:
+            key = (wanted.bucket, wanted.program.variant)
+            if key in begun:
+                return
+            begun.add(key)
+            with suppress(CUDAGraphError):
+                outputs, lowering = lowered(wanted, clock=self._clock)
+                future = pool.submit(self._compiler, wanted, lowering, clock=self._clock)
+                self._begun[key] = _Begun(wanted, outputs, future)
+
+        try:
+            yield begin
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for key in begun:
+                self._begun.pop(key, None)
+
+    def take(self, wanted: Wanted) -> Complete | None:
+        """What was begun for just this, once it is compiled; None where nothing was.
+
+        Raises:
+            CaptureError: It could not be compiled.
+        """
+        begun = self._begun.pop((wanted.bucket, wanted.program.variant), None)
+        if begun is None or begun.wanted.program is not wanted.program:
+            return None
+        if begun.wanted.options != wanted.options:
+            return None
+        return begun.outputs, begun.executable.result()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 import jax
 from numpy import ndarray
 
-from cudagraph_jax.checks import positive_size
 from cudagraph_jax.graphs.binding import Binder
 from cudagraph_jax.graphs.call import describe_call, refuse_abstract
 from cudagraph_jax.graphs.capturer import Task
@@ -21,9 +19,8 @@ from cudagraph_jax.graphs.decision import Reason
 from cudagraph_jax.graphs.eager import has_tracers, run_traced
 from cudagraph_jax.graphs.forms import ALL, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.graphs.manager import CUDAGraphManager
-from cudagraph_jax.graphs.planned import PlanOptions
+from cudagraph_jax.graphs.operated import Operated
 from cudagraph_jax.graphs.program import Target
-from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.graphs.routes import Routes
 from cudagraph_jax.graphs.variant import placement
@@ -31,11 +28,7 @@ from cudagraph_jax.shapes.prefix import PyTree
 from cudagraph_jax.tables import one_line
 
 if TYPE_CHECKING:
-    from cudagraph_jax.report.explanation import Explanation
-    from cudagraph_jax.report.progress import Callback
-    from cudagraph_jax.report.report import Report
-    from cudagraph_jax.report.warmup import WarmupReport
-    from cudagraph_jax.shapes.plan import BucketPlan
+    pass
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,7 +36,7 @@ R = TypeVar("R")
 _shape_and_dtype = attrgetter("shape", "dtype")
 
 
-class BucketedFunction(Generic[P, R]):
+class BucketedFunction(Operated, Generic[P, R]):
     """A function whose calls are padded up to buckets, each compiled once.
 
     Made by `bucket_jit`, which describes the options. Safe to call from many threads. Called with
@@ -125,84 +118,16 @@ class BucketedFunction(Generic[P, R]):
         return stats_html(self._target.name, self.stats())
 
     @property
-    def registry(self) -> CUDAGraphRegistry:
-        """The captured buckets."""
-        return self.manager.registry
-
-    def warmup(
-        self,
-        *args: PyTree,
-        progress: Callback | bool | None = None,
-        workers: int = 1,
-        **kwargs: PyTree,
-    ) -> WarmupReport:
-        """Captures the whole grid for arguments like these, then runs each bucket.
-
-        Args:
-            *args: Example arguments of any sizes: arrays, or `jax.ShapeDtypeStruct`. What is
-                passed through is used in the runs, so give the real parameters.
-            progress: None: a bar where rich is installed and stderr is a terminal, else log lines.
-                False: nothing. A function: called with (done, total, bucket) after each step.
-            workers: How many buckets XLA compiles at a time, at most. Order and limits are kept.
-                With a store they are compiled one at a time, and several are loaded at once.
-            **kwargs: Example keyword arguments.
-
-        Returns:
-            What became of each bucket, the largest first. A bucket that cannot be captured is
-            reported, warned of, and served eagerly.
-
-        Raises:
-            InputShapeError: The arguments do not fit `in_axes`, or an output cannot be trimmed.
-            SealedError: The manager's mode does not allow captures.
-            ConfigError: The grid does not fit into the limits.
-        """
-        task = self._task(self._bind(args, kwargs))
-        # Here, because importing this package is to cost little.
-        from cudagraph_jax.graphs.grid import warm_grid
-        from cudagraph_jax.report.progress import Progress
-
-        return warm_grid(
-            self.manager.dispatcher,
-            task,
-            progress=Progress(progress),
-            workers=positive_size(workers, name="workers"),
-        )
-
-    def seal(self) -> None:
-        """Captures nothing from now on."""
-        self.manager.seal()
-
-    def replan(
-        self, *, max_graphs: int | None = None, **options: Unpack[PlanOptions]
-    ) -> BucketPlan:
-        """Plans the manager's grid from what was asked for; see `CUDAGraphManager.replan`."""
-        return self.manager.replan(max_graphs=max_graphs, **options)
-
-    def report(self, path: str | os.PathLike[str] | None = None) -> Report:
-        """Everything that the manager knows; see `CUDAGraphManager.report`."""
-        return self.manager.report(path)
-
-    def stats(self) -> dict[str, Any]:
-        """The manager's counts and times; see `CUDAGraphManager.stats`."""
-        return self.manager.stats()
-
-    def explain(self, *args: PyTree, **kwargs: PyTree) -> Explanation:
-        """What a call with these arguments would do, and why; nothing is run or compiled.
-
-        Raises:
-            InputShapeError: The arguments do not fit `in_axes`, as in the call itself.
-        """
-        from cudagraph_jax.graphs.explain import explain
-
-        return explain(self.manager.dispatcher, self._task(self._bind(args, kwargs)))
-
-    @property
     def in_axes(self) -> PyTree:
         """Which dimensions of the arguments are the batch and the sequence, as declared."""
         return jax.tree.map(attrgetter("text"), self._binder.in_axes)
 
     def task(self, *args: P.args, **kwargs: P.kwargs) -> Task:
         """A call as the manager's dispatcher takes it."""
+        return self.task_of(args, kwargs)
+
+    def task_of(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Task:
+        """As `task`, with the arguments together."""
         return self._task(self._bind(args, kwargs))
 
     def with_manager(self, manager: CUDAGraphManager) -> BucketedFunction[P, R]:

@@ -87,6 +87,10 @@ class CUDAGraphConfig:
 
     Raises:
         ConfigError: A value that is not valid, alone or beside another one.
+
+    Example:
+        >>> CUDAGraphConfig(capture_sizes=(4, 8), capture_seq_lens=(64,)).bucket_for(5, 60)
+        Bucket(batch_size=8, seq_len=64)
     """
 
     enabled: bool = True

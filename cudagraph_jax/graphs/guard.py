@@ -25,6 +25,13 @@ def no_compiles() -> Iterator[None]:
         UnexpectedCompileError: Something inside had to be traced or compiled. Calls of this
             package raise it at once; a bare JAX call raises JAX's own RuntimeError inside the
             block and this one on the way out.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> half = jax.jit(lambda x: x / 2).lower(np.ones(3, np.float32)).compile()
+        >>> with no_compiles():
+        ...     half(np.ones(3, np.float32)).shape
+        (3,)
     """
     owner = threading.get_ident()
 

@@ -55,6 +55,16 @@ class CUDAGraphManager(Lifecycle, Reported):
     Attributes:
         registry: The captured buckets.
         dispatcher: What serves the calls.
+
+    Example:
+        >>> import numpy as np
+        >>> config = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,))
+        >>> manager = CUDAGraphManager(config)
+        >>> x = np.ones((3, 5), np.float32)
+        >>> manager.execute_or_capture(3, 5, lambda inputs: inputs["x"] * 2, {"x": x}).shape
+        (3, 5)
+        >>> manager.get_mode_for_batch(2, 8)
+        <CUDAGraphMode.REPLAY: 'replay'>
     """
 
     def __init__(

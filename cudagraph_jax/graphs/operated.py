@@ -66,6 +66,15 @@ class Operated(ABC):
             InputShapeError: The arguments do not fit `in_axes`, or an output cannot be trimmed.
             SealedError: The manager's mode does not allow captures.
             ConfigError: The grid does not fit into the limits.
+
+        Example:
+            >>> import numpy as np, cudagraph_jax
+            >>> config = cudagraph_jax.CUDAGraphConfig(capture_sizes=(1, 2), capture_seq_lens=(8,))
+            >>> double = cudagraph_jax.bucket_jit(
+            ...     lambda x: x * 2, in_axes="batch seq", config=config
+            ... )
+            >>> double.warmup(np.ones((1, 3), np.float32), progress=False).captured
+            2
         """
         task = self.task_of(args, kwargs)
         # Here, because importing this package is to cost little.
@@ -102,6 +111,16 @@ class Operated(ABC):
 
         Raises:
             InputShapeError: The arguments do not fit `in_axes`, as in the call itself.
+
+        Example:
+            >>> import numpy as np, cudagraph_jax
+            >>> config = cudagraph_jax.CUDAGraphConfig(capture_sizes=(4,), on_miss="eager")
+            >>> double = cudagraph_jax.bucket_jit(
+            ...     lambda x: x * 2, in_axes="batch seq", config=config, name="double"
+            ... )
+            >>> explanation = double.explain(np.ones((3, 5), np.float32))
+            >>> explanation.mode, explanation.bucket
+            (<CUDAGraphMode.NONE: 'none'>, Bucket(batch_size=4, seq_len=5))
         """
         from cudagraph_jax.graphs.explain import explain
 

@@ -46,6 +46,13 @@ class Ladder(tuple[int, ...]):
 
     Raises:
         ConfigError: No size at all, one below 1, one that is no integer, or one given twice.
+
+    Example:
+        >>> ladder = Ladder.powers_of_two(20)
+        >>> ladder
+        Ladder((1, 2, 4, 8, 16, 20))
+        >>> ladder.fit(9), ladder.fit(21)
+        (16, None)
     """
 
     __slots__ = ()

@@ -63,6 +63,11 @@ def plan_buckets(
     Raises:
         ConfigError: An argument that is not valid, a cost that is no function or gives no
             number of 0 or more, or too many different sizes on both axes.
+
+    Example:
+        >>> plan = plan_buckets([10, 11, 12, 100], max_graphs=2)
+        >>> plan.seq_lens, round(plan.expected_waste, 3)
+        (Ladder((12, 100)), 0.022)
     """
     observed = Observed.of(sizes)
     max_graphs = positive_size(max_graphs, name="max_graphs")

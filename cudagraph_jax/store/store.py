@@ -49,6 +49,12 @@ class GraphStore(StoreDirectory):
     Raises:
         ConfigError: An argument is not of its kind.
         StoreError: The directory cannot be made or read, or, without a key, others can change it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as path:
+        ...     len(GraphStore(path))
+        0
     """
 
     def __init__(

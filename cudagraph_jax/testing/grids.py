@@ -20,7 +20,7 @@ def ladders(*, max_size: int = 16, max_rungs: int = 4) -> st.SearchStrategy[Ladd
     Example:
         >>> from hypothesis import find
         >>> find(ladders(), lambda ladder: len(ladder) > 1)
-        Ladder(1, 2)
+        Ladder((1, 2))
     """
     for name, value in (("max_size", max_size), ("max_rungs", max_rungs)):
         if value < 1:

@@ -36,6 +36,7 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 
 notebooks: $(VENV)/.stamp-dev

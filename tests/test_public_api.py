@@ -74,7 +74,7 @@ def test_import_starts_nothing():
     script = """
 import sys
 import cudagraph_jax
-optional = "filelock hypothesis matplotlib prometheus_client rich safetensors tokenizers"
+optional = "hypothesis matplotlib prometheus_client rich safetensors tokenizers"
 print(sorted(set(optional.split()) & set(sys.modules)))
 later = "cli demo graphs.inspection graphs.shelf prometheus report.report store testing"
 print([name for name in later.split() if f"cudagraph_jax.{name}" in sys.modules])

@@ -28,8 +28,9 @@ STYLE = Template("""
  overflow-wrap:anywhere}
 .$c .tiles{display:flex;flex-wrap:wrap;gap:.6em;margin:.6em 0;padding:0}
 .$c .tiles div{border:1px solid rgb(128 128 128/.35);border-radius:6px;padding:.35em .8em}
-.$c .tiles dt{font-size:11px;opacity:.8;font-weight:400;margin:0}
-.$c .tiles dd{margin:0;font-size:18px;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.$c .tiles dt,.$c .tiles dd{float:none;clear:none;display:block;width:auto;margin:0;padding:0}
+.$c .tiles dt{font-size:11px;opacity:.8;font-weight:400}
+.$c .tiles dd{font-size:18px;font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 .$c table.heat{border-collapse:separate;border-spacing:2px;font-size:12px}
 .$c .heat td,.$c .heat th{border:0;padding:.2em .4em;text-align:right;
  font-variant-numeric:tabular-nums;font-weight:400}

@@ -23,12 +23,13 @@ from cudagraph_jax.graphs.guard import no_compiles
 from cudagraph_jax.graphs.manager import CUDAGraphManager
 from cudagraph_jax.graphs.planned import PlanOptions
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
-from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode
+from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode, GraphState
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.version import __version__
 
 if TYPE_CHECKING:
     from cudagraph_jax.report.explanation import Explanation
+    from cudagraph_jax.report.replays import ReplayProfile
     from cudagraph_jax.report.report import Report
     from cudagraph_jax.report.warmup import WarmupReport
     from cudagraph_jax.shapes.costs import PolynomialCost, attention_cost, measured_cost
@@ -53,6 +54,7 @@ _LATER = {
     "Explanation": "cudagraph_jax.report.explanation",
     "GraphStore": "cudagraph_jax.store",
     "PolynomialCost": "cudagraph_jax.shapes.costs",
+    "ReplayProfile": "cudagraph_jax.report.replays",
     "Report": "cudagraph_jax.report.report",
     "WarmupReport": "cudagraph_jax.report.warmup",
     "attention_cost": "cudagraph_jax.shapes.costs",
@@ -76,12 +78,14 @@ __all__ = [
     "CommandBufferScope",
     "ConfigError",
     "Explanation",
+    "GraphState",
     "GraphStore",
     "InputShapeError",
     "Ladder",
     "PaddingLeakError",
     "PlanOptions",
     "PolynomialCost",
+    "ReplayProfile",
     "Report",
     "SealedError",
     "StoreError",

@@ -1,4 +1,4 @@
-"""The two enums of a configuration: what a manager may do, and what XLA may record."""
+"""The enums: what a manager may do, what XLA may record, and how far a bucket has come."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ class CUDAGraphMode(Enum):
     """Limit: sealed, nothing new is captured. Decision: run a captured bucket."""
     DISABLED = "disabled"
     """Switched off: every call runs eagerly."""
+
+
+class GraphState(Enum):
+    """How far a captured bucket has come, by what was seen of it."""
+
+    COMPILED = "compiled"
+    """Compiled or loaded, and run less than three times."""
+    WARMED = "warmed"
+    """Run three times or more: XLA has recorded what it records; FACTS.md, "Command buffers"."""
+    REPLAYING = "replaying"
+    """A profile showed its command buffers executed, and none recorded or updated meanwhile."""
 
 
 class CommandBufferScope(Enum):

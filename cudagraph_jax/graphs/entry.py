@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,17 @@ from cudagraph_jax.graphs.outputs import Outputs
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.graphs.variant import Variant
-from cudagraph_jax.modes import CommandBufferScope
+from cudagraph_jax.modes import CommandBufferScope, GraphState
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.prefix import PyTree
 from cudagraph_jax.tables import one_line
 
 if TYPE_CHECKING:
     from cudagraph_jax.report.inspection import Inspection
+
+# Of the first XLA may run the thunks one by one, with the second it records, with the third it
+# replays (FACTS.md, "Command buffers").
+_RUNS_UNTIL_WARM = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,6 +130,14 @@ class CUDAGraphEntry:
         return self.totals.replays
 
     @property
+    def state(self) -> GraphState:
+        """How far it has come; `REPLAYING` only if `CUDAGraphManager.profile_replays` saw it."""
+        if self.observers.is_replaying(self.graph_id):
+            return GraphState.REPLAYING
+        runs = self.journal.idle_runs + self.replay_count
+        return GraphState.WARMED if runs >= _RUNS_UNTIL_WARM else GraphState.COMPILED
+
+    @property
     def total_replay_time_ms(self) -> float:
         """Milliseconds of all replays, from the inputs to the trimmed outputs.
 
@@ -146,6 +158,7 @@ class CUDAGraphEntry:
             "seq_len": self.seq_len,
             "variant": str(self.variant),
             "graph_id": self.graph_id,
+            "state": self.state.value,
             "capture_time_ms": self.capture_time_ms,
             "memory_bytes": self.memory_bytes,
             "flops": self.flops,
@@ -201,11 +214,16 @@ class CUDAGraphEntry:
         """
         if fit is None:
             fit = Fit.EXACT if call.sizes == self.bucket else Fit.PADDED
-        watched = self.observers.watches_replays
-        make = partial(WatchedRoute, observers=self.observers) if watched else Route
+        make: Callable[..., Route] = Route
+        run: Callable[..., PyTree] = self.executable.call
+        if self.observers.watches_replays:
+            make = partial(WatchedRoute, observers=self.observers, graph_id=self.graph_id)
+            if (addresses := self.observers.addresses) is not None:
+                names = self.program.argument_names
+                run = addresses.noting(self.graph_id, names, run)
         return make(
             self.program,
-            self.executable.call,
+            run,
             bucket=self.bucket,
             shapes=[getattr(leaf, "shape", ()) for leaf in call.leaves],
             request=Request(call.sizes, fit),

@@ -40,6 +40,7 @@ def run_idle(entry: CUDAGraphEntry, iterations: int, *, leaves: Sequence[object]
             raise CaptureError(
                 f"{entry.bucket} was compiled, but does not run: {error}", stage="warm-up"
             ) from error
+        entry.journal.idle_runs += 1
 
 
 def idle_arguments(

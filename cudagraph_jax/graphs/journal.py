@@ -152,6 +152,9 @@ class Journal:
         bucket: The sizes of the entry.
         ledger: What adds all journals up.
         owner: What lives as long as the entry.
+
+    Attributes:
+        idle_runs: Runs without a request, as in the warm-up.
     """
 
     def __init__(self, bucket: Bucket, ledger: Ledger, owner: object) -> None:
@@ -163,6 +166,7 @@ class Journal:
         self._fold_at = _FEW
         self._sum = ReplayTotals()
         self._used_at = time.perf_counter()
+        self.idle_runs = 0
         ledger.open(self)
 
     def open(self, request: Request) -> Tally:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import jax
 
@@ -13,7 +14,13 @@ from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.log import logger
 from cudagraph_jax.shapes.ladder import Bucket
 
+if TYPE_CHECKING:
+    from cudagraph_jax.graphs.addresses import AddressBook
+
 OnReplay = Callable[[Bucket, float], None]
+
+REPLAY = "replay"
+"""The first word of a replay's annotation; its `watcher` and `graph_id` tell which entry it is."""
 
 
 class Captured(Protocol):
@@ -52,14 +59,22 @@ class Observers(Generic[E]):
     Args:
         changed: Called when replays begin or cease to be watched: a route is made for either, so
             that an unwatched one has nothing to ask (`WatchedRoute`).
+
+    Attributes:
+        number: What a profile tells replays of different registries by.
     """
 
+    _numbers = itertools.count()
+
     def __init__(self, changed: Callable[[], None]) -> None:
+        self.number = next(self._numbers)
         self._changed = changed
         self._lock = forkable_lock()
         self._on_capture: tuple[Callable[[E], None], ...] = ()
         self._on_replay: tuple[OnReplay, ...] = ()
         self._annotate_replays = False
+        self._addresses: AddressBook | None = None
+        self._replaying: frozenset[int] = frozenset()
 
     @property
     def annotate_replays(self) -> bool:
@@ -73,9 +88,30 @@ class Observers(Generic[E]):
             self._changed()
 
     @property
+    def addresses(self) -> AddressBook | None:
+        """Where the addresses of arguments are written down; None: nowhere; can be set."""
+        return self._addresses
+
+    @addresses.setter
+    def addresses(self, addresses: AddressBook | None) -> None:
+        self._addresses = addresses
+        self._changed()
+
+    @property
     def watches_replays(self) -> bool:
         """Whether a route that is made now has to be watched."""
-        return self._annotate_replays or bool(self._on_replay)
+        return bool(self._annotate_replays or self._on_replay or self._addresses)
+
+    def saw_replaying(self, graph_ids: frozenset[int]) -> None:
+        """A profile showed these entries, and no others, replay what was recorded."""
+        self._replaying = graph_ids
+
+    def is_replaying(self, graph_id: int) -> bool:
+        """Whether the last profile showed it for an entry, and nothing was captured since.
+
+        A new capture may throw recorded graphs away (FACTS.md, "Command buffers").
+        """
+        return graph_id in self._replaying
 
     def on_capture(self, callback: Callable[[E], None]) -> None:
         """Calls `callback(entry)` after each capture from now on, in the thread that captured."""
@@ -102,6 +138,7 @@ class Observers(Generic[E]):
 
     def captured(self, entry: E) -> None:
         """Tells of a new entry, which anybody can find by now."""
+        self._replaying = frozenset()
         how = "loaded" if entry.is_loaded else "captured"
         logger.info(
             "%s %s of %s in %.0f ms", how, entry.bucket, entry.variant, entry.capture_time_ms
@@ -132,9 +169,17 @@ def _tell(callbacks: tuple[Callable[..., None], ...], *arguments: object) -> Non
             logger.exception("the observer %r failed", callback)
 
 
-def annotation(what: str, name: str, bucket: Bucket) -> AbstractContextManager[object]:
+def annotation(
+    what: str, name: str, bucket: Bucket, **stats: int
+) -> AbstractContextManager[object]:
     """A context manager that a profile of `jax.profiler` shows, such as `replay embed 8x128`.
 
     Outside a profile it costs next to nothing.
+
+    Args:
+        what: What is done.
+        name: The function's name.
+        bucket: The bucket.
+        **stats: What the profile also tells of it.
     """
-    return jax.profiler.TraceAnnotation(f"{what} {name} {bucket}")
+    return jax.profiler.TraceAnnotation(f"{what} {name} {bucket}", **stats)

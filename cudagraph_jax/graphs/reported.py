@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.graphs.dispatch import Dispatcher
 from cudagraph_jax.graphs.environment import environment
 from cudagraph_jax.graphs.planned import Planned
@@ -15,6 +17,7 @@ from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.report.shown import ShownByStats
 
 if TYPE_CHECKING:
+    from cudagraph_jax.report.replays import ReplayProfile
     from cudagraph_jax.report.report import Report
 
 
@@ -62,6 +65,31 @@ class Reported(Planned, ShownByStats):
         if path is not None:
             report.save(path)
         return report
+
+    def profile_replays(self, run: Callable[[], object]) -> ReplayProfile:
+        """What XLA's command buffers do while `run` runs: executed, updated, recorded.
+
+        A hot loop must show executions alone. An argument that lies elsewhere each time has its
+        command buffer updated; the profile says which ones moved. Afterwards `stats()` calls those
+        buckets `"replaying"` that were seen to, until something else is captured.
+
+        XLA runs no command buffers while it is profiled, unless the buckets were captured with
+        `compiler_options={"xla_enable_command_buffers_during_profiling": "True"}`. Replays from
+        all threads count, each some microseconds slower meanwhile.
+
+        Args:
+            run: Called once; let it wait for its last result. A server may pass
+                `lambda: time.sleep(5)`.
+
+        Raises:
+            ConfigError: `run` cannot be called.
+            CUDAGraphError: A profile is running already.
+        """
+        from cudagraph_jax.graphs.profiling import profile_replays
+
+        if not callable(run):
+            raise ConfigError(f"run={run!r:.60} cannot be called: pass a function that replays")
+        return profile_replays(self.registry, run)
 
 
 def _config(registry: CUDAGraphRegistry) -> CUDAGraphConfig:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from cudagraph_jax.graphs.journal import Fit, Journal, Request
-from cudagraph_jax.graphs.observers import Observers, annotation
+from cudagraph_jax.graphs.observers import REPLAY, Observers, annotation
 from cudagraph_jax.graphs.outputs import OutputLeaf, Outputs
 from cudagraph_jax.graphs.pads import pads_for
 from cudagraph_jax.graphs.passed import numbers_of, other_arrays, passed_arrays
@@ -191,6 +191,7 @@ class WatchedRoute(Route):
     Args:
         program: As for `Route`, and so are the others.
         observers: Who watches.
+        graph_id: The number of the entry, which a profile tells.
     """
 
     __slots__ = ("_observers", "_shown")
@@ -207,6 +208,7 @@ class WatchedRoute(Route):
         journal: Journal,
         wait: bool,
         observers: Observers[Any],
+        graph_id: int,
     ) -> None:
         super().__init__(
             program,
@@ -222,7 +224,14 @@ class WatchedRoute(Route):
         self._observers = observers
         self._shown: Callable[[], AbstractContextManager[object]] = nullcontext
         if observers.annotate_replays:
-            self._shown = partial(annotation, "replay", program.target.name, self.bucket)
+            self._shown = partial(
+                annotation,
+                REPLAY,
+                program.target.name,
+                bucket,
+                watcher=observers.number,
+                graph_id=graph_id,
+            )
 
     def run(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
         """The outputs for `args`, trimmed; recorded as a replay, in a profile too if asked."""

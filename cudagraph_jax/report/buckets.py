@@ -10,7 +10,16 @@ from cudagraph_jax.tables import escaped, table_fragment, text_table
 
 NONE_YET = "No bucket is captured yet."
 
-_HEADER = ("bucket", "replays", "waste", "mean ms", "capture ms", "memory bytes", "function")
+_HEADER = (
+    "bucket",
+    "replays",
+    "waste",
+    "mean ms",
+    "capture ms",
+    "memory bytes",
+    "state",
+    "function",
+)
 
 
 def buckets_text(stats: Mapping[str, Any]) -> str:
@@ -52,5 +61,6 @@ def _row(key: str, graph: Mapping[str, Any]) -> tuple[str, ...]:
         f"{graph['avg_replay_time_ms']:,.3f}" if replayed else "–",
         f"{graph['capture_time_ms']:,.0f}",
         "" if graph["memory_bytes"] is None else exact(graph["memory_bytes"]),
+        graph["state"],
         graph["variant"],
     )

@@ -20,6 +20,7 @@ def graph(batch: int, seq: int, replays: int = 0, waste: float = 0.0, **more: An
         "seq_len": seq,
         "variant": "embed(float32[·,·])",
         "graph_id": 1,
+        "state": "warmed",
         "capture_time_ms": 12.6,
         "memory_bytes": 1234567,
         "flops": None,

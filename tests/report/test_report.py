@@ -52,7 +52,7 @@ def test_text():
     assert [part.split("\n")[0].partition(":")[0] for part in parts[1:]] == [
         "Hits",
         "Waste",
-        "bucket  replays  waste  mean ms  capture ms  memory bytes  function",
+        "bucket  replays  waste  mean ms  capture ms  memory bytes  state   function",
         "Most asked sizes",
         "Failures",
         "Configuration",

@@ -47,8 +47,8 @@ def test_text():
     assert stats_text("embed", manager_stats(graph(4, 64, 3, 0.25))).split("\n\n") == [
         f"embed\n{TOTALS}",
         *MAPS,
-        "bucket  replays  waste  mean ms  capture ms  memory bytes  function\n"
-        "4x64          3  25.0%    0.250          13     1,234,567  embed(float32[·,·])",
+        "bucket  replays  waste  mean ms  capture ms  memory bytes  state   function\n"
+        "4x64          3  25.0%    0.250          13     1,234,567  warmed  embed(float32[·,·])",
     ]
 
 

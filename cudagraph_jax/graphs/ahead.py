@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -67,14 +67,18 @@ class CompilesAhead:
                 self._begun.pop(key, None)
 
     def take(self, wanted: Wanted) -> Complete | None:
-        """What was begun for just this, once it is compiled; None where nothing was.
+        """What was begun for just this, by whomever, once it is compiled; None where nothing was.
 
         Raises:
             CaptureError: It could not be compiled.
         """
-        begun = self._begun.pop((wanted.bucket, wanted.program.variant), None)
-        if begun is None or begun.wanted.program is not wanted.program:
+        key = (wanted.bucket, wanted.program.variant)
+        begun = self._begun.get(key)
+        if begun is None or begun.wanted.options != wanted.options:
             return None
-        if begun.wanted.options != wanted.options:
+        if begun.wanted.grid != wanted.grid or self._begun.pop(key, None) is not begun:
             return None
-        return begun.outputs, begun.executable.result()
+        try:
+            return begun.outputs, begun.executable.result()
+        except CancelledError:
+            return None  # the warm-up that began it has ended

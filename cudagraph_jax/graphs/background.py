@@ -111,14 +111,19 @@ class Background:
         with self._changed:
             self._changed.wait_for(lambda: not self)
 
-    def close(self) -> None:
-        """Drops what waits, finishes what runs, and takes no more jobs."""
+    def close(self, *, wait: bool = True) -> None:
+        """Drops what waits, finishes what runs, and takes no more jobs.
+
+        Args:
+            wait: Whether to wait for what runs.
+        """
         with self._changed:
             self._closed = True
         try:
             self.clear()
         finally:
-            self.drain()
+            if wait:
+                self.drain()
 
     def _start(self) -> bool:
         """Starts the worker; where that cannot be, drops what waits."""
@@ -141,13 +146,21 @@ class Background:
         return True
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            try:
-                job()
-            except BaseException:
-                # Nobody waits for the result; the request that queued the job was served. Also
-                # SystemExit: a worker that is gone would leave its queue to nobody.
-                logger.exception("a capture in the background failed")
+        try:
+            while (job := self._next()) is not None:
+                try:
+                    job()
+                except BaseException:
+                    # Nobody waits for the result; the request that queued the job was served.
+                    logger.exception("a capture in the background failed")
+        except BaseException:
+            # A handler of the log that raises, say. Another worker takes the queue over.
+            with self._changed:
+                self._running = self._worker = None
+                if self._waiting:
+                    self._start()
+                self._changed.notify_all()
+            raise
 
     def _next(self) -> Job | None:
         with self._changed:

@@ -20,6 +20,7 @@ from cudagraph_jax.graphs.idle import run_idle
 from cudagraph_jax.graphs.lru import Made
 from cudagraph_jax.graphs.program import Program, Target
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.log import logger
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.shapes.ladder import Bucket
 
@@ -153,19 +154,31 @@ class Capturer:
         program = Program(task.target, task.call)
         abstract = task._replace(call=program.example)
         if task.before_capture is not None:
-            task.before_capture(program)
+            try:
+                task.before_capture(program)
+            except CaptureError as error:
+                self.failures.remember(bucket, variant, error)
+                return
 
         def job() -> None:
             if self.registry.config is not config or self.registry.generation != generation:
                 return  # another grid, or dropped since: the next call asks for its own bucket
             iterations = config.warmup_iterations
             try:
-                self.capture(program, bucket, abstract, iterations=iterations)
+                with program.settings.applied():
+                    self.capture(program, bucket, abstract, iterations=iterations)
             except CaptureError as error:
                 self.failures.remember(bucket, variant, error)
             except CUDAGraphError as error:
                 final = CaptureError(str(error), stage="trace")
                 self.failures.remember(bucket, variant, final)
+            except BaseException as error:
+                # A function that exits, say: it is not to be tried with each call.
+                other = CaptureError(
+                    f"cannot capture {bucket}: {type(error).__name__}: {error}", stage="compile"
+                )
+                self.failures.remember(bucket, variant, other)
+                raise
 
         self.background.submit((bucket, variant), job)
 
@@ -174,7 +187,9 @@ class Capturer:
         if self.registry.shelf is not None:
             self.registry.shelf.store.stop_waiting()
         try:
-            self.background.close()
+            # The worker may wait for a bucket that this very thread captures, as when a signal
+            # handler closes.
+            self.background.close(wait=not self.gate.is_inside)
         finally:
             if self.upkeep is not None:
                 self.upkeep.end()
@@ -198,6 +213,9 @@ class Capturer:
                 continue
             try:
                 run_idle(entry, 1)
+            except InputShapeError as error:
+                logger.debug("%s is not run again: %s", entry, error)
+                continue
             except CaptureError as error:
                 self.registry.discard_broken(entry.bucket, entry.variant, error)
                 self.failures.remember(entry.bucket, entry.variant, error)

@@ -16,6 +16,7 @@ from cudagraph_jax.graphs.compare import EXACT, USUAL, worst_difference
 from cudagraph_jax.graphs.eager import run_eagerly
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.example import example_call
+from cudagraph_jax.graphs.keys import copied_key, is_key
 from cudagraph_jax.graphs.poison import Poison, Poisonable, poison, poisonable
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, PadValue, real_index
@@ -77,7 +78,7 @@ class Trial:
         values = [padding.get(index, usual) for index, usual in enumerate(program.pad_values)]
         filled = dataclasses.replace(self.entry, program=program.padded_with(values))
         with self._failing("was compiled, but does not run"):
-            outputs = filled.padded_outputs(self.example)
+            outputs = filled.padded_outputs(self._to_use_up())
             return [
                 np.asarray(output)[real_index(leaf.axes, leaf.ndim, self.example.sizes)]
                 for output, leaf in zip(outputs, self.entry.outputs.leaves, strict=True)
@@ -150,6 +151,15 @@ class Trial:
             argument_names = (*self.entry.program.argument_names, *self.example.kwargs)
             how += f" of {leaf_names(argument_names, arguments)[next(iter(padding))]}"
         self.refuse_difference(self.run(padding), self.usual, how)
+
+    def _to_use_up(self) -> Call:
+        """The example, whose donated keys are copies; other arrays are on the host."""
+        leaves, structure = jax.tree.flatten((self.example.args, self.example.kwargs))
+        for index in self.entry.program.donated_leaves:
+            if is_key(leaves[index]):
+                leaves[index] = copied_key(leaves[index])
+        args, kwargs = jax.tree.unflatten(structure, leaves)
+        return dataclasses.replace(self.example, args=args, kwargs=kwargs, leaves=tuple(leaves))
 
     @property
     def _where(self) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
+import jax
+
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import (
     BucketOverflowError,
@@ -44,6 +46,7 @@ class Reason(Enum):
     MEMORY = "memory"
     REFUSED = "refused"
     TRANSFORMED = "transformed"
+    DISABLE_JIT = "disable_jit"
 
 
 class Decision(NamedTuple):
@@ -124,6 +127,8 @@ def decide(
         return Decision(mode, Reason.DISABLED)
     if mode is none:
         return Decision(none, Reason.PAUSED)
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # not in JAX's stubs
+        return Decision(none, Reason.DISABLE_JIT)
     if 0 in sizes:
         return Decision(none, Reason.EMPTY)
     exact = holdings.find(sizes)

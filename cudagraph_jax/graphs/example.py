@@ -11,6 +11,7 @@ import numpy as np
 
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.call import Call
+from cudagraph_jax.graphs.keys import copied_key
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.variant import AbstractLeaf
 from cudagraph_jax.shapes.axes import LeafAxes
@@ -66,7 +67,7 @@ def _passed(
             raise InputShapeError(
                 f"{abstract} is a PRNG key: give the key itself to warm-up, not its shape"
             )
-        return leaf
+        return copied_key(leaf) if copies else leaf
     if _is_abstract(leaf):
         return _drawn(np.zeros(leaf.shape, abstract.dtype), None, 0, draw)
     return np.array(leaf) if copies else leaf

@@ -103,14 +103,14 @@ class Lowering:
             ConfigError: XLA does not know one of the compiler options, or its value.
         """
         start = clock()
-        with _stage("compile", self.name):
+        with stage_errors("compile", self.name):
             compiled = self.lowered.compile(compiler_options=dict(compiler_options or {}))
-        return Executable(
-            call=compiled,
-            compile_ms=self.took_ms + (clock() - start) * 1e3,
-            memory_bytes=_memory_bytes(compiled),
-            flops=_flops(compiled),
-        )
+            return Executable(
+                call=compiled,
+                compile_ms=self.took_ms + (clock() - start) * 1e3,
+                memory_bytes=_memory_bytes(compiled),
+                flops=_flops(compiled),
+            )
 
 
 def lower_function(
@@ -143,10 +143,10 @@ def lower_function(
     # is freed together with its entry (FACTS.md, "Compiling, freeing, counting").
     fresh = _fresh(function, name)
     donated = tuple(donate_argnums)
-    with _stage("trace", name), tracing_refusals():
+    with stage_errors("trace", name), tracing_refusals():
         jitted = jax.jit(fresh, donate_argnums=donated, keep_unused=keep_unused)
         traced = jitted.trace(*args, **kwargs)
-    with _stage("lower", name), tracing_refusals():
+    with stage_errors("lower", name), tracing_refusals():
         lowered = traced.lower()
     return Lowering(lowered, name, (clock() - start) * 1e3)
 
@@ -164,7 +164,7 @@ def evaluate_shapes(
         CaptureError: Tracing failed.
         UnexpectedCompileError: Called inside `no_compiles()`.
     """
-    with _stage("trace", name), tracing_refusals():
+    with stage_errors("trace", name), tracing_refusals():
         return jax.eval_shape(_fresh(function, name), *args, **kwargs)
 
 
@@ -177,7 +177,12 @@ def _fresh(function: Callable[..., PyTree], name: str) -> Callable[..., PyTree]:
 
 
 @contextmanager
-def _stage(stage: str, name: str) -> Iterator[None]:
+def stage_errors(stage: str, name: str) -> Iterator[None]:
+    """Raises what fails as a `CaptureError` of its stage.
+
+    Raises:
+        ConfigError: XLA does not know one of the compiler options, or its value.
+    """
     try:
         yield
     except CUDAGraphError:

@@ -13,7 +13,15 @@ from cudagraph_jax.graphs.wanted import wanted_of
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.report.explanation import Explanation
 
-_MISSING = (Reason.MISS, Reason.QUEUED, Reason.REFUSED, Reason.LARGER, Reason.SEALED)
+_MISSING = (
+    Reason.MISS,
+    Reason.QUEUED,
+    Reason.REFUSED,
+    Reason.LARGER,
+    Reason.SEALED,
+    Reason.OVERFLOW,
+    Reason.FAILED,
+)
 
 
 def explain(dispatcher: Dispatcher, task: Task) -> Explanation:
@@ -63,8 +71,11 @@ def _replayed(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[s
         return f"it is padded to {decision.bucket}, which is captured", ""
     if decision.in_background:
         return f"its own bucket {own} is being captured in the background meanwhile", ""
+    known = dispatcher.capturer.failures.get(own, call.variant)
+    if known is not None:
+        return f"its own bucket {own} could not be captured before: {known}", ""
     if decision.is_passing:
-        return f"its own bucket {own} could not be captured, or cannot be queued", ""
+        return f"its own bucket {own} is not captured, and the queue is full or closed", ""
     return (
         f"its own bucket {own} is not captured, and no capture is allowed now",
         "warm up with arguments like these before seal()",
@@ -80,6 +91,7 @@ def _captured(config: CUDAGraphConfig, decision: Decision) -> tuple[str, str]:
 
 def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:
     config, bucket = dispatcher.config, decision.bucket or dispatcher.bucket_for(call)
+    failures = dispatcher.capturer.failures
     match decision.reason:
         case Reason.SPLIT:
             largest = max(config.capture_sizes)
@@ -100,6 +112,11 @@ def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
                 f"{bucket} is not captured yet, and the queue of captures is full or closed",
                 "warm up with arguments like these first",
             )
+        case Reason.OVERFLOW if decision.in_pieces:
+            return (
+                f"its pieces of {max(config.capture_sizes)} rows have no captured bucket",
+                "warm up with arguments like these first",
+            )
         case Reason.OVERFLOW:
             limits = f"batch {config.max_batch_size} and seq_len {config.max_seq_len}"
             return f"it is larger than the limits, {limits}", "add larger buckets"
@@ -107,13 +124,15 @@ def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
             return "an empty batch or sequence has no bucket", ""
         case Reason.PAUSED:
             return "the mode is NONE", "set mode to CUDAGraphMode.CAPTURE"
+        case Reason.DISABLE_JIT:
+            return "jax.disable_jit is on", "leave it off to replay"
         case Reason.DISABLED:
             return "the manager is switched off", "set enabled=True, and mode to CAPTURE"
-        case Reason.SEALED:
+        case Reason.SEALED if failures.get(bucket, call.variant) is None:
             return (
                 f"{bucket} is not captured, and no capture is allowed now",
                 "warm up with arguments like these before seal()",
             )
         case _:
-            known = dispatcher.capturer.failures.get(bucket, call.variant)
+            known = failures.get(bucket, call.variant)
             return f"its bucket could not be captured before: {known}", "mend that, then reset()"

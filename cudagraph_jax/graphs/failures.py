@@ -82,7 +82,11 @@ class Failures:
 
     def remember(self, bucket: Bucket, variant: Variant, error: CaptureError) -> None:
         """Keeps `error`, and warns of it the first time that this function fails like this."""
-        cause = (variant.function, f"{error.stage}:{type(error.__cause__).__name__}")
+        if self.note(bucket, variant, error):
+            self.warn(bucket, variant, error)
+
+    def note(self, bucket: Bucket, variant: Variant, error: CaptureError) -> bool:
+        """Keeps `error`; whether it is new, and not that of the same attempt."""
         with self._lock:
             before = self._failed.get((bucket, variant))
             if (
@@ -90,10 +94,10 @@ class Failures:
                 and (before.error.stage, str(before.error)) == (error.stage, str(error))
                 and self._clock() < before.retry_at
             ):
-                return  # from somebody who waited for the same attempt
+                return False  # from somebody who waited for the same attempt
             attempts = 1 if before is None else before.attempts + 1
             pause = min(FIRST_PAUSE_S * 2 ** (attempts - 1), LONGEST_PAUSE_S)
-            retry_at = math.inf if error.stage in _FINAL else self._clock() + pause
+            retry_at = math.inf if is_final(error) else self._clock() + pause
             # Without its traceback, whose frames would keep the caller's arrays alive.
             kept = CaptureError(str(error), stage=error.stage)
             if isinstance(error, PaddingLeakError):
@@ -101,18 +105,29 @@ class Failures:
             self._failed.pop((bucket, variant), None)
             self._failed[bucket, variant] = Failure(kept, attempts, retry_at)
             _shorten(self._failed)
+        return True
+
+    def warn(self, bucket: Bucket, variant: Variant, error: CaptureError) -> None:
+        """Warns of `error` the first time that this function fails like this."""
+        cause = (variant.function, f"{error.stage}:{type(error.__cause__).__name__}")
+        with self._lock:
             if cause in self._reported or isinstance(error, PaddingLeakError):
                 return  # a leak is raised, not warned of
             self._reported[cause] = None
             _shorten(self._reported)
-        again = "It is not tried again for this bucket; reset() forgets that"
-        if retry_at < math.inf:
-            again = "It is tried again later, after a pause that doubles each time"
+        again = "It is tried again later, after a pause that doubles each time"
+        if is_final(error):
+            again = "It is not tried again for this bucket; reset() forgets that"
         warnings.warn(
             f"{variant.name} runs eagerly at {bucket}: {error}. {again}",
             CUDAGraphWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
+
+
+def is_final(error: CaptureError) -> bool:
+    """Whether trying again would be for nothing."""
+    return error.stage in _FINAL
 
 
 def _shorten(known: dict[Any, Any]) -> None:

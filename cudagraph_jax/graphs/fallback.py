@@ -5,6 +5,7 @@ from __future__ import annotations
 from cudagraph_jax.errors import CaptureError, PaddingLeakError
 from cudagraph_jax.graphs.capturer import Capturer, Task
 from cudagraph_jax.graphs.eager import run_eagerly
+from cudagraph_jax.graphs.failures import is_final
 from cudagraph_jax.graphs.split import was_donated
 from cudagraph_jax.log import logger
 from cudagraph_jax.shapes.ladder import Bucket
@@ -27,10 +28,19 @@ def without_bucket(capturer: Capturer, task: Task, bucket: Bucket, error: Captur
     if isinstance(error, PaddingLeakError):
         failures.remember(bucket, variant, error)
         raise error
-    # A mistake in the function itself surfaces here, as it would without this package.
-    outputs = answer_eagerly(task)
-    if failures.get(bucket, variant) is None:  # else it was the same attempt, waited for
-        failures.remember(bucket, variant, error)
+    # Before the answer, or others would try the same meanwhile; told of after it.
+    # One that is known comes from the same attempt, which was waited for.
+    is_new = failures.get(bucket, variant) is None and failures.note(bucket, variant, error)
+    try:
+        outputs = answer_eagerly(task)
+    except BaseException:
+        # A mistake in the function itself surfaces here, as it would without this package, and may
+        # be gone the next time. What XLA could not compile has its pause all the same.
+        if is_new and is_final(error):
+            failures.forget(bucket, variant)
+        raise
+    if is_new:
+        failures.warn(bucket, variant, error)
     return outputs
 
 
@@ -40,13 +50,13 @@ def without_entry(capturer: Capturer, task: Task, bucket: Bucket, error: Excepti
     Raises:
         Exception: `error`, where the call's donated arrays are gone.
     """
-    if was_donated(task.call, task.target.donate_argnums):
-        raise error
     failure = CaptureError(f"{bucket} was compiled, but does not run: {error}", stage="run")
     failure.__cause__ = error
-    outputs = without_bucket(capturer, task, bucket, failure)
     capturer.registry.discard_broken(bucket, task.call.variant, failure)
-    return outputs
+    if was_donated(task.call, task.target.donate_argnums):
+        capturer.failures.note(bucket, task.call.variant, failure)
+        raise error
+    return without_bucket(capturer, task, bucket, failure)
 
 
 def without_memory(task: Task, bucket: Bucket, error: BaseException) -> PyTree:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 from numpy import ndarray
@@ -26,9 +26,6 @@ from cudagraph_jax.graphs.routes import Routes
 from cudagraph_jax.graphs.variant import placement
 from cudagraph_jax.shapes.prefix import PyTree
 from cudagraph_jax.tables import one_line
-
-if TYPE_CHECKING:
-    pass
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,8 +24,10 @@ class CaptureGate:
 
     def after_fork(self) -> None:
         """Begins with nobody inside; in a child, that is where they are."""
-        self._changed = threading.Condition()
-        self._inside: Counter[int] = Counter()
+        # Taken by `with`, which an interrupt cannot cut in two, unlike that of a Condition.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._inside: dict[object, int] = {}
         self._settling: set[int] = set()
 
     @property
@@ -36,27 +37,37 @@ class CaptureGate:
 
     @mode.setter
     def mode(self, mode: CUDAGraphMode) -> None:
-        with self._changed:
+        with self._lock:
             self._mode = mode
 
     @contextmanager
     def admission(self) -> Iterator[bool]:
         """Whether the block may capture; `settle` waits for its end if so."""
-        thread = threading.get_ident()
-        with self._changed:
-            admitted = self._mode is CUDAGraphMode.CAPTURE
-            if admitted:
-                self._inside[thread] += 1
+        ticket, thread = object(), threading.get_ident()
         try:
+            with self._lock:
+                admitted = self._mode is CUDAGraphMode.CAPTURE
+                if admitted:
+                    self._inside[ticket] = thread
             yield admitted
         finally:
-            if admitted:
-                with self._changed:
-                    self._inside[thread] -= 1
-                    if not self._inside[thread]:
-                        del self._inside[thread]
-                        self._settling.discard(thread)
-                    self._changed.notify_all()
+            try:
+                self._leave(ticket, thread)
+            except BaseException:  # the second of two interrupts
+                self._leave(ticket, thread)
+                raise
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether this thread is inside."""
+        return threading.get_ident() in self._inside.values()
+
+    def _leave(self, ticket: object, thread: int) -> None:
+        with self._lock:
+            self._inside.pop(ticket, None)
+            if thread not in self._inside.values():
+                self._settling.discard(thread)
+            self._changed.notify_all()
 
     def settle(self, *, is_waited_for: bool = False) -> None:
         """Waits until no other thread is inside.
@@ -68,11 +79,11 @@ class CaptureGate:
             is_waited_for: Whether such threads may wait for the caller, as for a worker.
         """
         thread = threading.get_ident()
-        with self._changed:
-            if thread in self._inside:
+        with self._lock:
+            if thread in self._inside.values():
                 self._settling.add(thread)
                 self._changed.notify_all()
             elif not is_waited_for:
                 self._changed.wait_for(lambda: not self._inside)
                 return
-            self._changed.wait_for(lambda: self._inside.keys() <= self._settling)
+            self._changed.wait_for(lambda: self._settling.issuperset(self._inside.values()))

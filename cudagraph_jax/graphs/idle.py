@@ -11,6 +11,7 @@ import numpy as np
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.fork import use_jax
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.keys import copied_key
 from cudagraph_jax.graphs.variant import AbstractLeaf
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
@@ -56,7 +57,7 @@ def idle_arguments(
     for index in program.donated_leaves:
         given[index] = None  # a run would use it up
     for index, key in program.keys.items():
-        given[index] = key
+        given[index] = copied_key(key) if index in program.donated_leaves else key
     values = [
         _idle_leaf(leaf, axes, pad, value, entry.bucket)
         for leaf, axes, pad, value in zip(

@@ -113,19 +113,17 @@ class SingleFlightLRU(Generic[K, V]):
                 as it is, any other is the cause), and to a `make` that asks for its own key. The
                 maker gets its own error.
         """
-        with self._lock:
-            if key in self._values:
-                return Made(self._values[key], is_new=False)
-            flight = self._flights.get(key)
-            leads = flight is None
-            if flight is None:
-                flight = self._flights[key] = _Flight()
-        if not leads:
-            return Made(self._wait(key, flight), is_new=False)
-        with self._landing(key, flight):
-            flight.value = make()
-            self._admit(key, flight, flight.value)
-        return Made(flight.value, is_new=True)
+        own: _Flight[V] = _Flight()
+        with self._landing(key, own):
+            with self._lock:
+                if key in self._values:
+                    return Made(self._values[key], is_new=False)
+                flight = self._flights.setdefault(key, own)
+            if flight is not own:
+                return Made(self._wait(key, flight), is_new=False)
+            own.value = make()
+            self._admit(key, own, own.value)
+            return Made(own.value, is_new=True)
 
     @property
     def generation(self) -> int:
@@ -178,17 +176,27 @@ class SingleFlightLRU(Generic[K, V]):
 
     @contextmanager
     def _landing(self, key: K, flight: _Flight[V]) -> Iterator[None]:
-        """Ends `flight` and wakes its waiters, also after a KeyboardInterrupt."""
+        """Ends `flight` and wakes its waiters, also after a KeyboardInterrupt.
+
+        It is entered before anybody can know of the flight: an interrupt may leave none behind.
+        """
         try:
             yield
         except BaseException as error:
             flight.error = error
             raise
         finally:
-            with self._lock:
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
-            flight.done.set()
+            try:
+                self._land(key, flight)
+            except BaseException:  # the second of two interrupts
+                self._land(key, flight)
+                raise
+
+    def _land(self, key: K, flight: _Flight[V]) -> None:
+        with self._lock:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+        flight.done.set()
 
     def _admit(self, key: K, flight: _Flight[V], value: V) -> None:
         weight = self._weight(value)

@@ -13,7 +13,9 @@ from cudagraph_jax.fork import use_jax
 from cudagraph_jax.graphs.by_size import mode_for, replayable
 from cudagraph_jax.graphs.call import refuse_abstract
 from cudagraph_jax.graphs.capturer import Capturer, Task
+from cudagraph_jax.graphs.decision import Reason
 from cudagraph_jax.graphs.dispatch import Dispatcher
+from cudagraph_jax.graphs.eager import has_tracers
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.figures import manager_stats
 from cudagraph_jax.graphs.journal import Fit
@@ -191,7 +193,8 @@ class CUDAGraphManager(Lifecycle, Reported):
             output_shapes: What the function is expected to give for them; checked if not None.
 
         Returns:
-            The outputs as NumPy arrays, trimmed to the real sizes.
+            The outputs as NumPy arrays, trimmed to the real sizes; with tracers, as under `jit`,
+            simply what `execute_fn` gives.
 
         Raises:
             BucketOverflowError: The size is outside the limits and `on_overflow="error"`.
@@ -214,6 +217,11 @@ class CUDAGraphManager(Lifecycle, Reported):
                 call = single_call(execute_fn, inputs, sizes)
                 task = Task(call, single_target(execute_fn), single_input=True)
                 return self.dispatcher.rescue(task, route.bucket, error)
+        with outcomes.counting_input_errors():
+            traced = has_tracers(inputs)
+        if traced:
+            outcomes.add("eager", Reason.TRANSFORMED)
+            return execute_fn(inputs)
         draft = self._routes.draft()
         with outcomes.counting_input_errors():
             call = single_call(execute_fn, inputs, sizes)

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cudagraph_jax.errors import CaptureError
@@ -17,7 +16,9 @@ from cudagraph_jax.fork import forkable_lock
 from cudagraph_jax.graphs.call import Call, abstract_call
 from cudagraph_jax.graphs.executable import Lowering, evaluate_shapes, lower_function
 from cudagraph_jax.graphs.fingerprint import Fingerprint
+from cudagraph_jax.graphs.keys import copied_key, is_key
 from cudagraph_jax.graphs.outputs import Outputs, declared_outputs, named_shapes, outputs_of
+from cudagraph_jax.graphs.settings import ThreadSettings
 from cudagraph_jax.graphs.variant import AbstractLeaf, Variant
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
@@ -59,6 +60,7 @@ class Program:
     Attributes:
         example: That call without its arrays.
         reference: The bucket by which the outputs' axes are found; None: the first one asked for.
+        settings: Those of the thread that made it, for threads that capture in its place.
     """
 
     def __init__(self, target: Target, call: Call, *, reference: Bucket | None = None) -> None:
@@ -69,12 +71,14 @@ class Program:
         self.pad_values: tuple[PadValue, ...] = tuple(call.declared.pad_values)
         self.argument_names = tuple(call.declared.argument_names)
         # Keys cannot be made up for a run without a request, and take next to no memory.
+        donated = self.donated_leaves
         self.keys = {
-            index: leaf
+            index: copied_key(leaf) if index in donated else leaf
             for index, leaf in enumerate(call.leaves)
-            if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+            if is_key(leaf)
         }
         self.example = abstract_call(call)
+        self.settings = ThreadSettings()
         # Parameters live on with the server; a run without a request borrows them while they do.
         self._passed = {
             index: weakref.ref(leaf)

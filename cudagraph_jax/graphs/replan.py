@@ -154,12 +154,7 @@ def _capture_and_switch(dispatcher: Dispatcher, config: CUDAGraphConfig) -> None
     # Once more for programs that came meanwhile, and for buckets that left.
     while missing := _missing(registry, config, new):
         try:
-            built = [
-                registry.build(
-                    entry.program, bucket, entry.program.example, single_input=entry.single_input
-                )
-                for entry, bucket in missing
-            ]
+            built = [_built(registry, entry, bucket) for entry, bucket in missing]
             # Only now: every capture throws away what is recorded (FACTS.md, "Command buffers").
             for entry in built:
                 run_idle(entry, config.warmup_iterations)
@@ -168,6 +163,12 @@ def _capture_and_switch(dispatcher: Dispatcher, config: CUDAGraphConfig) -> None
         new.update({(entry.bucket, entry.variant): entry for entry in built})
     _switch(registry, config, new, generation)
     logger.info("changed to a grid of %d buckets", len(config.buckets()))
+
+
+def _built(registry: CUDAGraphRegistry, entry: CUDAGraphEntry, bucket: Bucket) -> CUDAGraphEntry:
+    program = entry.program
+    with program.settings.applied():
+        return registry.build(program, bucket, program.example, single_input=entry.single_input)
 
 
 def _missing(

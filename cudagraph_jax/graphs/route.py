@@ -87,7 +87,9 @@ class Route:
         self.finish = finisher(outputs, None if request.fit is Fit.EXACT else request.sizes)
         self._full_mask = None
         if self._mask_argname is not None and request.fit is Fit.EXACT:
-            self._full_mask = jax.device_put(np.ones(bucket, np.bool_))
+            # Now, also where another function is being traced around this call.
+            with jax.ensure_compile_time_eval():
+                self._full_mask = jax.device_put(np.ones(bucket, np.bool_))
         self._numbers = numbers_of(program)
         self._passed = passed_arrays(program)
         self.others = other_arrays(program)

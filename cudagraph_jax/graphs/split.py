@@ -14,6 +14,7 @@ from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.journal import Fit
+from cudagraph_jax.graphs.keys import copied_key, is_key
 from cudagraph_jax.graphs.outputs import OutputLeaf, Outputs
 from cudagraph_jax.graphs.route import Route, finisher
 from cudagraph_jax.shapes.ladder import Bucket
@@ -41,17 +42,19 @@ def pieces(call: Call, *, largest: int, donate_argnums: Sequence[int] = ()) -> I
     indices, _ = jax.tree.unflatten(call.variant.structure, range(len(call.leaves)))
     donated = set(jax.tree.leaves([indices[position] for position in donate_argnums]))
     on_host: list[Any] = [
-        leaf if axes.batch is None and index not in donated else np.asarray(leaf)
+        leaf if is_key(leaf) or (axes.batch is None and index not in donated) else np.asarray(leaf)
         for index, (leaf, axes) in enumerate(zip(call.leaves, call.axes, strict=True))
     ]
     start = 0
     for count in piece_rows(rows, largest):
         stop = start + count
         leaves = [
-            leaf
+            copied_key(leaf)
+            if index in donated and is_key(leaf)
+            else leaf
             if axes.batch is None
             else leaf[(slice(None),) * axes.batch + (slice(start, stop),)]
-            for leaf, axes in zip(on_host, call.axes, strict=True)
+            for index, (leaf, axes) in enumerate(zip(on_host, call.axes, strict=True))
         ]
         args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
         yield dataclasses.replace(

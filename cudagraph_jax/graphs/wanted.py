@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.graphs.executable import Executable, Lowering
+from cudagraph_jax.graphs.executable import Executable, Lowering, stage_errors
 from cudagraph_jax.graphs.outputs import Outputs
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.shapes.ladder import Bucket
@@ -80,7 +80,8 @@ def compiled(wanted: Wanted, *, clock: Callable[[], float], compiler: Compiler =
         InputShapeError: An output that must be trimmed cannot be.
     """
     outputs, lowering = lowered(wanted, clock=clock)
-    return outputs, compiler(wanted, lowering, clock=clock)
+    with stage_errors("compile", str(wanted)):
+        return outputs, compiler(wanted, lowering, clock=clock)
 
 
 def lowered(wanted: Wanted, *, clock: Callable[[], float]) -> tuple[Outputs, Lowering]:

@@ -91,9 +91,9 @@ def test_what_it_says_happens(config, steps):
     ("on_miss", "sealed", "mode", "words"),
     [
         ("capture", False, "CAPTURE", IN_PIECES),
-        ("eager", False, "NONE", "larger than the limits"),
-        ("background", False, "NONE", "larger than the limits"),
-        ("capture", True, "NONE", "larger than the limits"),
+        ("eager", False, "NONE", "pieces of 4 rows have no captured bucket"),
+        ("background", False, "NONE", "pieces of 4 rows have no captured bucket"),
+        ("capture", True, "NONE", "pieces of 4 rows have no captured bucket"),
     ],
 )
 def test_a_cold_batch_to_split(on_miss, sealed, mode, words):
@@ -160,7 +160,7 @@ def test_a_queue_that_takes_no_more(larger):
         assert happened(function, X) == said(explanation)
         stats = stats_of(manager)
     if larger:
-        assert "could not be captured, or cannot be queued" in explanation.reason
+        assert "the queue is full or closed" in explanation.reason
         assert (stats["replays"]["larger"], stats["eager_calls"]) == (1, before)
     else:
         assert "the queue of captures is full or closed" in explanation.reason

@@ -62,7 +62,7 @@ def test_a_first_run_that_fails_is_answered_eagerly(door, said, clock):
 
 @DOORS
 def test_where_the_plain_function_fails_too_its_error_goes_through(door):
-    """What fails compiled and eagerly is the function's own error: nothing is remembered."""
+    """What fails compiled and eagerly raises the function's own error, and nothing broken stays."""
     compiled = through_host(["the wire is broken"])
 
     def function(x):
@@ -75,26 +75,31 @@ def test_where_the_plain_function_fails_too_its_error_goes_through(door):
     with pytest.raises(LookupError, match="not today"):
         served(X)
     stats = stats_of(manager)
-    assert (stats["failed_buckets"], stats["errors_by_reason"]) == (0, {"run": 1})
+    assert (stats["failed_buckets"], stats["errors_by_reason"]) == (1, {"run": 1})
     assert (stats["calls"], stats["eager_calls"]) == (1, 0)
+    assert manager.registry.num_graphs == 0
 
 
 def test_donated_inputs_that_are_gone_cannot_be_answered():
-    """Where the run that failed has used its inputs up its error goes through, counted once."""
+    """Where the run that failed has used its inputs up its error goes through; then it is eager."""
+    trouble = [NO_MEMORY]
     manager = managed()
     function = bucket_jit(
-        through_host([NO_MEMORY]),
+        through_host(trouble),
         in_axes=("batch seq",),
         donate_argnums=0,
         manager=manager,
     )
-    for _ in range(2):
-        state = jnp.asarray(floats(0, 3, 5))
-        with pytest.raises(Exception, match="RESOURCE_EXHAUSTED"):
-            function(state)
-        assert state.is_deleted()
+    state = jnp.asarray(floats(0, 3, 5))
+    with pytest.raises(Exception, match="RESOURCE_EXHAUSTED"):
+        function(state)
+    assert state.is_deleted()
+    assert manager.registry.num_graphs == 0
+    trouble.clear()
+    assert_close(function(jnp.asarray(floats(0, 3, 5))), floats(0, 3, 5) * 2)
     stats = stats_of(manager)
-    assert (stats["errors_by_reason"], stats["calls"]) == ({"run": 2}, 2)
+    assert (stats["errors_by_reason"], stats["calls"]) == ({"run": 1}, 2)
+    assert stats["eager_by_reason"] == {"failed": 1}
 
 
 @DOORS

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -9,6 +12,8 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import bucket_jit
+from cudagraph_jax.graphs.gate import CaptureGate
+from cudagraph_jax.graphs.lru import SingleFlightLRU
 from tests.graphs.faults import managed
 from tests.graphs.functions import assert_close, floats, stats_of
 
@@ -70,3 +75,60 @@ def test_an_interrupt_goes_through(how, after):
     weights.interrupted_after = -1
     assert_close(call(weights), X * 2)
     assert stats_of(manager)["calls"] == before + 2
+
+
+class InterruptedAt:
+    """Raises KeyboardInterrupt at the so-manieth line that runs of some functions."""
+
+    def __init__(self, number, functions):
+        self.left = number
+        self.codes = {inspect.unwrap(function).__code__ for function in functions}
+
+    def __call__(self, frame, event, argument):
+        return self.line if frame.f_code in self.codes else None
+
+    def line(self, frame, event, argument):
+        if event == "line":
+            self.left -= 1
+            if self.left == -1:
+                raise KeyboardInterrupt
+        return self.line
+
+
+def traced(trace, call):
+    """What `call` does in a thread of its own under `trace`; coverage traces this one."""
+
+    def run():
+        sys.settrace(trace)
+        try:
+            call()
+        finally:
+            sys.settrace(None)
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).exception(60)
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_an_interrupt_at_any_line_leaves_nothing_behind(number):
+    """Whatever line Ctrl-C cuts short, others capture the bucket, and sealing waits for nobody."""
+    manager = managed()
+    function = bucket_jit(lambda x: x * 2, in_axes="batch seq", manager=manager)
+    cuts = InterruptedAt(
+        number,
+        [
+            SingleFlightLRU.get_or_make,
+            SingleFlightLRU._landing,
+            SingleFlightLRU._land,
+            SingleFlightLRU._admit,
+            CaptureGate.admission,
+            CaptureGate._leave,
+        ],
+    )
+    error = traced(cuts, lambda: function(X))
+    assert error is None or isinstance(error, KeyboardInterrupt)
+    assert (error is None) == (cuts.left >= 0)
+    with ThreadPoolExecutor(1) as pool:
+        assert_close(pool.submit(function, X).result(60), X * 2)
+        pool.submit(manager.seal).result(60)
+    assert manager.registry.num_graphs == 1

@@ -147,13 +147,15 @@ class Route:
         given = args
         if self._pads_any:
             args = self._pad(args)
+            if self._pads.donated:
+                args = self._on_device(args)
         if self._mask_argname is not None:
             kwargs = {**kwargs, self._mask_argname: self._mask()}
         result = self._call(*args, **kwargs)
         if self._wait:
             jax.block_until_ready(result)
         if self._pads.donated:
-            self._invalidate_donated(given)
+            self._invalidate_donated(given, args)
         return result
 
     def _pad(self, args: Sequence[PyTree]) -> list[PyTree]:
@@ -177,11 +179,19 @@ class Route:
         mask[:batch, :seq] = True
         return mask
 
-    def _invalidate_donated(self, args: Sequence[PyTree]) -> None:
-        """Ends the life of donated arrays whose padded copy was consumed in their place."""
+    def _on_device(self, args: Sequence[PyTree]) -> list[PyTree]:
+        """`args` with donated arrays on the device, where it shows whether they are used up."""
+        placed = list(args)
         for position in self._pads.donated:
-            for leaf in jax.tree.leaves(args[position]):
-                if isinstance(leaf, jax.Array) and not leaf.is_deleted():
+            placed[position] = jax.device_put(args[position])
+        return placed
+
+    def _invalidate_donated(self, given: Sequence[PyTree], padded: Sequence[PyTree]) -> None:
+        """Ends the life of donated arrays whose padded copy was used up in their place."""
+        for position in self._pads.donated:
+            leaves = map(jax.tree.leaves, (given[position], padded[position]))
+            for leaf, copy in zip(*leaves, strict=True):
+                if isinstance(leaf, jax.Array) and copy.is_deleted() and not leaf.is_deleted():
                     leaf.delete()
 
 

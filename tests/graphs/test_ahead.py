@@ -151,3 +151,31 @@ def test_errors_of_the_compiler_keep_their_stage():
     with pytest.warns(UserWarning, match="gone"):
         report = function.warmup(floats(0, 1, 1), progress=False, workers=2)
     assert {record.error for record in report.failed} == {"gone"}
+
+
+def test_requests_meanwhile_compile_nothing_twice():
+    """A request takes what the warm-up has begun for its bucket, and the warm-up what is there."""
+    both = threading.Barrier(2)
+    first = []
+
+    def meet(made):
+        if not first:  # the bucket that is captured; by now the next one is begun, too
+            first.append(made)
+            both.wait(PATIENCE_S)
+
+    compiler = FakeCompiler(runs=True, before=meet)
+    function = served(compiler)
+    x = floats(0, 4, 4)
+
+    def ask():
+        both.wait(PATIENCE_S)
+        for size in [(4, 8), (4, 4), (2, 8), (2, 4), (1, 8), (1, 4)]:
+            function(floats(0, *size))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    function.warmup(x, workers=3, progress=False)
+    asking.join(PATIENCE_S)
+    assert sorted(compiler.made) == sorted(set(compiler.made))
+    assert function.registry.capture_count == SIX
+    assert_close(function(x), x * 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from cudagraph_jax import (
     no_compiles,
 )
 from cudagraph_jax.graphs.background import Background
+from cudagraph_jax.log import logger
 from tests.graphs.functions import GRID, assert_close, dense, double, floats, stats_of
 
 ROOT = Path(__file__).parents[2]
@@ -134,6 +136,36 @@ def test_a_job_that_exits_does_not_kill_the_worker(worker, error):
     worker.submit("next", lambda: ran.append(1))
     worker.drain()
     assert ran == [1]
+
+
+class Deaf(logging.Filter):
+    """A filter of the log that raises, as a broken handler does."""
+
+    def filter(self, record):
+        raise OSError("no log today")
+
+
+def test_a_worker_that_dies_is_replaced(worker, gate, monkeypatch):
+    """Where not even the log takes what a job raised, another worker takes the queue over."""
+    deaf, ran, told = Deaf(), [], []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+
+    def fail():
+        raise LookupError("not today")
+
+    logger.addFilter(deaf)
+    try:
+        worker.submit("fail", fail)
+        worker.submit("next", lambda: ran.append(1))
+        gate.open.set()
+        worker.drain()
+    finally:
+        logger.removeFilter(deaf)
+    assert ran == [1]
+    assert [error.exc_type for error in told] == [OSError]
+    worker.submit("later", lambda: ran.append(2))
+    worker.drain()
+    assert ran == [1, 2]
 
 
 def test_close_drops_what_waits(worker, gate):

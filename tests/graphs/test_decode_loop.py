@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cudagraph_jax import CUDAGraphConfig, bucket_jit, no_compiles
 from tests.graphs.functions import VOCABULARY, floats, stats_of
@@ -140,3 +141,19 @@ def test_padded_donated_buffers_are_invalid_too():
         grown_cache, _ = function(PARAMS, cache, np.zeros(3, np.int32), np.int32(0))
         assert all(array.is_deleted() for array in cache.values())
         assert grown_cache["k"].shape == (4, 16, WIDTH)
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers")
+def test_donated_buffers_that_are_of_no_use_stay():
+    """What XLA cannot take over is as alive afterwards as under jit, padded or not."""
+    function = bucket_jit(
+        lambda x: x[..., :1].sum(axis=1),  # no output is as large as the input
+        in_axes="batch seq _",
+        donate_argnums=0,
+        config=CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0),
+    )
+    for rows in (4, 3):
+        x, plain = (jnp.ones((rows, 8, WIDTH)) for _ in range(2))
+        jax.jit(lambda x: x[..., :1].sum(axis=1), donate_argnums=0)(plain)
+        function(x)
+        assert x.is_deleted() == plain.is_deleted()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import pytest
 
 from cudagraph_jax import (
     CaptureError,
+    CUDAGraphManager,
     CUDAGraphRegistry,
     CUDAGraphWarning,
     bucket_jit,
@@ -247,3 +250,133 @@ def test_a_piece_without_memory_is_computed_eagerly():
         function(x)
     stats = stats_of(manager)
     assert (stats["splits"], stats["errors_by_reason"], stats["calls"]) == (2, {"run": 1}, 3)
+
+
+def failing(compiles, error):
+    """A compiler that never compiles anything, and counts how often it was asked to."""
+
+    def compile_it(wanted, lowering, *, clock):
+        compiles.append(wanted.bucket)
+        raise error
+
+    return compile_it
+
+
+def asked_to_compile(error, function=lambda x: x * 2, *, on_miss="capture"):
+    """A bucketed function that cannot be compiled, and the list of what was tried."""
+    compiles: list[object] = []
+    manager = CUDAGraphManager(
+        dataclasses.replace(GRID, on_miss=on_miss), compiler=failing(compiles, error)
+    )
+    return by_bucket_jit(manager, function), manager, compiles
+
+
+@pytest.mark.filterwarnings("ignore::cudagraph_jax.CUDAGraphWarning")
+@pytest.mark.parametrize("on_miss", ["capture", "background"])
+def test_whatever_a_compiler_raises_is_a_failed_capture(on_miss):
+    """Also an error of no known kind is remembered, and the calls are answered."""
+    function, manager, compiles = asked_to_compile(LookupError("no compiler"), on_miss=on_miss)
+    for _ in range(4):
+        assert_close(function(X), X * 2)
+        manager.wait()
+    assert len(compiles) == 1
+    assert stats_of(manager)["failed_buckets"] == 1
+
+
+@pytest.mark.filterwarnings("ignore::cudagraph_jax.CUDAGraphWarning")
+def test_a_failing_bucket_is_not_tried_while_the_answer_is_computed():
+    """Requests that come while the first one is still answered eagerly compile nothing."""
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(x):
+        if not isinstance(x, jax.core.Tracer) and not begun.is_set():
+            begun.set()
+            assert go.wait(60)
+        return x * 2
+
+    function, manager, compiles = asked_to_compile(CaptureError("no", stage="compile"), slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(function, X)
+        assert begun.wait(60)
+        for _ in range(3):
+            assert_close(function(X), X * 2)
+        go.set()
+        assert_close(first.result(60), X * 2)
+    assert len(compiles) == 1
+    assert stats_of(manager)["eager_by_reason"] == {"failed": 4}
+
+
+def test_a_failing_bucket_whose_answer_fails_too_has_its_pause():
+    """Where the plain function raises as well, the bucket is not compiled with each call."""
+
+    def broken(x):
+        if isinstance(x, jax.core.Tracer):
+            return x * 2
+        raise LookupError("not today")
+
+    function, _, compiles = asked_to_compile(CaptureError("no", stage="compile"), broken)
+    for _ in range(5):
+        with pytest.raises(LookupError, match="not today"):
+            function(X)
+    assert len(compiles) == 1
+
+
+@pytest.mark.filterwarnings("ignore::cudagraph_jax.CUDAGraphWarning")
+@pytest.mark.parametrize("on_miss", ["capture", "background"])
+def test_output_shapes_of_a_function_that_cannot_be_traced(on_miss):
+    """They cannot be checked; the call is answered eagerly, also in the background."""
+    manager = managed(dataclasses.replace(GRID, on_miss=on_miss))
+
+    def untraceable(x):
+        return x * 2 if x.sum() < 1e9 else x
+
+    shapes = jax.ShapeDtypeStruct(X.shape, X.dtype)
+    for _ in range(2):
+        found = manager.execute_or_capture(*X.shape, untraceable, X, output_shapes=shapes)
+        assert_close(found, X * 2)
+        manager.wait()
+    assert stats_of(manager)["failed_buckets"] == 1
+
+
+def test_a_function_that_exits_is_not_tried_with_each_call():
+    """SystemExit while it is traced in the background is remembered like other failures."""
+    traces = []
+
+    def leave(x):
+        if isinstance(x, jax.core.Tracer):
+            traces.append(1)
+            raise SystemExit
+        return x * 2
+
+    manager = managed(dataclasses.replace(GRID, on_miss="background"))
+    function = by_bucket_jit(manager, leave)
+    for _ in range(4):
+        assert_close(function(X), X * 2)
+        manager.wait()
+    assert len(traces) == 1
+
+
+def test_closing_from_within_a_capture():
+    """A signal handler that closes while its thread captures does not wait for the worker."""
+    manager = managed(dataclasses.replace(GRID, on_miss="background"))
+    traced, closed = threading.Event(), []
+
+    def waited_for(x):
+        if isinstance(x, jax.core.Tracer) and threading.current_thread() is warming:
+            traced.set()
+            # The worker waits for this very bucket.
+            while manager.dispatcher.capturer.background.accepts("another") and not closed:
+                time.sleep(0.01)
+                if len(manager.dispatcher.capturer.background):
+                    manager.close()
+                    closed.append(True)
+        return x * 2
+
+    function: Any = by_bucket_jit(manager, waited_for)
+    warming = threading.Thread(target=lambda: function.warmup(X, progress=False))
+    warming.start()
+    assert traced.wait(60)
+    function(floats(0, 4, 5))
+    warming.join(60)
+    assert not warming.is_alive()
+    assert closed

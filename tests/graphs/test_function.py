@@ -547,3 +547,38 @@ def test_a_failed_bucket_serves_every_waiter():
     assert len(caught) == 1
     assert function.registry.num_graphs == 0
     assert stats_of(function)["eager_by_reason"] == {"failed": 8}
+
+
+def test_disable_jit():
+    """Under `jax.disable_jit` the plain function runs, and explain() says so."""
+    function = bucket_jit(lambda x: x * 2, in_axes="batch seq", config=GRID)
+    x = floats(0, 2, 4)
+    function(x)
+    for _ in range(2):
+        with jax.disable_jit():
+            assert_close(function(x), x * 2)
+            assert "disable_jit" in function.explain(x).reason
+    assert_close(function(x), x * 2)
+    stats = stats_of(function)
+    assert stats["eager_by_reason"] == {"disable_jit": 2}
+    assert (stats["calls"], stats["hits"]) == (4, 1)
+
+
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_a_mask_of_constants_inside_another_trace(is_warm):
+    """A function that takes a mask serves constants while another is traced."""
+    inner = bucket_jit(
+        lambda x, *, mask: (x * mask).sum(axis=1),
+        in_axes="batch seq",
+        out_axes="batch",
+        mask_argname="mask",
+        config=GRID,
+    )
+    constant = floats(0, 3, 5)
+    if is_warm:
+        inner.warmup(constant, progress=False)
+        inner.seal()
+    found = jax.jit(lambda x: x + inner(constant).sum())(np.float32(1))
+    np.testing.assert_allclose(found, 1 + constant.sum(), rtol=1e-5)
+    assert_close(inner(constant), constant.sum(axis=1))
+    assert stats_of(inner)["failed_buckets"] == 0

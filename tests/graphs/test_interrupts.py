@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import linecache
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -88,7 +89,9 @@ class InterruptedAt:
         return self.line if frame.f_code in self.codes else None
 
     def line(self, frame, event, argument):
-        if event == "line":
+        source = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        # Leaving a `with` is such a line, too: Python lets no signal in between it and `__exit__`.
+        if event == "line" and not source.lstrip().startswith("with "):
             self.left -= 1
             if self.left == -1:
                 raise KeyboardInterrupt

@@ -395,3 +395,17 @@ def test_a_mode_for_what_is_no_size():
     text: Any = "1"
     with pytest.raises(InputShapeError, match="batch_size='1' is no integer"):
         CUDAGraphManager().get_mode_for_batch(text, 2)
+
+
+@pytest.mark.parametrize("is_captured", [False, True])
+def test_under_a_transformation(is_captured):
+    """With tracers `execute_or_capture` is simply the function, and nothing is held against it."""
+    manager = CUDAGraphManager(GRID)
+    x = floats(0, 2, 4)
+    if is_captured:
+        manager.execute_or_capture(2, 4, double, x)
+    found = jax.jit(lambda x: manager.execute_or_capture(2, 4, double, x))(x)
+    np.testing.assert_allclose(found, x * 2)
+    stats = manager.stats()
+    assert stats["eager_by_reason"] == {"transformed": 1}
+    assert (stats["failed_buckets"], stats["errors_by_reason"]) == (0, {})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import cudagraph_jax as cg
+from cudagraph_jax.graphs.compiles import COMPILE_EVENT
 
 CAPTURE_SIZES = (1, 2, 4, 8, 16)
 CAPTURE_SEQ_LENS = (16, 32, 64, 128)
@@ -52,14 +54,25 @@ def stream(calls: int) -> list[np.ndarray]:
     return [draw.standard_normal((*size, WIDTH)).astype(np.float32) for size in sizes]
 
 
-def latencies(call: Callable[[np.ndarray], object], requests: Sequence[np.ndarray]) -> list[float]:
-    """Milliseconds of each call, answer on the host included."""
-    taken = []
-    for request in requests:
-        start = time.perf_counter()
-        np.asarray(call(request))
-        taken.append((time.perf_counter() - start) * 1e3)
-    return taken
+def latencies(
+    call: Callable[[np.ndarray], object], requests: Sequence[np.ndarray]
+) -> tuple[list[float], int]:
+    """Milliseconds of each call, answer on the host included; how many compiled in their thread."""
+    taken, owner, compiled = [], threading.get_ident(), set()
+
+    def on_duration(event: str, duration_secs: float, **kwargs: object) -> None:
+        if event == COMPILE_EVENT and threading.get_ident() == owner:
+            compiled.add(len(taken))
+
+    jax.monitoring.register_event_duration_secs_listener(on_duration)
+    try:
+        for request in requests:
+            start = time.perf_counter()
+            np.asarray(call(request))
+            taken.append((time.perf_counter() - start) * 1e3)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(on_duration)
+    return taken, len(compiled)
 
 
 def bucketed(weights: object, on_miss: cg.config.OnMiss) -> cg.BucketedFunction:
@@ -92,17 +105,12 @@ def main() -> None:
     device = jax.devices()[0]
     print(f"jax {jax.__version__}, {device.platform}, {options.calls} calls of random sizes")
     print(f"{'':22} {'p50 ms':>8} {'p99 ms':>8} {'worst ms':>9}  waited for a compile")
-    counts = {
-        "plain jax.jit": lambda: len({request.shape for request in requests} - {LARGEST.shape}),
-        'on_miss="capture"': lambda: capturing.stats()["captures"] - 1,
-        'on_miss="background"': lambda: background.stats()["captures"],
-    }
     for name, call in contenders.items():
-        taken = sorted(latencies(call, requests))
+        taken, waited = latencies(call, requests)
+        taken.sort()
         p99 = taken[int(len(taken) * 0.99)]
         print(
-            f"{name:22} {statistics.median(taken):8.2f} {p99:8.2f} {taken[-1]:9.2f}  "
-            f"{counts[name]()} calls"
+            f"{name:22} {statistics.median(taken):8.2f} {p99:8.2f} {taken[-1]:9.2f}  {waited} calls"
         )
     stats = background.stats()
     print(f"background: {stats['replays']} replays, {stats['eager_by_reason']} eager")

@@ -27,6 +27,45 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
+# Callers do not pass the mask, so that the signature is not theirs.
+@overload
+def bucket_jit(
+    fn: Callable[..., R],
+    *,
+    in_axes: PyTree,
+    out_axes: PyTree = ...,
+    config: CUDAGraphConfig | None = ...,
+    manager: CUDAGraphManager | None = ...,
+    store: GraphStore | str | os.PathLike[str] | None = ...,
+    fingerprint: str | None = ...,
+    pad_values: PyTree = ...,
+    mask_argname: str,
+    unpad: PyTree = ...,
+    donate_argnums: int | Iterable[int] = ...,
+    static_argnames: str | Iterable[str] = ...,
+    name: str | None = ...,
+) -> BucketedFunction[..., R]: ...
+
+
+@overload
+def bucket_jit(
+    fn: None = None,
+    *,
+    in_axes: PyTree,
+    out_axes: PyTree = ...,
+    config: CUDAGraphConfig | None = ...,
+    manager: CUDAGraphManager | None = ...,
+    store: GraphStore | str | os.PathLike[str] | None = ...,
+    fingerprint: str | None = ...,
+    pad_values: PyTree = ...,
+    mask_argname: str,
+    unpad: PyTree = ...,
+    donate_argnums: int | Iterable[int] = ...,
+    static_argnames: str | Iterable[str] = ...,
+    name: str | None = ...,
+) -> Callable[[Callable[..., R]], BucketedFunction[..., R]]: ...
+
+
 @overload
 def bucket_jit(
     fn: Callable[P, R],
@@ -38,7 +77,7 @@ def bucket_jit(
     store: GraphStore | str | os.PathLike[str] | None = ...,
     fingerprint: str | None = ...,
     pad_values: PyTree = ...,
-    mask_argname: str | None = ...,
+    mask_argname: None = ...,
     unpad: PyTree = ...,
     donate_argnums: int | Iterable[int] = ...,
     static_argnames: str | Iterable[str] = ...,
@@ -57,7 +96,7 @@ def bucket_jit(
     store: GraphStore | str | os.PathLike[str] | None = ...,
     fingerprint: str | None = ...,
     pad_values: PyTree = ...,
-    mask_argname: str | None = ...,
+    mask_argname: None = ...,
     unpad: PyTree = ...,
     donate_argnums: int | Iterable[int] = ...,
     static_argnames: str | Iterable[str] = ...,

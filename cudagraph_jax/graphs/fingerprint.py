@@ -6,7 +6,7 @@ import functools
 import hashlib
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from types import (
     BuiltinFunctionType,
@@ -16,6 +16,7 @@ from types import (
     MethodDescriptorType,
     MethodType,
     ModuleType,
+    SimpleNamespace,
     WrapperDescriptorType,
 )
 from typing import NamedTuple
@@ -26,6 +27,8 @@ _UNSURE = "?"
 _BUILT_IN = (BuiltinFunctionType, WrapperDescriptorType, MethodDescriptorType)
 _VERSIONED = frozenset({"jax", "jaxlib"})
 """Packages whose globals are not read: their versions are part of what identifies an executable."""
+_WRAPPERS = frozenset({"functools", "jax", "jaxlib"})
+"""Packages whose callable objects do what they wrap, and nothing else."""
 
 
 class Fingerprint(NamedTuple):
@@ -57,10 +60,11 @@ class Fingerprint(NamedTuple):
         return self.source.function if self.source.read[1] else None
 
     def is_taken(self) -> bool:
-        """Whether another function of this process, alive, cannot be told from this one."""
+        """Whether another function of this process cannot be told from this one."""
         if self.unsure is None:
             return False
-        known = _claimed.setdefault((self.given, self.function, self.code), self.unsure)
+        key = (self.given, self.function, self.code)
+        known = _claimed.setdefault(key, _reference(self.unsure))()
         return not (known is self.unsure or known == self.unsure)
 
 
@@ -94,9 +98,19 @@ class Source:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16], _UNSURE in parts
 
 
-# Of the whole process, since each function may have a manager and a store of its own.
-_claimed: weakref.WeakValueDictionary[tuple[object, ...], Callable[..., object]]
-_claimed = weakref.WeakValueDictionary()
+# Of the whole process, since each function may have a manager and a store of its own. Of one that
+# is gone nobody can say that another is the same.
+_claimed: dict[tuple[object, ...], Callable[[], object]] = {}
+
+
+def _reference(function: Callable[..., object]) -> Callable[[], object]:
+    """Gives `function` for as long as it lives."""
+    try:
+        if isinstance(function, MethodType):
+            return weakref.WeakMethod(function)
+        return weakref.ref(function)
+    except TypeError:  # of its kind there are no weak references
+        return lambda: function
 
 
 def fingerprint_of(function: Callable[..., object], given: str) -> Fingerprint:
@@ -105,10 +119,15 @@ def fingerprint_of(function: Callable[..., object], given: str) -> Fingerprint:
 
 
 class _Reader:
-    """Writes what functions do and hold, without where they stand; each of them once."""
+    """Writes what functions do and hold, without where they stand; each of them once.
+
+    The text is different for what is different: lists have their lengths, and what was met before
+    is told by its place in the order of meeting.
+    """
 
     def __init__(self) -> None:
-        self._seen: set[int] = set()
+        # With the objects, so that no other one has an id of theirs.
+        self._seen: dict[int, tuple[int, object]] = {}
         # Not by recursion: chains of calls through a package are long.
         self._called: deque[Callable[..., object]] = deque()
 
@@ -121,19 +140,30 @@ class _Reader:
     def _parts(self, value: object) -> Iterator[str]:
         if isinstance(value, CodeType):
             yield value.co_code.hex()
-            yield repr((value.co_names, value.co_varnames))
-            for constant in value.co_consts:
-                yield from self._parts(constant)
-        elif not callable(value) or isinstance(value, type):
-            yield _text(value)
+            yield repr((value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars))
+            yield from self._all("code", value.co_consts)
         elif id(value) in self._seen:
-            yield "again"
-        else:
-            self._seen.add(id(value))
-            for held in _held(value):
-                yield from self._parts(held)
+            yield f"again {self._seen[id(value)][0]}"
+        elif callable(value) and not isinstance(value, type):
+            self._meet(value)
+            yield from self._all("function", list(_held(value)))
             if isinstance(value, FunctionType):
                 yield from self._read(value)
+        elif (text := _text(value)) is not None:
+            yield text
+        elif (items := _items(value)) is not None:
+            self._meet(value)
+            yield from self._all(_name(type(value)), items)
+        else:
+            yield _UNSURE
+
+    def _all(self, what: str, values: Sequence[object]) -> Iterator[str]:
+        yield f"{what} {len(values)}"
+        for value in values:
+            yield from self._parts(value)
+
+    def _meet(self, value: object) -> None:
+        self._seen[id(value)] = (len(self._seen), value)
 
     def _read(self, function: FunctionType) -> Iterator[str]:
         """What a function reads by a global name."""
@@ -148,7 +178,7 @@ class _Reader:
                 yield f"{name} is {_name(value)}"
             elif not callable(value):
                 yield f"{name} is"
-                yield _text(value)
+                yield from self._parts(value)
             else:
                 yield f"{name} calls {_name(value)}"
                 if not _is_of_others(value, space):
@@ -180,11 +210,22 @@ def _name(value: object) -> str:
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
 
 
-def _text(value: object) -> str:
+def _text(value: object) -> str | None:
     try:
-        return written(value) or _UNSURE
+        return written(value)
     except RuntimeError:  # it holds itself, or another thread changes it
-        return _UNSURE
+        return None
+
+
+def _items(value: object) -> Sequence[object] | None:
+    """What a container holds that has no text itself, such as a list of functions; else None."""
+    if isinstance(value, Mapping):
+        return [part for item in list(value.items()) for part in item]
+    if isinstance(value, tuple | list):
+        return list(value)
+    if isinstance(value, SimpleNamespace):
+        return [part for item in sorted(vars(value).items()) for part in item]
+    return None
 
 
 def _held(function: Callable[..., object]) -> Iterator[object]:
@@ -203,7 +244,7 @@ def _held(function: Callable[..., object]) -> Iterator[object]:
         yield _data(function.__self__)
     elif isinstance(function, _BUILT_IN):
         yield f"{getattr(function, '__module__', '')} {function.__qualname__}"
-    elif hasattr(function, "__wrapped__"):
+    elif hasattr(function, "__wrapped__") and _package(type(function).__module__) in _WRAPPERS:
         yield function.__wrapped__
     else:
         yield attrgetter("__call__")(type(function))

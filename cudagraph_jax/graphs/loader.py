@@ -7,27 +7,25 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 
-from cudagraph_jax.errors import CUDAGraphWarning, InputShapeError, StoreError
+from cudagraph_jax.errors import CUDAGraphError, CUDAGraphWarning, StoreError
 from cudagraph_jax.fork import forkable_lock
 from cudagraph_jax.graphs import serial
+from cudagraph_jax.graphs.description import check_outputs, number_of, outputs_in
 from cudagraph_jax.graphs.executable import Executable, Lowering
 from cudagraph_jax.graphs.host import cores
 from cudagraph_jax.graphs.identity import Fields, execution_devices
-from cudagraph_jax.graphs.outputs import Outputs, outputs_from_json, outputs_to_json
+from cudagraph_jax.graphs.outputs import Outputs
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.graphs.wanted import Complete, Wanted
 from cudagraph_jax.log import logger
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.store import GraphStore, Json, Miss, Reason, Stored
+from cudagraph_jax.store import GraphStore, Miss, Reason, Stored
 
 MOST_THREADS = 8
-MOST_GRIDS = 8
-"""How many grids' outputs a file describes; those described first go first."""
-N = TypeVar("N", int, float)
 
 
 class Found(NamedTuple):
@@ -133,13 +131,14 @@ class Loader:
         What is stored alone where the function must be traced; None where something is to be told.
         """
         try:
-            answer = self._store.get(fields)
-            if isinstance(answer, Miss):
-                return answer
-            outputs = _outputs(answer, wanted.grid)
-            if outputs is None:
-                return answer
-            return self._restored(wanted, answer, outputs)
+            with _failing_to_load():
+                answer = self._store.get(fields)
+                if isinstance(answer, Miss):
+                    return answer
+                outputs = outputs_in(answer, wanted.grid)
+                if outputs is None:
+                    return answer
+                return self._restored(wanted, answer, outputs)
         except StoreError:
             return None
 
@@ -153,19 +152,20 @@ class Loader:
         is_again: bool,
     ) -> Found | Miss | None:
         try:
-            answer = self._store.get(fields, is_again=is_again) if stored is None else stored
-            if isinstance(answer, Miss):
-                return answer
-            own = _outputs(answer, wanted.grid) if lowering is None else None
-            if own is not None:
-                return self._restored(wanted, answer, own)
-            outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
-            if lowering is not None:
-                structure = jax.tree.structure(lowering.output_info)
-                outputs = outputs._replace(structure=structure)
-            elif (other := _outputs(answer)) is not None:
-                outputs = outputs._replace(structure=other.structure)
-            return self._restored(wanted, answer, outputs, lowering=lowering)
+            with _failing_to_load():
+                answer = self._store.get(fields, is_again=is_again) if stored is None else stored
+                if isinstance(answer, Miss):
+                    return answer
+                own = outputs_in(answer, wanted.grid) if lowering is None else None
+                if own is not None:
+                    return self._restored(wanted, answer, own)
+                outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
+                if lowering is not None:
+                    structure = jax.tree.structure(lowering.output_info)
+                    outputs = outputs._replace(structure=structure)
+                elif (other := outputs_in(answer)) is not None:
+                    outputs = outputs._replace(structure=other.structure)
+                return self._restored(wanted, answer, outputs, lowering=lowering)
         except StoreError as error:
             self.tell(wanted, error)
             return None
@@ -190,12 +190,12 @@ class Loader:
         executable = Executable(
             call=loaded,
             compile_ms=took_ms if lowering is None else took_ms + lowering.took_ms,
-            memory_bytes=_number(stored, "memory_bytes", int),
-            flops=_number(stored, "flops", float),
+            memory_bytes=number_of(stored, "memory_bytes", int),
+            flops=number_of(stored, "flops", float),
             is_loaded=True,
         )
         if lowering is None:
-            _check_outputs(outputs, executable, wanted.bucket)
+            check_outputs(outputs, executable, wanted.bucket)
         known = program.restore_outputs(outputs)
         if known.leaves != outputs.leaves:
             raise StoreError("its outputs are trimmed otherwise than those of other buckets")
@@ -217,69 +217,12 @@ class Loader:
             logger.info("%s is not in the store: %s", wanted, near or "nothing like it is")
 
 
-def beside(
-    wanted: Wanted, outputs: Outputs, executable: Executable, *, stored: Stored | None = None
-) -> dict[str, Json]:
-    """What is stored beside an executable, so that loading need not find it out again.
-
-    Args:
-        wanted: What it is for.
-        outputs: Its outputs, whose axes were found by the grid of `wanted`.
-        executable: The executable.
-        stored: Where it was loaded from; what stands there of other grids stays.
-    """
-    own = outputs._replace(structure=jax.tree.structure(executable.output_info))
-    others = {} if stored is None else dict(_by_grid(stored))
-    others.pop(wanted.grid, None)
-    by_grid = [*others.items(), (wanted.grid, outputs_to_json(own))]
-    return {
-        "outputs": [list(pair) for pair in by_grid[-MOST_GRIDS:]],
-        "memory_bytes": executable.memory_bytes,
-        "flops": executable.flops,
-        "compile_ms": round(executable.compile_ms, 3),
-    }
-
-
-def knows_grid(wanted: Wanted, stored: Stored) -> bool:
-    """Whether it says what the outputs are for this grid, if that can be written at all."""
-    return wanted.grid in dict(_by_grid(stored))
-
-
-def _check_outputs(outputs: Outputs, executable: Executable, bucket: Bucket) -> None:
-    """Refuses axes that the executable's outputs do not have."""
+@contextmanager
+def _failing_to_load() -> Iterator[None]:
+    """Raises whatever fails as a `StoreError`: a file may state what nobody would write."""
     try:
-        shapes = [tuple(info.shape) for info in jax.tree.leaves(executable.output_info)]
-        fits = all(
-            leaf.ndim == len(shape) and leaf.axes.resize(shape, bucket) == shape
-            for leaf, shape in zip(outputs.leaves, shapes, strict=True)
-        )
-    except (ValueError, LookupError):
-        fits = False
-    if not fits:
-        raise StoreError("its outputs are not what its header says")
-
-
-def _number(stored: Stored, name: str, kind: type[N]) -> N | None:
-    value = stored.extra.get(name)
-    return kind(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _by_grid(stored: Stored) -> list[tuple[str, Any]]:
-    """What a file says of the outputs for each grid, the newest last."""
-    written: Any = stored.extra.get("outputs")
-    pairs = written if isinstance(written, list) else []
-    return [
-        (pair[0], pair[1])
-        for pair in pairs
-        if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
-    ]
-
-
-def _outputs(stored: Stored, grid: str | None = None) -> Outputs | None:
-    """The outputs for a grid, or for any; None where the file does not say."""
-    by_grid = _by_grid(stored)
-    written = dict(by_grid).get(grid) if grid is not None else next(iter(by_grid), ("", None))[1]
-    try:
-        return outputs_from_json(written)
-    except (LookupError, TypeError, ValueError, InputShapeError) as error:
-        raise StoreError(f"its outputs are not described: {error}") from error
+        yield
+    except CUDAGraphError:
+        raise
+    except Exception as error:
+        raise StoreError(f"it cannot be loaded: {type(error).__name__}: {error}") from error

@@ -12,6 +12,7 @@ import jax
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.graphs import serial
 from cudagraph_jax.graphs.cache_hits import cache_hits
+from cudagraph_jax.graphs.description import beside, knows_grid
 from cudagraph_jax.graphs.executable import Executable, Lowering
 from cudagraph_jax.graphs.identity import (
     WHAT_IT_COMPUTES,
@@ -22,7 +23,7 @@ from cudagraph_jax.graphs.identity import (
     is_portable,
     lowered_fields,
 )
-from cudagraph_jax.graphs.loader import Found, Loader, beside, knows_grid
+from cudagraph_jax.graphs.loader import Found, Loader
 from cudagraph_jax.graphs.outputs import Outputs
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.graphs.wanted import Complete, Wanted, compiled

@@ -67,6 +67,7 @@ class Upkeep:
         self._at_exit: Callable[[], object] | None = None
         self._process: int | None = None
         self._seen: Counter[int] = Counter()
+        self._has_told = False
 
     def begin(self) -> None:
         """Starts the thread, once, where the store may be written."""
@@ -116,12 +117,15 @@ class Upkeep:
         try:
             self._shelf.store.remember_hot(hot)
         except StoreError as error:
-            # Of a directory that is only read nobody need be told at each end.
-            level = logging.DEBUG if is_refused(error.__cause__) else logging.WARNING
+            # Once, or it would come every minute; of a directory that is only read never.
+            is_told = self._has_told or is_refused(error.__cause__)
+            self._has_told = self._has_told or not is_told
+            level = logging.DEBUG if is_told else logging.WARNING
             logger.log(level, "the hot buckets are not written down: %s", error)
             with self._lock:
                 self._seen.subtract({entry.graph_id: count for entry, count in fresh.items()})
             return
+        self._has_told = False
         with suppress(StoreError):
             for entry in fresh:
                 self._shelf.touch(entry.executable)

@@ -185,7 +185,7 @@ def opened(path: Path, *, is_trusted: bool, files: Files) -> Iterator[Folder]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UnusableError(no_directory(path), reason=Reason.ABSENT) from error
     except OSError as error:
-        raise UnusableError(f"{path} cannot be read: {error}", reason=Reason.UNREADABLE) from error
+        raise _unreadable(path, error) from error
     try:
         with _readable(path):
             status = os.fstat(descriptor)
@@ -204,7 +204,17 @@ def _readable(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UnusableError(f"{path} cannot be read: {error}", reason=Reason.UNREADABLE) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UnusableError:
+    what = f"{path} cannot be read: {error.strerror or error}"
+    if isinstance(error, PermissionError):
+        what += (
+            f": it is its owner's alone; run as that user, or make it over: chown -R "
+            f"{os.geteuid()} {path}"
+        )
+    return UnusableError(what, reason=Reason.UNREADABLE)
 
 
 def _not_opened(error: OSError) -> UnusableError:

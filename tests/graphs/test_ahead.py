@@ -156,7 +156,7 @@ def test_errors_of_the_compiler_keep_their_stage():
 def test_requests_meanwhile_compile_nothing_twice():
     """A request takes what the warm-up has begun for its bucket, and the warm-up what is there."""
     both = threading.Barrier(2)
-    first = []
+    first: list[object] = []
 
     def meet(made):
         if not first:  # the bucket that is captured; by now the next one is begun, too

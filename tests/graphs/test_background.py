@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +148,9 @@ class Deaf(logging.Filter):
 
 def test_a_worker_that_dies_is_replaced(worker, gate, monkeypatch):
     """Where not even the log takes what a job raised, another worker takes the queue over."""
-    deaf, ran, told = Deaf(), [], []
+    deaf = Deaf()
+    ran: list[int] = []
+    told: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", told.append)
 
     def fail():

@@ -332,7 +332,7 @@ def test_output_shapes_of_a_function_that_cannot_be_traced(on_miss):
 
     shapes = jax.ShapeDtypeStruct(X.shape, X.dtype)
     for _ in range(2):
-        found = manager.execute_or_capture(*X.shape, untraceable, X, output_shapes=shapes)
+        found = manager.execute_or_capture(2, 4, untraceable, X, output_shapes=shapes)
         assert_close(found, X * 2)
         manager.wait()
     assert stats_of(manager)["failed_buckets"] == 1
@@ -359,7 +359,8 @@ def test_a_function_that_exits_is_not_tried_with_each_call():
 def test_closing_from_within_a_capture():
     """A signal handler that closes while its thread captures does not wait for the worker."""
     manager = managed(dataclasses.replace(GRID, on_miss="background"))
-    traced, closed = threading.Event(), []
+    traced = threading.Event()
+    closed: list[bool] = []
 
     def waited_for(x):
         if isinstance(x, jax.core.Tracer) and threading.current_thread() is warming:

@@ -6,9 +6,12 @@ import collections
 import dataclasses
 import enum
 import functools
+import gc
+import itertools
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -163,8 +166,8 @@ def test_globals_that_cannot_be_written():
     """They make a function one that another may pass for; those of other packages do not."""
     space: dict[str, Any] = {}
     exec("W = object()\nL = []\nL.append(L)\ndef f(x): return W\ndef g(x): return L", space)
-    for name in ("f", "g"):
-        assert fingerprint_of(space[name], "v1").unsure is space[name]
+    unsure = [fingerprint_of(space[name], "v1").unsure for name in ("f", "g")]
+    assert unsure == [space["f"], None]
     exec("from jax.numpy import tanh\ndef f(x): return tanh(x[..., None])", space)
     assert fingerprint_of(space["f"], "v1").unsure is None
 
@@ -337,3 +340,85 @@ def test_nodes_of_ones_own():
     """A node's data count, and where they cannot be written the structure has no text."""
     assert structure(Node(1, ("a", 1))) != structure(Node(1, ("a", 2)))
     assert structure(Node(1, object())) is None
+
+
+def doubled(x):
+    return x * 2
+
+
+def tripled(x):
+    return x * 3
+
+
+def applied(x, act):
+    return act(x)
+
+
+class Wrapper:
+    """A callable object that does more than what it wraps."""
+
+    def __init__(self, function, factor):
+        self.__wrapped__ = function
+        self.factor = factor
+
+    def __call__(self, x):
+        return self.__wrapped__(x) * self.factor
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([doubled], [tripled]),
+        ((doubled, tripled, doubled), (doubled, tripled, tripled)),
+        ({"g": doubled}, {"g": tripled}),
+        ([[doubled], []], [[], [doubled]]),
+        (collections.OrderedDict(k=2.0), collections.OrderedDict(k=3.0)),
+        (SimpleNamespace(act=doubled), SimpleNamespace(act=tripled)),
+        (functools.partial(applied, act=doubled), functools.partial(applied, act=tripled)),
+        (doubled, tripled),
+    ],
+)
+def test_what_is_inside_of_containers(one, other):
+    """Functions and values in containers are read, and which of them stands where."""
+    codes = [fingerprint_of(closing_over(value), "v1") for value in (one, other, one)]
+    assert codes[0].code != codes[1].code
+    assert codes[0].code == codes[2].code
+    assert codes[0].unsure is None
+
+
+def test_functions_that_occur_twice():
+    """Which function it is that occurs again is part of the code."""
+
+    def three(a, b, c):
+        def held(x):
+            return a(x) * b(x) * c(x)
+
+        return held
+
+    given = itertools.product((doubled, tripled), repeat=3)
+    assert len({fingerprint_of(three(*each), "v1").code for each in given}) == 8
+
+
+def test_defaults_that_are_functions():
+    """A keyword's default is read like a positional one."""
+    codes = {
+        code_of(f"def g(x): return x * {factor}\ndef f(x, *, act=g): return act(x)")
+        for factor in (2, 3)
+    }
+    assert len(codes) == 2
+
+
+def test_objects_that_wrap_a_function():
+    """What the object itself holds is not seen, and that is known; jax's own hold nothing."""
+    assert fingerprint_of(Wrapper(doubled, 2), "v1").unsure is not None
+    assert fingerprint_of(jax.jit(doubled), "v1").unsure is None
+
+
+def test_a_function_that_is_gone_is_not_mistaken():
+    """Whether another is the same as one that is gone nobody can say."""
+    first = closing_over(object())
+    assert not fingerprint_of(first, "gone").is_taken()
+    del first
+    gc.collect()
+    second = closing_over(object())
+    assert fingerprint_of(second, "gone").is_taken()

@@ -65,7 +65,7 @@ def test_precision(how):
     entries = function.registry.entries()
     assert entries
     for entry in entries:
-        assert "operand_precision={highest,highest}" in entry.executable.call.as_text()
+        assert "operand_precision={highest,highest}" in str(entry.executable.call.as_text())
 
 
 def test_x64():

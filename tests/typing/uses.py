@@ -63,6 +63,19 @@ def calls(params: jax.Array) -> None:
     CUDAGraphConfig((1, 2))  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
 
 
+@bucket_jit(in_axes=("batch seq",), mask_argname="mask", config=config)
+def masked(x: jax.Array, *, mask: jax.Array) -> jax.Array:
+    """Gets its mask from the library."""
+    return x * mask
+
+
+def calls_without_a_mask(x: jax.Array) -> None:
+    """Who calls a function that takes a mask passes none."""
+    assert_type(masked(x), jax.Array)
+    unmasked = bucket_jit(pairs, in_axes="batch seq", mask_argname=None)
+    assert_type(unmasked(ids), tuple[jax.Array, dict[str, int]])
+
+
 def operated(params: jax.Array) -> None:
     """What is done with a bucketed function beside calling it."""
     assert_type(embed.warmup(params, ids), WarmupReport)

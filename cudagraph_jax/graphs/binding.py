@@ -11,7 +11,7 @@ from cudagraph_jax.errors import ConfigError, InputShapeError
 from cudagraph_jax.graphs.call import Declared
 from cudagraph_jax.graphs.forms import Bound, Form
 from cudagraph_jax.shapes.axes import AxisPattern
-from cudagraph_jax.shapes.padding import EDGE, PadValue
+from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, PadValue
 from cudagraph_jax.shapes.prefix import PyTree, broadcast_prefix, for_positions, is_declaration
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -81,6 +81,12 @@ class Binder:
         try:
             bound = self._signature.bind(*range(count), **named)
         except TypeError as error:
+            if next(iter(self._signature.parameters), None) == "self":
+                raise InputShapeError(
+                    f"{self.name}{self._signature} is a method, and cannot be called like this: "
+                    f"{error}; decorating does not bind it: write self.{self.name} = "
+                    f"bucket_jit(self.{self.name}, ...) where the object is made"
+                ) from error
             raise InputShapeError(
                 f"{self.name}{self._signature} cannot be called like this: {error}"
                 + (f" ({self._mask_argname} is not given)" if self._mask_argname else "")
@@ -241,7 +247,7 @@ def _pattern(spec: object) -> AxisPattern | None:
 
 def _pad_value(value: object) -> PadValue:
     if value is None:
-        return 0
+        return UNCHOSEN
     if isinstance(value, str) and value != EDGE:
         raise ConfigError(f'pad_values has {value!r}: use numbers, or "edge"')
     if isinstance(value, bool | int | float | complex | str):

@@ -17,6 +17,7 @@ from cudagraph_jax.graphs.manager import CUDAGraphManager
 from cudagraph_jax.graphs.program import Target
 from cudagraph_jax.graphs.single import function_name
 from cudagraph_jax.shapes.axes import AxisPattern
+from cudagraph_jax.shapes.padding import UNCHOSEN
 from cudagraph_jax.shapes.prefix import PyTree, is_declaration
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def bucket_jit(
     manager: CUDAGraphManager | None = None,
     store: GraphStore | str | os.PathLike[str] | None = None,
     fingerprint: str | None = None,
-    pad_values: PyTree = 0,
+    pad_values: PyTree = UNCHOSEN,
     mask_argname: str | None = None,
     unpad: PyTree = "host",
     donate_argnums: int | Iterable[int] = (),
@@ -142,7 +143,8 @@ def bucket_jit(
             without tracing `fn`; change it whenever any of that changes, or old answers come back.
             Without a store it does nothing.
         pad_values: A pytree prefix of the positional arguments: what padding is filled with, or
-            `"edge"` to repeat the last real row.
+            `"edge"` to repeat the last real row. A value that is chosen, also 0, says that `fn`
+            ignores it: `debug_mode` tries no other padding for that array.
         mask_argname: A keyword of `fn` that gets `bool[batch, seq]`, True where an element is
             real. Callers do not pass it.
         unpad: A pytree prefix of the outputs. `"host"`: read-only NumPy views, trimmed; compiles

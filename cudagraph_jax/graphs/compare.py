@@ -17,7 +17,8 @@ class Tolerance(NamedTuple):
 
     Where both are None it is half of the digits of the largest element: buckets agree to rounding,
     not bit for bit (FACTS.md), and a bucket may be reduced in another order than the eager
-    operations. Integers and bools must be equal.
+    operations. Where all are small they may come from larger ones that cancel: then it is 32 times
+    the rounding of 1. Integers and bools must be equal.
     """
 
     rtol: float | None = None
@@ -31,7 +32,8 @@ class Tolerance(NamedTuple):
             epsilon: The distance from 1 to the next number of their dtype.
         """
         if self.rtol is None and self.atol is None:
-            return np.full_like(size, epsilon**0.5 * max(1.0, size.max(initial=0.0)))
+            half = epsilon**0.5
+            return np.full_like(size, max(half * size.max(initial=0.0), min(half, 32 * epsilon)))
         return (self.atol or 0.0) + (self.rtol or 0.0) * size
 
 

@@ -20,7 +20,9 @@ from cudagraph_jax.shapes.padding import EDGE, Array, PadValue
 from cudagraph_jax.shapes.prefix import PyTree
 
 
-def example_call(program: Program, call: Call, sizes: Bucket) -> Call:
+def example_call(
+    program: Program, call: Call, sizes: Bucket, *, zeros_of_rows: bool = False
+) -> Call:
     """`call` with real values, brought to `sizes`; what may be donated is a copy.
 
     Arrays that are too large are cut, those that are too small repeat themselves. One that says
@@ -32,6 +34,7 @@ def example_call(program: Program, call: Call, sizes: Bucket) -> Call:
         program: The call's program.
         call: Its arrays may be `jax.ShapeDtypeStruct`.
         sizes: The (batch, seq_len) that it shall have.
+        zeros_of_rows: Whether integers for rows stay 0, as positions may be.
 
     Raises:
         InputShapeError: A PRNG key is abstract.
@@ -47,7 +50,7 @@ def example_call(program: Program, call: Call, sizes: Bucket) -> Call:
             value = _passed(given, abstract, draw, copies=index in donated)
         else:
             value = _fitted(leaf, abstract, axes, sizes)
-            if _says_nothing(leaf, value, pad):
+            if _says_nothing(leaf, value, pad) and not (zeros_of_rows and _is_of_rows(value, axes)):
                 value = _drawn(value, axes, pad, draw)
         may_count = np.ndim(value) == 0 or not axes.passes_through
         leaves.append(_behind_no_cut(value, call.sizes, sizes) if may_count else value)
@@ -90,14 +93,18 @@ def _says_nothing(leaf: PyTree, value: Array, pad: PadValue) -> bool:
     return _is_abstract(leaf) or bool(np.all(value == padding))
 
 
+def _is_of_rows(value: Array, axes: LeafAxes) -> bool:
+    """Whether it has an integer for each row, such as a length or a position."""
+    return axes.seq is None and bool(jnp.issubdtype(value.dtype, np.integer))
+
+
 def _drawn(value: Array, axes: LeafAxes | None, pad: PadValue, draw: np.random.Generator) -> Array:
     besides = (size for axis, size in enumerate(value.shape) if axis not in (axes or ()))
     may_be_mask = axes is not None and all(size == 1 for size in besides)
     if jnp.issubdtype(value.dtype, np.inexact) and not may_be_mask:
         return np.asarray(draw.standard_normal(value.shape)).astype(value.dtype)
     # Padded with 1 it may be a mask of what is padding. Of integers for rows, that is a length.
-    is_of_rows = axes is not None and axes.seq is None
-    may_be_length = is_of_rows and jnp.issubdtype(value.dtype, np.integer)
+    may_be_length = axes is not None and _is_of_rows(value, axes)
     return np.full(value.shape, 0 if pad == 1 and not may_be_length else 1, value.dtype)
 
 

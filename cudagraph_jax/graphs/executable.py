@@ -105,12 +105,27 @@ class Lowering:
         start = clock()
         with stage_errors("compile", self.name):
             compiled = self.lowered.compile(compiler_options=dict(compiler_options or {}))
+            _compiled.number += 1
             return Executable(
                 call=compiled,
                 compile_ms=self.took_ms + (clock() - start) * 1e3,
                 memory_bytes=_memory_bytes(compiled),
                 flops=_flops(compiled),
             )
+
+
+@dataclass(slots=True)
+class _Compiled:
+    number: int = 0
+
+
+# Of the process, as what XLA has recorded. Of two threads that add at once one may get lost.
+_compiled = _Compiled()
+
+
+def compiled_so_far() -> int:
+    """A number that changes with everything that is compiled in this process."""
+    return _compiled.number
 
 
 def lower_function(

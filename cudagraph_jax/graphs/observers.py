@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 import jax
 
 from cudagraph_jax.fork import forkable_lock
+from cudagraph_jax.graphs.executable import compiled_so_far
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.log import logger
 from cudagraph_jax.shapes.ladder import Bucket
@@ -75,6 +76,7 @@ class Observers(Generic[E]):
         self._annotate_replays = False
         self._addresses: AddressBook | None = None
         self._replaying: frozenset[int] = frozenset()
+        self._seen_at = -1
 
     @property
     def annotate_replays(self) -> bool:
@@ -104,14 +106,15 @@ class Observers(Generic[E]):
 
     def saw_replaying(self, graph_ids: frozenset[int]) -> None:
         """A profile showed these entries, and no others, replay what was recorded."""
-        self._replaying = graph_ids
+        self._replaying, self._seen_at = graph_ids, compiled_so_far()
 
     def is_replaying(self, graph_id: int) -> bool:
-        """Whether the last profile showed it for an entry, and nothing was captured since.
+        """Whether the last profile showed it for an entry, and nothing was compiled since.
 
-        A new capture may throw recorded graphs away (FACTS.md, "Command buffers").
+        What this package compiles anywhere in the process may throw recorded graphs away (FACTS.md,
+        "Command buffers").
         """
-        return graph_id in self._replaying
+        return graph_id in self._replaying and self._seen_at == compiled_so_far()
 
     def on_capture(self, callback: Callable[[E], None]) -> None:
         """Calls `callback(entry)` after each capture from now on, in the thread that captured."""
@@ -138,7 +141,6 @@ class Observers(Generic[E]):
 
     def captured(self, entry: E) -> None:
         """Tells of a new entry, which anybody can find by now."""
-        self._replaying = frozenset()
         how = "loaded" if entry.is_loaded else "captured"
         logger.info(
             "%s %s of %s in %.0f ms", how, entry.bucket, entry.variant, entry.capture_time_ms

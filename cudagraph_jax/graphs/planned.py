@@ -86,5 +86,6 @@ class Planned:
         from cudagraph_jax.graphs.replan import plan_from, replan_later
 
         plan = plan_from(self.sizes(), self.dispatcher.config, max_graphs=max_graphs, **options)
-        replan_later(self.dispatcher, plan)
+        gives_up = {"headroom", "max_batch_size", "max_seq_len"} & options.keys()
+        replan_later(self.dispatcher, plan, keeps_limits=not gives_up)
         return plan

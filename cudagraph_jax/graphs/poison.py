@@ -11,7 +11,7 @@ import numpy as np
 from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes
-from cudagraph_jax.shapes.padding import EDGE, Array, PadValue
+from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, Array, PadValue
 
 Poison = Mapping[int, PadValue]
 """The pad value of each leaf, by its index, that is not padded as usual."""
@@ -33,14 +33,14 @@ def poisonable(program: Program, call: Call) -> Poisonable:
     """What of `call` may be padded with anything.
 
     Not so bools, and numbers that look like a mask (ones, then zeros, along the sequence): their
-    padding says what is padding. Nor arrays with a pad value other than 0, which was chosen so that
-    the function ignores it.
+    padding says what is padding. Nor arrays whose pad value was chosen, be it 0, so that the
+    function ignores it.
     """
     found = Poisonable({}, {})
     for index, (leaf, axes, usual) in enumerate(
         zip(call.leaves, call.axes, program.pad_values, strict=False)
     ):
-        if axes.passes_through or usual not in (0, EDGE):
+        if axes.passes_through or not (usual is UNCHOSEN or usual == EDGE):
             continue
         array = np.asarray(leaf)
         if not array.size or array.dtype == np.bool_ or _looks_like_mask(array, axes):

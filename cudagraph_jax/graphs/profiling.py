@@ -13,6 +13,7 @@ from cudagraph_jax.errors import CUDAGraphError
 from cudagraph_jax.fork import use_jax
 from cudagraph_jax.graphs.addresses import AddressBook
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.executable import compiled_so_far
 from cudagraph_jax.graphs.observers import Observers
 from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.graphs.traced import Shown, attribute, read_events
@@ -30,7 +31,7 @@ def profile_replays(registry: CUDAGraphRegistry, run: Callable[[], object]) -> R
         CUDAGraphError: Another profile is running.
     """
     use_jax()
-    observers, captured = registry.observers, registry.capture_count
+    observers, compiled = registry.observers, compiled_so_far()
     with tempfile.TemporaryDirectory(prefix="cudagraph_jax-") as directory:
         with _profile(directory), _watched(observers) as addresses:
             run()
@@ -39,7 +40,7 @@ def profile_replays(registry: CUDAGraphRegistry, run: Callable[[], object]) -> R
     held = [entry for entry in registry.entries() if entry.graph_id in shown]
     buckets = [_replays(entry, shown[entry.graph_id], addresses) for entry in held]
     buckets.sort(key=lambda bucket: -bucket.replays)
-    if registry.capture_count == captured:
+    if compiled_so_far() == compiled:
         replaying = frozenset(bucket.graph_id for bucket in buckets if bucket.is_replaying)
         observers.saw_replaying(replaying)
     return ReplayProfile(jax.default_backend(), tuple(buckets), strays)

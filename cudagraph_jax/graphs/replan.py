@@ -86,18 +86,23 @@ def plan_from(
     )
 
 
-def replan_later(dispatcher: Dispatcher, plan: BucketPlan) -> None:
+def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool = False) -> None:
     """Captures the grid of `plan` off the request path, and then changes to it as a whole.
 
     Every program that has a captured bucket gets the new grid. If anything fails, the old grid
     stays, and a `CUDAGraphWarning` says why. A newer plan takes the place of one that waits.
+
+    Args:
+        dispatcher: What changes.
+        plan: To what.
+        keeps_limits: Whether limits above the ladders stay.
 
     Raises:
         ConfigError: The grid does not fit the configuration.
         SealedError: The mode does not allow captures.
         CUDAGraphError: The manager is closed, or its queue is full.
     """
-    config = planned_config(dispatcher.config, plan)
+    config = planned_config(dispatcher.config, plan, keeps_limits=keeps_limits)
     programs = _programs(dispatcher.registry)
     grids = [len(grid(config, entry.program.example)) for entry in programs]
     _check_count(config, sum(grids) or plan.num_graphs)
@@ -127,19 +132,36 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan) -> None:
             )
 
 
-def planned_config(config: CUDAGraphConfig, plan: BucketPlan) -> CUDAGraphConfig:
-    """`config` with the grid of `plan`, and with its limits."""
+def planned_config(
+    config: CUDAGraphConfig, plan: BucketPlan, *, keeps_limits: bool = False
+) -> CUDAGraphConfig:
+    """`config` with the grid of `plan`.
+
+    Args:
+        config: The configuration now.
+        plan: The new grid.
+        keeps_limits: Whether limits above the ladders stay; else the new ladders are the limits.
+    """
     lengths = config.capture_seq_lens
-    return replace(
+    planned = replace(
         config,
         capture_sizes=plan.batch_sizes,
         capture_seq_lens=None if lengths is None else plan.seq_lens,
         max_capture_batch_size=None,
         max_capture_seq_len=config.max_capture_seq_len if lengths is None else None,
     )
+    if not keeps_limits:
+        return planned
+    return replace(
+        planned,
+        max_capture_batch_size=max(config.max_batch_size, planned.max_batch_size),
+        max_capture_seq_len=max(config.max_seq_len, planned.max_seq_len),
+    )
 
 
 def _warn(plan: BucketPlan, why: object) -> None:
+    # Python shows a warning once, and a server may plan every hour.
+    logger.warning("%r was not put in place, and the old grid stays: %s", plan, why)
     warnings.warn(
         f"{plan!r} was not put in place, and the old grid stays: {why}",
         CUDAGraphWarning,

@@ -75,7 +75,7 @@ class Reported(Planned, ShownByStats):
 
         XLA runs no command buffers while it is profiled, unless the buckets were captured with
         `compiler_options={"xla_enable_command_buffers_during_profiling": "True"}`. Replays from
-        all threads count, each some microseconds slower meanwhile.
+        all threads count; they are slower meanwhile, the more the more arguments there are.
 
         Args:
             run: Called once; let it wait for its last result. A server may pass

@@ -14,6 +14,7 @@ from cudagraph_jax.graphs.call import Call, Declared, describe_call
 from cudagraph_jax.graphs.program import Program, Target
 from cudagraph_jax.shapes.axes import LeafAxes, axes_by_size
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import UNCHOSEN
 from cudagraph_jax.shapes.prefix import PyTree
 from cudagraph_jax.shapes.structs import as_structs, describe_mismatch
 
@@ -53,7 +54,7 @@ def single_call(function: Function, inputs: PyTree, sizes: Bucket) -> Call:
         Identity.of(function),
         (inputs,),
         {},
-        declared=Declared(patterns, [0] * len(patterns), ("inputs",)),
+        declared=Declared(patterns, [UNCHOSEN] * len(patterns), ("inputs",)),
         name=function_name(function),
     )
     # The caller's word counts, also where no array carries a size.

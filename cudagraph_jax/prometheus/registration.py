@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from multiprocessing.util import Finalize
 
 from prometheus_client import REGISTRY, CollectorRegistry, Metric
 
@@ -103,6 +104,7 @@ class Registration:
         self._over = threading.Event()
         self._interval_s = 0.0
         self._callbacks: list[Callable[..., None]] = []
+        self._at_exit: Finalize | None = None
 
     def __repr__(self) -> str:
         return f"Registration({self.name!r})"
@@ -152,6 +154,8 @@ class Registration:
         self.update()
         if is_multiprocess():
             atexit.register(self.update)
+            # The workers of multiprocessing end without `atexit`.
+            self._at_exit = Finalize(None, self.update, exitpriority=0)
             self._start_thread()
 
     def _start_thread(self) -> None:
@@ -201,6 +205,8 @@ class Registration:
             return
         self._over.set()
         atexit.unregister(self.update)
+        if self._at_exit is not None:
+            self._at_exit.cancel()
         del self._collector.registrations[self.name]
         self._metrics.forget(self.name)
 

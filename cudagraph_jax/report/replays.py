@@ -58,8 +58,8 @@ class BucketReplays:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether command buffers were executed, and none recorded or updated."""
-        return self.executed > 0 and self.updated == self.recorded == 0
+        """Whether each replay executed command buffers, and none was recorded or updated."""
+        return self.executed >= max(1, self.replays) and self.updated == self.recorded == 0
 
     @property
     def shown(self) -> str:
@@ -68,7 +68,9 @@ class BucketReplays:
             return GraphState.REPLAYING.value
         if not self.executed:
             return "no command buffer ran"
-        return "updated in traffic" if self.updated else "recorded in traffic"
+        if self.updated:
+            return "updated in traffic"
+        return "recorded in traffic" if self.recorded else "not in each replay"
 
     @property
     def moved(self) -> Sequence[ArgumentMoves]:

@@ -23,6 +23,14 @@ EDGE: Final = "edge"
 """The pad value that repeats the last real row and the last real position."""
 
 
+class _Unchosen(int):
+    """A number that stands where none was given."""
+
+
+UNCHOSEN: Final = _Unchosen(0)
+"""The pad value 0 of an array for which nobody chose one: nothing says that it is ignored."""
+
+
 def real_index(axes: LeafAxes, ndim: int, sizes: Bucket) -> Index:
     """The index of the real elements in an array padded to a bucket."""
     index = [slice(None)] * ndim

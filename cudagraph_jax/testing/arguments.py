@@ -45,7 +45,8 @@ def inputs(
         values: A pytree prefix of the arguments. None: normally distributed numbers, integers
             from 0 to 9, any bools. `(low, high)`: numbers from one to the other, both included.
             `"mask"`: ones, then zeros, along the sequence. `"lengths"`: integers from 1 to
-            seq_len. A strategy: its values are the elements.
+            seq_len. `"positions"`: integers from 0 to seq_len - 1. A strategy: its values are the
+            elements.
         config: The grid, and the limits of the sizes.
         max_batch_size: The largest batch to draw, where that is less than the config's.
         max_seq_len: The largest sequence length to draw, where that is less than the config's.

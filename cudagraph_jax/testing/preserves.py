@@ -121,11 +121,13 @@ def _cause(answers: Answers, tolerance: Tolerance) -> tuple[str, str]:
     trial = Trial(answers.entry, answers.call)
     arrays = poisonable(answers.entry.program, answers.call)
     other = poison({**arrays.data, **arrays.doubtful}, _FILL, largest=True)
-    if other and trial.differ(trial.run(other), trial.usual):
+    moved = zip(trial.run(other), trial.usual, strict=True) if other else ()
+    if any(worst_difference(*pair, tolerance=tolerance) is not None for pair in moved):
         return (
             "the answer moves with what the padding holds: padding is counted in",
             'leave out what is not real, by a mask (mask_argname="mask" gives one to the '
-            "function) or by lengths, or choose pad_values that the function ignores",
+            "function) or by lengths, or choose pad_values that the function ignores (0 if it "
+            "is written)",
         )
     return (
         "the answer does not move with what the padding holds: its size is counted in, such as "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from cudagraph_jax.shapes.padding import Array
 
 # Larger ones may be no valid index of a table.
 _INTEGERS = (0, 9)
-_WORDS = ("mask", "lengths")
+_WORDS = ("mask", "lengths", "positions")
 _SEEDS = st.integers(0, 2**32 - 1)
 _SIGNS = st.sampled_from((0, 1, -1))
 
@@ -33,7 +34,8 @@ class ArraySpec:
         shape: Its shape; the dimensions of `axes` count for nothing.
         axes: Which dimensions are the batch and the sequence.
         dtype: Its dtype.
-        values: None, `"mask"`, `"lengths"`, a range (low, high), or a strategy for an element.
+        values: None, `"mask"`, `"lengths"`, `"positions"`, a range (low, high), or a strategy for
+            an element.
 
     Raises:
         ConfigError: `values` is none of these, or does not fit the dtype or the axes.
@@ -51,22 +53,34 @@ class ArraySpec:
         if isinstance(self.values, str):
             self._check_word()
         elif isinstance(self.values, tuple):
-            low, high = self.values
-            if not low <= high:
-                raise ConfigError(f"values={self.values} of {self.name} is no range (low, high)")
+            self._check_range(*self.values)
         elif self.values is not None and not isinstance(self.values, st.SearchStrategy):
             raise ConfigError(
                 f"values={self.values!r} of {self.name} is unknown: use None, (low, high), "
-                '"mask", "lengths" or a strategy for one element'
+                '"mask", "lengths", "positions" or a strategy for one element'
+            )
+
+    def _check_range(self, low: float, high: float) -> None:
+        if not low <= high or math.isinf(low) or math.isinf(high):
+            raise ConfigError(f"values={self.values} of {self.name} is no range (low, high)")
+        ends = np.array([low, high])
+        with np.errstate(all="ignore"):
+            kept = ends.astype(self.dtype).astype(ends.dtype)
+        is_float = jnp.issubdtype(self.dtype, np.inexact)
+        if not (np.all(np.isfinite(kept)) if is_float else np.array_equal(kept, ends)):
+            raise ConfigError(
+                f"values={self.values} of {self.name}: {self.dtype} does not hold both ends; give "
+                "others"
             )
 
     def _check_word(self) -> None:
         if self.values not in _WORDS:
-            raise ConfigError(f'values={self.values!r} of {self.name}: use "mask" or "lengths"')
+            known = " or ".join(f'"{word}"' for word in _WORDS)
+            raise ConfigError(f"values={self.values!r} of {self.name}: use {known}")
         if self.values == "mask" and self.axes.seq is None:
             raise ConfigError(f'values="mask" of {self.name}, which has no seq: name it in in_axes')
-        if self.values == "lengths" and not jnp.issubdtype(self.dtype, np.integer):
-            raise ConfigError(f'values="lengths" of {self.name}, whose dtype is {self.dtype}')
+        if self.values != "mask" and not jnp.issubdtype(self.dtype, np.integer):
+            raise ConfigError(f'values="{self.values}" of {self.name}, whose dtype is {self.dtype}')
 
 
 def is_values(value: object) -> bool:
@@ -100,10 +114,13 @@ def _drawn(
     """Values of one array; `sign` is that of normally distributed ones, or 0 for any."""
     if spec.values == "lengths":
         return random.integers(1, size.seq_len, shape, endpoint=True)
+    if spec.values == "positions":
+        return random.integers(0, size.seq_len, shape)
     if spec.values == "mask":
         return _mask(spec.axes, shape, random)
     if spec.dtype == np.bool_:
-        return random.integers(0, 2, shape)
+        low, high = (0, 1) if spec.values is None else spec.values
+        return random.integers(int(low), int(high), shape, endpoint=True)
     if jnp.issubdtype(spec.dtype, np.integer):
         low, high = _INTEGERS if spec.values is None else spec.values
         return _integers(int(low), int(high), shape, random)

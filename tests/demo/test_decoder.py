@@ -1,5 +1,7 @@
 """The decoder: ragged prompts through buckets for prefill and for decode."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from cudagraph_jax import (
 from cudagraph_jax.demo.decoder import Decoder
 from cudagraph_jax.demo.decoder_model import KVCache, decode_step, prefill
 from cudagraph_jax.demo.decoder_params import DecoderConfig, random_params
+from cudagraph_jax.testing import assert_bucketing_preserves, assert_padding_does_not_leak
 from tests.graphs.functions import stats_of
 
 STEPS = 500
@@ -234,3 +237,24 @@ def test_the_default_is_small():
     decoder = Decoder()
     grids = (decoder.prefill_function, decoder.decode_function)
     assert sum(len(function.manager.config.buckets()) for function in grids) == 10
+
+
+def test_padding_is_not_read(decoder):
+    """Neither function reads what a bucket adds, whatever it holds and whatever the sizes are."""
+    few = settings(max_examples=12)
+    prompt = (decoder.params, np.zeros((1, 3), np.int32), np.ones(1, np.int32))
+    options: dict[str, Any] = {"config": grid((2,), (4,)), "settings": few}
+    for check in (assert_bucketing_preserves, assert_padding_does_not_leak):
+        check(
+            decoder.prefill_function,
+            example=prompt,
+            values=(None, (0, 63), "lengths"),
+            **options,
+        )
+        cache = decoder.prefill_function(*prompt)[0]
+        check(
+            decoder.decode_function,
+            example=(decoder.params, cache, *[np.zeros(1, np.int32)] * 2),
+            values=(None, None, (0, 63), "positions"),
+            **options,
+        )

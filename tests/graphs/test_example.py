@@ -14,6 +14,7 @@ from cudagraph_jax.graphs.poison import poison, poisonable
 from cudagraph_jax.graphs.program import Program, Target
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import UNCHOSEN
 from tests.graphs.functions import double, floats, tokens
 
 SIZES = Bucket(2, 4)
@@ -22,7 +23,7 @@ SIZES = Bucket(2, 4)
 def program_of(*args, axes, pads=None, donate=()):
     patterns = [None if text is None else AxisPattern.parse(text) for text in axes]
     names = [f"arg{position}" for position in range(len(args))]
-    declared = Declared(patterns, pads or [0] * len(args), names)
+    declared = Declared(patterns, pads or [UNCHOSEN] * len(args), names)
     call = describe_call(double, args, {}, declared=declared, name="double")
     return Program(Target(double, "double", donate_argnums=donate), call), call
 

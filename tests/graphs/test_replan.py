@@ -15,6 +15,7 @@ import pytest
 
 from cudagraph_jax import (
     BucketPlan,
+    CaptureError,
     ConfigError,
     CUDAGraphConfig,
     CUDAGraphError,
@@ -26,6 +27,7 @@ from cudagraph_jax import (
     no_compiles,
 )
 from cudagraph_jax.graphs.replan import plan_from
+from cudagraph_jax.graphs.wanted import xla
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.graphs.functions import assert_close, double, floats
 
@@ -383,3 +385,42 @@ def test_sealing_waits_for_it():
     assert {entry.bucket for entry in function.registry.entries()} == {Bucket(3, 20)}
     with no_compiles(), warnings.catch_warnings():
         call(function, 3, 20)
+
+
+def test_limits_above_the_ladders_stay():
+    """What was captured at its own size before is captured after, unless that is given up."""
+    config = CUDAGraphConfig(
+        capture_sizes=(1, 2, 4),
+        capture_seq_lens=(8, 16),
+        max_capture_batch_size=64,
+        max_capture_seq_len=128,
+        warmup_iterations=0,
+    )
+    function = bucket_jit(lambda x: x * 2, in_axes="batch seq", config=config)
+    function(floats(0, 3, 10))
+    for headroom, mode in ((None, CUDAGraphMode.CAPTURE), (0.0, CUDAGraphMode.NONE)):
+        options: Any = {} if headroom is None else {"headroom": headroom}
+        function.replan(max_graphs=4, **options)
+        function.manager.wait()
+        assert function.explain(floats(0, 5, 10)).mode is mode
+        assert function.explain(floats(0, 50, 100)).mode is mode
+
+
+def test_a_plan_that_fails_again_is_logged_again(caplog):
+    """Python shows a warning once; the log has each plan that was not put in place."""
+    compiled = []
+
+    def once(wanted, lowering, *, clock):
+        if compiled:
+            raise CaptureError("no compiler today", stage="compile")
+        compiled.append(wanted)
+        return xla(wanted, lowering, clock=clock)
+
+    manager = CUDAGraphManager(POWERS, compiler=once)
+    function = bucket_jit(scaled, in_axes="batch seq", manager=manager)
+    function(floats(0, 3, 5))
+    for _ in range(2):
+        with pytest.warns(CUDAGraphWarning, match="not put in place"):  # noqa: PT031
+            function.replan(max_graphs=2, headroom=0.0)
+            function.manager.wait()
+    assert caplog.text.count("was not put in place") == 2

@@ -30,6 +30,7 @@ def replays(executed=0, updated=0, recorded=0, *, name="step", number=100, argum
         ((200, 0, 0), "replaying"),
         ((200, 100, 0), "updated in traffic"),
         ((200, 0, 1), "recorded in traffic"),
+        ((99, 0, 0), "not in each replay"),
         ((0, 0, 0), "no command buffer ran"),
         ((0, 1, 1), "no command buffer ran"),
     ],

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 WEIGHTS = jax.random.normal(jax.random.key(0), (3, 3))
+VOCABULARY = jax.random.normal(jax.random.key(2), (3, 2000)) / 10
 TABLE = jax.random.normal(jax.random.key(1), (1000, 4))
 
 
@@ -53,8 +54,18 @@ def last_token(x):
     return x[:, -1]
 
 
+def probabilities(x):
+    """A mean that counts padded tokens, behind a softmax of which every part is small."""
+    return jax.nn.softmax(x.mean(axis=1) @ VOCABULARY)
+
+
+def in_small_units(x):
+    """The same where the unit makes all numbers small."""
+    return x.mean(axis=1) * 1e-4
+
+
 PLANTED = (batch_norm, mean_of_tokens, attention, positions_from_the_end, best_token)
-FURTHER = (tied_to_the_batch, largest_token, last_token)
+FURTHER = (tied_to_the_batch, largest_token, last_token, probabilities, in_small_units)
 
 
 def elementwise(x):

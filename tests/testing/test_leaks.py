@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cudagraph_jax import CUDAGraphConfig, InputShapeError, bucket_jit
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.testing import assert_bucketing_preserves, assert_padding_does_not_leak
-from tests.testing.mistakes import PLANTED, SOUND, X, elementwise
+from tests.testing.mistakes import PLANTED, SOUND, TABLE, X, elementwise
 
 GRID = CUDAGraphConfig(capture_sizes=(3,), capture_seq_lens=(1, 4))
 FEW = hypothesis.settings(max_examples=25)
@@ -64,6 +64,43 @@ def test_a_mask_stops_it():
         config=GRID,
         settings=FEW,
     )
+
+
+def means_of_tokens(ids):
+    """The token 0 is padding."""
+    real = (ids != 0)[..., None]
+    return (TABLE[ids] * real).sum(axis=1) / jnp.maximum(real.sum(axis=1), 1)
+
+
+def test_padding_that_the_function_knows():
+    """A pad value that is chosen, be it 0, is one that the function ignores; the default is not."""
+    options: dict[str, Any] = {"in_axes": ("batch seq",), "dtypes": "int32"}
+    assert "choose pad_values" in leak(means_of_tokens, **options)
+    assert_padding_does_not_leak(
+        means_of_tokens, pad_values=0, config=GRID, settings=FEW, **options
+    )
+    assert_bucketing_preserves(means_of_tokens, config=GRID, settings=FEW, **options)
+
+
+def up_to_position(x, position):
+    seen = jnp.arange(x.shape[1]) <= position[:, None]
+    return jnp.where(seen, x, 0).sum(axis=1)
+
+
+def test_positions():
+    """Positions are numbers from 0 to seq_len - 1, also where that is 0 alone."""
+    assert_padding_does_not_leak(
+        up_to_position,
+        in_axes=("batch seq", "batch"),
+        dtypes=("float32", "int32"),
+        values=(None, "positions"),
+        config=GRID,
+        settings=FEW,
+    )
+    config = CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(2,), debug_mode=True)
+    function = bucket_jit(up_to_position, in_axes=("batch seq", "batch"), config=config)
+    function(np.ones((1, 1), np.float32), np.zeros(1, np.int32))
+    assert function.registry.num_graphs == 1
 
 
 @pytest.mark.parametrize("fn", PLANTED, ids=lambda fn: fn.__name__)

@@ -120,6 +120,16 @@ def test_parameters_and_donation():
     assert not params["w"].is_deleted()
 
 
+@pytest.mark.filterwarnings("ignore:Some donated buffers")
+def test_donated_arrays_of_ones_own():
+    """Arrays on the device that a call uses up are told of in the message all the same."""
+    inputs = st.integers(1, 3).map(lambda seq: (jnp.ones((2, seq)),))
+    message = failure(
+        lambda x: x + x.mean(), in_axes="batch seq", donate_argnums=0, inputs=inputs, config=CONFIG
+    )
+    assert "padding is counted in" in message
+
+
 def test_inputs_of_ones_own():
     """A strategy may give the arguments."""
     drawn = st.integers(1, 4).map(lambda batch: (np.full((batch, 3), 7, np.int32),))
@@ -154,6 +164,16 @@ def test_tolerance():
     assert "and 0" in failure(nearly, in_axes=(X,))
     assert_bucketing_preserves(nearly, in_axes=(X,), atol=0.1)
     assert "is allowed" in failure(nearly, in_axes=(X,), rtol=1e-6)
+
+
+def test_the_cause_by_the_tolerance():
+    """Where less is allowed, what the padding moves by less than usual is the cause."""
+
+    def slightly(x):
+        return x + 1e-4 * x.mean(axis=1, keepdims=True)
+
+    message = failure(slightly, in_axes=("batch seq",), rtol=1e-6, atol=1e-6)
+    assert "padding is counted in" in message
 
 
 def test_bfloat16():

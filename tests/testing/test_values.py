@@ -145,7 +145,10 @@ def test_elements_of_ones_own(data, size):
         ((2, 1), r"values=\(2, 1\) of x is no range \(low, high\)"),
         ((0, float("nan")), "is no range"),
         ("masks", r"values='masks' of x: use \"mask\" or \"lengths\""),
-        (7, r"values=7 of x is unknown: use None, \(low, high\), \"mask\", \"lengths\" or a"),
+        (
+            7,
+            r"values=7 of x is unknown: use None, \(low, high\), \"mask\", \"lengths\",",
+        ),
     ],
 )
 def test_values_that_are_none(values, message):
@@ -176,3 +179,50 @@ def test_one_thing_that_is_said(values):
 def test_more_than_one_thing(values):
     """A pytree of them is one for several arrays."""
     assert not is_values(values)
+
+
+@given(st.data(), ANY_SIZE)
+def test_positions(data, size):
+    """Positions are places of the sequence, counted from 0."""
+    (found,) = data.draw(arrays(spec("int32", "positions", axes="batch"), size=size))
+    assert found.shape == (size.batch_size,)
+    assert found.min() >= 0
+    assert found.max() < size.seq_len
+
+
+@pytest.mark.parametrize("word", ["mask", "lengths", "positions"])
+def test_words_vary(word):
+    """What a word stands for is not the same in all examples, nor in all rows."""
+    wanted = spec("int32", word, axes="batch seq" if word == "mask" else "batch")
+    seen = set()
+
+    @settings(max_examples=30, database=None)
+    @given(arrays(wanted, size=Bucket(8, 5)))
+    def look(found):
+        seen.update(map(tuple, found[0].reshape(8, -1).tolist()))
+
+    look()
+    assert len(seen) > 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ends"),
+    [
+        ("int8", (0, 999)),
+        ("uint8", (-3, -1)),
+        ("int32", (0.5, 2.5)),
+        ("float16", (0, 1e6)),
+        ("float32", (0, np.inf)),
+    ],
+)
+def test_ranges_that_the_dtype_does_not_hold(dtype, ends):
+    """A range is kept or refused, never wrapped around."""
+    with pytest.raises(ConfigError, match=r"does not hold both ends|is no range"):
+        spec(dtype, ends)
+
+
+@given(st.data())
+def test_bools_of_a_range(data):
+    """Bools from 1 to 1 are all true."""
+    (found,) = data.draw(arrays(spec("bool", (1, 1)), size=Bucket(3, 2)))
+    assert found.all()

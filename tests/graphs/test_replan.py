@@ -408,7 +408,7 @@ def test_limits_above_the_ladders_stay():
 
 def test_a_plan_that_fails_again_is_logged_again(caplog):
     """Python shows a warning once; the log has each plan that was not put in place."""
-    compiled = []
+    compiled: list[object] = []
 
     def once(wanted, lowering, *, clock):
         if compiled:

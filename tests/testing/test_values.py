@@ -194,7 +194,7 @@ def test_positions(data, size):
 def test_words_vary(word):
     """What a word stands for is not the same in all examples, nor in all rows."""
     wanted = spec("int32", word, axes="batch seq" if word == "mask" else "batch")
-    seen = set()
+    seen: set[object] = set()
 
     @settings(max_examples=30, database=None)
     @given(arrays(wanted, size=Bucket(8, 5)))

@@ -164,6 +164,8 @@ class Loader:
                     structure = jax.tree.structure(lowering.output_info)
                     outputs = outputs._replace(structure=structure)
                 elif (other := outputs_in(answer)) is not None:
+                    if other.structure.num_leaves != outputs.structure.num_leaves:
+                        raise StoreError("its outputs are not those of the function")
                     outputs = outputs._replace(structure=other.structure)
                 return self._restored(wanted, answer, outputs, lowering=lowering)
         except StoreError as error:

@@ -114,6 +114,16 @@ def test_a_capture_ends_the_evidence():
     assert states(function) == {"1x2": "compiled", "3x2": "compiled"}
 
 
+def test_a_capture_of_another_registry_ends_the_evidence():
+    """What XLA has recorded is the process's, so that any registry's capture may throw it away."""
+    function = function_on(Graphics("execute"))
+    function(floats(0, 1, 2))
+    function.manager.profile_replays(calls(function, (1, 2)))
+    assert states(function) == {"1x2": "replaying"}
+    bucket_jit(double, in_axes="batch seq", config=GRID)(floats(0, 1, 2))
+    assert "replaying" not in states(function).values()
+
+
 def test_a_capture_meanwhile_leaves_no_evidence():
     """What was captured while the profile ran may have thrown graphs away after it was seen."""
     function = function_on(Graphics("execute"))

@@ -229,3 +229,28 @@ def test_closing_does_not_wait_for_others(tmp_path):
         began = time.monotonic()
         manager.close()
         assert time.monotonic() - began < 250
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"memory_bytes": 1e308},
+        {"flops": -1},
+        {"outputs": [["*", {"tree": None, "leaves": []}]]},
+        {"outputs": "nothing"},
+    ],
+)
+def test_a_header_that_nobody_would_write(tmp_path, stated):
+    """Whatever a whole file states, the bucket is loaded or compiled, and the answer is right."""
+    options: dict[str, Any] = {"fingerprint": "v1"}
+    warmed(double, tmp_path, **options)
+    store = GraphStore(tmp_path)
+    (record,) = store.ls()
+    stored = store.get(record.identity)
+    assert isinstance(stored, Stored)
+    store.put(record.identity, stored.payload, extra={**stored.extra, **stated})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CUDAGraphWarning)
+        function, report = warmed(double, tmp_path, **options)
+    assert report.loaded + report.captured == 1
+    assert_close(function(X), X * 2)

@@ -38,7 +38,7 @@ def headroom(text: str) -> Headroom:
         return int(batch), int(seq)
     if _is_whole(text):
         return int(text)
-    number = decimal(text)
+    number = decimal(text) if re.fullmatch(r"[0-9]*\.[0-9]+", text) else None
     if number is None:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no seq_len (14050), no batch and seq_len (16x256) and no fraction (0.25)"

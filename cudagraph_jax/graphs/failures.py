@@ -119,7 +119,7 @@ class Failures:
         if is_final(error):
             again = "It is not tried again for this bucket; reset() forgets that"
         warnings.warn(
-            f"{variant.name} runs eagerly at {bucket}: {error}. {again}",
+            f"{variant.name} runs eagerly at {bucket}: {str(error).rstrip('. ')}. {again}",
             CUDAGraphWarning,
             stacklevel=3,
         )

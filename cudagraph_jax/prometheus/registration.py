@@ -58,6 +58,10 @@ def register(
         )
     if not isinstance(name, str) or not name:
         raise ConfigError(f"name={name!r} is no name: give a text that tells managers apart")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"name={name!r} cannot be written in UTF-8: give another") from None
     require_bool("replay_times", replay_times)
     if not isinstance(registry, CollectorRegistry):
         raise ConfigError(

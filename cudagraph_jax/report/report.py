@@ -19,7 +19,14 @@ from cudagraph_jax.report.stats import stats_text
 from cudagraph_jax.report.totals import alerts, headline, tiles, totals, troubles
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.style import styled
-from cudagraph_jax.tables import escaped, pairs_fragment, table_fragment, text_pairs, text_table
+from cudagraph_jax.tables import (
+    escaped,
+    one_line,
+    pairs_fragment,
+    table_fragment,
+    text_pairs,
+    text_table,
+)
 
 _MANY = 200
 _FAILURES = ("bucket", "function", "error")
@@ -52,7 +59,7 @@ class Report:
 
     def __repr__(self) -> str:
         graphs = self.stats["registry"]["num_graphs"]
-        return f"Report({self.name}, {graphs} graphs, {self._moment})"
+        return one_line(f"Report({self.name}, {graphs} graphs, {self._moment})")
 
     def __str__(self) -> str:
         parts = [

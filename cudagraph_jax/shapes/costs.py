@@ -20,6 +20,10 @@ Cost: TypeAlias = Callable[[int, int], float]
 """What a replay of (batch, seq_len) costs, in any unit: a number of 0 or more."""
 
 
+# Costs are added up for every request there was.
+_TOO_MUCH = 1e100
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolynomialCost:
     """`constant + rows·batch + elements·batch·seq + pairs·batch·seq²`; a `Cost`.
@@ -42,7 +46,8 @@ class PolynomialCost:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             term = getattr(self, field.name)
-            if not isinstance(term, int | float) or not 0 <= term < math.inf:
+            is_number = isinstance(term, int | float | np.number) and not isinstance(term, bool)
+            if not is_number or not 0 <= term < math.inf:
                 raise ConfigError(f"{field.name}={term!r} is no term: give a number of 0 or more")
 
     def __call__(self, batch: int, seq_len: int) -> float:
@@ -110,10 +115,10 @@ def _number(value: object, pair: tuple[int, int]) -> float:
         number = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not 0 <= number < math.inf:
+    if not 0 <= number < _TOO_MUCH:
         raise ConfigError(
-            f"cost(batch={pair[0]}, seq_len={pair[1]})={value!r} is no number of 0 or more: give "
-            "a cost that is one for every size"
+            f"cost(batch={pair[0]}, seq_len={pair[1]})={value!r} is no number from 0 to 1e100: "
+            "give a cost that is one for every size"
         )
     return number
 
@@ -132,10 +137,13 @@ def attention_cost(hidden_size: int, *, mlp_size: int | None = None) -> Polynomi
     Raises:
         ConfigError: A width is no positive integer.
     """
-    mlp_size = 4 * hidden_size if mlp_size is None else mlp_size
     for name, width in (("hidden_size", hidden_size), ("mlp_size", mlp_size)):
-        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+        if width is None and name == "mlp_size":
+            continue
+        if not isinstance(width, int | np.integer) or isinstance(width, bool) or width < 1:
             raise ConfigError(f"{name}={width!r} is no width: give an integer of 1 or more")
+    hidden_size = int(hidden_size)
+    mlp_size = 4 * hidden_size if mlp_size is None else int(mlp_size)
     per_element = 4 * hidden_size**2 + 2 * hidden_size * mlp_size
     return PolynomialCost(elements=float(per_element), pairs=2.0 * hidden_size)
 

@@ -128,7 +128,9 @@ def _whole(array: npt.NDArray[np.generic], *, name: str, minimum: int) -> Ints:
     remedy = f"give whole numbers from {minimum} to 2**53"
     if array.dtype.kind not in "iuf":
         raise ConfigError(f"{name} have the dtype {array.dtype}: {remedy}")
-    # As they are: in float64, 2**53 + 1 would pass for 2**53.
+    # As they are: in float64, 2**53 + 1 would pass for 2**53, which float16 does not have.
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64)
     numbers = cast(npt.NDArray[np.int64 | np.float64], array)
     problems = (
         (~np.isfinite(numbers) | (np.floor(numbers) != numbers), "is no whole number"),

@@ -72,7 +72,8 @@ class BucketPlan:
 
     def __repr__(self) -> str:
         return (
-            f"BucketPlan({self.num_graphs} buckets: {len(self.batch_sizes)}x{len(self.seq_lens)}, "
+            f"BucketPlan({self.num_graphs} {'bucket' if self.num_graphs == 1 else 'buckets'}: "
+            f"{len(self.batch_sizes)}x{len(self.seq_lens)}, "
             f"expected waste {self.expected_waste:.1%})"
         )
 
@@ -171,7 +172,7 @@ class BucketPlan:
             ax.plot([row.graphs], [100 * row.waste], marker=marker, linestyle="none", label=label)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:.0f}")
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
         ax.set_xlabel("buckets")
         ax.set_ylabel("padding, % of all computed")
         ax.set_title(f"Waste over number of buckets, {self.requests:,} requests")

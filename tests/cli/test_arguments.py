@@ -94,3 +94,10 @@ def test_bucket(text):
     assert bucket("8x128") == "8x128"
     with pytest.raises(ArgumentTypeError, match="is no bucket, such as 8x128"):
         bucket(text)
+
+
+@pytest.mark.parametrize("text", ["1e3", "+5", "5e-1", "1.", "0x8"])
+def test_headroom_is_written_plainly(text):
+    """What could be a length or a fraction is neither."""
+    with pytest.raises(ArgumentTypeError, match="is no seq_len"):
+        headroom(text)

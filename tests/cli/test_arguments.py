@@ -96,7 +96,7 @@ def test_bucket(text):
         bucket(text)
 
 
-@pytest.mark.parametrize("text", ["1e3", "+5", "5e-1", "1.", "0x8"])
+@pytest.mark.parametrize("text", ["1e3", "+5", "5e-1", "1."])
 def test_headroom_is_written_plainly(text):
     """What could be a length or a fraction is neither."""
     with pytest.raises(ArgumentTypeError, match="is no seq_len"):

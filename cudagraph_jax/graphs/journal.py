@@ -119,26 +119,45 @@ class Tally:
         self._reads = 0
         self._settled = 0
 
-    def settle(self, calls: int) -> int:
-        """How many of so many calls are new since the last time; one thread at a time may ask."""
-        new, self._settled = calls - self._settled, calls
-        return new
-
-    def totals(self, elements: int) -> ReplayTotals:
-        """The sum so far, in a bucket of so many elements; one thread at a time may ask."""
+    def read(self) -> tuple[int, int]:
+        """The replays so far, and how many are new; one thread at a time may ask."""
         # A counter tells its value only by counting on: what was read is taken off again.
         replays = next(self.count) - self._reads
         self._reads += 1
-        sizes, fit = self.request
+        new, self._settled = replays - self._settled, replays
+        return replays, new
+
+
+class _Sum:
+    """Adds tallies of one bucket up: there may be thousands, and a scrape reads them all."""
+
+    __slots__ = ("_replays", "real_elements", "seconds")
+
+    def __init__(self) -> None:
+        self._replays = dict.fromkeys(Fit, 0)
+        self.seconds = 0.0
+        self.real_elements = 0
+
+    def add(self, tally: Tally, replays: int) -> None:
+        """Adds so many replays of a tally, and its time."""
+        sizes, fit = tally.request
+        self._replays[fit] += replays
+        self.seconds += tally.seconds
+        self.real_elements += replays * sizes.batch_size * sizes.seq_len
+
+    def totals(self, elements: int) -> ReplayTotals:
+        """The sum, in a bucket of so many elements."""
         return ReplayTotals(
-            **{_FIELD[fit]: replays},
+            exact=self._replays[Fit.EXACT],
+            padded=self._replays[Fit.PADDED],
+            larger=self._replays[Fit.LARGER],
+            pieces=self._replays[Fit.PIECE],
             seconds=self.seconds,
-            real_elements=replays * sizes.elements,
-            computed_elements=replays * elements,
+            real_elements=self.real_elements,
+            computed_elements=elements * sum(self._replays.values()),
         )
 
 
-_FIELD = {Fit.EXACT: "exact", Fit.PADDED: "padded", Fit.LARGER: "larger", Fit.PIECE: "pieces"}
 _FEW = 256
 
 
@@ -196,20 +215,24 @@ class Journal:
 
     def _fold(self) -> ReplayTotals:
         """The sum of all replays so far; lets go of the tallies that are closed."""
-        still_open, total = [], self._sum
+        still_open: list[Tally] = []
+        running, ended = _Sum(), _Sum()
+        sizes = self._ledger.sizes
         for tally in self._tallies:
-            # Asked before its totals, so that nothing is added between the two.
+            # Asked before it is read, so that nothing is added between the two.
             is_open = tally.is_open
-            found = tally.totals(self._elements)
-            self._ledger.sizes.add(tally.request.sizes, tally.settle(found.calls))
-            total = total + found
+            replays, new = tally.read()
+            if new and tally.request.fit is not Fit.PIECE:
+                sizes.add(tally.request.sizes, new)
             if is_open:
+                running.add(tally, replays)
                 still_open.append(tally)
             else:
-                self._sum = self._sum + found
+                ended.add(tally, replays)
                 self._used_at = max(self._used_at, tally.used_at)
         self._tallies = still_open
-        return total
+        self._sum = self._sum + ended.totals(self._elements)
+        return self._sum + running.totals(self._elements)
 
 
 class Ledger:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from cudagraph_jax.errors import CUDAGraphError
-from cudagraph_jax.graphs.executable import Executable
+from cudagraph_jax.graphs.executable import Lowering, stage_errors
 from cudagraph_jax.graphs.outputs import Outputs
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.graphs.wanted import Compiler, Complete, Wanted, lowered
@@ -19,8 +19,7 @@ Begin = Callable[[Wanted], None]
 
 class _Begun(NamedTuple):
     wanted: Wanted
-    outputs: Outputs
-    executable: Future[Executable]
+    complete: Future[Complete]
 
 
 class CompilesAhead:
@@ -41,30 +40,46 @@ class CompilesAhead:
         self._begun: dict[tuple[Bucket, Variant], _Begun] = {}
 
     @contextmanager
-    def running(self, workers: int) -> Iterator[Begin]:
+    def running(
+        self, workers: int, *, is_captured: Callable[[Bucket, Variant], bool]
+    ) -> Iterator[Begin]:
         """A function that begins with an executable, if nobody has; it does not wait for it.
 
         What cannot be lowered is left to whoever captures it, and so is what nobody took.
+
+        Args:
+            workers: How many are compiled at a time.
+            is_captured: Whether a bucket is captured, or is being captured by now.
         """
-        begun: set[tuple[Bucket, Variant]] = set()
+        all_begun: list[_Begun] = []
         pool = ThreadPoolExecutor(workers, thread_name_prefix="cudagraph-jax-compile")
 
         def begin(wanted: Wanted) -> None:
             key = (wanted.bucket, wanted.program.variant)
-            if key in begun:
+            begun = _Begun(wanted, Future())
+            # First: whoever captures it from now on takes it, and who began before is known.
+            if self._begun.setdefault(key, begun) is not begun:
                 return
-            begun.add(key)
-            with suppress(CUDAGraphError):
+            all_begun.append(begun)
+            if is_captured(*key) and self._begun.pop(key, None) is begun:
+                return
+            try:
                 outputs, lowering = lowered(wanted, clock=self._clock)
-                future = pool.submit(self._compiler, wanted, lowering, clock=self._clock)
-                self._begun[key] = _Begun(wanted, outputs, future)
+            except CUDAGraphError as error:
+                self._begun.pop(key, None)
+                begun.complete.set_exception(error)
+                return
+            pool.submit(self._compile, begun, outputs, lowering)
 
         try:
             yield begin
         finally:
             pool.shutdown(cancel_futures=True)
-            for key in begun:
-                self._begun.pop(key, None)
+            for begun in all_begun:
+                begun.complete.cancel()
+                key = (begun.wanted.bucket, begun.wanted.program.variant)
+                if self._begun.get(key) is begun:
+                    del self._begun[key]
 
     def take(self, wanted: Wanted) -> Complete | None:
         """What was begun for just this, by whomever, once it is compiled; None where nothing was.
@@ -79,6 +94,15 @@ class CompilesAhead:
         if begun.wanted.grid != wanted.grid or self._begun.pop(key, None) is not begun:
             return None
         try:
-            return begun.outputs, begun.executable.result()
+            return begun.complete.result()
         except CancelledError:
             return None  # the warm-up that began it has ended
+
+    def _compile(self, begun: _Begun, outputs: Outputs, lowering: Lowering) -> None:
+        try:
+            with stage_errors("compile", str(begun.wanted)):
+                executable = self._compiler(begun.wanted, lowering, clock=self._clock)
+        except BaseException as error:
+            begun.complete.set_exception(error)
+        else:
+            begun.complete.set_result((outputs, executable))

@@ -60,11 +60,10 @@ class Fingerprint(NamedTuple):
         return self.source.function if self.source.read[1] else None
 
     def is_taken(self) -> bool:
-        """Whether another function of this process cannot be told from this one."""
+        """Whether another function of this process, alive, cannot be told from this one."""
         if self.unsure is None:
             return False
-        key = (self.given, self.function, self.code)
-        known = _claimed.setdefault(key, _reference(self.unsure))()
+        known = _claimed.setdefault((self.given, self.function, self.code), self.unsure)
         return not (known is self.unsure or known == self.unsure)
 
 
@@ -98,19 +97,10 @@ class Source:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16], _UNSURE in parts
 
 
-# Of the whole process, since each function may have a manager and a store of its own. Of one that
-# is gone nobody can say that another is the same.
-_claimed: dict[tuple[object, ...], Callable[[], object]] = {}
-
-
-def _reference(function: Callable[..., object]) -> Callable[[], object]:
-    """Gives `function` for as long as it lives."""
-    try:
-        if isinstance(function, MethodType):
-            return weakref.WeakMethod(function)
-        return weakref.ref(function)
-    except TypeError:  # of its kind there are no weak references
-        return lambda: function
+# Of the whole process, since each function may have a manager and a store of its own. One that is
+# gone claims nothing: in a notebook the next version of a cell has its name.
+_claimed: weakref.WeakValueDictionary[tuple[object, ...], Callable[..., object]]
+_claimed = weakref.WeakValueDictionary()
 
 
 def fingerprint_of(function: Callable[..., object], given: str) -> Fingerprint:

@@ -125,6 +125,10 @@ class SingleFlightLRU(Generic[K, V]):
             self._admit(key, own, own.value)
             return Made(own.value, is_new=True)
 
+    def is_making(self, key: K) -> bool:
+        """Whether the value of `key` is in the making."""
+        return key in self._flights
+
     @property
     def generation(self) -> int:
         """How often it was cleared."""

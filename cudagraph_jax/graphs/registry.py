@@ -253,7 +253,10 @@ class CUDAGraphRegistry(FoundBySize, ShownByStats):
 
     def compiling_ahead(self, workers: int) -> AbstractContextManager[Begin]:
         """A function that has executables compiled in threads; see `CompilesAhead.running`."""
-        return self._builder.ahead.running(workers)
+        entries = self._entries
+        return self._builder.ahead.running(
+            workers, is_captured=lambda *key: key in entries or entries.is_making(key)
+        )
 
     def clear(self) -> None:
         """Drops all entries, and does not keep those that are being captured."""

@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 
@@ -23,6 +24,25 @@ from cudagraph_jax.demo.model import encode
 CONFIG = cg.CUDAGraphConfig(
     capture_sizes=encoder.BATCH_SIZES, capture_seq_lens=encoder.SEQ_LENS, warmup_iterations=0
 )
+BUCKETS = len(CONFIG.buckets())
+
+
+def warmup_seconds(*, workers: Sequence[int], rounds: int) -> dict[int, list[float]]:
+    """Seconds of each warm-up, by the number of workers; round by round in turn."""
+    files = weights.find_model()
+    params = jax.device_put(weights.load_params(files.weights))
+    ids, mask = tokens.stack(tokens.load_tokenizer(files.tokenizer)(["How do I sort an array?"]))
+    taken: dict[int, list[float]] = {count: [] for count in workers}
+    for _ in range(rounds):
+        for count, seconds in taken.items():
+            function = cg.bucket_jit(
+                encode, in_axes=(None, "batch seq", "batch seq"), config=CONFIG
+            )
+            start = time.perf_counter()
+            report = function.warmup(params, ids, mask, progress=False, workers=count)
+            seconds.append(time.perf_counter() - start)
+            assert report.captured == len(report.buckets) == BUCKETS, report
+    return taken
 
 
 def main() -> int:
@@ -31,21 +51,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
-    files = weights.find_model()
-    params = jax.device_put(weights.load_params(files.weights))
-    ids, mask = tokens.stack(tokens.load_tokenizer(files.tokenizer)(["How do I sort an array?"]))
-    taken: dict[int, list[float]] = {workers: [] for workers in options.workers}
-    for _ in range(options.rounds):
-        for workers, seconds in taken.items():
-            function = cg.bucket_jit(
-                encode, in_axes=(None, "batch seq", "batch seq"), config=CONFIG
-            )
-            start = time.perf_counter()
-            report = function.warmup(params, ids, mask, progress=False, workers=workers)
-            seconds.append(time.perf_counter() - start)
-            assert report.captured == len(report.buckets), report
+    taken = warmup_seconds(workers=options.workers, rounds=options.rounds)
     device, cores = jax.devices()[0].device_kind, os.cpu_count()
-    print(f"jax {jax.__version__}, {device}, {cores} cores, {len(report.buckets)} buckets, medians")
+    print(f"jax {jax.__version__}, {device}, {cores} cores, {BUCKETS} buckets, medians")
     first = taken[options.workers[0]]
     for workers, seconds in taken.items():
         ratio = statistics.median(a / b for a, b in zip(first, seconds, strict=True))

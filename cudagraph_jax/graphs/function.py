@@ -24,7 +24,7 @@ from cudagraph_jax.graphs.program import Target
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.graphs.routes import Routes
 from cudagraph_jax.graphs.variant import placement
-from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.shapes.prefix import PyTree, first_leaf_getter
 from cudagraph_jax.tables import one_line
 
 P = ParamSpec("P")
@@ -59,6 +59,7 @@ class BucketedFunction(Operated, Generic[P, R]):
         self._picks: dict[Form, Pick] = {}
         self._pick = picker(binder.bucketed_places) if binder.has_entries else ALL
         self._lead = binder.lead
+        self._leaf: Callable[[Any], Any] | None = None  # the first array of a pytree that leads
         self._binds_all = bool(binder.static_argnames)
         self._outcomes = manager.dispatcher.outcomes
         manager.registry.watch(self._routes)
@@ -69,6 +70,8 @@ class BucketedFunction(Operated, Generic[P, R]):
             return self._call_bound(args, kwargs)
         try:
             lead = args[self._lead]
+            if self._leaf is not None:
+                lead = self._leaf(lead)
             if type(lead) is ndarray:
                 route = self._routes.table[tuple(map(_shape_and_dtype, self._pick(args)))]
                 sure = route.takes_numpy(args)
@@ -79,7 +82,7 @@ class BucketedFunction(Operated, Generic[P, R]):
                 for position in route.others:
                     if type(args[position]) is ndarray:
                         sure = False
-        except (KeyError, AttributeError, IndexError):
+        except (KeyError, AttributeError, IndexError, TypeError):
             return self._call_bound(args, kwargs)
         direct = route.direct
         if not sure or (direct is None and not route.takes(args)):
@@ -189,7 +192,11 @@ class BucketedFunction(Operated, Generic[P, R]):
         """The key for exact calls with JAX arrays alone; None where one array does not decide."""
         if not bound.form.plain or not 0 <= self._lead < len(bound.args):
             return None
-        return getattr(bound.args[self._lead], "shape", None)
+        lead = bound.args[self._lead]
+        if not hasattr(lead, "shape"):
+            self._leaf = first_leaf_getter(lead)
+            lead = lead if self._leaf is None else self._leaf(lead)
+        return getattr(lead, "shape", None)
 
     def _bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:
         written = (len(args), tuple(kwargs))

@@ -582,3 +582,37 @@ def test_a_mask_of_constants_inside_another_trace(is_warm):
     np.testing.assert_allclose(found, 1 + constant.sum(), rtol=1e-5)
     assert_close(inner(constant), constant.sum(axis=1))
     assert stats_of(inner)["failed_buckets"] == 0
+
+
+def stepped(cache, x):
+    return {"k": cache["k"] + x[:, None], "v": cache["v"] * 2}, x + 1
+
+
+def cached(rows, length=5):
+    return {name: jnp.full((rows, length, 3), 2.0) for name in "kv"}
+
+
+def test_state_in_a_pytree_is_found_by_its_first_array(monkeypatch):
+    """A hit whose sizes a pytree carries takes no pytree apart, and gives the plain answer."""
+    function: Any = bucket_jit(
+        stepped, in_axes=("batch seq _", "batch _"), unpad="none", donate_argnums=0, config=GRID
+    )
+    x = jnp.ones((3, 3))
+    function(cached(3), x)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(function), "_call_bound", None)
+        state, answer = function(cached(3), x)
+    np.testing.assert_allclose(state["k"], 3)
+    np.testing.assert_allclose(state["v"], 4)
+    np.testing.assert_allclose(answer, 2)
+    # Other pytrees, arrays on the host and other sizes are decided as before.
+    other: Any = bucket_jit(lambda tree, x: (tree, x), in_axes="batch seq _", config=GRID)
+    for first in (cached(3), list(cached(3).values()), floats(0, 3, 5, 3), cached(2)):
+        rows = jax.tree.leaves(first)[0].shape[0]
+        for second in (floats(0, rows, 5, 3), jnp.ones((rows, 5, 3))):
+            for _ in range(2):
+                found, same = other(first, second)
+                jax.tree.map(np.testing.assert_array_equal, found, first)
+                np.testing.assert_array_equal(same, second)
+    stats = stats_of(function)
+    assert (stats["calls"], stats["replays"]["exact"]) == (2, 1)

@@ -91,12 +91,16 @@ class CompilesAhead:
         begun = self._begun.get(key)
         if begun is None or begun.wanted.options != wanted.options:
             return None
-        if begun.wanted.grid != wanted.grid or self._begun.pop(key, None) is not begun:
+        if self._begun.pop(key, None) is not begun:
             return None
         try:
-            return begun.complete.result()
+            outputs, executable = begun.complete.result()
         except CancelledError:
             return None  # the warm-up that began it has ended
+        if begun.wanted.grid != wanted.grid:
+            # Of another program: the code is the same, the axes may have been found otherwise.
+            outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
+        return outputs, executable
 
     def _compile(self, begun: _Begun, outputs: Outputs, lowering: Lowering) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from types import (
@@ -24,6 +24,7 @@ from typing import NamedTuple
 from cudagraph_jax.graphs.written import written
 
 _UNSURE = "?"
+_DEEPEST = 100
 _BUILT_IN = (BuiltinFunctionType, WrapperDescriptorType, MethodDescriptorType)
 _VERSIONED = frozenset({"jax", "jaxlib"})
 """Packages whose globals are not read: their versions are part of what identifies an executable."""
@@ -118,6 +119,7 @@ class _Reader:
     def __init__(self) -> None:
         # With the objects, so that no other one has an id of theirs.
         self._seen: dict[int, tuple[int, object]] = {}
+        self._depth = 0
         # Not by recursion: chains of calls through a package are long.
         self._called: deque[Callable[..., object]] = deque()
 
@@ -149,8 +151,13 @@ class _Reader:
 
     def _all(self, what: str, values: Sequence[object]) -> Iterator[str]:
         yield f"{what} {len(values)}"
+        self._depth += 1
         for value in values:
-            yield from self._parts(value)
+            if self._depth < _DEEPEST:
+                yield from self._parts(value)
+            else:
+                yield _UNSURE
+        self._depth -= 1
 
     def _meet(self, value: object) -> None:
         self._seen[id(value)] = (len(self._seen), value)
@@ -209,11 +216,12 @@ def _text(value: object) -> str | None:
 
 def _items(value: object) -> Sequence[object] | None:
     """What a container holds that has no text itself, such as a list of functions; else None."""
-    if isinstance(value, Mapping):
+    # Of these kinds alone: a subclass may hold more than its items.
+    if type(value) in (dict, OrderedDict) and isinstance(value, Mapping):
         return [part for item in list(value.items()) for part in item]
-    if isinstance(value, tuple | list):
+    if type(value) in (tuple, list) and isinstance(value, tuple | list):
         return list(value)
-    if isinstance(value, SimpleNamespace):
+    if type(value) is SimpleNamespace:
         return [part for item in sorted(vars(value).items()) for part in item]
     return None
 

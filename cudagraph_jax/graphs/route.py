@@ -182,8 +182,9 @@ class Route:
     def _on_device(self, args: Sequence[PyTree]) -> list[PyTree]:
         """`args` with donated arrays on the device, where it shows whether they are used up."""
         placed = list(args)
-        for position in self._pads.donated:
-            placed[position] = jax.device_put(args[position])
+        with jax.ensure_compile_time_eval():  # also while another function is traced
+            for position in self._pads.donated:
+                placed[position] = jax.device_put(args[position])
         return placed
 
     def _invalidate_donated(self, given: Sequence[PyTree], padded: Sequence[PyTree]) -> None:

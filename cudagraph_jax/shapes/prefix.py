@@ -76,15 +76,18 @@ def first_leaf_getter(tree: PyTree) -> Callable[[Any], Any] | None:
     It raises a TypeError for a pytree of other nodes. None where there is no leaf, or a node does
     not say how to reach it.
     """
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    (path, leaf), *_ = jax.tree_util.tree_flatten_with_path(tree)[0] or [((), None)]
     steps: list[tuple[type, Callable[[Any], Any]]] = []
-    for key in leaves[0][0] if leaves else ():
+    for key in path:
         step = _step(key)
         if step is None:
             return None
         steps.append((type(tree), step))
-        tree = step(tree)
-    if not steps:
+        try:
+            tree = step(tree)
+        except (AttributeError, LookupError, TypeError):
+            return None  # the keys of somebody's own nodes may be mere names
+    if not steps or tree is not leaf:
         return None
 
     def first_leaf(tree: Any) -> Any:

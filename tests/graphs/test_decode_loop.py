@@ -157,3 +157,17 @@ def test_donated_buffers_that_are_of_no_use_stay():
         jax.jit(lambda x: x[..., :1].sum(axis=1), donate_argnums=0)(plain)
         function(x)
         assert x.is_deleted() == plain.is_deleted()
+
+
+def test_a_padded_donated_constant_while_another_function_is_traced():
+    """It is served as outside of any trace."""
+    inner: Any = bucket_jit(
+        lambda x: x * 2,
+        in_axes="batch seq",
+        donate_argnums=0,
+        config=CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0),
+    )
+    constant = np.ones((3, 5), np.float32)
+    inner(constant)
+    found = jax.jit(lambda x: x + inner(constant).sum())(np.float32(1))
+    np.testing.assert_allclose(found, 31)

@@ -411,3 +411,18 @@ def test_objects_that_wrap_a_function():
     """What the object itself holds is not seen, and that is known; jax's own hold nothing."""
     assert fingerprint_of(Wrapper(doubled, 2), "v1").unsure is not None
     assert fingerprint_of(jax.jit(doubled), "v1").unsure is None
+
+
+class Layers(list[object]):
+    """A list that holds more than its items."""
+
+    factor = 2
+
+
+def test_containers_that_may_hold_more_are_not_sure():
+    """What a subclass of a list holds besides, and what is nested without end, is not seen."""
+    assert fingerprint_of(closing_over(Layers([doubled])), "v1").unsure is not None
+    deep: list[object] = [doubled]
+    for _ in range(2000):
+        deep = [deep]
+    assert fingerprint_of(closing_over(deep), "v1").unsure is not None

@@ -159,3 +159,22 @@ def test_the_first_leaf_of_other_nodes(other):
     assert getter is not None
     with pytest.raises(TypeError, match="is no list"):
         getter(other)
+
+
+class Named:
+    """A node whose keys are mere names."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+jax.tree_util.register_pytree_with_keys(
+    Named,
+    lambda named: (((jax.tree_util.GetAttrKey("weights"), named.value),), None),
+    lambda _, values: Named(*values),
+)
+
+
+def test_keys_that_are_mere_names():
+    """A node whose key is no attribute of it has no getter."""
+    assert first_leaf_getter(Named(7)) is None

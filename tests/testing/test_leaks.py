@@ -103,6 +103,19 @@ def test_positions():
     assert function.registry.num_graphs == 1
 
 
+def test_rows_of_integers_without_a_sequence():
+    """Where there is no sequence a number for each row is no position: leaks are leaks."""
+    config = CUDAGraphConfig(capture_sizes=(3,))
+    message = leak(
+        lambda x, kind: x + jnp.where(kind > 0, x.sum(), 0),
+        in_axes=("batch", "batch"),
+        dtypes=("float32", "int32"),
+        values=(None, (0, 1)),
+        config=config,
+    )
+    assert "the padding changes the real rows" in message
+
+
 @pytest.mark.parametrize("fn", PLANTED, ids=lambda fn: fn.__name__)
 def test_mistakes(fn):
     """What `assert_bucketing_preserves` finds, this one finds too."""

@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -224,17 +224,18 @@ def main() -> int:
         found[part] = {"header": header, "rows": rows}
         shown = text_table(header, [[_cell(value) for value in row] for row in rows])
         print(f"{part} ({time.perf_counter() - start:.0f} s)\n{shown}\n", flush=True)
-    if device.platform == "cpu":
-        print("No file is written: a CPU has no command buffers.")
-        return 0
-    RESULTS.mkdir(exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", device.device_kind.lower()).strip("-")
-    path = RESULTS / f"gpu-{name}.json"
-    made_at = datetime.now(UTC).isoformat(timespec="seconds")
-    result = {"device": device.device_kind, "made_at": made_at, "versions": versions, **found}
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"Written to {path}")
+        if device.platform != "cpu":  # which has no command buffers
+            _write({"device": device.device_kind, "versions": versions, **found})
     return 0
+
+
+def _write(found: Mapping[str, Any]) -> None:
+    """After each part, so that a later one may fail."""
+    RESULTS.mkdir(exist_ok=True)
+    name = re.sub(r"[^a-z0-9]+", "-", found["device"].lower()).strip("-")
+    made_at = datetime.now(UTC).isoformat(timespec="seconds")
+    text = json.dumps({"made_at": made_at, **found}, indent=1)
+    (RESULTS / f"gpu-{name}.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

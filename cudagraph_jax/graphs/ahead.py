@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from cudagraph_jax.errors import CUDAGraphError
-from cudagraph_jax.graphs.executable import Lowering, stage_errors
+from cudagraph_jax.fork import forkable_lock
+from cudagraph_jax.graphs.executable import Executable, Lowering, stage_errors
 from cudagraph_jax.graphs.outputs import Outputs
 from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.graphs.wanted import Compiler, Complete, Wanted, lowered
@@ -19,7 +20,8 @@ Begin = Callable[[Wanted], None]
 
 class _Begun(NamedTuple):
     wanted: Wanted
-    complete: Future[Complete]
+    outputs: Outputs
+    executable: Future[Executable]
 
 
 class CompilesAhead:
@@ -37,6 +39,7 @@ class CompilesAhead:
     def __init__(self, *, compiler: Compiler, clock: Callable[[], float]) -> None:
         self._compiler = compiler
         self._clock = clock
+        self._lock = forkable_lock()
         self._begun: dict[tuple[Bucket, Variant], _Begun] = {}
 
     @contextmanager
@@ -55,31 +58,30 @@ class CompilesAhead:
         pool = ThreadPoolExecutor(workers, thread_name_prefix="cudagraph-jax-compile")
 
         def begin(wanted: Wanted) -> None:
-            key = (wanted.bucket, wanted.program.variant)
-            begun = _Begun(wanted, Future())
-            # First: whoever captures it from now on takes it, and who began before is known.
-            if self._begun.setdefault(key, begun) is not begun:
-                return
-            all_begun.append(begun)
-            if is_captured(*key) and self._begun.pop(key, None) is begun:
+            key = _key(wanted)
+            if key in self._begun or is_captured(*key):
                 return
             try:
                 outputs, lowering = lowered(wanted, clock=self._clock)
-            except CUDAGraphError as error:
-                self._begun.pop(key, None)
-                begun.complete.set_exception(error)
+            except CUDAGraphError:
                 return
-            pool.submit(self._compile, begun, outputs, lowering)
+            begun = _Begun(wanted, outputs, Future())
+            all_begun.append(begun)
+            if self._begun.setdefault(key, begun) is not begun:
+                return
+            # Whoever captures it from now on takes it; who began before compiles it already.
+            if not (is_captured(*key) and self._remove(begun)):
+                pool.submit(self._compile, begun, lowering)
 
         try:
             yield begin
         finally:
-            pool.shutdown(cancel_futures=True)
-            for begun in all_begun:
-                begun.complete.cancel()
-                key = (begun.wanted.bucket, begun.wanted.program.variant)
-                if self._begun.get(key) is begun:
-                    del self._begun[key]
+            try:
+                pool.shutdown(cancel_futures=True)
+            finally:
+                for begun in all_begun:
+                    begun.executable.cancel()
+                    self._remove(begun)
 
     def take(self, wanted: Wanted) -> Complete | None:
         """What was begun for just this, by whomever, once it is compiled; None where nothing was.
@@ -87,26 +89,38 @@ class CompilesAhead:
         Raises:
             CaptureError: It could not be compiled.
         """
-        key = (wanted.bucket, wanted.program.variant)
-        begun = self._begun.get(key)
-        if begun is None or begun.wanted.options != wanted.options:
-            return None
-        if self._begun.pop(key, None) is not begun:
+        begun = self._begun.get(_key(wanted))
+        if begun is None or begun.wanted.options != wanted.options or not self._remove(begun):
             return None
         try:
-            outputs, executable = begun.complete.result()
+            executable = begun.executable.result()
         except CancelledError:
             return None  # the warm-up that began it has ended
-        if begun.wanted.grid != wanted.grid:
-            # Of another program: the code is the same, the axes may have been found otherwise.
-            outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
-        return outputs, executable
+        if begun.wanted.grid == wanted.grid:
+            return begun.outputs, executable
+        # Of another program: the code is the same, the axes may have been found otherwise.
+        return wanted.program.outputs(wanted.bucket, others=wanted.others), executable
 
-    def _compile(self, begun: _Begun, outputs: Outputs, lowering: Lowering) -> None:
+    def _remove(self, begun: _Begun) -> bool:
+        """Whether it was there still, to be taken by one alone."""
+        key = _key(begun.wanted)
+        with self._lock:
+            if self._begun.get(key) is not begun:
+                return False
+            del self._begun[key]
+            return True
+
+    def _compile(self, begun: _Begun, lowering: Lowering) -> None:
+        if not begun.executable.set_running_or_notify_cancel():
+            return
         try:
             with stage_errors("compile", str(begun.wanted)):
                 executable = self._compiler(begun.wanted, lowering, clock=self._clock)
         except BaseException as error:
-            begun.complete.set_exception(error)
+            begun.executable.set_exception(error)
         else:
-            begun.complete.set_result((outputs, executable))
+            begun.executable.set_result(executable)
+
+
+def _key(wanted: Wanted) -> tuple[Bucket, Variant]:
+    return (wanted.bucket, wanted.program.variant)

@@ -157,9 +157,11 @@ class Background:
             # A handler of the log that raises, say. Another worker takes the queue over.
             with self._changed:
                 self._running = self._worker = None
-                if self._waiting:
-                    self._start()
-                self._changed.notify_all()
+                try:
+                    if self._waiting:
+                        self._start()
+                finally:
+                    self._changed.notify_all()
             raise
 
     def _next(self) -> Job | None:

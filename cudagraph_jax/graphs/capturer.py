@@ -183,7 +183,7 @@ class Capturer:
         self.background.submit((bucket, variant), job)
 
     def close(self) -> None:
-        """Ends the background worker; what waits is dropped, and nobody is waited for."""
+        """Ends the background worker: what waits is dropped, what runs is finished."""
         if self.registry.shelf is not None:
             self.registry.shelf.store.stop_waiting()
         try:

@@ -132,10 +132,7 @@ class CUDAGraphEntry:
     @property
     def state(self) -> GraphState:
         """How far it has come; `REPLAYING` only if `CUDAGraphManager.profile_replays` saw it."""
-        if self.observers.is_replaying(self.graph_id):
-            return GraphState.REPLAYING
-        runs = self.journal.idle_runs + self.replay_count
-        return GraphState.WARMED if runs >= _RUNS_UNTIL_WARM else GraphState.COMPILED
+        return self._state(self.replay_count)
 
     @property
     def total_replay_time_ms(self) -> float:
@@ -158,7 +155,7 @@ class CUDAGraphEntry:
             "seq_len": self.seq_len,
             "variant": str(self.variant),
             "graph_id": self.graph_id,
-            "state": self.state.value,
+            "state": self._state(totals.replays).value,
             "capture_time_ms": self.capture_time_ms,
             "memory_bytes": self.memory_bytes,
             "flops": self.flops,
@@ -167,6 +164,12 @@ class CUDAGraphEntry:
             "avg_replay_time_ms": totals.mean_ms,
             "waste": totals.waste,
         }
+
+    def _state(self, replays: int) -> GraphState:
+        if self.observers.is_replaying(self.graph_id):
+            return GraphState.REPLAYING
+        runs = self.journal.idle_runs + replays
+        return GraphState.WARMED if runs >= _RUNS_UNTIL_WARM else GraphState.COMPILED
 
     def inspect(self, *, scopes: Iterable[CommandBufferScope] = ()) -> Inspection:
         """What XLA records of it into command buffers; nothing but a statement on a CPU.

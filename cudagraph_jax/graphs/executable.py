@@ -105,7 +105,7 @@ class Lowering:
         start = clock()
         with stage_errors("compile", self.name):
             compiled = self.lowered.compile(compiler_options=dict(compiler_options or {}))
-            _compiled.number += 1
+            count_executable()
             return Executable(
                 call=compiled,
                 compile_ms=self.took_ms + (clock() - start) * 1e3,
@@ -123,8 +123,13 @@ class _Compiled:
 _compiled = _Compiled()
 
 
+def count_executable() -> None:
+    """Tells that there is a new executable, compiled or loaded."""
+    _compiled.number += 1
+
+
 def compiled_so_far() -> int:
-    """A number that changes with everything that is compiled in this process."""
+    """A number that changes with each new executable of this package in this process."""
     return _compiled.number
 
 
@@ -196,6 +201,7 @@ def stage_errors(stage: str, name: str) -> Iterator[None]:
     """Raises what fails as a `CaptureError` of its stage.
 
     Raises:
+        CaptureError: Something failed.
         ConfigError: XLA does not know one of the compiler options, or its value.
     """
     try:

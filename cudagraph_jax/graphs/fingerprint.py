@@ -28,8 +28,8 @@ _DEEPEST = 100
 _BUILT_IN = (BuiltinFunctionType, WrapperDescriptorType, MethodDescriptorType)
 _VERSIONED = frozenset({"jax", "jaxlib"})
 """Packages whose globals are not read: their versions are part of what identifies an executable."""
-_WRAPPERS = frozenset({"functools", "jax", "jaxlib"})
-"""Packages whose callable objects do what they wrap, and nothing else."""
+_WRAPPERS = frozenset({"PjitFunction", "_lru_cache_wrapper"})
+"""Kinds of callable objects that do what they wrap, and nothing else: `jax.jit`'s and a cache's."""
 
 
 class Fingerprint(NamedTuple):
@@ -242,7 +242,7 @@ def _held(function: Callable[..., object]) -> Iterator[object]:
         yield _data(function.__self__)
     elif isinstance(function, _BUILT_IN):
         yield f"{getattr(function, '__module__', '')} {function.__qualname__}"
-    elif hasattr(function, "__wrapped__") and _package(type(function).__module__) in _WRAPPERS:
+    elif hasattr(function, "__wrapped__") and type(function).__name__ in _WRAPPERS:
         yield function.__wrapped__
     else:
         yield attrgetter("__call__")(type(function))

@@ -20,11 +20,12 @@ from cudagraph_jax.graphs.eager import has_tracers, run_traced
 from cudagraph_jax.graphs.forms import ALL, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.graphs.manager import CUDAGraphManager
 from cudagraph_jax.graphs.operated import Operated
+from cudagraph_jax.graphs.passed import leading_leaf
 from cudagraph_jax.graphs.program import Target
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.graphs.routes import Routes
 from cudagraph_jax.graphs.variant import placement
-from cudagraph_jax.shapes.prefix import PyTree, first_leaf_getter
+from cudagraph_jax.shapes.prefix import PyTree
 from cudagraph_jax.tables import one_line
 
 P = ParamSpec("P")
@@ -59,7 +60,7 @@ class BucketedFunction(Operated, Generic[P, R]):
         self._picks: dict[Form, Pick] = {}
         self._pick = picker(binder.bucketed_places) if binder.has_entries else ALL
         self._lead = binder.lead
-        self._leaf: Callable[[Any], Any] | None = None  # the first array of a pytree that leads
+        self._leads_in_tree = False
         self._binds_all = bool(binder.static_argnames)
         self._outcomes = manager.dispatcher.outcomes
         manager.registry.watch(self._routes)
@@ -70,8 +71,8 @@ class BucketedFunction(Operated, Generic[P, R]):
             return self._call_bound(args, kwargs)
         try:
             lead = args[self._lead]
-            if self._leaf is not None:
-                lead = self._leaf(lead)
+            if self._leads_in_tree:
+                lead = leading_leaf(lead)
             if type(lead) is ndarray:
                 route = self._routes.table[tuple(map(_shape_and_dtype, self._pick(args)))]
                 sure = route.takes_numpy(args)
@@ -194,8 +195,8 @@ class BucketedFunction(Operated, Generic[P, R]):
             return None
         lead = bound.args[self._lead]
         if not hasattr(lead, "shape"):
-            self._leaf = first_leaf_getter(lead)
-            lead = lead if self._leaf is None else self._leaf(lead)
+            self._leads_in_tree = True
+            lead = leading_leaf(lead)
         return getattr(lead, "shape", None)
 
     def _bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:

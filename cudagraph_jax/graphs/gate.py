@@ -25,7 +25,7 @@ class CaptureGate:
     def after_fork(self) -> None:
         """Begins with nobody inside; in a child, that is where they are."""
         # Taken by `with`, which an interrupt cannot cut in two, unlike that of a Condition.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._inside: dict[object, int] = {}
         self._settling: set[int] = set()

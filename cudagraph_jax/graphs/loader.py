@@ -15,7 +15,7 @@ from cudagraph_jax.errors import CUDAGraphError, CUDAGraphWarning, StoreError
 from cudagraph_jax.fork import forkable_lock
 from cudagraph_jax.graphs import serial
 from cudagraph_jax.graphs.description import check_outputs, number_of, outputs_in
-from cudagraph_jax.graphs.executable import Executable, Lowering
+from cudagraph_jax.graphs.executable import Executable, Lowering, count_executable
 from cudagraph_jax.graphs.host import cores
 from cudagraph_jax.graphs.identity import Fields, execution_devices
 from cudagraph_jax.graphs.outputs import Outputs
@@ -188,6 +188,7 @@ class Loader:
             outputs=outputs.structure,
             devices=execution_devices(program),
         )
+        count_executable()
         took_ms = (self._clock() - start) * 1e3
         executable = Executable(
             call=loaded,

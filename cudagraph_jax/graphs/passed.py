@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.shapes.prefix import PyTree
 
 
 class Numbers(NamedTuple):
@@ -22,6 +23,18 @@ class Numbers(NamedTuple):
     args: tuple[tuple[int, bool], ...] = ()
     kwargs: tuple[tuple[str, bool], ...] = ()
     nested: bool = False
+
+
+def leading_leaf(tree: PyTree) -> object:
+    """The array that says which sizes a pytree has: a NumPy one if it holds any, else the first.
+
+    JAX narrows NumPy's 64-bit floats silently, so that those are looked at.
+    """
+    leaves = jax.tree.leaves(tree)
+    for leaf in leaves:
+        if type(leaf) is np.ndarray:
+            return leaf
+    return leaves[0] if leaves else None
 
 
 def other_arrays(program: Program) -> tuple[int, ...]:

@@ -67,7 +67,8 @@ class Planned:
 
         The largest size that was asked for gets a bucket, also where it was outside the limits:
         `max_batch_size` and `max_seq_len` leave larger ones to `on_overflow`. What fits today
-        still fits, unless `headroom=0.0` gives that up for less padding.
+        still fits, limits above the ladders included, unless `headroom`, `max_batch_size` or
+        `max_seq_len` says otherwise: `headroom=0.0` gives it up for less padding.
 
         Args:
             max_graphs: The most buckets; as many as the grid has now if None.
@@ -86,6 +87,6 @@ class Planned:
         from cudagraph_jax.graphs.replan import plan_from, replan_later
 
         plan = plan_from(self.sizes(), self.dispatcher.config, max_graphs=max_graphs, **options)
-        gives_up = {"headroom", "max_batch_size", "max_seq_len"} & options.keys()
-        replan_later(self.dispatcher, plan, keeps_limits=not gives_up)
+        given = (options.get(name) for name in ("headroom", "max_batch_size", "max_seq_len"))
+        replan_later(self.dispatcher, plan, keeps_limits=all(value is None for value in given))
         return plan

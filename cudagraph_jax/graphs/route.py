@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from cudagraph_jax.graphs.donation import on_device, use_up
 from cudagraph_jax.graphs.journal import Fit, Journal, Request
 from cudagraph_jax.graphs.observers import REPLAY, Observers, annotation
 from cudagraph_jax.graphs.outputs import OutputLeaf, Outputs
@@ -148,14 +149,14 @@ class Route:
         if self._pads_any:
             args = self._pad(args)
             if self._pads.donated:
-                args = self._on_device(args)
+                args = on_device(given, args, self._pads.donated)
         if self._mask_argname is not None:
             kwargs = {**kwargs, self._mask_argname: self._mask()}
         result = self._call(*args, **kwargs)
         if self._wait:
             jax.block_until_ready(result)
         if self._pads.donated:
-            self._invalidate_donated(given, args)
+            use_up(given, args, self._pads.donated)
         return result
 
     def _pad(self, args: Sequence[PyTree]) -> list[PyTree]:
@@ -178,22 +179,6 @@ class Route:
         mask = np.zeros(self.bucket, np.bool_)
         mask[:batch, :seq] = True
         return mask
-
-    def _on_device(self, args: Sequence[PyTree]) -> list[PyTree]:
-        """`args` with donated arrays on the device, where it shows whether they are used up."""
-        placed = list(args)
-        with jax.ensure_compile_time_eval():  # also while another function is traced
-            for position in self._pads.donated:
-                placed[position] = jax.device_put(args[position])
-        return placed
-
-    def _invalidate_donated(self, given: Sequence[PyTree], padded: Sequence[PyTree]) -> None:
-        """Ends the life of donated arrays whose padded copy was used up in their place."""
-        for position in self._pads.donated:
-            leaves = map(jax.tree.leaves, (given[position], padded[position]))
-            for leaf, copy in zip(*leaves, strict=True):
-                if isinstance(leaf, jax.Array) and copy.is_deleted() and not leaf.is_deleted():
-                    leaf.delete()
 
 
 class WatchedRoute(Route):

@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 import jax
 
-# Those that change what a function computes, and that JAX lets a thread set for itself.
+# Those that change what a function computes, and that JAX lets a thread set for itself. A mesh
+# (`jax.set_mesh`) is none of them: give shardings that name theirs.
 _NAMES = (
     "default_device",
     "default_matmul_precision",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,11 +77,12 @@ def _events(path: Path) -> Iterator[Event]:
                 )
 
 
-def attribute(events: Iterable[Event], *, watcher: int) -> tuple[dict[int, Shown], int]:
+def attribute(events: Sequence[Event], *, watcher: int) -> tuple[dict[int, Shown], int]:
     """What happened in each entry's replays, and how many command buffers are nobody's.
 
     An event belongs to the replay that it lies in, in its own thread or in one that was handed
-    work from there. Where one entry alone was replayed, everything is its own.
+    work from there. Where one entry alone was replayed, everything between its first and its last
+    replay is its own.
 
     Args:
         events: What a profile shows, in any order.
@@ -91,7 +92,7 @@ def attribute(events: Iterable[Event], *, watcher: int) -> tuple[dict[int, Shown
         By graph_id what is known of its replays, and the number of events that are left over.
     """
     replays: dict[tuple[int, int], Shown] = {}
-    strays: Counter[str] = Counter()
+    strays: list[tuple[str, float]] = []
     # By thread what the moment is inside of: until when, and which replay; None: no replay.
     inside: dict[Hashable, list[tuple[float, Shown | None]]] = {}
     handed: dict[tuple[object, object], Shown | None] = {}
@@ -115,13 +116,23 @@ def attribute(events: Iterable[Event], *, watcher: int) -> tuple[dict[int, Shown
         elif "_p" in event.stats:
             handed[event.stats.get("_pt"), event.stats["_p"]] = owner
         elif (kind := _kind(event.name)) is not None:
-            (strays if owner is None else owner.counts)[kind] += 1
+            if owner is None:
+                strays.append((kind, event.start))
+            else:
+                owner.counts[kind] += 1
     if len(replays) == 1:
         (only,) = replays.values()
-        only.counts.update(strays)
-        strays.clear()
+        start, end = _span(events)
+        only.counts.update(kind for kind, moment in strays if start <= moment <= end)
+        strays = [stray for stray in strays if not start <= stray[1] <= end]
     own = {graph_id: shown for (number, graph_id), shown in replays.items() if number == watcher}
-    return own, strays.total()
+    return own, len(strays)
+
+
+def _span(events: Iterable[Event]) -> tuple[float, float]:
+    """From the beginning of the first replay to the end of the last."""
+    replays = [event for event in events if event.name.startswith(f"{REPLAY} ")]
+    return min(event.start for event in replays), max(event.end for event in replays)
 
 
 def _kind(name: str) -> str | None:

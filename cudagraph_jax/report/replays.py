@@ -58,7 +58,7 @@ class BucketReplays:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether each replay executed command buffers, and none was recorded or updated."""
+        """Whether there were as many command buffers as replays, and none recorded or updated."""
         return self.executed >= max(1, self.replays) and self.updated == self.recorded == 0
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter, itemgetter
 from typing import Any, TypeAlias
 
 import jax
@@ -68,47 +67,6 @@ def for_positions(prefix: PyTree, count: int, *, name: str) -> Sequence[PyTree]:
             "give one entry for each argument (None for what is passed through)"
         )
     return prefix[:count]
-
-
-def first_leaf_getter(tree: PyTree) -> Callable[[Any], Any] | None:
-    """What takes the first leaf out of pytrees like `tree`, without taking them apart.
-
-    It raises a TypeError for a pytree of other nodes. None where there is no leaf, or a node does
-    not say how to reach it.
-    """
-    (path, leaf), *_ = jax.tree_util.tree_flatten_with_path(tree)[0] or [((), None)]
-    steps: list[tuple[type, Callable[[Any], Any]]] = []
-    for key in path:
-        step = _step(key)
-        if step is None:
-            return None
-        steps.append((type(tree), step))
-        try:
-            tree = step(tree)
-        except (AttributeError, LookupError, TypeError):
-            return None  # the keys of somebody's own nodes may be mere names
-    if not steps or tree is not leaf:
-        return None
-
-    def first_leaf(tree: Any) -> Any:
-        for kind, step in steps:
-            # To index an array would compile.
-            if type(tree) is not kind:
-                raise TypeError(f"{type(tree).__name__} is no {kind.__name__}")
-            tree = step(tree)
-        return tree
-
-    return first_leaf
-
-
-def _step(key: object) -> Callable[[Any], Any] | None:
-    if isinstance(key, jax.tree_util.GetAttrKey):
-        return attrgetter(key.name)
-    if isinstance(key, jax.tree_util.SequenceKey):
-        return itemgetter(key.idx)
-    if isinstance(key, jax.tree_util.DictKey):
-        return itemgetter(key.key)
-    return None
 
 
 def leaf_names(argument_names: Sequence[str], args: Sequence[PyTree]) -> list[str]:

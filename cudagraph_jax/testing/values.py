@@ -52,7 +52,7 @@ class ArraySpec:
             raise ConfigError(f"{self.name} holds PRNG keys, which are not drawn: give inputs=")
         if isinstance(self.values, str):
             self._check_word()
-        elif isinstance(self.values, tuple):
+        elif isinstance(self.values, tuple) and len(self.values) == 2:
             self._check_range(*self.values)
         elif self.values is not None and not isinstance(self.values, st.SearchStrategy):
             raise ConfigError(

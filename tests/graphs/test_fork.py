@@ -188,7 +188,7 @@ while reached:
         locks.append(found)
     reached += gc.get_referents(found)
 capturer = manager.dispatcher.capturer
-locks += [capturer.background._changed]
+locks += [capturer.background._changed, capturer.gate._changed]
 assert len(locks) > 10, locks
 held, release = threading.Event(), threading.Event()
 

@@ -21,6 +21,7 @@ from cudagraph_jax import (
     CUDAGraphConfig,
     CUDAGraphManager,
     CUDAGraphMode,
+    InputShapeError,
     SealedError,
     bucket_jit,
     no_compiles,
@@ -616,3 +617,5 @@ def test_state_in_a_pytree_is_found_by_its_first_array(monkeypatch):
                 np.testing.assert_array_equal(same, second)
     stats = stats_of(function)
     assert (stats["calls"], stats["replays"]["exact"]) == (2, 1)
+    with pytest.raises(InputShapeError, match="float64"):
+        other({**cached(3), "v": np.ones((3, 5, 3))}, jnp.ones((3, 5, 3)))

@@ -89,9 +89,14 @@ def test_work_that_is_handed_over():
 
 
 def test_one_entry_alone():
-    """Where one entry alone was replayed, what other threads did is its own."""
-    events = [replay(7, 0, 10), replay(7, 10, 20), command("execute", 5, line="worker")]
-    assert counted(events) == ({7: (2, {"executed": 1})}, 0)
+    """Where one entry alone was replayed, what other threads did meanwhile is its own."""
+    events = [
+        replay(7, 0, 10),
+        replay(7, 10, 20),
+        command("execute", 5, line="worker"),
+        command("execute", 25, line="worker"),
+    ]
+    assert counted(events) == ({7: (2, {"executed": 1})}, 1)
 
 
 def test_another_registry():

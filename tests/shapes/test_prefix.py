@@ -1,9 +1,6 @@
 """Pytree prefixes."""
 
-from typing import NamedTuple
-
 import jax
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +8,6 @@ from hypothesis import strategies as st
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.shapes.prefix import (
     broadcast_prefix,
-    first_leaf_getter,
     for_positions,
     is_declaration,
     leaf_names,
@@ -119,62 +115,3 @@ def test_leaf_names():
         "states[0]",
         "states[2]",
     ]
-
-
-class Point(NamedTuple):
-    x: object
-    y: object
-
-
-@pytest.mark.parametrize(
-    "tree",
-    [
-        [7, 8],
-        (7,),
-        {"b": 8, "a": 7},
-        Point((7, 8), 9),
-        Point({"k": [7]}, 9),
-        [[], None, (), {"a": 7}],
-    ],
-)
-def test_the_first_leaf(tree):
-    """It is that of `jax.tree.leaves`, in every pytree of the same nodes."""
-    getter = first_leaf_getter(tree)
-    assert getter is not None
-    assert getter(tree) == jax.tree.leaves(tree)[0] == 7
-    other = jax.tree.map(lambda leaf: leaf + 100, tree)
-    assert getter(other) == 107
-
-
-@pytest.mark.parametrize("tree", [[], None, (), 7, np.ones(3)])
-def test_no_first_leaf(tree):
-    """What has no leaf, or is one, needs no getter."""
-    assert first_leaf_getter(tree) is None
-
-
-@pytest.mark.parametrize("other", [np.ones(3), (7,), {"a": 7}, 7])
-def test_the_first_leaf_of_other_nodes(other):
-    """Another pytree is refused; an array is never indexed."""
-    getter = first_leaf_getter([7])
-    assert getter is not None
-    with pytest.raises(TypeError, match="is no list"):
-        getter(other)
-
-
-class Named:
-    """A node whose keys are mere names."""
-
-    def __init__(self, value):
-        self.value = value
-
-
-jax.tree_util.register_pytree_with_keys(
-    Named,
-    lambda named: (((jax.tree_util.GetAttrKey("weights"), named.value),), None),
-    lambda _, values: Named(*values),
-)
-
-
-def test_keys_that_are_mere_names():
-    """A node whose key is no attribute of it has no getter."""
-    assert first_leaf_getter(Named(7)) is None

@@ -219,12 +219,12 @@ def test_another_grid(tmp_path):
     """Buckets that several grids share are loaded, and later untraced with the new grid, too."""
     function = Counted(tanh_of)
     wider = dataclasses.replace(SMALL, capture_sizes=(2, 3), max_capture_batch_size=None)
-    warmed(function, tmp_path, fingerprint="v1")
+    warmed(function, tmp_path, fingerprint="another grid")
     shared = set(SMALL.buckets()) & set(wider.buckets())
-    _, report = warmed(function, tmp_path, config=wider, fingerprint="v1")
+    _, report = warmed(function, tmp_path, config=wider, fingerprint="another grid")
     assert {record.bucket for record in report.buckets if record.status == "loaded"} == shared
     traced = function.calls
-    bucketed, report = warmed(function, tmp_path, config=wider, fingerprint="v1")
+    bucketed, report = warmed(function, tmp_path, config=wider, fingerprint="another grid")
     assert report.loaded == len(wider.buckets())
     assert function.calls == traced
     assert_close(bucketed(X), tanh_of(X))

@@ -83,7 +83,7 @@ class Decoder:
         )
         self.decode_function = bucket_jit(
             greedy_step,
-            in_axes=(None, "batch seq _ _", "batch", "batch"),
+            in_axes=(None, "batch _ seq _", "batch", "batch"),
             unpad="none",
             donate_argnums=1,
             config=decode_config,

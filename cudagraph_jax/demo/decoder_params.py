@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,20 +61,18 @@ class DecoderConfig:
 
 
 class Layer(NamedTuple):
-    """One block. The kernels carry the heads in their shapes, so that the model needs no sizes.
+    """One block. Kernels are (out, in), and those that read the same input are one.
 
-    Query heads are grouped by the key head that they share: (kv_heads, group).
+    `qkv` carries the heads in its shape, so that the model needs no sizes. Query heads are grouped
+    by the key head that they share: for each of these there are `group` queries, key and value.
     """
 
     attention_norm: Array  # (hidden,)
-    query: Array  # (hidden, kv_heads, group, head_dim)
-    key: Array  # (hidden, kv_heads, head_dim)
-    value: Array  # (hidden, kv_heads, head_dim)
-    output: Array  # (kv_heads, group, head_dim, hidden)
+    qkv: Array  # (kv_heads, group + 2, head_dim, hidden)
+    output: Array  # (hidden, heads * head_dim)
     mlp_norm: Array  # (hidden,)
-    gate: Array  # (hidden, intermediate)
-    up: Array  # (hidden, intermediate)
-    down: Array  # (intermediate, hidden)
+    gate_up: Array  # (2, intermediate, hidden)
+    down: Array  # (hidden, intermediate)
 
 
 class Params(NamedTuple):
@@ -82,7 +81,7 @@ class Params(NamedTuple):
     embedding: Array  # (vocab, hidden)
     layers: tuple[Layer, ...]
     norm: Array  # (hidden,)
-    head: Array  # (hidden, vocab)
+    head: Array  # (vocab, hidden)
 
 
 def random_params(config: DecoderConfig, *, seed: int = 0) -> Params:
@@ -102,26 +101,38 @@ def random_params(config: DecoderConfig, *, seed: int = 0) -> Params:
         values *= inputs**-0.5
         return values.astype(dtype, copy=False)
 
+    return _params(config, kernel, scale=np.ones(config.hidden_size, dtype))
+
+
+def param_shapes(config: DecoderConfig) -> Params:
+    """The same pytree without the numbers, of `jax.ShapeDtypeStruct`."""
+    dtype = jnp.dtype(config.dtype)
+
+    def kernel(*shape: int, inputs: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    return _params(config, kernel, scale=jax.ShapeDtypeStruct((config.hidden_size,), dtype))
+
+
+def _params(config: DecoderConfig, kernel: Callable[..., Any], *, scale: Any) -> Params:
+    """The pytree, of what `kernel(*shape, inputs=…)` gives."""
     hidden, kv_heads, width = config.hidden_size, config.num_kv_heads, config.head_dim
     group, inner = config.num_heads // kv_heads, config.intermediate_size
-    ones = np.ones(hidden, dtype)
+    heads = config.num_heads * width
 
     def layer() -> Layer:
         return Layer(
-            attention_norm=ones,
-            query=kernel(hidden, kv_heads, group, width, inputs=hidden),
-            key=kernel(hidden, kv_heads, width, inputs=hidden),
-            value=kernel(hidden, kv_heads, width, inputs=hidden),
-            output=kernel(kv_heads, group, width, hidden, inputs=config.num_heads * width),
-            mlp_norm=ones,
-            gate=kernel(hidden, inner, inputs=hidden),
-            up=kernel(hidden, inner, inputs=hidden),
-            down=kernel(inner, hidden, inputs=inner),
+            attention_norm=scale,
+            qkv=kernel(kv_heads, group + 2, width, hidden, inputs=hidden),
+            output=kernel(hidden, heads, inputs=heads),
+            mlp_norm=scale,
+            gate_up=kernel(2, inner, hidden, inputs=hidden),
+            down=kernel(hidden, inner, inputs=inner),
         )
 
     return Params(
         embedding=kernel(config.vocab_size, hidden, inputs=1),
         layers=tuple(layer() for _ in range(config.num_layers)),
-        norm=ones,
-        head=kernel(hidden, config.vocab_size, inputs=hidden),
+        norm=scale,
+        head=kernel(config.vocab_size, hidden, inputs=hidden),
     )

@@ -17,7 +17,7 @@ class DecodeState:
     """What one step hands to the next. A step donates the cache: it takes each state once.
 
     Attributes:
-        cache: Keys and values, (batch, context, kv_heads, head_dim) of the bucket.
+        cache: Keys and values, (batch, kv_heads, context, head_dim) of the bucket.
         tokens: The newest token of each row, which the cache does not have yet, int32 (batch,).
         positions: How many tokens each row has in the cache, int32 (batch,).
         rows: Rows that are real; those after them are padding.
@@ -33,7 +33,7 @@ class DecodeState:
     @property
     def bucket(self) -> Bucket:
         """The bucket whose shape the cache has."""
-        batch, context = self.cache.keys[0].shape[:2]
+        batch, _, context, _ = self.cache.keys[0].shape
         return Bucket(batch, context)
 
 
@@ -49,10 +49,11 @@ def gathered(states: Sequence[DecodeState], bucket: Bucket) -> DecodeState:
 
     def caches(*arrays: jax.Array) -> jax.Array:
         pieces = [
-            np.asarray(array)[: state.rows, : state.longest]
+            np.asarray(array)[: state.rows, :, : state.longest]
             for array, state in zip(arrays, states, strict=True)
         ]
-        return _placed(pieces, (bucket.batch_size, bucket.seq_len, *arrays[0].shape[2:]))
+        _, kv_heads, _, head_dim = arrays[0].shape
+        return _placed(pieces, (bucket.batch_size, kv_heads, bucket.seq_len, head_dim))
 
     def vectors(*arrays: jax.Array) -> jax.Array:
         pieces = [

@@ -24,8 +24,8 @@ from tests.graphs.functions import stats_of
 
 STEPS = 500
 PROMPTS = [[7], list(range(20, 40)), [1, 2, 3, 4, 5, 6, 7], [9, 9, 8]]
-# With this seed no two tokens are nearer to a tie than 4e-4, far above rounding.
-PARAMS = random_params(DecoderConfig(), seed=1)
+# With this seed no two tokens are nearer to a tie than 9e-4, far above rounding.
+PARAMS = random_params(DecoderConfig(), seed=9)
 
 
 def grid(batches, lengths):
@@ -52,7 +52,7 @@ def expected():
     """
     params = jax.device_put(PARAMS)
     length = max(map(len, PROMPTS)) + STEPS
-    empty = jnp.zeros((len(PROMPTS), length, 2, 8))
+    empty = jnp.zeros((len(PROMPTS), 2, length, 8))
     cache = KVCache((empty, empty), (empty, empty))
     rows = [list(prompt) for prompt in PROMPTS]
     for position in range(length):

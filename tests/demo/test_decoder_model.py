@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cudagraph_jax import ConfigError, CUDAGraphConfig, bucket_jit
 from cudagraph_jax.demo.decoder_model import NORM_EPS, ROPE_THETA, decode_step, prefill
-from cudagraph_jax.demo.decoder_params import DecoderConfig, random_params
+from cudagraph_jax.demo.decoder_params import DecoderConfig, param_shapes, random_params
 
 SIZES = DecoderConfig(vocab_size=19, hidden_size=12, intermediate_size=16, head_dim=4)
 PARAMS = random_params(SIZES)
@@ -35,13 +35,15 @@ def rotated(x, place):
 def attended(layer, x):
     """Head by head and place by place, in loops."""
     out = np.zeros_like(x)
-    for k, g in np.ndindex(*layer.query.shape[1:3]):
-        queries = [rotated(row @ layer.query[:, k, g], t) for t, row in enumerate(x)]
-        keys = [rotated(row @ layer.key[:, k], t) for t, row in enumerate(x)]
-        values = x @ layer.value[:, k]
+    kv_heads, group, width, _ = np.subtract(layer.qkv.shape, (0, 2, 0, 0))
+    output = layer.output.reshape(-1, kv_heads, group, width)
+    for k, g in np.ndindex(kv_heads, group):
+        queries = [rotated(layer.qkv[k, g] @ row, t) for t, row in enumerate(x)]
+        keys = [rotated(layer.qkv[k, -2] @ row, t) for t, row in enumerate(x)]
+        values = x @ layer.qkv[k, -1].T
         for t, query in enumerate(queries):
             weights = np.exp([query @ key / len(key) ** 0.5 for key in keys[: t + 1]])
-            out[t] += (weights / weights.sum()) @ values[: t + 1] @ layer.output[k, g]
+            out[t] += (weights / weights.sum()) @ values[: t + 1] @ output[:, k, g].T
     return out
 
 
@@ -52,9 +54,9 @@ def logits_of(tokens):
     for layer in params.layers:
         hidden = hidden + attended(layer, norm(layer.attention_norm, hidden))
         x = norm(layer.mlp_norm, hidden)
-        gate = x @ layer.gate
-        hidden = hidden + (gate / (1 + np.exp(-gate)) * (x @ layer.up)) @ layer.down
-    return norm(params.norm, hidden[-1]) @ params.head
+        gate, up = x @ layer.gate_up[0].T, x @ layer.gate_up[1].T
+        hidden = hidden + (gate / (1 + np.exp(-gate)) * up) @ layer.down.T
+    return params.head @ norm(params.norm, hidden[-1])
 
 
 def padded(tokens, filler=0):
@@ -105,7 +107,7 @@ def test_debug_mode_finds_no_leak():
     reading = bucket_jit(prefill, in_axes=(None, "batch seq", "batch"), config=config)
     cache, _ = reading(params, np.array([[1, 2, 3]], np.int32), np.array([3], np.int32))
     stepping = bucket_jit(
-        decode_step, in_axes=(None, "batch seq _ _", "batch", "batch"), config=config
+        decode_step, in_axes=(None, "batch _ seq _", "batch", "batch"), config=config
     )
     stepping(params, cache, np.array([1], np.int32), np.array([2], np.int32))
     assert reading.registry.num_graphs == stepping.registry.num_graphs == 1
@@ -148,3 +150,12 @@ def test_sizes_that_cannot_be(fields, message):
     with pytest.raises(ConfigError) as caught:
         DecoderConfig(**fields)
     assert str(caught.value).startswith(message)
+
+
+def test_shapes_without_weights():
+    """The shapes are those of the weights, and take no time to make up."""
+    config = DecoderConfig(num_layers=2, dtype="bfloat16")
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), param_shapes(config))
+    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), random_params(config))
+    billions = param_shapes(DecoderConfig(hidden_size=2**14, num_heads=128, head_dim=128))
+    assert billions.layers[0].output.shape == (2**14, 2**14)

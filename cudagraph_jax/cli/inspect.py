@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cudagraph_jax.cli.arguments import positive
+from cudagraph_jax.gpus import GPUS
 from cudagraph_jax.modes import CommandBufferScope
 from cudagraph_jax.report.files import check_writable, write_json
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Compiles one bucket with each command-buffer scope, and says how many of its steps XLA records into
-command buffers, which stay outside and why. On a CPU there are none.
+command buffers, which stay outside and why. On a CPU there are none; with --gpu it is compiled for
+a GPU that need not be here.
 
 MODULE is imported from the current directory or wherever Python finds it. FUNCTION is what
 bucket_jit made, or a plain function. What its arguments are like is said by --arg, once for each,
@@ -23,7 +25,8 @@ or by --example; a bucketed function that has captured something needs neither."
 _EPILOG = """\
 examples:
   cudagraph-jax inspect model:embed --batch 8 --seq 128 --example example_arguments
-  cudagraph-jax inspect model:mlp --batch 8 --arg 'float32[512,512]' --arg 'float32[batch,512]'"""
+  cudagraph-jax inspect model:mlp --batch 8 --arg 'float32[512,512]' --arg 'float32[batch,512]'
+  JAX_PLATFORMS=cpu cudagraph-jax inspect model:embed --batch 8 --gpu h100"""
 
 
 def add_to(commands: Commands) -> None:
@@ -65,6 +68,12 @@ def add_to(commands: Commands) -> None:
         choices=[scope.name for scope in CommandBufferScope],
         help="compile with this scope alone; may be given several times (default: all)",
     )
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME|FILE",
+        help=f"compile for this GPU, be it here or not: {', '.join(GPUS)}, or a "
+        "gpu_target_config.pbtxt of XLA's; takes JAX's CUDA plugin",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.set_defaults(run=_run)
 
@@ -83,6 +92,7 @@ def _run(options: argparse.Namespace) -> int:
         arguments=options.arg,
         example=options.example,
         scopes=scopes,
+        gpu=options.gpu,
     )
     print(found)
     if options.json is not None:

@@ -34,6 +34,7 @@ def inspected(
     arguments: Sequence[str],
     example: str | None,
     scopes: Sequence[CommandBufferScope],
+    gpu: str | None = None,
 ) -> Inspection:
     """What XLA records of a function that is named on a command line.
 
@@ -43,6 +44,7 @@ def inspected(
         arguments: Descriptions of the positional arguments, such as `int32[batch,seq]`.
         example: What the module has them in.
         scopes: What to compile it with.
+        gpu: The GPU to compile for; None: for the default backend.
 
     Raises:
         ConfigError: Something of this is not there, or does not fit.
@@ -60,7 +62,7 @@ def inspected(
         bucketed = bucket_jit(found, in_axes=_in_axes(function, specs))
     args = tuple(struct for struct, _ in specs) if example is None else _example(module, example)
     program = _program(bucketed, args, bucket)
-    return inspect(program, _carried(program, bucket), options)
+    return inspect(program, _carried(program, bucket), options, gpu=gpu)
 
 
 def _program(bucketed: Bucketed, args: tuple[Any, ...], bucket: Bucket) -> Program:

@@ -171,7 +171,9 @@ class CUDAGraphEntry:
         runs = self.journal.idle_runs + replays
         return GraphState.WARMED if runs >= _RUNS_UNTIL_WARM else GraphState.COMPILED
 
-    def inspect(self, *, scopes: Iterable[CommandBufferScope] = ()) -> Inspection:
+    def inspect(
+        self, *, scopes: Iterable[CommandBufferScope] = (), gpu: str | None = None
+    ) -> Inspection:
         """What XLA records of it into command buffers; nothing but a statement on a CPU.
 
         It is compiled once more, for its own options and for each of `scopes`. On a GPU that has
@@ -179,16 +181,20 @@ class CUDAGraphEntry:
 
         Args:
             scopes: Further scopes, to compare.
+            gpu: The GPU to compile for, which need not be here: `"a100"`, `"h100"`, `"h200"`,
+                `"b200"`, or the path of a `gpu_target_config.pbtxt` that XLA dumped on one. It
+                takes JAX's CUDA plugin. None: for the default backend.
 
         Raises:
             CaptureError: It cannot be compiled, or XLA dumped nothing.
+            ConfigError: `gpu` is not known, or cannot be compiled for.
         """
         # Here, because most processes that serve inspect nothing.
         from cudagraph_jax.graphs.inspection import inspect
 
         options = {"own options": self.options}
         options |= {scope.name: scope.compiler_options() for scope in scopes}
-        return inspect(self.program, self.bucket, options)
+        return inspect(self.program, self.bucket, options, gpu=gpu)
 
     def replay(self, inputs: PyTree) -> PyTree:
         """The outputs for `inputs`, trimmed to their real sizes.

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import jax
 
-from cudagraph_jax.errors import CaptureError
+from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.fork import use_jax
 from cudagraph_jax.graphs.executable import Lowering
 from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.graphs.topology import absent_gpu
 from cudagraph_jax.report.inspection import Inspection, ScopeInspection
 from cudagraph_jax.report.thunks import ThunkSequence, parse_thunks
 from cudagraph_jax.shapes.ladder import Bucket
@@ -36,30 +37,35 @@ def inspect(
     bucket: Bucket,
     scopes: Mapping[str, Mapping[str, str]],
     *,
+    gpu: str | None = None,
     platform: Callable[[], str] = jax.default_backend,
     dump: Callable[[Lowering, Mapping[str, str], Path], None] = dump,
 ) -> Inspection:
     """What XLA records of `program` at `bucket` into command buffers.
 
-    On a CPU it is only lowered. Elsewhere it is compiled once for each of `scopes`, and what was
-    compiled is dropped again. On a GPU the graphs that the process has recorded are then recorded
-    again at their next run (FACTS.md, "Command buffers"): inspect before traffic, or in a process
-    of its own.
+    On a CPU it is only lowered, unless `gpu` is given. Elsewhere it is compiled once for each of
+    `scopes`, and what was compiled is dropped again. On a GPU the graphs that the process has
+    recorded are then recorded again at their next run (FACTS.md, "Command buffers"): inspect before
+    traffic, or in a process of its own.
 
     Args:
         program: What to compile.
         bucket: For which sizes.
         scopes: Compiler options, by what the result calls them.
+        gpu: The GPU to compile for, be it here or not: `"a100"`, `"h100"`, `"h200"`, `"b200"`, or
+            a file (`cudagraph_jax.gpus.target_config`). None: for the default backend.
         platform: Gives the backend's name.
         dump: Has it compiled with a dump.
 
     Raises:
         CaptureError: It cannot be compiled, or XLA dumped nothing.
-        ConfigError: XLA does not know one of the options.
+        ConfigError: XLA does not know one of the options, or `gpu`, or has no compiler for it.
     """
     use_jax()
-    name, where = program.target.name, platform()
-    lowering = program.lower(bucket, clock=time.perf_counter)
+    name = program.target.name
+    device = None if gpu is None else _absent(gpu, program)
+    where = platform() if device is None else device.device_kind
+    lowering = program.lower(bucket, clock=time.perf_counter, device=device)
     if where == "cpu":
         return Inspection(name, bucket, where, ())
     found = []
@@ -69,6 +75,17 @@ def inspect(
             sequence = read_dump(Path(directory), name=f"{name} {bucket}")
         found.append(ScopeInspection.of(scope, options, sequence))
     return Inspection(name, bucket, where, tuple(found))
+
+
+def _absent(gpu: str, program: Program) -> jax.Device:
+    shardings = [leaf.sharding for leaf in program.variant.leaves if leaf.sharding is not None]
+    devices = max((len(sharding.device_set) for sharding in shardings), default=1)
+    if devices > 1:
+        raise ConfigError(
+            f"cannot inspect {program.target.name} for gpu={gpu!r}: its arrays are spread over "
+            f"{devices} devices, and gpu= compiles for one: inspect it where the devices are"
+        )
+    return absent_gpu(gpu)
 
 
 def read_dump(directory: Path, *, name: str) -> ThunkSequence:

@@ -7,9 +7,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.fork import forkable_lock
@@ -146,13 +148,16 @@ class Program:
         clock: Callable[[], float],
         keep_unused: bool = False,
         name: str | None = None,
+        device: jax.Device | None = None,
     ) -> Lowering:
-        """The function lowered for `bucket`; see `lower_function`.
+        """The function lowered for `bucket`, and for `device` if given; see `lower_function`.
 
         Raises:
             CaptureError: Tracing or lowering failed.
         """
         args, kwargs = self.arguments(bucket)
+        if device is not None:
+            args, kwargs = jax.tree.map(partial(_placed, device=device), (args, kwargs))
         return lower_function(
             self.target.function,
             args,
@@ -225,6 +230,15 @@ class Program:
 def _struct(leaf: AbstractLeaf, axes: LeafAxes, bucket: Bucket) -> jax.ShapeDtypeStruct:
     shape = axes.resize(tuple(size or 0 for size in leaf.shape), bucket)
     return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding, weak_type=leaf.weak_type)
+
+
+def _placed(struct: jax.ShapeDtypeStruct, *, device: jax.Device) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(
+        struct.shape,
+        struct.dtype,
+        sharding=SingleDeviceSharding(device),
+        weak_type=struct.weak_type,
+    )
 
 
 def _distinct(sizes: Sequence[int], known: int) -> list[int]:

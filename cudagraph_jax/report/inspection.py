@@ -8,38 +8,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from cudagraph_jax.report.reasons import reason
 from cudagraph_jax.report.thunks import ThunkSequence
 from cudagraph_jax.report.words import exact, listed, part
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.tables import html_table, one_line, text_table
 
-# XLA, `GetCommandBufferCmdType`: which entry of xla_gpu_enable_command_buffer records a kind.
-_COMMANDS = MappingProxyType(
-    {
-        "kConditional": "CONDITIONAL",
-        "kConvolution": "CONVOLUTION",
-        "kCopy": "FUSION",
-        "kCuDnn": "CUDNN",
-        "kCublasLtMatmul": "CUBLASLT",
-        "kCustomCall": "CUSTOM_CALL",
-        "kCustomKernel": "FUSION",
-        "kDynamicSlice": "DYNAMIC_SLICE_FUSION",
-        "kDynamicSliceFusion": "DYNAMIC_SLICE_FUSION",
-        "kGemm": "CUBLAS",
-        "kKernel": "FUSION",
-        "kMemset32BitValue": "FUSION",
-        "kMemzero": "FUSION",
-        "kPartitionId": "FUSION",
-        "kReplicaId": "FUSION",
-        "kSelectK": "CUSTOM_CALL",
-        "kWhile": "WHILE",
-    }
-)
-_ENABLE = "xla_gpu_enable_command_buffer"
-_MIN_SIZE = "xla_gpu_graph_min_graph_size"
-# Those of jaxlib 0.12; FACTS.md, "Command buffers".
-_DEFAULT_MIN_SIZE = "5"
-_DEFAULT_ENABLED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION"
+_SLICE = "kDynamicSlice"
 
 _HEADER = ("scope", "command buffers", "recorded", "outside", "coverage", "left outside")
 _REASONS_HEADER = ("scope", "thunk", "number", "why it is outside")
@@ -82,16 +57,15 @@ class ScopeInspection:
     def of(cls, scope: str, options: Mapping[str, str], found: ThunkSequence) -> ScopeInspection:
         """What `found` shows."""
         left = [thunk for thunk in found.thunks if not thunk.is_recorded]
-        counts = Counter(thunk.kind for thunk in left)
+        # A dump does not say which slices follow a loop's counter: any inside of one may.
+        slices = any(_SLICE in thunk.kind and "kWhile" in thunk.inside for thunk in found.thunks)
+        counts = Counter((thunk.kind, reason(thunk, options, slices=slices)) for thunk in left)
         return cls(
             scope,
             MappingProxyType(dict(options)),
             found.command_buffers,
             len(found.thunks) - len(left),
-            tuple(
-                Outside(kind, number, _reason(kind, options))
-                for kind, number in counts.most_common()
-            ),
+            tuple(Outside(kind, number, why) for (kind, why), number in counts.most_common()),
         )
 
     @property
@@ -127,7 +101,7 @@ class Inspection:
     Attributes:
         name: The function's name.
         bucket: The bucket.
-        platform: The backend that it was compiled for.
+        platform: The backend that it was compiled for, or the GPU that was asked for.
         scopes: What was found with each set of options; empty where there are no command buffers.
     """
 
@@ -171,7 +145,8 @@ class Inspection:
     def _none(self) -> str:
         return (
             f"{self.name} {self.bucket}: XLA has no command buffers on {self.platform}: a replay "
-            "is a call of the compiled executable. Inspect it on a GPU."
+            'is a call of the compiled executable. Inspect it on a GPU, or for one: gpu="h100" in '
+            "Python, --gpu h100 on the command line."
         )
 
     def _rows(self) -> Sequence[tuple[str, ...]]:
@@ -197,20 +172,3 @@ class Inspection:
 
 def _coverage(scope: ScopeInspection) -> str:
     return "–" if scope.coverage is None else part(scope.coverage)
-
-
-def _reason(kind: str, options: Mapping[str, str]) -> str:
-    """Why XLA left thunks of a kind outside, by the rules of its `CommandBufferConversionPass`."""
-    command = _COMMANDS.get(kind)
-    if command is None:
-        return "XLA is not known to record thunks of this kind"
-    enabled = options.get(_ENABLE, _DEFAULT_ENABLED)
-    if command not in enabled.split(","):
-        return f"{command} is not in {_ENABLE}={enabled or '(nothing)'}"
-    if command in ("WHILE", "CONDITIONAL"):
-        return "something inside it cannot be recorded"
-    size = options.get(_MIN_SIZE, _DEFAULT_MIN_SIZE)
-    few = f"fewer than {_MIN_SIZE}={size} thunks in a row can be recorded here"
-    if command == "CUSTOM_CALL":
-        return f"its library does not allow it, or {few}"
-    return few if size != "1" else "XLA does not say; with a CUDA older than 12.3 it records less"

@@ -10,7 +10,8 @@ from typing import NamedTuple
 # as "condition:" (XLA, `ThunkSequence::ToString`).
 _THUNK = re.compile(r"(?P<indent> *)\d+: (?P<kind>k[A-Z]\w*)")
 _COMMAND_BUFFER = "kCommandBuffer"
-_SEQUENCE = "kSequential"
+# They only hold or join others, and XLA does not count them either (`CountCommandBufferSize`).
+_UNCOUNTED = frozenset({"kAsyncDone", "kAsyncStart", "kGroup", "kSequential"})
 
 
 class Thunk(NamedTuple):
@@ -19,10 +20,12 @@ class Thunk(NamedTuple):
     Attributes:
         kind: What it does, as XLA calls it, such as `"kGemm"`.
         is_recorded: Whether a command buffer records it.
+        inside: The kinds of those that it is a part of, such as a loop, from the outermost in.
     """
 
     kind: str
     is_recorded: bool
+    inside: tuple[str, ...] = ()
 
 
 class ThunkSequence(NamedTuple):
@@ -30,7 +33,8 @@ class ThunkSequence(NamedTuple):
 
     Attributes:
         command_buffers: How many command buffers it has.
-        thunks: Its steps, those inside of loops and branches too, command buffers left out.
+        thunks: Its steps, those inside of loops and branches too. What only holds or joins others
+            is left out: command buffers, sequences, and both ends of what runs asynchronously.
     """
 
     command_buffers: int
@@ -47,8 +51,10 @@ def parse_thunks(text: str) -> ThunkSequence:
             around.pop()
         if kind == _COMMAND_BUFFER:
             command_buffers += 1
-        elif kind != _SEQUENCE:
-            thunks.append(Thunk(kind, any(outer == _COMMAND_BUFFER for _, outer in around)))
+        elif kind not in _UNCOUNTED:
+            outer = [kind for _, kind in around]
+            parts = tuple(kind for kind in outer if kind != _COMMAND_BUFFER)
+            thunks.append(Thunk(kind, _COMMAND_BUFFER in outer, parts))
         around.append((indent, kind))
     return ThunkSequence(command_buffers, tuple(thunks))
 

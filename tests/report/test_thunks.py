@@ -1,10 +1,13 @@
 """XLA's thunk sequences are read as XLA writes them."""
 
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cudagraph_jax.report.thunks import Thunk, ThunkSequence, parse_thunks
 
+DUMPS = Path(__file__).parent / "dumps"
 PLAIN = """\
 000: kKernel\t, kernel=fusion_1
 001: kGemm  \tinfo
@@ -38,10 +41,10 @@ def test_what_is_nested():
         Thunk("kKernel", True),
         Thunk("kGemm", True),
         Thunk("kWhile", False),
-        Thunk("kKernel", False),
-        Thunk("kKernel", True),
-        Thunk("kKernel", True),
-        Thunk("kCustomCall", False),
+        Thunk("kKernel", False, ("kWhile",)),
+        Thunk("kKernel", True, ("kWhile",)),
+        Thunk("kKernel", True, ("kWhile",)),
+        Thunk("kCustomCall", False, ("kWhile",)),
         Thunk("kCopy", False),
     )
 
@@ -52,14 +55,28 @@ def test_a_recorded_loop():
     text += "          001: kGemm\t\n"
     assert parse_thunks(text).thunks == (
         Thunk("kWhile", True),
-        Thunk("kKernel", True),
-        Thunk("kGemm", True),
+        Thunk("kKernel", True, ("kWhile",)),
+        Thunk("kGemm", True, ("kWhile",)),
     )
 
 
-def test_sequences_are_no_thunks():
-    """A sequence is no step of its own."""
-    assert parse_thunks("000: kSequential\t\n    001: kCopy\t\n").thunks == (Thunk("kCopy", False),)
+def test_what_only_holds_others():
+    """A sequence, or an end of what runs asynchronously, is no step of its own."""
+    text = "000: kSequential\t\n    001: kCopy\t\n002: kAsyncStart\t\n    003: kCopy\t\n"
+    assert parse_thunks(f"{text}004: kAsyncDone\t\n").thunks == (
+        Thunk("kCopy", False, ("kSequential",)),
+        Thunk("kCopy", False, ("kAsyncStart",)),
+    )
+
+
+def test_a_dump_of_xla():
+    """What jaxlib 0.12 wrote for a `lax.scan` on an H100, with every scope's full options."""
+    found = parse_thunks((DUMPS / "scan-full.txt").read_text(encoding="utf-8"))
+    assert found.command_buffers == 2
+    left = [thunk for thunk in found.thunks if not thunk.is_recorded]
+    assert left == [Thunk("kWhile", False), Thunk("kCustomKernel", False, ("kWhile",))]
+    assert Thunk("kCopy", True, ("kWhile", "kAsyncStart", "kDynamicSliceFusion")) in found.thunks
+    assert len(found.thunks) == 14
 
 
 @given(st.text())

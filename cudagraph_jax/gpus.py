@@ -1,0 +1,142 @@
+"""GPUs that XLA can compile for without having them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from cudagraph_jax.errors import ConfigError
+
+# XLA records control flow from CUDA 12.3 on, and slices by a loop's counter from 12.9 on.
+_CUDA = "12.9.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GPU:
+    """What XLA's compiler asks of a GPU; the values are those that CUDA reports on one.
+
+    Args:
+        name: What CUDA calls it.
+        capability: Its compute capability, major and minor.
+        multiprocessors: How many it has.
+        float_units: Float32 units of a multiprocessor.
+        memory_bytes: Its memory.
+        bandwidth_bytes: Bytes a second from that memory.
+        l2_bytes: Its L2 cache.
+        clock_ghz: The highest clock.
+        shared_bytes: Shared memory of a multiprocessor.
+        block_shared_bytes: What one block may have of it.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    float_units: int
+    memory_bytes: int
+    bandwidth_bytes: int
+    l2_bytes: int
+    clock_ghz: float
+    shared_bytes: int
+    block_shared_bytes: int
+
+    def target_config(self) -> str:
+        """A `GpuTargetConfigProto` of XLA's as text, with CUDA 12.9."""
+        major, minor = self.capability
+        return f"""\
+gpu_device_info {{
+  name: "{self.name}"
+  cuda_compute_capability {{ major: {major} minor: {minor} }}
+  core_count: {self.multiprocessors}
+  fpus_per_core: {self.float_units}
+  clock_rate_ghz: {self.clock_ghz}
+  device_memory_size: {self.memory_bytes}
+  memory_bandwidth: {self.bandwidth_bytes}
+  l2_cache_size: {self.l2_bytes}
+  shared_memory_per_core: {self.shared_bytes}
+  shared_memory_per_block_optin: {self.block_shared_bytes}
+  shared_memory_per_block: 49152
+  threads_per_core_limit: 2048
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  driver_version: "{_CUDA}"
+  runtime_version: "{_CUDA}"
+  compile_time_toolkit_version: "{_CUDA}"
+}}
+platform_name: "CUDA"
+device_description_str: "{self.name}"
+"""
+
+
+_HOPPER = GPU(
+    name="NVIDIA H100 80GB HBM3",
+    capability=(9, 0),
+    multiprocessors=132,
+    float_units=128,
+    memory_bytes=84_942_979_072,
+    bandwidth_bytes=3_352_320_000_000,
+    l2_bytes=52_428_800,
+    clock_ghz=1.98,
+    shared_bytes=233_472,
+    block_shared_bytes=232_448,
+)
+GPUS = MappingProxyType(
+    {
+        "a100": GPU(
+            name="NVIDIA A100-SXM4-80GB",
+            capability=(8, 0),
+            multiprocessors=108,
+            float_units=64,
+            memory_bytes=85_100_068_864,
+            bandwidth_bytes=2_039_040_000_000,
+            l2_bytes=41_943_040,
+            clock_ghz=1.41,
+            shared_bytes=167_936,
+            block_shared_bytes=166_912,
+        ),
+        "h100": _HOPPER,
+        "h200": replace(
+            _HOPPER,
+            name="NVIDIA H200",
+            memory_bytes=151_397_597_184,
+            bandwidth_bytes=4_800_000_000_000,
+        ),
+        "b200": replace(
+            _HOPPER,
+            name="NVIDIA B200",
+            capability=(10, 0),
+            multiprocessors=148,
+            memory_bytes=191_514_411_008,
+            bandwidth_bytes=7_672_320_000_000,
+            l2_bytes=132_644_864,
+            clock_ghz=1.965,
+        ),
+    }
+)
+
+
+def target_config(gpu: str) -> str:
+    """What XLA must know of a GPU to compile for it: a `GpuTargetConfigProto` as text.
+
+    Args:
+        gpu: One of `GPUS`, or the path of a file with that text; XLA writes one for each program
+            that it dumps on a GPU, `*.gpu_target_config.pbtxt`.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    known = GPUS.get(gpu.lower())
+    if known is not None:
+        return known.target_config()
+    try:
+        return Path(gpu).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"gpu={gpu!r} is none of {', '.join(GPUS)}, and no readable file: {error}. Name one "
+            "of these, or a gpu_target_config.pbtxt that XLA dumped on such a GPU"
+        ) from error

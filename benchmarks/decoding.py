@@ -1,4 +1,4 @@
-"""A decode step and a prefill in several ways, each with a state of its own; gpu.py times them.
+"""A decode step and a prefill in several ways, compiled side by side; gpu.py times them.
 
 The model is the demo's decoder in bfloat16 with random weights. A step's KV cache is donated, and
 what a step returns is what the next one takes, as in a server.
@@ -6,45 +6,26 @@ what a step returns is what the next one takes, as in a server.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sizes import SIZES
 
 import cudagraph_jax as cg
 from cudagraph_jax.demo.decoder_model import KVCache, greedy_prefill, greedy_step
-from cudagraph_jax.demo.decoder_params import DecoderConfig, Params, random_params
+from cudagraph_jax.demo.decoder_params import Params, param_shapes
 
-SIZES = {
-    # For a look at the benchmark itself, on any machine.
-    "tiny": DecoderConfig(dtype="bfloat16"),
-    # Hidden size, heads and layers of Qwen2-0.5B and Llama-3.2-3B.
-    "0.5b": DecoderConfig(
-        vocab_size=151_936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_layers=24,
-        num_heads=14,
-        num_kv_heads=2,
-        head_dim=64,
-        dtype="bfloat16",
-    ),
-    "3b": DecoderConfig(
-        vocab_size=128_256,
-        hidden_size=3072,
-        intermediate_size=8192,
-        num_layers=28,
-        num_heads=24,
-        num_kv_heads=8,
-        head_dim=128,
-        dtype="bfloat16",
-    ),
-}
+CONTEXT, PROMPT = 1024, 512
+PLAIN = "jax.jit"
 SCOPES = {
     "NONE": cg.CommandBufferScope.NONE,
     "AUTO": cg.CommandBufferScope.AUTO,
@@ -52,6 +33,8 @@ SCOPES = {
 }
 # All that a step returns takes the place of what it was given, so that nothing moves.
 DONATED = (1, 2, 3)
+
+Step = Callable[..., Any]
 
 
 @dataclass(slots=True)
@@ -66,7 +49,7 @@ class Steps:
         host_us: Microseconds until a step is dispatched, round by round.
     """
 
-    step: Callable[..., Any]
+    step: Step
     params: Params
     state: tuple[Any, ...]
     step_ms: list[float] = field(default_factory=list)
@@ -90,16 +73,80 @@ class Steps:
         self.host_us.append((dispatched - start) / steps * 1e6)
 
 
-def params_of(size: str) -> Params:
-    """Random weights on the device."""
-    placed: Params = jax.device_put(random_params(SIZES[size]))
-    return placed
+class Lab:
+    """One size's weights, and its steps and prefills, each compiled once for all who ask for it.
+
+    Args:
+        size: One of `SIZES`.
+    """
+
+    def __init__(self, size: str) -> None:
+        self.size = size
+        self.params = random_on_device(size)
+        self._steps: dict[int, dict[str, Step]] = {}
+
+    def state(self, batch: int) -> tuple[Any, ...]:
+        """An empty cache, and tokens at its beginning."""
+        return fresh_state(self.size, batch)
+
+    def steps(self, batch: int) -> dict[str, Step]:
+        """Plain `jax.jit` and the bucketed step with each scope: compiled, and not run yet."""
+        if batch not in self._steps:
+            plain = jax.jit(greedy_step, donate_argnums=DONATED)
+            made: dict[str, Step] = {PLAIN: plain}
+            made |= {name: bucketed_step(batch, scope) for name, scope in SCOPES.items()}
+            state = jax.eval_shape(partial(fresh_state, self.size, batch))
+            side_by_side(
+                # AOT compiling fills the cache of `jax.jit`, too (FACTS.md, "Compiling, freeing").
+                lambda: plain.lower(self.params, *state).compile(),
+                *(
+                    partial(step.warmup, self.params, *state, progress=False)
+                    for step in made.values()
+                    if isinstance(step, cg.BucketedFunction)
+                ),
+            )
+            self._steps[batch] = made
+        return self._steps[batch]
+
+    def bucketed(self, batch: int, scope: str) -> cg.BucketedFunction[..., Any]:
+        """The step with its only bucket."""
+        step = self.steps(batch)[scope]
+        assert isinstance(step, cg.BucketedFunction)
+        return step
+
+    def warm(self, step: Step, batch: int) -> Steps:
+        """Steps that have been run often enough to be recorded."""
+        found = Steps(step, self.params, self.state(batch))
+        found.run(5)
+        return found
 
 
-def fresh_state(size: str, batch: int, context: int) -> tuple[Any, ...]:
+def side_by_side(*tasks: Callable[[], Any]) -> list[Any]:
+    """What they give, run at once as far as there are cores: XLA compiles without the GIL."""
+    with ThreadPoolExecutor(min(len(tasks), os.cpu_count() or 1)) as pool:
+        return [task.result() for task in [pool.submit(task) for task in tasks]]
+
+
+def random_on_device(size: str) -> Params:
+    """Random weights, made on the device: billions of them take NumPy minutes."""
+    shapes = param_shapes(SIZES[size])
+
+    @jax.jit
+    def made(key: jax.Array) -> Params:
+        leaves, structure = jax.tree.flatten(shapes)
+        keys = jax.random.split(key, len(leaves))
+        return jax.tree.unflatten(
+            structure, [_kernel(key, leaf) for key, leaf in zip(keys, leaves, strict=True)]
+        )
+
+    found: Params = made(jax.random.key(0))
+    return found
+
+
+def fresh_state(size: str, batch: int) -> tuple[Any, ...]:
     """An empty cache, and tokens at its beginning."""
     config = SIZES[size]
-    shape = (batch, context, config.num_kv_heads, config.head_dim)
+    shape = (batch, config.num_kv_heads, CONTEXT, config.head_dim)
 
     def layers() -> tuple[jax.Array, ...]:
         return tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
@@ -109,15 +156,20 @@ def fresh_state(size: str, batch: int, context: int) -> tuple[Any, ...]:
 
 
 def bucketed_step(
-    batch: int, context: int, scope: cg.CommandBufferScope, **options: Any
+    batch: int, scope: cg.CommandBufferScope, **options: Any
 ) -> cg.BucketedFunction[..., Any]:
-    """The step with its only bucket."""
+    """The step with its only bucket; `warmup` compiles it and does not run it."""
     config = cg.CUDAGraphConfig(
-        capture_sizes=(batch,), capture_seq_lens=(context,), command_buffers=scope, on_miss="error"
+        capture_sizes=(batch,),
+        capture_seq_lens=(CONTEXT,),
+        command_buffers=scope,
+        on_miss="error",
+        warmup_iterations=0,
+        compiler_options=options.pop("compiler_options", {}),
     )
     return cg.bucket_jit(
         greedy_step,
-        in_axes=(None, "batch seq _ _", "batch", "batch"),
+        in_axes=(None, "batch _ seq _", "batch", "batch"),
         unpad="none",
         donate_argnums=DONATED,
         config=config,
@@ -125,21 +177,8 @@ def bucketed_step(
     )
 
 
-def steppers(size: str, params: Params, batch: int, context: int) -> dict[str, Steps]:
-    """Plain `jax.jit`, and the bucketed step with each scope; all warm."""
-    found = {"jax.jit": Steps(jax.jit(greedy_step, donate_argnums=DONATED), params, ())}
-    for name, scope in SCOPES.items():
-        step = bucketed_step(batch, context, scope)
-        step.warmup(params, *fresh_state(size, batch, context), progress=False)
-        found[name] = Steps(step, params, ())
-    for contender in found.values():
-        contender.state = fresh_state(size, batch, context)
-        contender.run(5)
-    return found
-
-
 def timed_steps(contenders: Mapping[str, Steps], *, rounds: int, steps: int) -> list[list[object]]:
-    """A row for each contender: milliseconds of a step, of the first one's, and host time."""
+    """A row for each contender: milliseconds of a step, over the first one's, and host time."""
     for _ in range(rounds):
         for contender in contenders.values():
             contender.time(steps)
@@ -155,24 +194,42 @@ def timed_steps(contenders: Mapping[str, Steps], *, rounds: int, steps: int) -> 
     ]
 
 
-def timed_prefill(size: str, params: Params, seq: int, *, rounds: int) -> list[list[object]]:
-    """A row for each contender: milliseconds of a prefill of one prompt."""
-    tokens, lengths = np.zeros((1, seq), np.int32), np.full(1, seq, np.int32)
-    contenders: dict[str, Callable[..., Any]] = {"jax.jit": jax.jit(greedy_prefill)}
+def timed_prefill(lab: Lab, *, rounds: int) -> list[list[object]]:
+    """A row for each contender: milliseconds of a prefill of one prompt, over the first one's."""
+    tokens, lengths = np.zeros((1, PROMPT), np.int32), np.full(1, PROMPT, np.int32)
+    contenders: dict[str, Step] = {PLAIN: jax.jit(greedy_prefill)}
     for name, scope in SCOPES.items():
-        contenders[name] = cg.bucket_jit(
-            greedy_prefill,
-            in_axes=(None, "batch seq", "batch"),
-            unpad="none",
-            config=cg.CUDAGraphConfig(
-                capture_sizes=(1,), capture_seq_lens=(seq,), command_buffers=scope
-            ),
+        config = cg.CUDAGraphConfig(
+            capture_sizes=(1,), capture_seq_lens=(PROMPT,), command_buffers=scope
         )
+        contenders[name] = cg.bucket_jit(
+            greedy_prefill, in_axes=(None, "batch seq", "batch"), unpad="none", config=config
+        )
+    side_by_side(
+        *(partial(contender, lab.params, tokens, lengths) for contender in contenders.values())
+    )
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 3):  # three runs to be warm
         for name, contender in contenders.items():
             start = time.perf_counter()
-            jax.block_until_ready(contender(params, tokens, lengths))
+            jax.block_until_ready(contender(lab.params, tokens, lengths))
             if number >= 3:
                 taken[name].append((time.perf_counter() - start) * 1e3)
-    return [[name, statistics.median(times)] for name, times in taken.items()]
+    first = taken[PLAIN]
+    return [
+        [
+            name,
+            statistics.median(times),
+            statistics.median(a / b for a, b in zip(times, first, strict=True)),
+            "",
+        ]
+        for name, times in taken.items()
+    ]
+
+
+def _kernel(key: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    if leaf.ndim == 1:  # a norm's scale
+        return jnp.ones(leaf.shape, leaf.dtype)
+    return (jax.random.normal(key, leaf.shape, jnp.float32) * leaf.shape[-1] ** -0.5).astype(
+        leaf.dtype
+    )

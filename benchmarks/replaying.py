@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from decoding import CONTEXT, SCOPES, Lab, Steps, bucketed_step, side_by_side
+from serving import CHILD
 
 import cudagraph_jax as cg
 from cudagraph_jax.demo.decoder_model import greedy_step
@@ -62,12 +63,10 @@ def by_update_mode(size: str) -> Rows:
     rows: Rows = []
     for mode in UPDATE_MODES:
         flags = f"{os.environ['XLA_FLAGS']} --xla_gpu_command_buffer_update_mode={mode}"
-        # This process holds most of the GPU's memory.
-        environment = {**os.environ, "XLA_FLAGS": flags, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.15"}
         done = subprocess.run(
             [sys.executable, Path(__file__), "--size", size],
             check=False,
-            env=environment,
+            env={**CHILD, "XLA_FLAGS": flags},
             capture_output=True,
             text=True,
             timeout=150,

@@ -9,6 +9,7 @@ turns; no bucket is run meanwhile (`warmup_iterations=0`), which would take as l
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -50,8 +51,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--json", action="store_true", help="print the seconds, for a program")
     options = parser.parse_args()
     taken = warmup_seconds(workers=options.workers, rounds=options.rounds)
+    if options.json:
+        print(json.dumps(taken))
+        return 0
     device, cores = jax.devices()[0].device_kind, os.cpu_count()
     print(f"jax {jax.__version__}, {device}, {cores} cores, {BUCKETS} buckets, medians")
     first = taken[options.workers[0]]

@@ -83,14 +83,15 @@ class Encoder:
         )
         self.max_batch_size = min(config.max_batch_size, max(config.capture_sizes))
 
-    def warmup(self, *, progress: Callback | bool | None = None) -> WarmupReport:
+    def warmup(self, *, progress: Callback | bool | None = None, workers: int = 1) -> WarmupReport:
         """Captures the whole grid, so that no later `embed` compiles.
 
         Args:
             progress: As for `BucketedFunction.warmup`.
+            workers: How many buckets XLA compiles at a time.
         """
         ids, mask = stack(self.tokenize(["example"]))
-        return self.function.warmup(self.params, ids, mask, progress=progress)
+        return self.function.warmup(self.params, ids, mask, progress=progress, workers=workers)
 
     def serve(self, ids: IntArray, mask: IntArray) -> Embeddings:
         """The vectors of one micro-batch, in host memory: float32 (batch, 384).

@@ -19,6 +19,7 @@ import numpy as np
 from timing import Timing, interleaved
 
 import cudagraph_jax as cg
+from cudagraph_jax.demo.decoder_model import KVCache
 
 CONFIG = cg.CUDAGraphConfig(capture_sizes=(1, 2, 4, 8, 16), capture_seq_lens=(16, 32, 64, 128))
 
@@ -33,6 +34,11 @@ def with_parameters(parameters, x):
     return x + sum(leaf[0] for leaf in parameters.values())
 
 
+def with_cache(cache, x):
+    """A function whose sizes a pytree of 48 arrays carries: the KV cache of 24 layers."""
+    return x + sum(leaf[:, 0] for leaf in jax.tree.leaves(cache))
+
+
 def exact_hits(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]:
     """Exact hits against the raw compiled call."""
     x = jnp.ones((4, 16))
@@ -45,6 +51,12 @@ def exact_hits(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]
     hit_98 = cg.bucket_jit(
         with_parameters, in_axes=(None, "batch seq"), config=CONFIG, unpad="none"
     )
+    keys, values = (tuple(jnp.ones((4, 16)) for _ in range(24)) for _ in range(2))
+    cache, row = KVCache(keys, values), jnp.ones(4)
+    raw_cache = jax.jit(with_cache).lower(cache, row).compile()
+    hit_cache = cg.bucket_jit(
+        with_cache, in_axes=("batch seq", "batch"), config=CONFIG, unpad="none"
+    )
     times = interleaved(
         {
             "raw": lambda: raw(x, x),
@@ -53,6 +65,8 @@ def exact_hits(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]
             "hit, fetched": lambda: on_host(x, x),
             "raw 98": lambda: raw_98(parameters, x),
             "hit 98": lambda: hit_98(parameters, x),
+            "raw cache": lambda: raw_cache(cache, row),
+            "hit cache": lambda: hit_cache(cache, row),
         },
         rounds=rounds,
         calls=calls,
@@ -64,6 +78,12 @@ def exact_hits(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]
             times["hit 98"],
             times["raw 98"],
             "<= 1.05",
+        ),
+        (
+            "exact hit, sizes in a pytree of 48 arrays / raw call",
+            times["hit cache"],
+            times["raw cache"],
+            "",
         ),
         (
             'exact hit, unpad="host" / raw call + numpy.asarray',

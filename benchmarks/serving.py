@@ -68,6 +68,7 @@ def store(lab: Lab) -> Rows:
             (shown,) = step.manager.profile_replays(lambda loop=loop: loop.run(20)).buckets
             counts = f"{report.captured} captured, {report.loaded} loaded"
             rows.append([how, counts, seconds, str(tokens), shown.replays, shown.shown])
+            step.manager.close()
     return rows
 
 

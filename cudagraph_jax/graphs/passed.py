@@ -31,9 +31,8 @@ def leading_leaf(tree: PyTree) -> object:
     JAX narrows NumPy's 64-bit floats silently, so that those are looked at.
     """
     leaves = jax.tree.leaves(tree)
-    for leaf in leaves:
-        if type(leaf) is np.ndarray:
-            return leaf
+    if np.ndarray in map(type, leaves):
+        return next(leaf for leaf in leaves if type(leaf) is np.ndarray)
     return leaves[0] if leaves else None
 
 

@@ -117,7 +117,7 @@ def test_a_setting_that_is_wrong():
     """A process with a wrong setting ends with 1 and is told what to do."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "cudagraph_jax", "doctor"],
-        env={**os.environ, "JAX_DEBUG_NANS": "1"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DEBUG_NANS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -104,6 +104,17 @@ def running(x):
     return jnp.cumsum(x, axis=1)
 
 
+def in_a_loop(wide, x):
+    """`wide` as the state of a loop, which takes memory of its own once on every backend."""
+    return lax.fori_loop(0, jnp.int32(x.sum() > 0), lambda _, state: state + 1, wide)
+
+
+def big(x):
+    """Needs 400 kB of temporary memory a row."""
+    wide = jnp.broadcast_to(x[:, :1], (x.shape[0], 100_000)) * jnp.arange(100_000.0)
+    return in_a_loop(wide, x)[:, ::50_000]
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of function: how it is declared, and arguments of any sizes."""

@@ -86,6 +86,7 @@ def main() -> None:
     if not options.no_store:
         store = GraphStore(options.directory, patience_s=options.patience)
     if options.limit_bytes is not None:
+        jax.devices()  # before, since what starts an accelerator may write files of its own
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.limit_bytes, options.limit_bytes))
     function = FUNCTIONS[options.function]
     served = bucket_jit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cudagraph_jax import CaptureError
-from cudagraph_jax.graphs.compare import EXACT, Tolerance, worst_difference
+from cudagraph_jax.graphs.compare import EXACT, Tolerance, rounding, worst_difference
 
 NUMBERS = arrays(np.float32, (2, 3), elements=st.floats(width=32))
 
@@ -62,3 +63,20 @@ def test_other_shapes():
     """Another shape is no matter of tolerance."""
     with pytest.raises(CaptureError, match="declare out_axes"):
         worst_difference(np.zeros(2), np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "platform", "expected"),
+    [
+        (np.float32, None, "gpu", 2.0**-10),
+        (np.float32, "tensorfloat32", "gpu", 2.0**-10),
+        (np.float32, "highest", "gpu", 2.0**-23),
+        (np.float32, None, "cpu", 2.0**-23),
+        (np.float16, None, "gpu", 2.0**-10),
+        (jnp.bfloat16, None, "gpu", 2.0**-7),
+    ],
+)
+def test_products_of_a_gpu(dtype, precision, platform, expected):
+    """Where a GPU takes ten bits of float32 factors, two buckets may differ by as much."""
+    with jax.default_matmul_precision(precision):
+        assert rounding(np.dtype(dtype), platform=lambda: platform) == expected

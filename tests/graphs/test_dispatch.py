@@ -23,7 +23,7 @@ from cudagraph_jax import (
     SealedError,
     bucket_jit,
 )
-from tests.graphs.functions import GRID, assert_close, double, floats, stats_of
+from tests.graphs.functions import GRID, assert_close, big, double, floats, stats_of
 
 X = floats(0, 2, 4)
 
@@ -212,12 +212,6 @@ def test_an_unknown_compiler_option_is_an_error():
     with pytest.raises(ConfigError, match="'xla_no_such_option': correct compiler_options"):
         function(X)
     assert function.registry.num_graphs == 0
-
-
-def big(x):
-    """Needs 400 kB of temporary memory a row."""
-    wide = jnp.sort(jnp.broadcast_to(x[:, :1], (x.shape[0], 100_000)) * jnp.arange(100_000.0), 1)
-    return wide[:, ::50_000]
 
 
 def test_a_bucket_beyond_the_whole_budget_runs_eagerly():

@@ -7,6 +7,7 @@ import gc
 import os
 import weakref
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -102,6 +103,8 @@ def resident_bytes():
 
 def test_a_thousand_buckets():
     """A thousand sizes with max_graphs=8 leave eight executables, and memory for as many."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("what executables hold is on the device, and a thousand take minutes there")
     table = np.arange(2**16, dtype=np.float32)  # a constant of each executable
     config = CUDAGraphConfig(
         capture_sizes=(1,), max_capture_seq_len=2000, max_graphs=8, warmup_iterations=0

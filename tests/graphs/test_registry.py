@@ -22,7 +22,7 @@ from cudagraph_jax import (
     bucket_jit,
 )
 from tests.graphs.faults import Told
-from tests.graphs.functions import GRID, assert_close, double, floats, stats_of, total
+from tests.graphs.functions import GRID, assert_close, big, double, floats, stats_of, total
 
 CONFIG = CUDAGraphConfig(capture_sizes=(1, 4, 8), capture_seq_lens=(8, 16), warmup_iterations=1)
 
@@ -250,27 +250,21 @@ def test_the_least_recently_used_goes_first():
     assert registry.evictions == 1
 
 
-def wide(x):
-    """Needs about half a MiB of temporary memory per row."""
-    table = jnp.broadcast_to(x[:, :1], (x.shape[0], 100_000)) * jnp.arange(100_000.0)
-    return jnp.sort(table, 1)[:, ::50_000]
-
-
 def test_the_memory_budget():
     """Beyond the budget the least recently used is dropped; one alone beyond it is an error."""
     registry = CUDAGraphRegistry(CUDAGraphConfig(memory_pool_size_mb=1, warmup_iterations=0))
-    entries = [registry.capture(1, seq, wide, (1, seq)) for seq in (2, 3)]
+    entries = [registry.capture(1, seq, big, (1, seq)) for seq in (2, 3)]
     assert stats_of(registry)["memory_bytes"] == sum(entry.memory_bytes or 0 for entry in entries)
     entries[0].replay(floats(0, 1, 2))
-    registry.capture(1, 4, wide, (1, 4))
+    registry.capture(1, 4, big, (1, 4))
     assert [entry.key for entry in registry.entries()] == [(1, 2), (1, 4)]
     with pytest.raises(CaptureError, match="more than the whole budget of 1,048,576"):
-        registry.capture(8, 2, wide, (8, 2))
+        registry.capture(8, 2, big, (8, 2))
     assert registry.num_graphs == 2
     unlimited = CUDAGraphRegistry(
         CUDAGraphConfig(memory_pool_size_mb=1, use_memory_pool=False, warmup_iterations=0)
     )
-    assert (unlimited.capture(8, 2, wide, (8, 2)).memory_bytes or 0) > 2**20
+    assert (unlimited.capture(8, 2, big, (8, 2)).memory_bytes or 0) > 2**20
 
 
 def test_the_clock_is_injected():

@@ -79,15 +79,10 @@ def scaling(constant):
         {"donate_argnums": 0, "unpad": "none"},
         {"mask_argname": "mask", "function": lambda x, mask: x * 2.0 * mask},
         {"config": dataclasses.replace(SMALL, capture_seq_lens=(8,), max_capture_seq_len=8)},
-        {
-            "config": dataclasses.replace(
-                SMALL, compiler_options={"xla_cpu_enable_fast_math": "True"}
-            )
-        },
     ],
 )
 def test_what_is_not_the_same_is_compiled(tmp_path, other):
-    """Another constant, dtype, name, donation, mask, bucket or option is another executable."""
+    """Another constant, dtype, name, donation, mask or bucket is another executable."""
     function = scaling(np.float32(2))
     warmed(function, tmp_path)
     assert loaded(function, tmp_path)
@@ -97,6 +92,20 @@ def test_what_is_not_the_same_is_compiled(tmp_path, other):
         warnings.simplefilter("ignore")  # donated buffers that no output can take over
         assert not loaded(function, tmp_path, *args, **options)
         assert loaded(function, tmp_path, *args, **options)
+
+
+def test_compiler_options_count(tmp_path):
+    """With other options it is another executable; accelerators may lose them, and keep none."""
+    options = {"xla_cpu_enable_fast_math": "True"}
+    other = dataclasses.replace(SMALL, compiler_options=options)
+    warmed(tanh_of, tmp_path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert not loaded(tanh_of, tmp_path, config=other)
+        is_kept = loaded(tanh_of, tmp_path, config=other)
+    assert is_kept == (jax.default_backend() == "cpu")
+    assert is_kept != any("may lose its compiler options" in str(each.message) for each in told)
+    assert loaded(tanh_of, tmp_path)
 
 
 def test_a_setting_of_jax_counts(tmp_path):

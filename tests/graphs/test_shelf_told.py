@@ -49,8 +49,8 @@ def pretend(directory: Path, fields: dict[str, Json]) -> None:
     [
         ("jax", "0.9.0"),
         ("jaxlib", "0.9.0"),
-        ("device_kind", ["NVIDIA H100 80GB HBM3"]),
-        ("platform", "gpu"),
+        ("device_kind", ["TPU v4"]),
+        ("platform", "tpu"),
         ("device_count", 8),
         ("cpu_features", "0123456789abcdef"),
         ("xla_flags", ["--xla_cpu_enable_fast_math=true"]),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
 from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.shapes.padding import Array
+
+_TF32 = 2.0**-10
+_TF32_PRECISIONS = (None, "default", "fastest", "tensorfloat32")
 
 
 class Tolerance(NamedTuple):
@@ -29,7 +34,7 @@ class Tolerance(NamedTuple):
 
         Args:
             size: How large each is; 0 for those that are not finite.
-            epsilon: The distance from 1 to the next number of their dtype.
+            epsilon: The distance from 1 to the next number that is told apart from it.
         """
         if self.rtol is None and self.atol is None:
             half = epsilon**0.5
@@ -96,5 +101,20 @@ def _distances(
     same = (have == want) | (np.isnan(have) & np.isnan(want))
     off = np.where(same, 0.0, np.abs(np.where(same, 0, have) - np.where(same, 0, want)))
     size = np.abs(np.where(np.isfinite(want), want, 0))
-    info = jnp.finfo(found.dtype)  # type: ignore[no-untyped-call]
-    return np.where(np.isnan(off), np.inf, off), tolerance.allowed(size, float(info.eps))
+    return np.where(np.isnan(off), np.inf, off), tolerance.allowed(size, rounding(found.dtype))
+
+
+def rounding(dtype: np.dtype[Any], *, platform: Callable[[], str] = jax.default_backend) -> float:
+    """The relative distance between numbers that a matrix product of `dtype` tells apart.
+
+    Args:
+        dtype: An inexact dtype.
+        platform: Gives the backend's name.
+    """
+    epsilon = float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    if dtype != np.float32 or platform() != "gpu":
+        return epsilon
+    # By default GPUs take TF32's 10 bits of float32 factors, and whether one does may depend on the
+    # bucket: https://docs.jax.dev/en/latest/_autosummary/jax.default_matmul_precision.html
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # no stub
+    return _TF32 if precision in _TF32_PRECISIONS else epsilon

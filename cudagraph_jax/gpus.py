@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from cudagraph_jax.errors import ConfigError
 
+_NEEDED = (
+    "block_dim_limit_x",
+    "block_dim_limit_y",
+    "block_dim_limit_z",
+    "clock_rate_ghz",
+    "core_count",
+    "device_memory_size",
+    "fpus_per_core",
+    "l2_cache_size",
+    "major",
+    "memory_bandwidth",
+    "registers_per_block_limit",
+    "registers_per_core_limit",
+    "shared_memory_per_block",
+    "shared_memory_per_block_optin",
+    "shared_memory_per_core",
+    "threads_per_block_limit",
+    "threads_per_core_limit",
+    "threads_per_warp",
+)
 # XLA records control flow from CUDA 12.3 on, and slices by a loop's counter from 12.9 on.
 _CUDA = "12.9.0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPU:
-    """What XLA's compiler asks of a GPU; the values are those that CUDA reports on one.
+    """What XLA's compiler asks of a GPU.
+
+    The values are those of XLA's own descriptions:
+    https://github.com/openxla/xla/tree/main/xla/backends/gpu/target_config/specs
 
     Args:
         name: What CUDA calls it.
@@ -128,15 +152,26 @@ def target_config(gpu: str) -> str:
             that it dumps on a GPU, `*.gpu_target_config.pbtxt`.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: It is neither, or the file lacks what XLA divides by.
     """
     known = GPUS.get(gpu.lower())
-    if known is not None:
-        return known.target_config()
+    return _read(gpu) if known is None else known.target_config()
+
+
+def _read(gpu: str) -> str:
     try:
-        return Path(gpu).read_text(encoding="utf-8")
+        text = Path(gpu).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"gpu={gpu!r} is none of {', '.join(GPUS)}, and no readable file: {error}. Name one "
             "of these, or a gpu_target_config.pbtxt that XLA dumped on such a GPU"
         ) from error
+    # XLA takes what is missing for 0, and ends the process where it divides by it.
+    missing = [field for field in _NEEDED if not re.search(rf"\b{field}: *[\"1-9]", text)]
+    if missing or 'platform_name: "CUDA"' not in text:
+        raise ConfigError(
+            f"gpu={gpu!r} describes no CUDA GPU: {', '.join(missing) or 'platform_name'} is "
+            "missing. Take a gpu_target_config.pbtxt that XLA dumped on one "
+            "(XLA_FLAGS=--xla_dump_to=DIR)"
+        )
+    return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 
 
@@ -55,6 +56,15 @@ class CommandBufferScope(Enum):
                 return {_COMMAND_BUFFER: "FUSION,CUBLAS,CUBLASLT"}
             case CommandBufferScope.FULL:
                 return {_COMMAND_BUFFER: ",".join(_RECORDABLE), _MIN_GRAPH_SIZE: "1"}
+
+    def in_place_of(self, options: Mapping[str, str]) -> dict[str, str]:
+        """`options` with this scope instead of the one that they are of."""
+        others = {
+            name: value
+            for name, value in options.items()
+            if name not in (_COMMAND_BUFFER, _MIN_GRAPH_SIZE)
+        }
+        return {**others, **self.compiler_options()}
 
 
 _COMMAND_BUFFER = "xla_gpu_enable_command_buffer"

@@ -19,3 +19,4 @@ def float32_products():
     """Products of float32 matrices have its digits; GPUs leave them half of those by default."""
     if jax.default_backend() != "cpu":
         jax.config.update("jax_default_matmul_precision", "highest")
+        os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"  # of the processes that tests start

@@ -25,8 +25,24 @@ def test_hopper():
 def test_a_file(tmp_path):
     """A file is taken as it is."""
     path = tmp_path / "gpu_target_config.pbtxt"
-    path.write_text("gpu_device_info {}")
-    assert target_config(str(path)) == "gpu_device_info {}"
+    path.write_text(target_config("a100"))
+    assert target_config(str(path)) == target_config("a100")
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("", "core_count"),
+        (target_config("h100").replace("core_count: 132", "core_count: 0"), "core_count is"),
+        (target_config("h100").replace("CUDA", "ROCM"), "platform_name is"),
+    ],
+)
+def test_a_file_that_lacks_something(tmp_path, text, missing):
+    """What XLA would divide by must be there: it ends the process otherwise."""
+    path = tmp_path / "gpu.pbtxt"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"describes no CUDA GPU: .*{missing}"):
+        target_config(str(path))
 
 
 def test_unknown(tmp_path):

@@ -20,8 +20,9 @@ command buffers, which stay outside and why. On a CPU there are none; with --gpu
 a GPU that need not be here.
 
 MODULE is imported from the current directory or wherever Python finds it. FUNCTION is what
-bucket_jit made, or a plain function. What its arguments are like is said by --arg, once for each,
-or by --example; a bucketed function that has captured something needs neither."""
+bucket_jit made, or a plain function. What the arguments of a plain function are like is said by
+--arg, once for each, those of a bucketed one by --arg or --example; one that has captured something
+needs neither."""
 _EPILOG = """\
 examples:
   cudagraph-jax inspect model:embed --batch 8 --seq 128 --example example_arguments
@@ -38,6 +39,13 @@ def add_to(commands: Commands) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_function(parser)
+    _add_compiler(parser)
+    parser.set_defaults(run=_run)
+
+
+def _add_function(parser: argparse.ArgumentParser) -> None:
+    """What is compiled."""
     parser.add_argument("function", metavar="MODULE:FUNCTION", help="such as model:embed")
     parser.add_argument(
         "--batch",
@@ -61,12 +69,24 @@ def add_to(commands: Commands) -> None:
         metavar="NAME",
         help="what MODULE has the positional arguments in: a tuple, or a function that gives one",
     )
+
+
+def _add_compiler(parser: argparse.ArgumentParser) -> None:
+    """What it is compiled with, and what is written."""
     parser.add_argument(
         "--scope",
         action="append",
         default=[],
         choices=[scope.name for scope in CommandBufferScope],
-        help="compile with this scope alone; may be given several times (default: all)",
+        help="compile with this scope alone; may be given several times (default: all). A bucketed "
+        "function is compiled with its own options besides",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a further option of XLA's compiler; may be given several times",
     )
     parser.add_argument(
         "--gpu",
@@ -75,7 +95,6 @@ def add_to(commands: Commands) -> None:
         "gpu_target_config.pbtxt of XLA's; takes JAX's CUDA plugin",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
-    parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -92,6 +111,7 @@ def _run(options: argparse.Namespace) -> int:
         arguments=options.arg,
         example=options.example,
         scopes=scopes,
+        compiler_options=options.option,
         gpu=options.gpu,
     )
     print(found)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +35,7 @@ def inspected(
     arguments: Sequence[str],
     example: str | None,
     scopes: Sequence[CommandBufferScope],
+    compiler_options: Sequence[str] = (),
     gpu: str | None = None,
 ) -> Inspection:
     """What XLA records of a function that is named on a command line.
@@ -44,6 +46,7 @@ def inspected(
         arguments: Descriptions of the positional arguments, such as `int32[batch,seq]`.
         example: What the module has them in.
         scopes: What to compile it with.
+        compiler_options: Further options of XLA for all of it, as `NAME=VALUE`.
         gpu: The GPU to compile for; None: for the default backend.
 
     Raises:
@@ -54,15 +57,46 @@ def inspected(
     specs = [_spec(text) for text in arguments]
     if specs and example is not None:
         raise ConfigError("--arg and --example both describe the arguments: give one of the two")
-    options = {scope.name: scope.compiler_options() for scope in scopes}
     if isinstance(found, BucketedFunction):
-        options = {"own options": found.manager.config.xla_options(), **options}
-        bucketed = found
+        bucketed, own = found, found.manager.config.xla_options()
     else:
-        bucketed = bucket_jit(found, in_axes=_in_axes(function, specs))
+        bucketed, own = bucket_jit(found, in_axes=_in_axes(function, specs)), None
+    options = compiled_with(own, scopes, compiler_options)
     args = tuple(struct for struct, _ in specs) if example is None else _example(module, example)
     program = _program(bucketed, args, bucket)
-    return inspect(program, _carried(program, bucket), options, gpu=gpu)
+    with without_cache():
+        return inspect(program, _carried(program, bucket), options, gpu=gpu)
+
+
+def compiled_with(
+    own: Mapping[str, str] | None, scopes: Sequence[CommandBufferScope], further: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """XLA's options for each compile, by what the result calls it.
+
+    Args:
+        own: Those of a bucketed function, with which it is compiled first; None: it is a plain one.
+        scopes: What to compile it with besides, its other options being as they are.
+        further: Options for all of it, as `NAME=VALUE`.
+
+    Raises:
+        ConfigError: One of `further` is written otherwise.
+    """
+    options = {} if own is None else {"own options": dict(own)}
+    options |= {scope.name: scope.in_place_of(own or {}) for scope in scopes}
+    added = dict(_option(text) for text in further)
+    return {name: {**given, **added} for name, given in options.items()}
+
+
+@contextmanager
+def without_cache() -> Iterator[None]:
+    """Without JAX's persistent cache: what it gives is not dumped, nor can it take all of this."""
+    name = "jax_enable_compilation_cache"
+    usual = getattr(jax.config, name)
+    jax.config.update(name, False)
+    try:
+        yield
+    finally:
+        jax.config.update(name, usual)
 
 
 def _program(bucketed: Bucketed, args: tuple[Any, ...], bucket: Bucket) -> Program:
@@ -99,9 +133,10 @@ def _found(text: str) -> tuple[ModuleType, Callable[..., Any]]:
     except CUDAGraphError:
         raise
     except Exception as error:
+        is_nowhere = isinstance(error, ModuleNotFoundError) and error.name == name
+        remedy = ": run it from the directory that has the module" if is_nowhere else ""
         raise ConfigError(
-            f"cannot import {name}: {type(error).__name__}: {error}: run it from the directory "
-            "that has the module"
+            f"cannot import {name}: {type(error).__name__}: {error}{remedy}"
         ) from error
     found = _attribute(module, attribute)
     if not callable(found):
@@ -149,6 +184,13 @@ def _spec(text: str) -> tuple[jax.ShapeDtypeStruct, str | None]:
     if not set(dims) & set(_SIZES):
         return struct, None
     return struct, " ".join(dim if dim in _SIZES else "_" for dim in dims)
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ConfigError(f"--option {text!r} sets nothing: write it as NAME=VALUE")
+    return name, value
 
 
 def _in_axes(function: str, specs: Sequence[tuple[object, str | None]]) -> tuple[str | None, ...]:

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.shapes.padding import Array
 
-_TF32 = 2.0**-10
-_TF32_PRECISIONS = (None, "default", "fastest", "tensorfloat32")
+# Some factors' rounding to ten bits after the point, which adds up over layers.
+_TF32 = 4 * 2.0**-10
+_ALL_DIGITS = ("highest", "float32", "F32_F32_F32", "F64_F64_F64")
 
 
 class Tolerance(NamedTuple):
@@ -29,16 +30,20 @@ class Tolerance(NamedTuple):
     rtol: float | None = None
     atol: float | None = None
 
-    def allowed(self, size: npt.NDArray[np.float64], epsilon: float) -> npt.NDArray[np.float64]:
+    def allowed(
+        self, size: npt.NDArray[np.float64], epsilon: float, products: float = 0.0
+    ) -> npt.NDArray[np.float64]:
         """By how much each element may be off.
 
         Args:
             size: How large each is; 0 for those that are not finite.
-            epsilon: The distance from 1 to the next number that is told apart from it.
+            epsilon: The distance from 1 to the next number of their dtype.
+            products: By how much matrix products may be off, of the largest element.
         """
         if self.rtol is None and self.atol is None:
             half = epsilon**0.5
-            return np.full_like(size, max(half * size.max(initial=0.0), min(half, 32 * epsilon)))
+            largest = max(half, products) * size.max(initial=0.0)
+            return np.full_like(size, max(largest, min(half, 32 * epsilon)))
         return (self.atol or 0.0) + (self.rtol or 0.0) * size
 
 
@@ -101,20 +106,25 @@ def _distances(
     same = (have == want) | (np.isnan(have) & np.isnan(want))
     off = np.where(same, 0.0, np.abs(np.where(same, 0, have) - np.where(same, 0, want)))
     size = np.abs(np.where(np.isfinite(want), want, 0))
-    return np.where(np.isnan(off), np.inf, off), tolerance.allowed(size, rounding(found.dtype))
+    epsilon = float(jnp.finfo(found.dtype).eps)  # type: ignore[no-untyped-call]
+    allowed = tolerance.allowed(size, epsilon, coarse_products(found.dtype))
+    return np.where(np.isnan(off), np.inf, off), allowed
 
 
-def rounding(dtype: np.dtype[Any], *, platform: Callable[[], str] = jax.default_backend) -> float:
-    """The relative distance between numbers that a matrix product of `dtype` tells apart.
+def coarse_products(
+    dtype: np.dtype[Any], *, platform: Callable[[], str] = jax.default_backend
+) -> float:
+    """By how much matrix products of `dtype` may be off, of the largest element; 0: by rounding.
+
+    GPUs take ten bits of float32 factors (TF32) unless told otherwise, and whether a product does
+    so may depend on the bucket:
+    https://docs.jax.dev/en/latest/_autosummary/jax.default_matmul_precision.html
 
     Args:
         dtype: An inexact dtype.
         platform: Gives the backend's name.
     """
-    epsilon = float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
     if dtype != np.float32 or platform() != "gpu":
-        return epsilon
-    # By default GPUs take TF32's 10 bits of float32 factors, and whether one does may depend on the
-    # bucket: https://docs.jax.dev/en/latest/_autosummary/jax.default_matmul_precision.html
+        return 0.0
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]  # no stub
-    return _TF32 if precision in _TF32_PRECISIONS else epsilon
+    return 0.0 if precision in _ALL_DIGITS else _TF32

@@ -180,7 +180,7 @@ class CUDAGraphEntry:
         the recorded graphs of the process recorded again at their next run.
 
         Args:
-            scopes: Further scopes, to compare.
+            scopes: Further scopes to compare it with, its other options being as they are.
             gpu: The GPU to compile for, which need not be here: `"a100"`, `"h100"`, `"h200"`,
                 `"b200"`, or the path of a `gpu_target_config.pbtxt` that XLA dumped on one. It
                 takes JAX's CUDA plugin. None: for the default backend.
@@ -193,7 +193,7 @@ class CUDAGraphEntry:
         from cudagraph_jax.graphs.inspection import inspect
 
         options = {"own options": self.options}
-        options |= {scope.name: scope.compiler_options() for scope in scopes}
+        options |= {scope.name: scope.in_place_of(self.options) for scope in scopes}
         return inspect(self.program, self.bucket, options, gpu=gpu)
 
     def replay(self, inputs: PyTree) -> PyTree:

@@ -6,6 +6,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 
 import jax
 from jax.sharding import Mesh, NamedSharding, Sharding
@@ -53,6 +54,19 @@ def execution_devices(program: Program) -> tuple[jax.Device, ...]:
     return devices
 
 
+def loading_keeps_options(jaxlib: str | None = None) -> bool:
+    """Whether what is loaded off the CPU has the compiler options that it was compiled with.
+
+    XLA's CUDA runtime keeps them in 0.11.2 and in 0.12.0.1: what was compiled with
+    `CommandBufferScope.NONE` launches no graph after loading. Older ones were not tried.
+
+    Args:
+        jaxlib: Its version; None: that of the one that is installed.
+    """
+    major, minor = (version("jaxlib") if jaxlib is None else jaxlib).split(".")[:2]
+    return (int(major), int(minor)) >= (0, 11)
+
+
 def common_fields(program: Program, bucket: Bucket, *, options: Mapping[str, str]) -> Fields:
     """What identifies an executable, but for what it computes.
 
@@ -60,10 +74,10 @@ def common_fields(program: Program, bucket: Bucket, *, options: Mapping[str, str
         StoreError: It is nothing that could be stored.
     """
     devices = execution_devices(program)
-    if options and devices[0].platform != "cpu":
+    if options and devices[0].platform != "cpu" and not loading_keeps_options():
         raise StoreError(
-            "loading may lose its compiler options on this platform: JAX's persistent cache, which "
-            "keeps them, can be on instead"
+            "loading may lose its compiler options on this platform with a jaxlib before 0.11: "
+            "JAX's persistent cache, which keeps them, can be on instead"
         )
     target = program.target
     return {

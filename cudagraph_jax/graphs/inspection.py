@@ -15,6 +15,7 @@ from cudagraph_jax.graphs.executable import Lowering
 from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.graphs.topology import absent_gpu
 from cudagraph_jax.report.inspection import Inspection, ScopeInspection
+from cudagraph_jax.report.reasons import effective_options
 from cudagraph_jax.report.thunks import ThunkSequence, parse_thunks
 from cudagraph_jax.shapes.ladder import Bucket
 
@@ -65,16 +66,30 @@ def inspect(
     name = program.target.name
     device = None if gpu is None else _absent(gpu, program)
     where = platform() if device is None else device.device_kind
-    lowering = program.lower(bucket, clock=time.perf_counter, device=device)
+    lowering = _lowered(program, bucket, device)
     if where == "cpu":
         return Inspection(name, bucket, where, ())
     found = []
     for scope, options in scopes.items():
         with tempfile.TemporaryDirectory(prefix="cudagraph_jax-") as directory:
             dump(lowering, options, Path(directory))
-            sequence = read_dump(Path(directory), name=f"{name} {bucket}")
-        found.append(ScopeInspection.of(scope, options, sequence))
+            sequence, effective = read_dump(Path(directory), name=f"{name} {bucket}")
+        found.append(ScopeInspection.of(scope, options, sequence, effective=effective))
     return Inspection(name, bucket, where, tuple(found))
+
+
+def _lowered(program: Program, bucket: Bucket, device: jax.Device | None) -> Lowering:
+    try:
+        return program.lower(bucket, clock=time.perf_counter, device=device)
+    except CaptureError as error:
+        # JAX asks for the backend itself where the program calls back to the host.
+        if device is None or "Unknown backend" not in str(error):
+            raise
+        raise CaptureError(
+            f"{error}. Callbacks to the host, jax.debug.print too, cannot be compiled for a GPU "
+            "that is not here: leave them out, or inspect it where the GPU is",
+            stage="lower",
+        ) from error
 
 
 def _absent(gpu: str, program: Program) -> jax.Device:
@@ -88,10 +103,11 @@ def _absent(gpu: str, program: Program) -> jax.Device:
     return absent_gpu(gpu)
 
 
-def read_dump(directory: Path, *, name: str) -> ThunkSequence:
-    """The thunk sequence of the program that XLA dumped into `directory`.
+def read_dump(directory: Path, *, name: str) -> tuple[ThunkSequence, dict[str, str] | None]:
+    """The thunk sequence of the program that XLA dumped into `directory`, and its options.
 
-    Autotuning may dump small programs beside it: the longest sequence is the program's.
+    Autotuning may dump small programs beside it: the longest sequence is the program's. The options
+    are None where XLA did not write its configuration.
 
     Args:
         directory: Where XLA dumped what it compiled, and nothing else.
@@ -106,8 +122,14 @@ def read_dump(directory: Path, *, name: str) -> ThunkSequence:
     known = {_module(path): path for path in (*before, *after)}
     if not known:
         raise CaptureError(f"cannot inspect {name}: {_why_nothing(directory)}", stage="compile")
-    sequences = [parse_thunks(path.read_text(encoding="utf-8")) for path in known.values()]
-    return max(sequences, key=lambda sequence: len(sequence.thunks))
+    sequences = {module: parse_thunks(_text(path)) for module, path in known.items()}
+    module = max(sequences, key=lambda module: len(sequences[module].thunks))
+    config = directory / f"{module}config.pbtxt"
+    return sequences[module], effective_options(_text(config)) if config.exists() else None
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def _module(path: Path) -> str:

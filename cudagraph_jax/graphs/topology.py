@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import jax
 from jax.experimental import topologies
 
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.gpus import target_config
 
-_INSTALL = "pip install 'cudagraph-jax[cuda13]'"
+_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 
 
 def absent_gpu(gpu: str) -> jax.Device:
@@ -31,7 +33,7 @@ def absent_gpu(gpu: str) -> jax.Device:
     except NotImplementedError as error:
         raise ConfigError(
             f"cannot compile for gpu={gpu!r}: JAX has no compiler for CUDA here ({error}): "
-            f"{_INSTALL}; where there is no GPU, set JAX_PLATFORMS=cpu besides"
+            f"{_remedy()}"
         ) from error
     except jax.errors.JaxRuntimeError as error:
         raise ConfigError(
@@ -39,3 +41,16 @@ def absent_gpu(gpu: str) -> jax.Device:
         ) from error
     device: jax.Device = found.devices[0]
     return device
+
+
+def has_cuda_plugin() -> bool:
+    """Whether JAX's CUDA plugin is installed."""
+    return find_spec("jax_plugins") is not None and any(
+        find_spec(name) is not None for name in _PLUGINS
+    )
+
+
+def _remedy() -> str:
+    if has_cuda_plugin():
+        return "set JAX_PLATFORMS=cpu, with which JAX's CUDA plugin asks for no driver"
+    return "pip install 'jax[cuda13]', and where there is no GPU set JAX_PLATFORMS=cpu"

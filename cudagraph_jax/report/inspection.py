@@ -54,12 +54,27 @@ class ScopeInspection:
     outside: tuple[Outside, ...]
 
     @classmethod
-    def of(cls, scope: str, options: Mapping[str, str], found: ThunkSequence) -> ScopeInspection:
-        """What `found` shows."""
+    def of(
+        cls,
+        scope: str,
+        options: Mapping[str, str],
+        found: ThunkSequence,
+        *,
+        effective: Mapping[str, str] | None = None,
+    ) -> ScopeInspection:
+        """What `found` shows.
+
+        Args:
+            scope: What the options are called.
+            options: The compiler options.
+            found: The steps.
+            effective: The options with what XLA_FLAGS adds; None: there is nothing.
+        """
         left = [thunk for thunk in found.thunks if not thunk.is_recorded]
+        known = options if effective is None else effective
         # A dump does not say which slices follow a loop's counter: any inside of one may.
         slices = any(_SLICE in thunk.kind and "kWhile" in thunk.inside for thunk in found.thunks)
-        counts = Counter((thunk.kind, reason(thunk, options, slices=slices)) for thunk in left)
+        counts = Counter((thunk.kind, reason(thunk, known, slices=slices)) for thunk in left)
         return cls(
             scope,
             MappingProxyType(dict(options)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -30,11 +31,24 @@ _COMMANDS = MappingProxyType(
     }
 )
 _ENABLE = "xla_gpu_enable_command_buffer"
+_COMMAND = re.compile(rf"^\s*{_ENABLE}: (\w+)$", re.MULTILINE)
 _MIN_SIZE = "xla_gpu_graph_min_graph_size"
 _UNROLL = "xla_gpu_command_buffer_unroll_loops"
+_VALUE = re.compile(rf"^\s*({_MIN_SIZE}|{_UNROLL}): (\w+)$", re.MULTILINE)
+_ADVICE = str({_UNROLL: "True"})
 # Those of jaxlib 0.12; FACTS.md, "Command buffers".
 _DEFAULT_MIN_SIZE = "5"
 _DEFAULT_ENABLED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION"
+
+
+def effective_options(config: str) -> dict[str, str]:
+    """The options that the `config.pbtxt` of a dump shows, which XLA_FLAGS may have set, too.
+
+    Args:
+        config: Its text.
+    """
+    found = dict(_VALUE.findall(config))
+    return {**found, _ENABLE: ",".join(_COMMAND.findall(config))}
 
 
 def reason(thunk: Thunk, options: Mapping[str, str], *, slices: bool = False) -> str:
@@ -44,7 +58,7 @@ def reason(thunk: Thunk, options: Mapping[str, str], *, slices: bool = False) ->
 
     Args:
         thunk: The step.
-        options: What it was compiled with.
+        options: What it was compiled with; XLA's defaults for what is not in it.
         slices: Whether the program has a loop that takes slices by its counter.
     """
     command = _COMMANDS.get(thunk.kind)
@@ -53,16 +67,16 @@ def reason(thunk: Thunk, options: Mapping[str, str], *, slices: bool = False) ->
     enabled = options.get(_ENABLE, _DEFAULT_ENABLED)
     if command not in enabled.split(","):
         return f"{command} is not in {_ENABLE}={enabled or '(nothing)'}"
-    if thunk.kind == "kWhile" and slices and options.get(_UNROLL) != "True":
-        return (
-            "if its body takes slices by the loop's counter, as lax.scan does of stacked layers: "
-            f"unroll it, with lax.scan(…, unroll=True) or compiler_options={{{_UNROLL!r}: 'True'}}"
-        )
     size = options.get(_MIN_SIZE, _DEFAULT_MIN_SIZE)
     few = f"fewer than {_MIN_SIZE}={size} thunks in a row can be recorded here"
     alone = size == "1"
     if command in ("WHILE", "CONDITIONAL"):
         inside = "something inside it cannot be recorded"
+        if thunk.kind == "kWhile" and slices and options.get(_UNROLL, "").lower() != "true":
+            inside += (
+                "; where that are slices by the loop's counter, as lax.scan takes of stacked "
+                f"layers: unroll it, with lax.scan(…, unroll=True) or compiler_options={_ADVICE}"
+            )
         return inside if alone else f"{inside}, or {few}"
     if command == "CUSTOM_CALL":
         library = "its library does not allow it"

@@ -9,7 +9,9 @@ import jax
 import pytest
 
 from cudagraph_jax.cli import main
-from cudagraph_jax.cli.inspected import inspected
+from cudagraph_jax.cli.inspected import compiled_with, inspected, without_cache
+from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.modes import CommandBufferScope
 from cudagraph_jax.shapes.ladder import Bucket
 
 MODULE = """
@@ -93,7 +95,7 @@ def test_sizes_that_nothing_carries(module):
     [
         (["inspected_model"], "names no function: write MODULE:FUNCTION"),
         (["inspected_nowhere:mlp"], "run it from the directory that has the module"),
-        (["inspected_broken:mlp"], "ZeroDivisionError"),
+        (["inspected_broken:mlp"], "ZeroDivisionError: division by zero\n"),
         (["inspected_model:none"], "inspected_model has no none"),
         (["inspected_model:number"], "is no function but 3"),
         (["inspected_model:mlp"], "describe its arguments with --arg"),
@@ -118,6 +120,31 @@ def test_wrong_arguments(module, capsys, arguments, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_options_of_the_compiler():
+    """A bucketed function keeps its other options with each scope; --option adds to all."""
+    full, none = CommandBufferScope.FULL, CommandBufferScope.NONE
+    own = {**full.compiler_options(), "xla_a": "1"}
+    assert compiled_with(own, [none], ["xla_b=2"]) == {
+        "own options": {**own, "xla_b": "2"},
+        "NONE": {"xla_gpu_enable_command_buffer": "", "xla_a": "1", "xla_b": "2"},
+    }
+    assert compiled_with(None, [full], []) == {"FULL": full.compiler_options()}
+    with pytest.raises(ConfigError, match="write it as NAME=VALUE"):
+        compiled_with(None, [full], ["xla_b"])
+
+
+def test_the_persistent_cache_is_left_alone():
+    """It is off while an inspection compiles, and as it was afterwards."""
+
+    def is_on():
+        return getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009  # not in JAX's stubs
+
+    usual = is_on()
+    with without_cache():
+        assert not is_on()
+    assert is_on() == usual
 
 
 def test_a_wrong_scope(module, capsys):

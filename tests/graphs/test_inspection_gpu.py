@@ -5,7 +5,6 @@ It takes JAX's CUDA plugin, which `make test-gpu-compiler` adds for these tests 
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import jax
@@ -13,13 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax import CommandBufferScope, ConfigError, CUDAGraphConfig, bucket_jit
+from cudagraph_jax import (
+    CaptureError,
+    CommandBufferScope,
+    ConfigError,
+    CUDAGraphConfig,
+    bucket_jit,
+)
 from cudagraph_jax.cli import main
 from cudagraph_jax.demo.decoder_model import KVCache, greedy_step
 from cudagraph_jax.demo.decoder_params import DecoderConfig, random_params
-from cudagraph_jax.graphs.topology import absent_gpu
+from cudagraph_jax.gpus import target_config
+from cudagraph_jax.graphs.topology import absent_gpu, has_cuda_plugin
 
-PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 CONFIG = CUDAGraphConfig(
     capture_sizes=(4,), command_buffers=CommandBufferScope.FULL, warmup_iterations=0
 )
@@ -27,14 +32,9 @@ LAYERS = np.zeros((6, 512, 512), np.float32)
 UNROLL = {"xla_gpu_command_buffer_unroll_loops": "True"}
 
 
-def has_compiler():
-    """Whether JAX's CUDA plugin is installed."""
-    return importlib.util.find_spec("jax_plugins") is not None and any(
-        importlib.util.find_spec(name) is not None for name in PLUGINS
-    )
-
-
-needs_compiler = pytest.mark.skipif(not has_compiler(), reason="JAX's CUDA plugin is not installed")
+needs_compiler = pytest.mark.skipif(
+    not has_cuda_plugin(), reason="JAX's CUDA plugin is not installed"
+)
 
 
 def captured(function, weights, config=CONFIG):
@@ -55,10 +55,10 @@ def unrolled(weights, x):
     return x
 
 
-@pytest.mark.skipif(has_compiler(), reason="JAX's CUDA plugin is installed")
+@pytest.mark.skipif(has_cuda_plugin(), reason="JAX's CUDA plugin is installed")
 def test_without_a_compiler():
     """It is said what to install."""
-    with pytest.raises(ConfigError, match=r"pip install 'cudagraph-jax\[cuda13\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'jax\[cuda13\]'"):
         captured(unrolled, LAYERS).inspect(gpu="h100")
 
 
@@ -66,9 +66,34 @@ def test_without_a_compiler():
 def test_a_file_of_something_else(tmp_path):
     """A file that XLA cannot read is refused with what it should be."""
     path = tmp_path / "gpu.pbtxt"
-    path.write_text("nonsense: 1")
+    path.write_text(f"nonsense: 1\n{target_config('h100')}")
     with pytest.raises(ConfigError, match=r"Is it a gpu_target_config\.pbtxt of XLA's\?"):
         absent_gpu(str(path))
+
+
+@needs_compiler
+def test_callbacks():
+    """Callbacks cannot be compiled for a GPU that is not here, and it is said so."""
+
+    def shown(weights, x):
+        jax.debug.print("{}", x[0, 0])
+        return unrolled(weights, x)
+
+    with pytest.raises(CaptureError, match=r"jax\.debug\.print too, cannot be compiled"):
+        captured(shown, LAYERS).inspect(gpu="h100")
+
+
+@needs_compiler
+def test_the_reason_knows_what_was_in_effect():
+    """Options of the function stay with each scope, and what XLA had switched off is the reason."""
+    only = {"xla_gpu_enable_command_buffer": "CUBLAS"}
+    config = replace(CONFIG, command_buffers=CommandBufferScope.AUTO, compiler_options=only)
+    entry = captured(unrolled, LAYERS, config)
+    own, full = entry.inspect(gpu="h100", scopes=[CommandBufferScope.FULL]).scopes
+    assert {kind.reason for kind in own.outside} == {
+        "FUSION is not in xla_gpu_enable_command_buffer=CUBLAS"
+    }
+    assert full.coverage == 1
 
 
 @needs_compiler

@@ -21,6 +21,7 @@ from cudagraph_jax import (
     InputShapeError,
     bucket_jit,
 )
+from cudagraph_jax.graphs.identity import loading_keeps_options
 from tests.graphs.functions import assert_close, floats, tokens
 from tests.graphs.stored import SMALL, Counted, X, closing_over, loaded, warmed
 from tests.store.stores import Failing
@@ -95,7 +96,7 @@ def test_what_is_not_the_same_is_compiled(tmp_path, other):
 
 
 def test_compiler_options_count(tmp_path):
-    """With other options it is another executable; accelerators may lose them, and keep none."""
+    """With other options it is another executable; old jaxlibs may lose them off the CPU."""
     options = {"xla_cpu_enable_fast_math": "True"}
     other = dataclasses.replace(SMALL, compiler_options=options)
     warmed(tanh_of, tmp_path)
@@ -103,9 +104,17 @@ def test_compiler_options_count(tmp_path):
         warnings.simplefilter("always")
         assert not loaded(tanh_of, tmp_path, config=other)
         is_kept = loaded(tanh_of, tmp_path, config=other)
-    assert is_kept == (jax.default_backend() == "cpu")
+    assert is_kept == (jax.default_backend() == "cpu" or loading_keeps_options())
     assert is_kept != any("may lose its compiler options" in str(each.message) for each in told)
     assert loaded(tanh_of, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("jaxlib", "kept"), [("0.10.2", False), ("0.11.0", True), ("0.12.0.1", True), ("1.0", True)]
+)
+def test_which_jaxlib_keeps_options(jaxlib, kept):
+    """From 0.11 on what is loaded has its compiler options, on a GPU too."""
+    assert loading_keeps_options(jaxlib) == kept
 
 
 def test_a_setting_of_jax_counts(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from cudagraph_jax.modes import CommandBufferScope
-from cudagraph_jax.report.reasons import reason
+from cudagraph_jax.report.reasons import effective_options, reason
 from cudagraph_jax.report.thunks import Thunk
 
 FULL = CommandBufferScope.FULL.compiler_options()
@@ -49,4 +49,15 @@ def test_slices_by_a_counter():
     loop = Thunk("kWhile", is_recorded=False)
     assert "lax.scan(…, unroll=True)" in reason(loop, FULL, slices=True)
     assert "'xla_gpu_command_buffer_unroll_loops': 'True'" in reason(loop, FULL, slices=True)
-    assert "something inside it" in reason(loop, UNROLLED, slices=True)
+    assert reason(loop, UNROLLED, slices=True) == "something inside it cannot be recorded"
+
+
+def test_options_in_effect():
+    """What XLA wrote of its options counts: the list is what it has, be it nothing."""
+    config = "a {\n  xla_gpu_graph_min_graph_size: 1\n  xla_gpu_enable_command_buffer: CUBLAS\n"
+    config += "  xla_gpu_enable_command_buffer: FUSION\n}\n"
+    assert effective_options(config) == {
+        "xla_gpu_graph_min_graph_size": "1",
+        "xla_gpu_enable_command_buffer": "CUBLAS,FUSION",
+    }
+    assert "(nothing)" in reason(Thunk("kKernel", False), effective_options(""))

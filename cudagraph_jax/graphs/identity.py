@@ -57,14 +57,14 @@ def execution_devices(program: Program) -> tuple[jax.Device, ...]:
 def loading_keeps_options(jaxlib: str | None = None) -> bool:
     """Whether what is loaded off the CPU has the compiler options that it was compiled with.
 
-    XLA's CUDA runtime keeps them in 0.11.2 and in 0.12.0.1: what was compiled with
-    `CommandBufferScope.NONE` launches no graph after loading. Older ones were not tried.
+    XLA's CUDA runtime keeps them in 0.12.0.1: what was compiled with `CommandBufferScope.NONE`
+    launches no graph after loading, and with FULL one. JAX 0.11.2 does not write them by name.
 
     Args:
         jaxlib: Its version; None: that of the one that is installed.
     """
     major, minor = (version("jaxlib") if jaxlib is None else jaxlib).split(".")[:2]
-    return (int(major), int(minor)) >= (0, 11)
+    return (int(major), int(minor)) >= (0, 12)
 
 
 def common_fields(program: Program, bucket: Bucket, *, options: Mapping[str, str]) -> Fields:
@@ -76,7 +76,7 @@ def common_fields(program: Program, bucket: Bucket, *, options: Mapping[str, str
     devices = execution_devices(program)
     if options and devices[0].platform != "cpu" and not loading_keeps_options():
         raise StoreError(
-            "loading may lose its compiler options on this platform with a jaxlib before 0.11: "
+            "loading may lose its compiler options on this platform with a jaxlib before 0.12: "
             "JAX's persistent cache, which keeps them, can be on instead"
         )
     target = program.target

@@ -85,7 +85,8 @@ class Decoder:
             greedy_step,
             in_axes=(None, "batch _ seq _", "batch", "batch"),
             unpad="none",
-            donate_argnums=1,
+            # Not the tokens: `generate` reads them at the end, so that no step waits.
+            donate_argnums=(1, 3),
             config=decode_config,
         )
 

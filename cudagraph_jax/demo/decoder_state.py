@@ -14,7 +14,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeState:
-    """What one step hands to the next. A step donates the cache: it takes each state once.
+    """What a step hands to the next one, which donates cache and positions: each is taken once.
 
     Attributes:
         cache: Keys and values, (batch, kv_heads, context, head_dim) of the bucket.

@@ -96,6 +96,14 @@ def test_a_profile_shows_it(found):
     }
 
 
+def test_a_decode_step_replays(found):
+    """A decode step with all of its state donated is one launch, again and again."""
+    assert found["decoding"]["usual"] == ONE_LAUNCH
+    profile = found["decoding"]["profile"]
+    assert (profile["executed"], profile["updated"], profile["recorded"]) == (20, 0, 0)
+    assert (profile["moved"], profile["state"]) == ([], "replaying")
+
+
 def test_what_moves_is_updated_and_named(found):
     """State that lies elsewhere each time has the graph updated each time, and is named."""
     profile = found["moving"]["profile"]

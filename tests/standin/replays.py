@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 import cudagraph_jax as cg
+from cudagraph_jax.demo.decoder_model import KVCache, greedy_step
+from cudagraph_jax.demo.decoder_params import DecoderConfig, random_params
 from cudagraph_jax.report.replays import KEEP_COMMAND_BUFFERS
 
 FULL, NONE = cg.CommandBufferScope.FULL, cg.CommandBufferScope.NONE
@@ -90,6 +92,36 @@ def hot_loop():
     return {"first": first, "profile": profiled(step, lambda: jax.block_until_ready(run(20)))}
 
 
+def decoding():
+    """The demo decoder's step in a hot loop, all that it returns in place of what it was given."""
+    config = DecoderConfig(dtype="bfloat16", num_layers=3)
+    step = cg.bucket_jit(
+        greedy_step,
+        in_axes=(None, "batch _ seq _", "batch", "batch"),
+        unpad="none",
+        donate_argnums=(1, 2, 3),
+        config=cg.CUDAGraphConfig(
+            capture_sizes=(4,),
+            capture_seq_lens=(64,),
+            command_buffers=FULL,
+            compiler_options={KEEP_COMMAND_BUFFERS: "True"},
+        ),
+    )
+    params = jax.device_put(random_params(config))
+    shape = (4, config.num_kv_heads, 64, config.head_dim)
+    keys, values = (tuple(jnp.zeros(shape, jnp.bfloat16) for _ in range(3)) for _ in range(2))
+    state = KVCache(keys, values), jnp.zeros(4, jnp.int32), jnp.ones(4, jnp.int32)
+
+    def run(times):
+        nonlocal state
+        for _ in range(times):
+            state = step(params, *state)
+        return jax.block_until_ready(state)
+
+    run(3)
+    return {"usual": counted(lambda: run(1)), "profile": profiled(step, lambda: run(20))}
+
+
 def moving():
     """A step whose results are kept: each lies elsewhere, and so does what it is given."""
     step = bucketed(state_step)
@@ -131,5 +163,5 @@ def scopes():
 
 
 if __name__ == "__main__":
-    questions = (hot_loop, moving, late_capture, scopes)
+    questions = (hot_loop, decoding, moving, late_capture, scopes)
     json.dump({question.__name__: question() for question in questions}, sys.stdout)

@@ -1,4 +1,4 @@
-"""A decode step and a prefill in several ways, compiled side by side; gpu.py times them.
+"""A decode step and a prefill in several ways, compiled and timed for gpu.py.
 
 The model is the demo's decoder in bfloat16 with random weights. A step's KV cache is donated, and
 what a step returns is what the next one takes, as in a server.
@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from sizes import SIZES
 
 import cudagraph_jax as cg
@@ -25,6 +24,7 @@ from cudagraph_jax.demo.decoder_model import KVCache, greedy_prefill, greedy_ste
 from cudagraph_jax.demo.decoder_params import Params, param_shapes
 
 CONTEXT, PROMPT = 1024, 512
+STEPS = 20  # in a round
 PLAIN = "jax.jit"
 SCOPES = {
     "NONE": cg.CommandBufferScope.NONE,
@@ -82,29 +82,32 @@ class Lab:
 
     def __init__(self, size: str) -> None:
         self.size = size
-        self.params = random_on_device(size)
         self._steps: dict[int, dict[str, Step]] = {}
+
+    @cached_property
+    def params(self) -> Params:
+        """The weights, made when they are first asked for."""
+        return random_on_device(self.size)
 
     def state(self, batch: int) -> tuple[Any, ...]:
         """An empty cache, and tokens at its beginning."""
         return fresh_state(self.size, batch)
 
+    def compile(self, step: Step, batch: int) -> cg.WarmupReport | None:
+        """Compiles a step of that batch without running it; a bucketed one gives its report."""
+        state = jax.eval_shape(partial(fresh_state, self.size, batch))
+        if isinstance(step, cg.BucketedFunction):
+            return step.warmup(self.params, *state, progress=False)
+        # AOT compiling fills the cache of `jax.jit`, too (FACTS.md, "Compiling, freeing").
+        step.lower(self.params, *state).compile()
+        return None
+
     def steps(self, batch: int) -> dict[str, Step]:
         """Plain `jax.jit` and the bucketed step with each scope: compiled, and not run yet."""
         if batch not in self._steps:
-            plain = jax.jit(greedy_step, donate_argnums=DONATED)
-            made: dict[str, Step] = {PLAIN: plain}
+            made: dict[str, Step] = {PLAIN: jax.jit(greedy_step, donate_argnums=DONATED)}
             made |= {name: bucketed_step(batch, scope) for name, scope in SCOPES.items()}
-            state = jax.eval_shape(partial(fresh_state, self.size, batch))
-            side_by_side(
-                # AOT compiling fills the cache of `jax.jit`, too (FACTS.md, "Compiling, freeing").
-                lambda: plain.lower(self.params, *state).compile(),
-                *(
-                    partial(step.warmup, self.params, *state, progress=False)
-                    for step in made.values()
-                    if isinstance(step, cg.BucketedFunction)
-                ),
-            )
+            first_alone(*(partial(self.compile, step, batch) for step in made.values()))
             self._steps[batch] = made
         return self._steps[batch]
 
@@ -127,19 +130,22 @@ def side_by_side(*tasks: Callable[[], Any]) -> list[Any]:
         return [task.result() for task in [pool.submit(task) for task in tasks]]
 
 
+def first_alone(*tasks: Callable[[], Any]) -> None:
+    """Runs one, then the others at once: they find in the process what its autotuning found.
+
+    Kernels of another compilation would disturb the ones that are timed to choose among them.
+    """
+    first, *others = tasks
+    first()
+    side_by_side(*others)
+
+
 def random_on_device(size: str) -> Params:
     """Random weights, made on the device: billions of them take NumPy minutes."""
-    shapes = param_shapes(SIZES[size])
-
-    @jax.jit
-    def made(key: jax.Array) -> Params:
-        leaves, structure = jax.tree.flatten(shapes)
-        keys = jax.random.split(key, len(leaves))
-        return jax.tree.unflatten(
-            structure, [_kernel(key, leaf) for key, leaf in zip(keys, leaves, strict=True)]
-        )
-
-    found: Params = made(jax.random.key(0))
+    leaves, structure = jax.tree.flatten(param_shapes(SIZES[size]))
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    made = [_kernel(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
+    found: Params = jax.tree.unflatten(structure, made)
     return found
 
 
@@ -156,7 +162,12 @@ def fresh_state(size: str, batch: int) -> tuple[Any, ...]:
 
 
 def bucketed_step(
-    batch: int, scope: cg.CommandBufferScope, **options: Any
+    batch: int,
+    scope: cg.CommandBufferScope,
+    *,
+    donate_argnums: tuple[int, ...] = DONATED,
+    compiler_options: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> cg.BucketedFunction[..., Any]:
     """The step with its only bucket; `warmup` compiles it and does not run it."""
     config = cg.CUDAGraphConfig(
@@ -165,13 +176,13 @@ def bucketed_step(
         command_buffers=scope,
         on_miss="error",
         warmup_iterations=0,
-        compiler_options=options.pop("compiler_options", {}),
+        compiler_options=compiler_options or {},
     )
     return cg.bucket_jit(
         greedy_step,
         in_axes=(None, "batch _ seq _", "batch", "batch"),
         unpad="none",
-        donate_argnums=DONATED,
+        donate_argnums=donate_argnums,
         config=config,
         **options,
     )
@@ -196,7 +207,7 @@ def timed_steps(contenders: Mapping[str, Steps], *, rounds: int, steps: int) -> 
 
 def timed_prefill(lab: Lab, *, rounds: int) -> list[list[object]]:
     """A row for each contender: milliseconds of a prefill of one prompt, over the first one's."""
-    tokens, lengths = np.zeros((1, PROMPT), np.int32), np.full(1, PROMPT, np.int32)
+    tokens, lengths = jnp.zeros((1, PROMPT), jnp.int32), jnp.full(1, PROMPT, jnp.int32)
     contenders: dict[str, Step] = {PLAIN: jax.jit(greedy_prefill)}
     for name, scope in SCOPES.items():
         config = cg.CUDAGraphConfig(
@@ -205,9 +216,7 @@ def timed_prefill(lab: Lab, *, rounds: int) -> list[list[object]]:
         contenders[name] = cg.bucket_jit(
             greedy_prefill, in_axes=(None, "batch seq", "batch"), unpad="none", config=config
         )
-    side_by_side(
-        *(partial(contender, lab.params, tokens, lengths) for contender in contenders.values())
-    )
+    first_alone(*(partial(each, lab.params, tokens, lengths) for each in contenders.values()))
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 3):  # three runs to be warm
         for name, contender in contenders.items():
@@ -227,9 +236,9 @@ def timed_prefill(lab: Lab, *, rounds: int) -> list[list[object]]:
     ]
 
 
-def _kernel(key: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    if leaf.ndim == 1:  # a norm's scale
-        return jnp.ones(leaf.shape, leaf.dtype)
-    return (jax.random.normal(key, leaf.shape, jnp.float32) * leaf.shape[-1] ** -0.5).astype(
-        leaf.dtype
-    )
+# Once for each shape: one program of all kernels compiles for the better part of a minute.
+@partial(jax.jit, static_argnums=(1, 2))
+def _kernel(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    if len(shape) == 1:  # a norm's scale
+        return jnp.ones(shape, dtype)
+    return (jax.random.normal(key, shape, jnp.float32) * shape[-1] ** -0.5).astype(dtype)

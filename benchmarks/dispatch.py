@@ -41,11 +41,36 @@ def with_cache(cache, x):
 
 def exact_hits(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]:
     """Exact hits against the raw compiled call."""
+    times = interleaved({**_hits(), **_hits_of_many_arrays()}, rounds=rounds, calls=calls)
+    return [
+        (f"exact hit, {what}", times[hit], times[raw], promise)
+        for what, hit, raw, promise in (
+            ("tiny function / raw call", "hit", "raw", "<= 1.25"),
+            ("98-leaf parameters / raw call", "hit 98", "raw 98", "<= 1.05"),
+            ("sizes in a pytree of 48 arrays / raw call", "hit cache", "raw cache", ""),
+            ('unpad="host" / raw call + numpy.asarray', "hit, fetched", "raw, fetched", ""),
+        )
+    ]
+
+
+def _hits() -> dict[str, Callable[[], object]]:
+    """A tiny function's calls, left on the device and fetched."""
     x = jnp.ones((4, 16))
     raw = jax.jit(tiny).lower(x, x).compile()
     axes = ("batch seq", "batch seq")
     on_device = cg.bucket_jit(tiny, in_axes=axes, config=CONFIG, unpad="none")
     on_host = cg.bucket_jit(tiny, in_axes=axes, config=CONFIG)
+    return {
+        "raw": lambda: raw(x, x),
+        "hit": lambda: on_device(x, x),
+        "raw, fetched": lambda: np.asarray(raw(x, x)),
+        "hit, fetched": lambda: on_host(x, x),
+    }
+
+
+def _hits_of_many_arrays() -> dict[str, Callable[[], object]]:
+    """Calls with 98 parameters, and with sizes in the arrays of a cache."""
+    x = jnp.ones((4, 16))
     parameters = {f"p{i:02}": jnp.ones((4,)) for i in range(98)}
     raw_98 = jax.jit(with_parameters).lower(parameters, x).compile()
     hit_98 = cg.bucket_jit(
@@ -57,41 +82,12 @@ def exact_hits(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]
     hit_cache = cg.bucket_jit(
         with_cache, in_axes=("batch seq", "batch"), config=CONFIG, unpad="none"
     )
-    times = interleaved(
-        {
-            "raw": lambda: raw(x, x),
-            "hit": lambda: on_device(x, x),
-            "raw, fetched": lambda: np.asarray(raw(x, x)),
-            "hit, fetched": lambda: on_host(x, x),
-            "raw 98": lambda: raw_98(parameters, x),
-            "hit 98": lambda: hit_98(parameters, x),
-            "raw cache": lambda: raw_cache(cache, row),
-            "hit cache": lambda: hit_cache(cache, row),
-        },
-        rounds=rounds,
-        calls=calls,
-    )
-    return [
-        ("exact hit, tiny function / raw call", times["hit"], times["raw"], "<= 1.25"),
-        (
-            "exact hit, 98-leaf parameters / raw call",
-            times["hit 98"],
-            times["raw 98"],
-            "<= 1.05",
-        ),
-        (
-            "exact hit, sizes in a pytree of 48 arrays / raw call",
-            times["hit cache"],
-            times["raw cache"],
-            "",
-        ),
-        (
-            'exact hit, unpad="host" / raw call + numpy.asarray',
-            times["hit, fetched"],
-            times["raw, fetched"],
-            "",
-        ),
-    ]
+    return {
+        "raw 98": lambda: raw_98(parameters, x),
+        "hit 98": lambda: hit_98(parameters, x),
+        "raw cache": lambda: raw_cache(cache, row),
+        "hit cache": lambda: hit_cache(cache, row),
+    }
 
 
 def read_histogram(rounds: int) -> list[tuple[str, Timing, Timing, str]]:

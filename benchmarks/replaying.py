@@ -10,82 +10,86 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from decoding import CONTEXT, SCOPES, Lab, Steps, bucketed_step, side_by_side
-from serving import CHILD
+from decoding import DONATED, STEPS, Lab, Steps, bucketed_step, first_alone
+from parts import ChildError, Rows, Run
 
 import cudagraph_jax as cg
-from cudagraph_jax.demo.decoder_model import greedy_step
 
 FULL = cg.CommandBufferScope.FULL
 # What may be set for one executable. Each is compiled with FULL besides.
 OPTIONS: dict[str, dict[str, str]] = {
     "FULL": {},
-    "at least 5 thunks": {"xla_gpu_graph_min_graph_size": "5"},
-    "at least 100 thunks": {"xla_gpu_graph_min_graph_size": "100"},
+    # More than a step has: nothing is recorded.
+    "at least 1000 thunks": {"xla_gpu_graph_min_graph_size": "1000"},
     "scheduled SERIALIZE": {"xla_gpu_command_buffer_scheduling_mode": "SERIALIZE"},
     "scheduled CONCURRENT": {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"},
 }
 # These change how XLA allocates, in the whole process.
 UPDATE_MODES = ("ALWAYS_UPDATE", "SKIP_TEMP", "SKIP_PROFILED")
 
-Rows = list[list[object]]
 HEADER = ("model", "what", "ms a step", "replays", "executed", "updated", "recorded", "moved")
 
 
-def by_option(lab: Lab, *, rounds: int) -> Rows:
+def cheap(run: Run) -> Rows:
+    """All of it, for the first size."""
+    lab = run.labs[0]
+    yield from by_option(run, lab)
+    run.begin("first runs")
+    yield from first_runs(lab)
+    run.begin("late captures")
+    yield from late_capture(lab, rounds=run.rounds)
+    if jax.default_backend() != "cpu":
+        yield from by_update_mode(run, lab.size)
+
+
+def by_option(run: Run, lab: Lab) -> Rows:
     """A row for each of `OPTIONS`, and one for a step whose state is not donated."""
+    run.begin("options of XLA's")
     steps = {
-        name: bucketed_step(1, FULL, compiler_options=options) for name, options in OPTIONS.items()
-    }
-    steps["FULL, nothing donated"] = _undonated()
-    state = jax.eval_shape(partial(lab.state, 1))
-    side_by_side(
-        *(partial(step.warmup, lab.params, *state, progress=False) for step in steps.values())
-    )
-    loops = {name: lab.warm(step, 1) for name, step in steps.items()}
-    for _ in range(rounds):
-        for loop in loops.values():
-            loop.time(20)
-    return [[lab.size, name, *_figures(loops[name], steps[name])] for name in loops]
-
-
-def by_update_mode(size: str) -> Rows:
-    """A row for each of `UPDATE_MODES`, in a process of its own."""
-    rows: Rows = []
-    for mode in UPDATE_MODES:
-        flags = f"{os.environ['XLA_FLAGS']} --xla_gpu_command_buffer_update_mode={mode}"
-        done = subprocess.run(
-            [sys.executable, Path(__file__), "--size", size],
-            check=False,
-            env={**CHILD, "XLA_FLAGS": flags},
-            capture_output=True,
-            text=True,
-            timeout=150,
+        name: bucketed_step(1, FULL, donate_argnums=donated, compiler_options=options)
+        for name, options, donated in (
+            *((name, options, DONATED) for name, options in OPTIONS.items()),
+            ("FULL, nothing donated", {}, ()),
         )
-        if done.returncode:
-            rows.append([size, f"update mode {mode}", done.stderr.strip()[-200:], *[""] * 5])
-        else:
-            rows.append([size, f"update mode {mode}", *json.loads(done.stdout)])
-    return rows
+    }
+    first_alone(*(partial(lab.compile, step, 1) for step in steps.values()))
+    loops = {name: lab.warm(step, 1) for name, step in steps.items()}
+    for _ in range(run.rounds):
+        for loop in loops.values():
+            loop.time(STEPS)
+    for name, loop in loops.items():
+        run.begin(name)
+        yield [lab.size, name, *_figures(loop, steps[name])]
+
+
+def by_update_mode(run: Run, size: str) -> Rows:
+    """A row for each of `UPDATE_MODES`, in a process of its own."""
+    for mode in UPDATE_MODES:
+        run.begin(f"update mode {mode}")
+        flag = f"--xla_gpu_command_buffer_update_mode={mode}"
+        try:
+            figures = run.child("replaying.py", "--size", size, timeout_s=150, xla_flags=flag)
+        except ChildError as error:
+            figures = [f"left out: {error}"]
+        yield [size, f"update mode {mode}", *figures]
 
 
 def first_runs(lab: Lab) -> Rows:
     """Milliseconds of each of the first runs: which one records?"""
     step = bucketed_step(1, FULL)
-    step.warmup(lab.params, *jax.eval_shape(partial(lab.state, 1)), progress=False)
+    lab.compile(step, 1)
     loop = Steps(step, lab.params, lab.state(1))
     for _ in range(6):
         loop.time(1)
-    return [[lab.size, f"run {number + 1}", ms] for number, ms in enumerate(loop.step_ms)]
+    for number, ms in enumerate(loop.step_ms, 1):
+        yield [lab.size, f"run {number}", ms]
 
 
 def late_capture(lab: Lab, *, rounds: int) -> Rows:
@@ -102,16 +106,8 @@ def late_capture(lab: Lab, *, rounds: int) -> Rows:
             loop.time(1)
         for times, ms in zip(taken.values(), loop.step_ms, strict=True):
             times.append(ms)
-    return [[lab.size, f"{name} capture", statistics.median(ms)] for name, ms in taken.items()]
-
-
-def _undonated() -> cg.BucketedFunction[..., Any]:
-    config = cg.CUDAGraphConfig(
-        capture_sizes=(1,), capture_seq_lens=(CONTEXT,), command_buffers=FULL, warmup_iterations=0
-    )
-    return cg.bucket_jit(
-        greedy_step, in_axes=(None, "batch _ seq _", "batch", "batch"), unpad="none", config=config
-    )
+    for name, ms in taken.items():
+        yield [lab.size, f"{name} capture", statistics.median(ms)]
 
 
 def _figures(loop: Steps, step: cg.BucketedFunction[..., Any]) -> list[object]:
@@ -135,15 +131,16 @@ def main() -> int:
     options = parser.parse_args()
     start = time.perf_counter()
     lab = Lab(options.size)
-    step = bucketed_step(1, SCOPES["FULL"])
-    step.warmup(lab.params, *jax.eval_shape(partial(lab.state, 1)), progress=False)
+    step = bucketed_step(1, FULL)
+    lab.compile(step, 1)
     loop = lab.warm(step, 1)
     for _ in range(7):
-        loop.time(20)
-    print(json.dumps(_figures(loop, step)))
+        loop.time(STEPS)
+    print(json.dumps(_figures(loop, step)), flush=True)
     print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Not `sys.exit`: with SKIP_TEMP or SKIP_PROFILED, XLA has been seen to hang as it ends.
+    os._exit(main())

@@ -213,7 +213,7 @@ def timed(works: dict[str, Work], options: argparse.Namespace, steps: int) -> li
 
 
 def rows(size: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A decode step of each batch, and a prefill of one prompt that lies on the host."""
+    """A decode step of each batch, and a prefill of one prompt, whose tokens are on the device."""
     config, device, seq = SIZES[size], options.device, options.prompt
     weights = random_weights(config, device)
     for batch in options.batches:
@@ -226,15 +226,10 @@ def rows(size: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"size": size, "what": f"decode, batch {batch}", **row}
         del state, steps  # before the next ones are allocated
     state = State(config, 1, seq, device)
-    host = torch.zeros(1, seq, dtype=torch.int32, pin_memory=device == "cuda")
-    tokens, lengths = host.to(device), torch.full((1,), seq, device=device)
+    tokens = torch.zeros(1, seq, dtype=torch.int32, device=device)
+    lengths = torch.full((1,), seq, device=device)
     prefills = ways(partial(greedy_prefill, weights, state, tokens, lengths), device)
-
-    def fed(work: Work) -> None:
-        tokens.copy_(host, non_blocking=True)
-        work()
-
-    for row in timed({by: partial(fed, prefills[by]) for by in prefills}, options, 1):
+    for row in timed(prefills, options, 1):
         yield {"size": size, "what": f"prefill of {seq}", **row}
 
 

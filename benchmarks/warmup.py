@@ -3,7 +3,8 @@
     python benchmarks/warmup.py [--rounds 3] [--workers 1 2 4]
 
 The demo's MiniLM encoder with its grid of 25 buckets, compiled anew each time. The contenders take
-turns; no bucket is run meanwhile (`warmup_iterations=0`), which would take as long for all.
+turns; no bucket is run meanwhile (`warmup_iterations=0`), which would take as long for all. Where
+the model package is missing, random weights of the same shapes take their place.
 """
 
 from __future__ import annotations
@@ -17,22 +18,60 @@ import time
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
 import cudagraph_jax as cg
 from cudagraph_jax.demo import encoder, tokens, weights
-from cudagraph_jax.demo.model import encode
+from cudagraph_jax.demo.errors import DemoError
+from cudagraph_jax.demo.model import EMBEDDING_SIZE, Dense, Layer, Norm, Params, encode
 
 CONFIG = cg.CUDAGraphConfig(
     capture_sizes=encoder.BATCH_SIZES, capture_seq_lens=encoder.SEQ_LENS, warmup_iterations=0
 )
 BUCKETS = len(CONFIG.buckets())
+RANDOM = "random weights"
+VOCABULARY, POSITIONS = 30_522, 512  # rows of MiniLM's tables
 
 
-def warmup_seconds(*, workers: Sequence[int], rounds: int) -> dict[int, list[float]]:
+def find_params() -> tuple[Params, str]:
+    """The encoder's weights, and whose they are: the model package's, or else random ones."""
+    try:
+        return weights.load_params(weights.find_model().weights), weights.PACKAGE
+    except DemoError:
+        return random_params(), RANDOM
+
+
+def random_params() -> Params:
+    """Weights of MiniLM's shapes as NumPy arrays, the same each time."""
+    draw = np.random.default_rng(0)
+
+    def kernel(*shape: int) -> np.ndarray:
+        return draw.standard_normal(shape, np.float32) * np.float32(shape[0] ** -0.5)
+
+    def dense(inputs: int, outputs: int) -> Dense:
+        return Dense(kernel(inputs, outputs), np.zeros(outputs, np.float32))
+
+    hidden = EMBEDDING_SIZE
+    norm = Norm(np.ones(hidden, np.float32), np.zeros(hidden, np.float32))
+    layers = tuple(
+        Layer(
+            *(dense(hidden, hidden) for _ in range(4)),
+            norm,
+            dense(hidden, 4 * hidden),
+            dense(4 * hidden, hidden),
+            norm,
+        )
+        for _ in range(weights.NUM_LAYERS)
+    )
+    return Params(kernel(VOCABULARY, hidden), kernel(POSITIONS, hidden), norm, layers)
+
+
+def warmup_seconds(
+    params: Params, *, workers: Sequence[int], rounds: int
+) -> dict[int, list[float]]:
     """Seconds of each warm-up, by the number of workers; round by round in turn."""
-    files = weights.find_model()
-    params = jax.device_put(weights.load_params(files.weights))
-    ids, mask = tokens.stack(tokens.load_tokenizer(files.tokenizer)(["How do I sort an array?"]))
+    params = jax.device_put(params)
+    ids, mask = tokens.stack([[1] * 10])  # nothing is run: any token will do
     taken: dict[int, list[float]] = {count: [] for count in workers}
     for _ in range(rounds):
         for count, seconds in taken.items():
@@ -53,12 +92,13 @@ def main() -> int:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--json", action="store_true", help="print the seconds, for a program")
     options = parser.parse_args()
-    taken = warmup_seconds(workers=options.workers, rounds=options.rounds)
+    params, whose = find_params()
+    taken = warmup_seconds(params, workers=options.workers, rounds=options.rounds)
     if options.json:
-        print(json.dumps(taken))
+        print(json.dumps({"weights": whose, "seconds": taken}))
         return 0
     device, cores = jax.devices()[0].device_kind, os.cpu_count()
-    print(f"jax {jax.__version__}, {device}, {cores} cores, {BUCKETS} buckets, medians")
+    print(f"jax {jax.__version__}, {device}, {cores} cores, {BUCKETS} buckets, {whose}, medians")
     first = taken[options.workers[0]]
     for workers, seconds in taken.items():
         ratio = statistics.median(a / b for a, b in zip(first, seconds, strict=True))

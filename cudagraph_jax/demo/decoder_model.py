@@ -10,9 +10,8 @@ neither the padding of a row nor another row can change its answer, and places o
 after a row's position may hold anything.
 
 Kernels are (out, in), and the cache has the heads before the context, so that XLA for GPUs reads
-both as they lie. The other way round, a step of 24 layers compiled for an H100 is 1.2 to 1.3 times
-as many kernels: some transpose the cache, or write products of weights to memory to add them up.
-With separate kernels for query, key, value, gate and up it would be 1.45 to 1.56 times as many.
+both as they lie. The other way round a step is more kernels (benchmarks/coverage.py counts them for
+an H100): some transpose the cache, or write products of weights to memory to add them up.
 """
 
 from __future__ import annotations

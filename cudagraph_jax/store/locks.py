@@ -87,6 +87,8 @@ def _acquire(
                 time.sleep(min(_POLL_S, rest_s))
             else:
                 break
+    # The second is filelock's answer for file systems without locks. Without one, two servers may
+    # compile the same bucket; what either writes is whole.
     except (OSError, NotImplementedError):
         return False
     stack.callback(lock.release)

@@ -55,7 +55,7 @@ def child(kind: str, directory: str) -> Measured:
     import jax
 
     from cudagraph_jax.demo import tokens, weights
-    from cudagraph_jax.graphs.compiles import CompileCounter, compiles_are_reported
+    from cudagraph_jax.xla.compiles import CompileCounter, compiles_are_reported
 
     jax.config.update("jax_enable_compilation_cache", kind == "jax")
     if kind == "jax":

@@ -21,15 +21,15 @@ from decoding import CONTEXT, PROMPT, SCOPES, bucketed_step, fresh_state
 from sizes import SIZES
 
 import cudagraph_jax as cg
+from cudagraph_jax._base.text import text_table
 from cudagraph_jax.demo import tokens, weights
-from cudagraph_jax.demo.decoder_model import greedy_prefill
-from cudagraph_jax.demo.decoder_params import param_shapes
-from cudagraph_jax.demo.errors import DemoError
+from cudagraph_jax.demo.decoder.decoder_params import param_shapes
+from cudagraph_jax.demo.decoder.transformer import greedy_prefill
 from cudagraph_jax.demo.model import encode
+from cudagraph_jax.demo.requirements import DemoError
 from cudagraph_jax.graphs.inspection import inspect
-from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.tables import text_table
 
 HEADER = ("program", "scope", "graphs", "steps", "recorded", "left outside")
 

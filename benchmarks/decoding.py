@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from sizes import SIZES
 
 import cudagraph_jax as cg
-from cudagraph_jax.demo.decoder_model import KVCache, greedy_prefill, greedy_step
-from cudagraph_jax.demo.decoder_params import Params, param_shapes
+from cudagraph_jax.demo.decoder.decoder_params import Params, param_shapes
+from cudagraph_jax.demo.decoder.transformer import KVCache, greedy_prefill, greedy_step
 
 CONTEXT, PROMPT = 1024, 512
 STEPS = 20  # in a round

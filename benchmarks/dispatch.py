@@ -19,7 +19,7 @@ import numpy as np
 from timing import Timing, interleaved
 
 import cudagraph_jax as cg
-from cudagraph_jax.demo.decoder_model import KVCache
+from cudagraph_jax.demo.decoder.transformer import KVCache
 
 CONFIG = cg.CUDAGraphConfig(capture_sizes=(1, 2, 4, 8, 16), capture_seq_lens=(16, 32, 64, 128))
 

@@ -47,7 +47,7 @@ from parts import HERE, ChildError, LeftOutError, Row, Rows, Run, nvidia_smi  # 
 from sizes import SIZES  # noqa: E402
 
 import cudagraph_jax as cg  # noqa: E402
-from cudagraph_jax.tables import text_table  # noqa: E402
+from cudagraph_jax._base.text import text_table  # noqa: E402
 
 BATCHES = (1, 8, 64)
 RESULTS = HERE / "results"

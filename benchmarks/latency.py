@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import cudagraph_jax as cg
-from cudagraph_jax.graphs.compiles import COMPILE_EVENT
+from cudagraph_jax.xla.compiles import COMPILE_EVENT
 
 CAPTURE_SIZES = (1, 2, 4, 8, 16)
 CAPTURE_SEQ_LENS = (16, 32, 64, 128)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cudagraph_jax import BucketPlan, plan_buckets
-from cudagraph_jax.shapes.costs import PolynomialCost
+from cudagraph_jax.planning.costs import PolynomialCost
 
 REQUESTS = 19_366
 MEASURED = PolynomialCost(constant=0.2, rows=0.01, elements=1e-3, pairs=1e-7)

@@ -24,8 +24,8 @@ import cudagraph_jax as cg
 from cudagraph_jax.demo import tokens, weights
 from cudagraph_jax.demo.corpus import numpy_passages
 from cudagraph_jax.demo.encoder import BATCH_SIZES, SEQ_LENS, Encoder
-from cudagraph_jax.demo.errors import DemoError
 from cudagraph_jax.demo.model import encode
+from cudagraph_jax.demo.requirements import DemoError
 
 WARMUP_HEADER = ("workers", "seconds", "times as fast as one", "weights")
 STORE_HEADER = ("model", "how", "warm-up", "seconds", "tokens after 10 steps", "replays", "shown")

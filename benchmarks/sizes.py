@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cudagraph_jax.demo.decoder_params import DecoderConfig
+from cudagraph_jax.demo.decoder.decoder_params import DecoderConfig
 
 SIZES = {
     # For a look at the benchmark itself, on any machine.

@@ -27,7 +27,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from sizes import SIZES
 
-from cudagraph_jax.demo.decoder_params import Array, DecoderConfig, Params, random_params
+from cudagraph_jax.demo.decoder.decoder_params import Array, DecoderConfig, Params, random_params
 
 try:
     import torch
@@ -237,7 +237,7 @@ def agreement(device: str, steps: int = 20) -> dict[str, Any]:
     """Greedy tokens (batch, 1 + steps) of both in float32, and the logits' largest difference."""
     import jax
 
-    from cudagraph_jax.demo.decoder_model import decode_step, prefill
+    from cudagraph_jax.demo.decoder.transformer import decode_step, prefill
 
     params = random_params(config := DecoderConfig())
     tokens = np.random.default_rng(0).integers(config.vocab_size, size=(3, 12), dtype=np.int32)

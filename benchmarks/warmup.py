@@ -22,8 +22,8 @@ import numpy as np
 
 import cudagraph_jax as cg
 from cudagraph_jax.demo import encoder, tokens, weights
-from cudagraph_jax.demo.errors import DemoError
 from cudagraph_jax.demo.model import EMBEDDING_SIZE, Dense, Layer, Norm, Params, encode
+from cudagraph_jax.demo.requirements import DemoError
 
 CONFIG = cg.CUDAGraphConfig(
     capture_sizes=encoder.BATCH_SIZES, capture_seq_lens=encoder.SEQ_LENS, warmup_iterations=0

@@ -3,7 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.dispatch.bucket_jit import bucket_jit
+from cudagraph_jax.dispatch.function import BucketedFunction
+from cudagraph_jax.dispatch.manager import CUDAGraphManager
+from cudagraph_jax.dispatch.planned import PlanOptions
 from cudagraph_jax.errors import (
     BucketOverflowError,
     CaptureError,
@@ -16,25 +21,20 @@ from cudagraph_jax.errors import (
     StoreError,
     UnexpectedCompileError,
 )
-from cudagraph_jax.graphs.bucket_jit import bucket_jit
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.function import BucketedFunction
-from cudagraph_jax.graphs.guard import no_compiles
-from cudagraph_jax.graphs.manager import CUDAGraphManager
-from cudagraph_jax.graphs.planned import PlanOptions
-from cudagraph_jax.graphs.registry import CUDAGraphRegistry
 from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode, GraphState
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.version import __version__
+from cudagraph_jax.xla.guard import no_compiles
 
 if TYPE_CHECKING:
+    from cudagraph_jax.planning.costs import PolynomialCost, attention_cost, measured_cost
+    from cudagraph_jax.planning.plan import BucketPlan
+    from cudagraph_jax.planning.planner import plan_buckets
     from cudagraph_jax.report.explanation import Explanation
-    from cudagraph_jax.report.replays import ReplayProfile
+    from cudagraph_jax.report.replay_profile import ReplayProfile
     from cudagraph_jax.report.report import Report
-    from cudagraph_jax.report.warmup import WarmupReport
-    from cudagraph_jax.shapes.costs import PolynomialCost, attention_cost, measured_cost
-    from cudagraph_jax.shapes.plan import BucketPlan
-    from cudagraph_jax.shapes.planner import plan_buckets
+    from cudagraph_jax.report.warmup_report import WarmupReport
     from cudagraph_jax.store import GraphStore
 else:
 
@@ -50,16 +50,16 @@ else:
 
 
 _LATER = {
-    "BucketPlan": "cudagraph_jax.shapes.plan",
+    "BucketPlan": "cudagraph_jax.planning.plan",
     "Explanation": "cudagraph_jax.report.explanation",
     "GraphStore": "cudagraph_jax.store",
-    "PolynomialCost": "cudagraph_jax.shapes.costs",
-    "ReplayProfile": "cudagraph_jax.report.replays",
+    "PolynomialCost": "cudagraph_jax.planning.costs",
+    "ReplayProfile": "cudagraph_jax.report.replay_profile",
     "Report": "cudagraph_jax.report.report",
-    "WarmupReport": "cudagraph_jax.report.warmup",
-    "attention_cost": "cudagraph_jax.shapes.costs",
-    "measured_cost": "cudagraph_jax.shapes.costs",
-    "plan_buckets": "cudagraph_jax.shapes.planner",
+    "WarmupReport": "cudagraph_jax.report.warmup_report",
+    "attention_cost": "cudagraph_jax.planning.costs",
+    "measured_cost": "cudagraph_jax.planning.costs",
+    "plan_buckets": "cudagraph_jax.planning.planner",
 }
 
 __all__ = [

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self, cast, get_args
 
-from cudagraph_jax.checks import count, nearest, positive_size, require_bool, require_choice
+from cudagraph_jax._base.checks import count, nearest, positive_size, require_bool, require_choice
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.fields import (
     command_buffer_scope,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from cudagraph_jax.checks import positive_size, require_choice
+from cudagraph_jax._base.checks import positive_size, require_choice
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.modes import CommandBufferScope
 from cudagraph_jax.shapes.ladder import Ladder

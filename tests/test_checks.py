@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudagraph_jax.checks import count, nearest, positive_size, require_bool, require_choice
+from cudagraph_jax._base.checks import count, nearest, positive_size, require_bool, require_choice
 from cudagraph_jax.errors import ConfigError
 
 NO_INTEGERS = [True, False, np.True_, 1.0, 0.0, np.float32(2), "3", b"3", "", None, (1,), [], 1j]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode
+from cudagraph_jax.planning.planner import plan_buckets
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
-from cudagraph_jax.shapes.planner import plan_buckets
 
 DEFAULTS = {
     "enabled": True,

@@ -38,14 +38,14 @@ def test_there_are_examples():
     documented = {test.name for name in NAMES for test in examples(name)}
     assert {
         "cudagraph_jax.config.CUDAGraphConfig",
-        "cudagraph_jax.graphs.bucket_jit.bucket_jit",
-        "cudagraph_jax.graphs.guard.no_compiles",
-        "cudagraph_jax.graphs.manager.CUDAGraphManager",
-        "cudagraph_jax.graphs.operated.Operated.explain",
-        "cudagraph_jax.graphs.operated.Operated.warmup",
-        "cudagraph_jax.graphs.registry.CUDAGraphRegistry",
+        "cudagraph_jax.dispatch.bucket_jit.bucket_jit",
+        "cudagraph_jax.xla.guard.no_compiles",
+        "cudagraph_jax.dispatch.manager.CUDAGraphManager",
+        "cudagraph_jax.dispatch.operated.Operated.explain",
+        "cudagraph_jax.dispatch.operated.Operated.warmup",
+        "cudagraph_jax.capture.registry.CUDAGraphRegistry",
         "cudagraph_jax.shapes.ladder.Ladder",
-        "cudagraph_jax.shapes.planner.plan_buckets",
+        "cudagraph_jax.planning.planner.plan_buckets",
         "cudagraph_jax.store.store.GraphStore",
         "cudagraph_jax.testing.preserves.assert_bucketing_preserves",
     } <= documented

@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from cudagraph_jax.fork import forkable_lock, put_right_in_child
+from cudagraph_jax._base.fork import forkable_lock, put_right_in_child
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks nothing here")
 

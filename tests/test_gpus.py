@@ -3,7 +3,7 @@
 import pytest
 
 from cudagraph_jax.errors import ConfigError
-from cudagraph_jax.gpus import GPUS, target_config
+from cudagraph_jax.xla.gpus import GPUS, target_config
 
 
 @pytest.mark.parametrize("name", GPUS)

@@ -18,7 +18,7 @@ from cudagraph_jax import (
     CUDAGraphRegistry,
     bucket_jit,
 )
-from cudagraph_jax.log import logger
+from cudagraph_jax._base.log import logger
 from tests.graphs.functions import GRID, double, floats
 
 ROOT = Path(__file__).parents[1]

@@ -2,7 +2,7 @@
 
 import re
 
-from cudagraph_jax.style import CLASS, STYLE, styled
+from cudagraph_jax._base.html import CLASS, STYLE, styled
 from tests.report.reading import Reader
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudagraph_jax.tables import (
+from cudagraph_jax._base.text import (
     escaped,
     html_pairs,
     html_table,

@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cudagraph_jax.cli.demo import add_to as add_demo
-from cudagraph_jax.cli.doctor import add_to as add_doctor
-from cudagraph_jax.cli.inspect import add_to as add_inspect
-from cudagraph_jax.cli.plan import add_to as add_plan
+from cudagraph_jax._base.text import one_line
+from cudagraph_jax.cli.demo_command import add_to as add_demo
+from cudagraph_jax.cli.doctor_command import add_to as add_doctor
+from cudagraph_jax.cli.inspect_command import add_to as add_inspect
+from cudagraph_jax.cli.plan_command import add_to as add_plan
 from cudagraph_jax.cli.store import add_to as add_store
 from cudagraph_jax.errors import CUDAGraphError
-from cudagraph_jax.tables import one_line
 from cudagraph_jax.version import __version__
 
 # Shells report 128 + SIGINT for a command that was interrupted.

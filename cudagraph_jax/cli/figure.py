@@ -6,9 +6,9 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cudagraph_jax._base.files import check_writable, write_whole
 from cudagraph_jax.errors import ConfigError
-from cudagraph_jax.report.files import check_writable, write_whole
-from cudagraph_jax.shapes.plan import BucketPlan
+from cudagraph_jax.planning.plan import BucketPlan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

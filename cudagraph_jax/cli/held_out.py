@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cudagraph_jax.shapes.costs import ELEMENTS
-from cudagraph_jax.shapes.evaluation import Evaluation, evaluate, standard_grids
-from cudagraph_jax.shapes.observed import Observed, Sizes
-from cudagraph_jax.shapes.plan import BucketPlan
-from cudagraph_jax.tables import text_table
+from cudagraph_jax._base.text import text_table
+from cudagraph_jax.planning.costs import ELEMENTS
+from cudagraph_jax.planning.evaluation import Evaluation, evaluate, standard_grids
+from cudagraph_jax.planning.observed import Observed, Sizes
+from cudagraph_jax.planning.plan import BucketPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

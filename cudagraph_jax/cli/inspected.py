@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cudagraph_jax.dispatch.bucket_jit import bucket_jit
+from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
-from cudagraph_jax.graphs.bucket_jit import bucket_jit
-from cudagraph_jax.graphs.function import BucketedFunction
 from cudagraph_jax.graphs.inspection import inspect
-from cudagraph_jax.graphs.program import Program
 from cudagraph_jax.modes import CommandBufferScope
-from cudagraph_jax.report.inspection import Inspection
+from cudagraph_jax.program.program import Program
+from cudagraph_jax.report.command_buffers import Inspection
 from cudagraph_jax.shapes.ladder import Bucket
 
 _SPEC = re.compile(r"(\w+)\[([\w, ]*)\]")

@@ -20,11 +20,11 @@ from jax.extend import backend as jax_backend
 from jax.stages import Lowered
 
 from cudagraph_jax.cli.checkup import Devices, Extra, Snapshot
-from cudagraph_jax.demo.errors import MODEL_INSTALL
+from cudagraph_jax.demo.requirements import MODEL_INSTALL
 from cudagraph_jax.demo.weights import PACKAGE as MODEL_PACKAGE
-from cudagraph_jax.graphs.compiles import compiles_are_reported
-from cudagraph_jax.graphs.host import cores
 from cudagraph_jax.modes import CommandBufferScope
+from cudagraph_jax.xla.compiles import compiles_are_reported
+from cudagraph_jax.xla.host import cores
 
 PACKAGES = (
     "cudagraph-jax",

@@ -15,8 +15,8 @@ from typing import BinaryIO, NamedTuple, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from cudagraph_jax.checks import nearest
-from cudagraph_jax.cli.arguments import decimal
+from cudagraph_jax._base.checks import nearest
+from cudagraph_jax.cli.options import decimal
 from cudagraph_jax.errors import ConfigError
 
 STDIN = "-"

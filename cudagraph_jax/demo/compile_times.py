@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from cudagraph_jax import GraphStore
-from cudagraph_jax.report.files import ReportError, write_json
+from cudagraph_jax._base.files import ReportError, write_json
 
 NOTE = "demo-compile-times.json"
 

@@ -18,7 +18,7 @@ from cudagraph_jax.demo.corpus import Passage
 from cudagraph_jax.demo.encoder import Embeddings
 from cudagraph_jax.demo.search import Match, search
 from cudagraph_jax.demo.traffic import Traffic
-from cudagraph_jax.demo.warmup import WarmupFigures
+from cudagraph_jax.demo.warmup_figures import WarmupFigures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

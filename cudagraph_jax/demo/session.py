@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from cudagraph_jax import CUDAGraphConfig, GraphStore
-from cudagraph_jax.checks import positive_size
+from cudagraph_jax._base.checks import positive_size
+from cudagraph_jax._base.files import check_writable, write_json
 from cudagraph_jax.demo.corpus import Passage, numpy_passages
 from cudagraph_jax.demo.encoder import Encoder, checked_texts
 from cudagraph_jax.demo.figures import (
@@ -27,10 +28,9 @@ from cudagraph_jax.demo.model import Params, encode
 from cudagraph_jax.demo.show import Screen
 from cudagraph_jax.demo.tokens import IntArray
 from cudagraph_jax.demo.traffic import MicroBatch, Serve, Traffic, drive, micro_batches
-from cudagraph_jax.demo.warmup import warm_up
-from cudagraph_jax.graphs.compiles import compiles_are_reported
-from cudagraph_jax.report.files import check_writable, write_json
+from cudagraph_jax.demo.warmup_figures import warm_up
 from cudagraph_jax.report.progress import Callback, Progress
+from cudagraph_jax.xla.compiles import compiles_are_reported
 
 DEFAULT_LIMIT = 600
 COMPARED_BATCHES = 20

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from cudagraph_jax._base.text import text_table
 from cudagraph_jax.demo.figures import (
     Answer,
     Comparison,
@@ -14,10 +15,9 @@ from cudagraph_jax.demo.figures import (
     Padding,
     TrafficFigures,
 )
-from cudagraph_jax.demo.planned_figures import GridFigures, PlannedResult
-from cudagraph_jax.demo.warmup import StoreFigures, WarmupFigures
-from cudagraph_jax.shapes.plan import BucketPlan
-from cudagraph_jax.tables import text_table
+from cudagraph_jax.demo.planned.grid_figures import GridFigures, PlannedResult
+from cudagraph_jax.demo.warmup_figures import StoreFigures, WarmupFigures
+from cudagraph_jax.planning.plan import BucketPlan
 
 WIDTH = 96
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cudagraph_jax.demo.errors import missing_dependency
+from cudagraph_jax.demo.requirements import missing_dependency
 
 MAX_TOKENS = 256
 """The model's limit, [CLS] and [SEP] included: `max_seq_length` in its configuration."""

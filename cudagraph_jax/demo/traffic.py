@@ -10,7 +10,7 @@ import numpy as np
 
 from cudagraph_jax.demo.encoder import Embeddings
 from cudagraph_jax.demo.tokens import IntArray, Row, stack
-from cudagraph_jax.graphs.compiles import CompileCounter
+from cudagraph_jax.xla.compiles import CompileCounter
 
 Serve = Callable[[IntArray, IntArray], Embeddings]
 

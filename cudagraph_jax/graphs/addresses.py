@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from cudagraph_jax.fork import forkable_lock
-from cudagraph_jax.graphs.call import argument_leaf_names
-from cudagraph_jax.report.replays import ArgumentMoves
-from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax.program.call import argument_leaf_names
+from cudagraph_jax.report.replay_profile import ArgumentMoves
+from cudagraph_jax.shapes.pytrees import PyTree
 
 
 class AddressBook:

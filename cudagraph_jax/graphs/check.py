@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from cudagraph_jax.errors import CaptureError, CUDAGraphError, PaddingLeakError
-from cudagraph_jax.graphs.call import Call
 from cudagraph_jax.graphs.compare import EXACT, USUAL, worst_difference
-from cudagraph_jax.graphs.eager import run_eagerly
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.example import example_call
-from cudagraph_jax.graphs.keys import copied_key, is_key
 from cudagraph_jax.graphs.poison import Poison, Poisonable, poison, poisonable
+from cudagraph_jax.graphs.trial import example_call
+from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.eager import run_eagerly
+from cudagraph_jax.program.prng import copied_key, is_key
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, PadValue, real_index
-from cudagraph_jax.shapes.prefix import leaf_names
+from cudagraph_jax.shapes.pytrees import leaf_names
 
 _ORDINARY = 2.0
 _HUGE = 1e4

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from cudagraph_jax._base.fork import use_jax
+from cudagraph_jax._base.text import one_line
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.fork import use_jax
-from cudagraph_jax.graphs.call import Call, Declared, describe_call
-from cudagraph_jax.graphs.executable import Executable
-from cudagraph_jax.graphs.journal import Fit, Journal, ReplayTotals, Request
 from cudagraph_jax.graphs.observers import Observers
-from cudagraph_jax.graphs.outputs import Outputs
-from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.graphs.replay_counts import Fit, Journal, ReplayTotals, Request
 from cudagraph_jax.graphs.route import Route, WatchedRoute
-from cudagraph_jax.graphs.variant import Variant
 from cudagraph_jax.modes import CommandBufferScope, GraphState
+from cudagraph_jax.program.call import Call, Declared, describe_call
+from cudagraph_jax.program.outputs import Outputs
+from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.prefix import PyTree
-from cudagraph_jax.tables import one_line
+from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.stages import Executable
 
 if TYPE_CHECKING:
-    from cudagraph_jax.report.inspection import Inspection
+    from cudagraph_jax.report.command_buffers import Inspection
 
 # Of the first XLA may run the thunks one by one, with the second it records, with the third it
 # replays (FACTS.md, "Command buffers").

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import jax
 
+from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax.errors import CaptureError, ConfigError
-from cudagraph_jax.fork import use_jax
-from cudagraph_jax.graphs.executable import Lowering
-from cudagraph_jax.graphs.program import Program
-from cudagraph_jax.graphs.topology import absent_gpu
-from cudagraph_jax.report.inspection import Inspection, ScopeInspection
+from cudagraph_jax.program.program import Program
+from cudagraph_jax.report.command_buffers import Inspection, ScopeInspection
 from cudagraph_jax.report.reasons import effective_options
 from cudagraph_jax.report.thunks import ThunkSequence, parse_thunks
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.xla.stages import Lowering
+from cudagraph_jax.xla.topology import absent_gpu
 
 # XLA takes it per executable, too: nothing else of the process is dumped.
 _DUMP_TO = "xla_dump_to"
@@ -54,7 +54,7 @@ def inspect(
         bucket: For which sizes.
         scopes: Compiler options, by what the result calls them.
         gpu: The GPU to compile for, be it here or not: `"a100"`, `"h100"`, `"h200"`, `"b200"`, or
-            a file (`cudagraph_jax.gpus.target_config`). None: for the default backend.
+            a file (`cudagraph_jax.xla.gpus.target_config`). None: for the default backend.
         platform: Gives the backend's name.
         dump: Has it compiled with a dump.
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import jax
 
-from cudagraph_jax.fork import forkable_lock
-from cudagraph_jax.graphs.executable import compiled_so_far
-from cudagraph_jax.graphs.variant import Variant
-from cudagraph_jax.log import logger
+from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax._base.log import logger
+from cudagraph_jax.program.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.xla.stages import compiled_so_far
 
 if TYPE_CHECKING:
     from cudagraph_jax.graphs.addresses import AddressBook

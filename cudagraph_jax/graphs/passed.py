@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cudagraph_jax.graphs.program import Program
-from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.program.program import Program
+from cudagraph_jax.shapes.pytrees import PyTree
 
 
 class Numbers(NamedTuple):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from cudagraph_jax.graphs.call import Call
-from cudagraph_jax.graphs.program import Program
+from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, Array, PadValue
 

@@ -11,17 +11,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from cudagraph_jax.graphs.donation import on_device, use_up
-from cudagraph_jax.graphs.journal import Fit, Journal, Request
+from cudagraph_jax.graphs.arguments import pads_for
 from cudagraph_jax.graphs.observers import REPLAY, Observers, annotation
-from cudagraph_jax.graphs.outputs import OutputLeaf, Outputs
-from cudagraph_jax.graphs.pads import pads_for
 from cudagraph_jax.graphs.passed import numbers_of, other_arrays, passed_arrays
-from cudagraph_jax.graphs.program import Program
-from cudagraph_jax.graphs.variant import is_weak
+from cudagraph_jax.graphs.replay_counts import Fit, Journal, Request
+from cudagraph_jax.program.donation import on_device, use_up
+from cudagraph_jax.program.outputs import OutputLeaf, Outputs
+from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.variant import is_weak
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Index, real_index
-from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.shapes.pytrees import PyTree
 
 NO_KWARGS: Mapping[str, PyTree] = {}
 

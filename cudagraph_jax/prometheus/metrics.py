@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram, Metric
 
-from cudagraph_jax.graphs.manager import CUDAGraphManager
-from cudagraph_jax.graphs.outcomes import Outcomes
-from cudagraph_jax.graphs.registry import CUDAGraphRegistry
+from cudagraph_jax.capture.registry import CUDAGraphRegistry
+from cudagraph_jax.dispatch.manager import CUDAGraphManager
+from cudagraph_jax.dispatch.stats import Outcomes
 
 _PREFIX = "cudagraph_jax_"
 _TRIES = 3

@@ -11,11 +11,11 @@ from multiprocessing.util import Finalize
 
 from prometheus_client import REGISTRY, CollectorRegistry, Metric
 
-from cudagraph_jax.checks import require_bool
+from cudagraph_jax._base.checks import require_bool
+from cudagraph_jax._base.log import logger
+from cudagraph_jax.dispatch.manager import CUDAGraphManager
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.manager import CUDAGraphManager
-from cudagraph_jax.log import logger
 from cudagraph_jax.prometheus.metrics import (
     Metrics,
     Reading,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cudagraph_jax._base.text import html_pairs, one_line
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.report.words import part
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.tables import html_pairs, one_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from cudagraph_jax._base.text import escaped, scrolling
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.tables import escaped, scrolling
 
 LEVELS = 5
 """Shades, from that of zero to the strongest."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from string import Template
 
-from cudagraph_jax.style import CLASS, STYLE
-from cudagraph_jax.tables import escaped
+from cudagraph_jax._base.html import CLASS, STYLE
+from cudagraph_jax._base.text import escaped
 
 _PAGE_STYLE = """
 :root{color-scheme:light dark}

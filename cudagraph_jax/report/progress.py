@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cudagraph_jax.log import logger
+from cudagraph_jax._base.log import logger
 
 Step = Callable[[object], None]
 Callback = Callable[[int, int, object], None]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from cudagraph_jax._base.text import escaped, table_fragment, text_table
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.report.words import exact, part, things
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.tables import escaped, table_fragment, text_table
 
 MOST_SIZES = 20
 """Sizes shown."""

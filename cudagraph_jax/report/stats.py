@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cudagraph_jax.report.buckets import NONE_YET, buckets_html, buckets_text
+from cudagraph_jax._base.html import styled
+from cudagraph_jax._base.text import escaped, one_line, text_pairs
 from cudagraph_jax.report.grid import ON_A_TERMINAL, Grid
-from cudagraph_jax.report.totals import alerts, headline, tiles, totals, troubles
-from cudagraph_jax.style import styled
-from cudagraph_jax.tables import escaped, one_line, text_pairs
+from cudagraph_jax.report.summary import alerts, headline, tiles, totals, troubles
+from cudagraph_jax.report.tables import NONE_YET, buckets_html, buckets_text
 
 _FEW = 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from cudagraph_jax.fork import forkable_lock
+from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax.shapes.ladder import Bucket
 
 MAX_SIZES = 4096

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise, takewhile
 from typing import NamedTuple, Self
 
-from cudagraph_jax.checks import positive_size
+from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.shapes.pytrees import PyTree
 
 
 def is_shape(value: object) -> bool:

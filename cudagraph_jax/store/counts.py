@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from cudagraph_jax.fork import forkable_lock
+from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax.store.outcomes import Reason
 
 

@@ -10,11 +10,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from cudagraph_jax.checks import count, require_choice
+from cudagraph_jax._base.checks import count, require_choice
 from cudagraph_jax.errors import ConfigError, StoreError
 from cudagraph_jax.store.entries import as_miss, entry_names, is_entry, read_entry, read_file
 from cudagraph_jax.store.folder import Files, Folder, opened
 from cudagraph_jax.store.identity import Identity, file_name, plain
+from cudagraph_jax.store.maintenance import beside, checked, prune, records
 from cudagraph_jax.store.nearest import nearest
 from cudagraph_jax.store.outcomes import (
     Beside,
@@ -29,7 +30,6 @@ from cudagraph_jax.store.outcomes import (
 )
 from cudagraph_jax.store.remedies import no_directory
 from cudagraph_jax.store.safety import checked_key
-from cudagraph_jax.store.upkeep import beside, checked, prune, records
 
 
 class StoreDirectory:

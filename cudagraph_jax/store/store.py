@@ -14,9 +14,9 @@ from cudagraph_jax.store.directory import StoreDirectory
 from cudagraph_jax.store.entries import as_miss, problem_in, problem_of, put_aside, read_entry
 from cudagraph_jax.store.folder import Files, Folder
 from cudagraph_jax.store.format import Header, pack
+from cudagraph_jax.store.hot import MANIFEST, Hot, add_to_manifest, read_manifest
 from cudagraph_jax.store.identity import Identity, Json, differences, file_name, in_words, plain
 from cudagraph_jax.store.locks import LOCK, checked_timeout, held, is_exiting
-from cudagraph_jax.store.manifest import MANIFEST, Hot, add_to_manifest, read_manifest
 from cudagraph_jax.store.outcomes import Miss, Reason, Stored, UnusableError
 from cudagraph_jax.store.remedies import not_written
 

@@ -21,10 +21,10 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-from cudagraph_jax.testing.arguments import inputs
+from cudagraph_jax.testing.compile_assertions import assert_compiles, assert_no_compiles
 from cudagraph_jax.testing.compiler import FakeCompiler
-from cudagraph_jax.testing.compiles import assert_compiles, assert_no_compiles
 from cudagraph_jax.testing.grids import configs, ladders, sizes
+from cudagraph_jax.testing.inputs import inputs
 from cudagraph_jax.testing.leaks import assert_padding_does_not_leak
 from cudagraph_jax.testing.preserves import assert_bucketing_preserves
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.stages import Compiled
 
+from cudagraph_jax.capture.compile_request import Wanted
 from cudagraph_jax.errors import CaptureError, CUDAGraphError
-from cudagraph_jax.graphs.eager import has_tracers
-from cudagraph_jax.graphs.executable import Executable, Lowering
-from cudagraph_jax.graphs.wanted import Wanted
+from cudagraph_jax.program.eager import has_tracers
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.stages import Executable, Lowering
 
 
 class Made(NamedTuple):

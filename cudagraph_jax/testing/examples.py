@@ -9,7 +9,7 @@ import hypothesis
 import numpy as np
 from hypothesis import HealthCheck, Phase, given
 
-from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.shapes.pytrees import PyTree
 
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.nested_given]
 

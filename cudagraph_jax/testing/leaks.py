@@ -10,7 +10,7 @@ import hypothesis
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import PaddingLeakError
 from cudagraph_jax.graphs.check import check_entry
-from cudagraph_jax.shapes.prefix import PyTree
+from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.testing.examples import check_examples
 from cudagraph_jax.testing.subject import Subject
 

@@ -13,21 +13,21 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from cudagraph_jax.capture.capturer import Task
 from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.dispatch.bucket_jit import bucket_jit
+from cudagraph_jax.dispatch.function import BucketedFunction
+from cudagraph_jax.dispatch.manager import CUDAGraphManager
 from cudagraph_jax.errors import ConfigError
-from cudagraph_jax.graphs.bucket_jit import bucket_jit
-from cudagraph_jax.graphs.call import Call
-from cudagraph_jax.graphs.capturer import Task
-from cudagraph_jax.graphs.eager import run_eagerly
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.function import BucketedFunction
-from cudagraph_jax.graphs.manager import CUDAGraphManager
-from cudagraph_jax.graphs.outputs import OutputLeaf
+from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.eager import run_eagerly
+from cudagraph_jax.program.outputs import OutputLeaf
 from cudagraph_jax.shapes.padding import Array, real_index
-from cudagraph_jax.shapes.prefix import PyTree, leaf_names
-from cudagraph_jax.testing.arguments import SMALL_GRID
-from cudagraph_jax.testing.arguments import inputs as drawn_inputs
+from cudagraph_jax.shapes.pytrees import PyTree, leaf_names
 from cudagraph_jax.testing.examples import Example
+from cudagraph_jax.testing.inputs import SMALL_GRID
+from cudagraph_jax.testing.inputs import inputs as drawn_inputs
 
 LONGEST = 16
 """Where lengths are not padded each is a bucket, so none above this one is drawn."""

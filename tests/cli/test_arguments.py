@@ -4,7 +4,7 @@ from argparse import ArgumentTypeError
 
 import pytest
 
-from cudagraph_jax.cli.arguments import age_s, bucket, byte_count, headroom, part, positive
+from cudagraph_jax.cli.options import age_s, bucket, byte_count, headroom, part, positive
 
 
 @pytest.mark.parametrize(("text", "number"), [("1", 1), ("16", 16), ("007", 7)])

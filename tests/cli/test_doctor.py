@@ -8,7 +8,7 @@ import sys
 
 from cudagraph_jax.cli import main
 from cudagraph_jax.cli.checkup import Devices, Extra, Finding, Snapshot, findings
-from cudagraph_jax.cli.doctor import doctor_dict, doctor_text
+from cudagraph_jax.cli.doctor_command import doctor_dict, doctor_text
 
 SNAPSHOT = Snapshot(
     versions={"jax": "0.12.0", "jaxlib": "0.12.0"},

@@ -16,9 +16,9 @@ from cudagraph_jax import (
     InputShapeError,
     no_compiles,
 )
-from cudagraph_jax.demo.decoder import Decoder
-from cudagraph_jax.demo.decoder_model import KVCache, decode_step, prefill
-from cudagraph_jax.demo.decoder_params import DecoderConfig, random_params
+from cudagraph_jax.demo.decoder.decoder import Decoder
+from cudagraph_jax.demo.decoder.decoder_params import DecoderConfig, random_params
+from cudagraph_jax.demo.decoder.transformer import KVCache, decode_step, prefill
 from cudagraph_jax.testing import assert_bucketing_preserves, assert_padding_does_not_leak
 from tests.graphs.functions import stats_of
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cudagraph_jax import ConfigError, CUDAGraphConfig, bucket_jit
-from cudagraph_jax.demo.decoder_model import NORM_EPS, ROPE_THETA, decode_step, prefill
-from cudagraph_jax.demo.decoder_params import DecoderConfig, param_shapes, random_params
+from cudagraph_jax.demo.decoder.decoder_params import DecoderConfig, param_shapes, random_params
+from cudagraph_jax.demo.decoder.transformer import NORM_EPS, ROPE_THETA, decode_step, prefill
 
 SIZES = DecoderConfig(vocab_size=19, hidden_size=12, intermediate_size=16, head_dim=4)
 PARAMS = random_params(SIZES)

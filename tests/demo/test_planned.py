@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cudagraph_jax import CUDAGraphConfig
 from cudagraph_jax.demo import DemoError
-from cudagraph_jax.demo.planned import (
+from cudagraph_jax.demo.planned.prefix_plan import (
     first_tenth,
     likely_sizes,
     plan_grid,

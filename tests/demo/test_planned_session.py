@@ -7,10 +7,10 @@ import math
 import pytest
 
 from cudagraph_jax import ConfigError, InputShapeError
+from cudagraph_jax._base.files import ReportError
 from cudagraph_jax.demo import DemoError, run_planned
 from cudagraph_jax.demo.corpus import numpy_passages
 from cudagraph_jax.demo.traffic import micro_batches
-from cudagraph_jax.report.files import ReportError
 
 
 @pytest.fixture(scope="module")

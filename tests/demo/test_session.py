@@ -7,8 +7,8 @@ import jax
 import pytest
 
 from cudagraph_jax import ConfigError, InputShapeError
+from cudagraph_jax._base.files import ReportError
 from cudagraph_jax.demo import run
-from cudagraph_jax.report.files import ReportError
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from cudagraph_jax.demo.figures import (
     Padding,
     TrafficFigures,
 )
-from cudagraph_jax.demo.planned_figures import GridFigures, PlannedResult
+from cudagraph_jax.demo.planned.grid_figures import GridFigures, PlannedResult
 from cudagraph_jax.demo.show import Screen
-from cudagraph_jax.demo.warmup import BucketFigures, StoreFigures, WarmupFigures
+from cudagraph_jax.demo.warmup_figures import BucketFigures, StoreFigures, WarmupFigures
 
 FIGURES = TrafficFigures(
     micro_batches=2,
@@ -151,7 +151,7 @@ def test_plain_text():
     """Without rich the tables are plain text."""
     script = (
         "import sys; sys.modules['rich'] = None\n"
-        "from cudagraph_jax.demo.warmup import WarmupFigures, BucketFigures\n"
+        "from cudagraph_jax.demo.warmup_figures import WarmupFigures, BucketFigures\n"
         "from cudagraph_jax.demo.show import Screen\n"
         "bucket = BucketFigures(bucket='4x32', capture_time_ms=250.0, memory_bytes=2**20)\n"
         "Screen().warmup(WarmupFigures(buckets=(bucket,), seconds=1.0, compiles=1))"

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, CUDAGraphRegistry, bucket_jit
-from cudagraph_jax.graphs.capturer import Capturer
-from cudagraph_jax.graphs.dispatch import Dispatcher
-from cudagraph_jax.graphs.routes import Routes
+from cudagraph_jax.capture.capturer import Capturer
+from cudagraph_jax.dispatch.dispatcher import Dispatcher
+from cudagraph_jax.graphs.route_table import Routes
 from tests.graphs.functions import GRID
 
 NO_MEMORY = "RESOURCE_EXHAUSTED: out of memory"

@@ -27,8 +27,8 @@ from cudagraph_jax import (
     bucket_jit,
     no_compiles,
 )
-from cudagraph_jax.graphs.background import Background
-from cudagraph_jax.log import logger
+from cudagraph_jax._base.log import logger
+from cudagraph_jax._base.worker import Background
 from tests.graphs.functions import GRID, assert_close, dense, double, floats, stats_of
 
 ROOT = Path(__file__).parents[2]

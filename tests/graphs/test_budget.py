@@ -22,8 +22,8 @@ from cudagraph_jax import (
     GraphStore,
     bucket_jit,
 )
-from cudagraph_jax.graphs.budget import Budget
-from cudagraph_jax.graphs.failures import Failures
+from cudagraph_jax.capture.budget import Budget
+from cudagraph_jax.capture.failures import Failures
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.graphs.functions import GRID, assert_close, big, double, floats, in_a_loop
 

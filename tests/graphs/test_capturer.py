@@ -19,8 +19,8 @@ from cudagraph_jax import (
     SealedError,
     bucket_jit,
 )
-from cudagraph_jax.graphs.capturer import Capturer
-from cudagraph_jax.graphs.dispatch import Dispatcher
+from cudagraph_jax.capture.capturer import Capturer
+from cudagraph_jax.dispatch.dispatcher import Dispatcher
 from tests.graphs.functions import GRID, assert_close, double, floats, stats_of
 
 X = floats(0, 2, 4)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax.graphs.compiles import (
+from cudagraph_jax.xla.compiles import (
     CACHE_HIT_EVENT,
     COMPILE_EVENT,
     CompileCounter,

@@ -20,7 +20,7 @@ from cudagraph_jax import (
     PaddingLeakError,
     SealedError,
 )
-from cudagraph_jax.graphs.decision import Decision, Holdings, Reason, decide
+from cudagraph_jax.dispatch.decision import Decision, Holdings, Reason, decide
 from tests.graphs.functions import double
 
 CAPTURE, REPLAY, NONE, DISABLED = (

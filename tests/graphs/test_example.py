@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import InputShapeError
-from cudagraph_jax.graphs.call import Declared, describe_call
-from cudagraph_jax.graphs.example import example_call
 from cudagraph_jax.graphs.poison import poison, poisonable
-from cudagraph_jax.graphs.program import Program, Target
+from cudagraph_jax.graphs.trial import example_call
+from cudagraph_jax.program.call import Declared, describe_call
+from cudagraph_jax.program.program import Program, Target
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import UNCHOSEN

@@ -20,15 +20,15 @@ from cudagraph_jax import (
     CUDAGraphWarning,
     bucket_jit,
 )
-from cudagraph_jax.graphs.capturer import Capturer
-from cudagraph_jax.graphs.dispatch import Dispatcher
-from cudagraph_jax.graphs.failures import (
+from cudagraph_jax.capture.capturer import Capturer
+from cudagraph_jax.capture.failures import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
     MAX_REMEMBERED,
     Failures,
 )
-from cudagraph_jax.graphs.variant import Variant
+from cudagraph_jax.dispatch.dispatcher import Dispatcher
+from cudagraph_jax.program.variant import Variant
 from tests.graphs.functions import GRID, assert_close, double, floats, stats_of
 
 X = floats(0, 2, 4)

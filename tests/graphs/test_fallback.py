@@ -18,7 +18,7 @@ from cudagraph_jax import (
     CUDAGraphWarning,
     bucket_jit,
 )
-from cudagraph_jax.graphs.failures import FIRST_PAUSE_S
+from cudagraph_jax.capture.failures import FIRST_PAUSE_S
 from tests.graphs.faults import (
     NO_MEMORY,
     Clock,

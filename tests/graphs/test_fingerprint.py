@@ -17,8 +17,8 @@ import jax
 import numpy as np
 import pytest
 
-from cudagraph_jax.graphs.fingerprint import fingerprint_of
-from cudagraph_jax.graphs.written import written, written_structure
+from cudagraph_jax.program.fingerprint import fingerprint_of
+from cudagraph_jax.program.written import written, written_structure
 
 
 def code_of(source: str) -> str:
@@ -48,8 +48,8 @@ def test_it_is_the_same_in_every_process():
     """Neither hash seeds nor addresses show."""
     script = (
         "import math, jax\n"
-        "from cudagraph_jax.graphs.fingerprint import fingerprint_of\n"
-        "from cudagraph_jax.graphs.written import written\n"
+        "from cudagraph_jax.program.fingerprint import fingerprint_of\n"
+        "from cudagraph_jax.program.written import written\n"
         "W, NAMES, MODEL = 2.0, {'a', 'b', 'c'}, object()\n"
         "def g(x): return f(x), math.pi, W, NAMES, MODEL\n"
         "def f(x): return x in {'a', 'b', 'c'}, lambda y: jax.vmap(g)(y)\n"

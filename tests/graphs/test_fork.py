@@ -172,7 +172,7 @@ assert lazy.stats()["hits"] == 1, lazy.stats()
 
 HELD = """
 import gc
-from cudagraph_jax.fork import forkable_lock
+from cudagraph_jax._base.fork import forkable_lock
 
 kind = type(forkable_lock())
 reached, locks, seen = [manager, function], [], set()

@@ -20,10 +20,10 @@ from cudagraph_jax import (
     bucket_jit,
 )
 from cudagraph_jax.cli import main
-from cudagraph_jax.demo.decoder_model import KVCache, greedy_step
-from cudagraph_jax.demo.decoder_params import DecoderConfig, random_params
-from cudagraph_jax.gpus import target_config
-from cudagraph_jax.graphs.topology import absent_gpu, has_cuda_plugin
+from cudagraph_jax.demo.decoder.decoder_params import DecoderConfig, random_params
+from cudagraph_jax.demo.decoder.transformer import KVCache, greedy_step
+from cudagraph_jax.xla.gpus import target_config
+from cudagraph_jax.xla.topology import absent_gpu, has_cuda_plugin
 
 CONFIG = CUDAGraphConfig(
     capture_sizes=(4,), command_buffers=CommandBufferScope.FULL, warmup_iterations=0

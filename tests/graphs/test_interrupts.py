@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import bucket_jit
-from cudagraph_jax.graphs.gate import CaptureGate
-from cudagraph_jax.graphs.lru import SingleFlightLRU
+from cudagraph_jax._base.lru import SingleFlightLRU
+from cudagraph_jax.capture.gate import CaptureGate
 from tests.graphs.faults import managed
 from tests.graphs.functions import assert_close, floats, stats_of
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cudagraph_jax import Bucket
-from cudagraph_jax.graphs.journal import Fit, Journal, Ledger, ReplayTotals, Request
+from cudagraph_jax.graphs.replay_counts import Fit, Journal, Ledger, ReplayTotals, Request
 
 BUCKET = Bucket(4, 8)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cudagraph_jax import CaptureError, InputShapeError, PaddingLeakError
-from cudagraph_jax.graphs.lru import SingleFlightLRU
+from cudagraph_jax._base.lru import SingleFlightLRU
 
 keys = st.sampled_from("abcdef")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import Bucket, CUDAGraphManager, InputShapeError, bucket_jit
-from cudagraph_jax.graphs.decision import Reason
-from cudagraph_jax.graphs.outcomes import Outcomes
+from cudagraph_jax.dispatch.decision import Reason
+from cudagraph_jax.dispatch.stats import Outcomes
 from tests.graphs.functions import GRID, assert_close, double, floats, stats_of
 
 X = floats(0, 2, 4)

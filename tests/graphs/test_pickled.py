@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from cudagraph_jax import StoreError
-from cudagraph_jax.graphs import pickled
+from cudagraph_jax.xla import unpickle as pickled
 from tests.graphs.processes import said_by
 
 
@@ -128,7 +128,7 @@ ATTACK = """
     import pickle, sys
     import jax
     from cudagraph_jax import StoreError
-    from cudagraph_jax.graphs import serial
+    from cudagraph_jax.xla import serialize as serial
     from tests.graphs.test_pickled import ATTACKS, text
     before = set(sys.modules)
     {before}
@@ -169,7 +169,7 @@ def test_a_new_process_has_imported_all_that_is_named():
     program = """
         import importlib.util, sys
         import cudagraph_jax
-        from cudagraph_jax.graphs import pickle_names
+        from cudagraph_jax.xla import pickle_names
         named = {*pickle_names.CALLED, *pickle_names.FILLED, *pickle_names.PASSED}
         modules = {path.rpartition(".")[0] for path in named} - set(sys.modules)
         print({module for module in modules if importlib.util.find_spec(module)})

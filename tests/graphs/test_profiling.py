@@ -20,8 +20,8 @@ from cudagraph_jax import (
     bucket_jit,
     no_compiles,
 )
+from cudagraph_jax.capture.compile_request import xla
 from cudagraph_jax.graphs.route import Route, WatchedRoute
-from cudagraph_jax.graphs.wanted import xla
 from tests.graphs.functions import GRID, double, floats
 
 

@@ -15,7 +15,7 @@ from cudagraph_jax import (
     SealedError,
     bucket_jit,
 )
-from cudagraph_jax.graphs.failures import FIRST_PAUSE_S
+from cudagraph_jax.capture.failures import FIRST_PAUSE_S
 from tests.graphs.faults import Clock, by_bucket_jit, by_execute, managed
 from tests.graphs.functions import GRID, assert_close, floats, stats_of
 

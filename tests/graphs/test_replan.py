@@ -26,8 +26,8 @@ from cudagraph_jax import (
     bucket_jit,
     no_compiles,
 )
-from cudagraph_jax.graphs.replan import plan_from
-from cudagraph_jax.graphs.wanted import xla
+from cudagraph_jax.capture.compile_request import xla
+from cudagraph_jax.dispatch.replan import plan_from
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.graphs.functions import assert_close, double, floats
 

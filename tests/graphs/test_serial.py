@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import StoreError
-from cudagraph_jax.graphs import serial
+from cudagraph_jax.xla import serialize as serial
 from tests.graphs.processes import said_by
 
 STRUCT = jax.ShapeDtypeStruct
@@ -113,7 +113,7 @@ def test_two_devices():
     program = """
         import jax
         import numpy as np
-        from cudagraph_jax.graphs import serial
+        from cudagraph_jax.xla import serialize as serial
         from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
         def back(devices, sharding):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import CUDAGraphConfig, bucket_jit
-from cudagraph_jax.graphs.settings import ThreadSettings
+from cudagraph_jax.xla.settings import ThreadSettings
 from tests.graphs.functions import GRID
 
 CONFIG = CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(4,), on_miss="background")

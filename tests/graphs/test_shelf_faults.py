@@ -175,7 +175,7 @@ def test_an_executable_that_does_not_run(tmp_path, iterations, monkeypatch):
     struct = jax.ShapeDtypeStruct((2, 4), np.float32)
     other = jax.jit(lambda x: jax.pure_callback(lost, struct, x)).lower(struct).compile()
     with monkeypatch.context() as patched:
-        patched.setattr("cudagraph_jax.graphs.serial.load", lambda *_, **__: other)
+        patched.setattr("cudagraph_jax.xla.serialize.load", lambda *_, **__: other)
         function = bucket_jit(double, in_axes=("batch seq",), config=config, store=tmp_path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -21,7 +21,7 @@ from cudagraph_jax import (
     InputShapeError,
     bucket_jit,
 )
-from cudagraph_jax.graphs.identity import loading_keeps_options
+from cudagraph_jax.capture.cache_key import loading_keeps_options
 from tests.graphs.functions import assert_close, floats, tokens
 from tests.graphs.stored import SMALL, Counted, X, closing_over, loaded, warmed
 from tests.store.stores import Failing

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudagraph_jax.graphs.traced import Event, attribute, read_events
+from cudagraph_jax.xla.profile import Event, attribute, read_events
 
 OWN, OTHER = 1, 2
 

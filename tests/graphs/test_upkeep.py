@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from cudagraph_jax import CUDAGraphManager, GraphStore, StoreError, bucket_jit
-from cudagraph_jax.graphs.upkeep import Upkeep
+from cudagraph_jax.capture.usage import Upkeep
 from tests.graphs.functions import GRID, double, floats
 from tests.store.stores import Failing
 

@@ -21,7 +21,7 @@ from cudagraph_jax import (
     bucket_jit,
     no_compiles,
 )
-from cudagraph_jax.graphs.warmup import warm_up
+from cudagraph_jax.capture.warmup import warm_up
 from cudagraph_jax.report.progress import Progress
 from tests.graphs.functions import (
     GRID,

@@ -9,8 +9,8 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cudagraph_jax import CUDAGraphConfig, CUDAGraphMode, bucket_jit
-from cudagraph_jax.graphs.decision import Reason
-from cudagraph_jax.graphs.outcomes import Outcomes
+from cudagraph_jax.dispatch.decision import Reason
+from cudagraph_jax.dispatch.stats import Outcomes
 from cudagraph_jax.prometheus import register
 from cudagraph_jax.prometheus.metrics import (
     Reading,

@@ -131,7 +131,7 @@ FORKING = """
     import numpy as np
     warnings.simplefilter("ignore")  # the interpreter warns of forks beside threads
     from cudagraph_jax import CUDAGraphConfig, bucket_jit
-    from cudagraph_jax.graphs.decision import Reason
+    from cudagraph_jax.dispatch.decision import Reason
     from cudagraph_jax.prometheus import register
 
     config = CUDAGraphConfig(capture_sizes=(1, 2), warmup_iterations=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from cudagraph_jax.tables import one_line
+from cudagraph_jax._base.text import one_line
 
 VOID = {"meta"}
 PLAIN = {

@@ -1,6 +1,6 @@
 """The table of captured buckets."""
 
-from cudagraph_jax.report.buckets import NONE_YET, buckets_html, buckets_text
+from cudagraph_jax.report.tables import NONE_YET, buckets_html, buckets_text
 from tests.report.reading import Reader
 from tests.report.snapshots import HOSTILE, graph, manager_stats
 

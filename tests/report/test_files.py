@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
+from cudagraph_jax._base.files import ReportError, check_writable, write_json, write_whole
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
-from cudagraph_jax.report.files import ReportError, check_writable, write_json, write_whole
 
 
 def test_writes(tmp_path):

@@ -3,7 +3,7 @@
 import json
 
 from cudagraph_jax.modes import CommandBufferScope
-from cudagraph_jax.report.inspection import Inspection, Outside, ScopeInspection
+from cudagraph_jax.report.command_buffers import Inspection, Outside, ScopeInspection
 from cudagraph_jax.report.thunks import Thunk, ThunkSequence
 from cudagraph_jax.shapes.ladder import Bucket
 

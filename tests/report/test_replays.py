@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cudagraph_jax import Bucket
-from cudagraph_jax.report.replays import ArgumentMoves, BucketReplays, ReplayProfile
+from cudagraph_jax.report.replay_profile import ArgumentMoves, BucketReplays, ReplayProfile
 from tests.report.snapshots import ACTING, HOSTILE, SHOWN
 
 

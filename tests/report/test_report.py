@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 
+from cudagraph_jax._base.files import ReportError
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.report.files import ReportError
 from cudagraph_jax.report.report import Report
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.report.reading import Reader

@@ -2,7 +2,7 @@
 
 import json
 
-from cudagraph_jax.report.totals import alerts, headline, tiles, totals, troubles
+from cudagraph_jax.report.summary import alerts, headline, tiles, totals, troubles
 from tests.report.reading import Reader
 from tests.report.snapshots import HOSTILE, graph, manager_stats, registry_stats
 

@@ -1,6 +1,6 @@
 """What a warm-up did."""
 
-from cudagraph_jax.report.warmup import BucketWarmup, WarmupReport
+from cudagraph_jax.report.warmup_report import BucketWarmup, WarmupReport
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.report.reading import Reader
 from tests.report.snapshots import ACTING, HOSTILE, SHOWN

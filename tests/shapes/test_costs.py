@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.errors import ConfigError
-from cudagraph_jax.graphs.registry import CUDAGraphRegistry
-from cudagraph_jax.shapes.costs import (
+from cudagraph_jax.planning.costs import (
     ELEMENTS,
     PolynomialCost,
     attention_cost,

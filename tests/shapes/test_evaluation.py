@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cudagraph_jax.shapes.costs import ELEMENTS, PolynomialCost
-from cudagraph_jax.shapes.evaluation import Evaluation, evaluate, standard_grids, waste
+from cudagraph_jax.planning.costs import ELEMENTS, PolynomialCost
+from cudagraph_jax.planning.evaluation import Evaluation, evaluate, standard_grids, waste
+from cudagraph_jax.planning.observed import Observed
 from cudagraph_jax.shapes.ladder import Ladder
-from cudagraph_jax.shapes.observed import Observed
 from tests.shapes.exhaustive import spent
 from tests.shapes.exhaustive import waste as part
 

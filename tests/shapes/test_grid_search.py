@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cudagraph_jax.shapes.evaluation import standard_grids
-from cudagraph_jax.shapes.grid_search import Problem, best_grids, places_of
+from cudagraph_jax.planning.evaluation import standard_grids
+from cudagraph_jax.planning.search import Problem, best_grids, places_of
 from cudagraph_jax.shapes.ladder import Ladder
 from tests.shapes.exhaustive import held, ladders, spent
 

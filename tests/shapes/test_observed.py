@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.planning.observed import Observed
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.observed import Observed
 
 PAIRS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=30)
 EXPECTED = (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.outputs import OutputShape, infer_output_axes
+from cudagraph_jax.shapes.output_axes import OutputShape, infer_output_axes
 
 
 def abstractly(function):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cudagraph_jax.shapes.partition import (
+from cudagraph_jax.planning.partition import (
     SMALL,
     Axis,
     all_gaps,

@@ -12,9 +12,9 @@ import pytest
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
+from cudagraph_jax.planning.plan import BucketPlan, PlanPoint, PlanRow
+from cudagraph_jax.planning.planner import plan_buckets
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
-from cudagraph_jax.shapes.plan import BucketPlan, PlanPoint, PlanRow
-from cudagraph_jax.shapes.planner import plan_buckets
 
 SIZES = {(1, 16): 500, (2, 30): 400, (2, 64): 80, (4, 100): 20}
 PLAN = BucketPlan(

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cudagraph_jax.shapes.costs import ELEMENTS, PolynomialCost, attention_cost
-from cudagraph_jax.shapes.evaluation import standard_grids
+from cudagraph_jax.planning.costs import ELEMENTS, PolynomialCost, attention_cost
+from cudagraph_jax.planning.evaluation import standard_grids
+from cudagraph_jax.planning.planner import plan_buckets
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.planner import plan_buckets
 from tests.shapes.exhaustive import least, rounded_up, spent, waste
 
 TRACE = Path(__file__).parents[2].parent / "shared" / "data" / "azure_llm_2023_conv.csv"

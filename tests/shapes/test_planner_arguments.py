@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.planning.planner import plan_buckets
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.planner import plan_buckets
 
 LENGTHS = st.dictionaries(st.integers(1, 30), st.integers(1, 9), min_size=1, max_size=5)
 

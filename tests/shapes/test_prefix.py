@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.shapes.prefix import (
+from cudagraph_jax.shapes.pytrees import (
     broadcast_prefix,
     for_positions,
     is_declaration,

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 import cudagraph_jax as cg
-from cudagraph_jax.demo.decoder_model import KVCache, greedy_step
-from cudagraph_jax.demo.decoder_params import DecoderConfig, random_params
-from cudagraph_jax.report.replays import KEEP_COMMAND_BUFFERS
+from cudagraph_jax.demo.decoder.decoder_params import DecoderConfig, random_params
+from cudagraph_jax.demo.decoder.transformer import KVCache, greedy_step
+from cudagraph_jax.report.replay_profile import KEEP_COMMAND_BUFFERS
 
 FULL, NONE = cg.CommandBufferScope.FULL, cg.CommandBufferScope.NONE
 NAMES = ("kernels", "launches", "nodes", "updates", "instances")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cudagraph_jax import CUDAGraphConfig, InputShapeError, bucket_jit
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.testing import configs, inputs
-from cudagraph_jax.testing.arguments import SMALL_GRID
+from cudagraph_jax.testing.inputs import SMALL_GRID
 
 PARAMS = {"w": jnp.ones((3, 2)), "scale": 0.5}
 X = jax.ShapeDtypeStruct((7, 9, 3), np.float32)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from cudagraph_jax import Bucket, BucketedFunction, CUDAGraphConfig, CUDAGraphManager, bucket_jit
 from cudagraph_jax.errors import BucketOverflowError, CaptureError, CUDAGraphWarning, SealedError
-from cudagraph_jax.graphs.compiles import CompileCounter
 from cudagraph_jax.testing import FakeCompiler
 from cudagraph_jax.testing.compiler import Made
+from cudagraph_jax.xla.compiles import CompileCounter
 from tests.testing.mistakes import SOUND
 
 CONFIG = CUDAGraphConfig(capture_sizes=(2, 4), capture_seq_lens=(4, 8), warmup_iterations=1)

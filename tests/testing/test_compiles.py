@@ -12,7 +12,7 @@ import pytest
 from cudagraph_jax import CUDAGraphConfig, bucket_jit
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.testing import assert_compiles, assert_no_compiles
-from cudagraph_jax.testing.compiles import check_countable
+from cudagraph_jax.testing.compile_assertions import check_countable
 
 CONFIG = CUDAGraphConfig(capture_sizes=(2, 4), warmup_iterations=0)
 

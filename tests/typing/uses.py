@@ -30,7 +30,7 @@ from cudagraph_jax import (
     no_compiles,
     plan_buckets,
 )
-from cudagraph_jax.report.inspection import Inspection
+from cudagraph_jax.report.command_buffers import Inspection
 from cudagraph_jax.testing import assert_bucketing_preserves
 
 config = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(16, 32), on_miss="background")

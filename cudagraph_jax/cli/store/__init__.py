@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cudagraph_jax.cli.arguments import age_s, bucket, byte_count
+from cudagraph_jax.cli.options import age_s, bucket, byte_count
 from cudagraph_jax.cli.store.care import prune, verify
 from cudagraph_jax.cli.store.listing import ls
 from cudagraph_jax.cli.store.moving import export_entries, import_entries
 
 if TYPE_CHECKING:
-    from cudagraph_jax.cli.arguments import Commands
+    from cudagraph_jax.cli.options import Commands
 
 
 def add_to(commands: Commands) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO, BinaryIO
 
+from cudagraph_jax._base.files import check_writable
 from cudagraph_jax.errors import CUDAGraphError, StoreError
-from cudagraph_jax.report.files import check_writable
 from cudagraph_jax.store.entries import as_miss, is_entry, read_data
 from cudagraph_jax.store.outcomes import UnusableError
 from cudagraph_jax.store.safety import danger

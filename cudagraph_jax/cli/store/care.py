@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 
+from cudagraph_jax._base.text import text_table
 from cudagraph_jax.cli.store.opening import store_of
 from cudagraph_jax.cli.store.shown import (
     NO_ENTRIES,
@@ -19,7 +20,6 @@ from cudagraph_jax.cli.store.shown import (
 )
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store import Checked, Pruned
-from cudagraph_jax.tables import text_table
 
 
 def verify(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from cudagraph_jax._base.text import text_table
 from cudagraph_jax.cli.store.opening import store_of
 from cudagraph_jax.cli.store.shown import (
     NO_ENTRIES,
@@ -24,7 +25,6 @@ from cudagraph_jax.cli.store.shown import (
     size_text,
 )
 from cudagraph_jax.store import Record
-from cudagraph_jax.tables import text_table
 
 _HEADER = (
     *("file", "name", "bucket", "known by", "code", "device", "jax", "jaxlib"),

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from cudagraph_jax.checks import nearest
+from cudagraph_jax._base.checks import nearest
+from cudagraph_jax._base.text import one_line
 from cudagraph_jax.cli.store.archive import opened, read_archive, write_archive
 from cudagraph_jax.cli.store.opening import key_of, store_of
 from cudagraph_jax.cli.store.shown import bucket_of, entries_text, field, size_text
@@ -15,7 +16,6 @@ from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store import GraphStore, Miss, Record
 from cudagraph_jax.store.entries import problem_in
 from cudagraph_jax.store.safety import checked_key
-from cudagraph_jax.tables import one_line
 
 _MOST_NAMED = 8
 

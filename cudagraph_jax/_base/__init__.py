@@ -1,0 +1,1 @@
+"""What knows neither JAX nor this domain: checks, caches, workers, files, text."""

@@ -1,0 +1,189 @@
+"""Captures off the request path: a bounded queue and one worker."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from cudagraph_jax._base.fork import put_right_in_child
+from cudagraph_jax._base.log import logger
+
+MAX_QUEUED = 64
+"""Captures that may wait or run; a request beyond that is served all the same, and asks again."""
+
+Job = Callable[[], None]
+
+
+class Queued(NamedTuple):
+    """A job that waits.
+
+    Attributes:
+        job: What is done.
+        dropped: Told if it is not.
+    """
+
+    job: Job
+    dropped: Job
+
+
+class Worker(threading.Thread):
+    """A thread that the interpreter waits for, but that is no reason for it to live."""
+
+
+class Background:
+    """Runs jobs in one worker thread, each key queued once.
+
+    The worker starts with a job and ends with the last one. When the interpreter exits, the job
+    under way is finished and those that wait are dropped; it does not exit while any thread that
+    is no daemon goes on, also after the main thread. A forked child begins with an empty queue.
+
+    Args:
+        name: What the thread is called.
+        max_queued: Jobs that may wait or run at a time.
+        thread: Makes the worker, from `target` and `name`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_queued: int = MAX_QUEUED,
+        thread: Callable[..., threading.Thread] = Worker,
+    ) -> None:
+        self._name = name
+        self._max_queued = max_queued
+        self._thread = thread
+        self._closed = False
+        self._lacks_thread = False
+        self.after_fork()
+        put_right_in_child(self)
+
+    def __len__(self) -> int:
+        return len(self._waiting) + (self._running is not None)
+
+    def after_fork(self) -> None:
+        """Begins with an empty queue and no worker; in a child, the parent has both."""
+        self._changed = threading.Condition()
+        self._waiting: dict[Hashable, Queued] = {}
+        self._running: Hashable | None = None
+        self._worker: threading.Thread | None = None
+
+    def submit(self, key: Hashable, job: Job, *, dropped: Job = lambda: None) -> bool:
+        """Queues `job` unless one of the same key waits or runs; whether one does now.
+
+        `dropped` is called if it is dropped while it waits; not when the interpreter exits.
+        """
+        with self._changed:
+            if key in self._waiting or key == self._running:
+                return True
+            if self._closed or len(self) >= self._max_queued:
+                return False
+            self._waiting[key] = Queued(job, dropped)
+            return self._worker is not None or self._start()
+
+    def runs_here(self) -> bool:
+        """Whether this is called from a job."""
+        return threading.current_thread() is self._worker
+
+    def accepts(self, key: Hashable) -> bool:
+        """Whether a job of this key waits or runs, or may be queued."""
+        with self._changed:
+            known = key in self._waiting or key == self._running
+            return known or not (self._closed or len(self) >= self._max_queued)
+
+    def clear(self) -> None:
+        """Drops what waits."""
+        with self._changed:
+            waiting = list(self._waiting.values())
+            self._waiting.clear()
+            self._changed.notify_all()
+        with ExitStack() as told:
+            # All of them, also where warnings are errors.
+            for queued in reversed(waiting):
+                told.callback(queued.dropped)
+
+    def drain(self) -> None:
+        """Waits until nothing waits or runs; not from a job, which would wait for itself."""
+        if self.runs_here():
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: not self)
+
+    def close(self, *, wait: bool = True) -> None:
+        """Drops what waits, finishes what runs, and takes no more jobs.
+
+        Args:
+            wait: Whether to wait for what runs.
+        """
+        with self._changed:
+            self._closed = True
+        try:
+            self.clear()
+        finally:
+            if wait:
+                self.drain()
+
+    def _start(self) -> bool:
+        """Starts the worker; where that cannot be, drops what waits."""
+        if not _process_goes_on():
+            self._waiting.clear()
+            return False
+        # Not a daemon: a thread that is killed inside XLA takes the process down with it.
+        worker = self._thread(target=self._work, name=self._name)
+        try:
+            worker.start()
+        except RuntimeError as error:
+            # Memory; or Python 3.12.0 to 3.12.2 after the main thread (python/cpython#113964).
+            self._waiting.clear()
+            if not self._lacks_thread:
+                logger.warning("nothing is captured in the background for now: %s", error)
+            self._lacks_thread = True
+            return False
+        self._lacks_thread = False
+        self._worker = worker
+        return True
+
+    def _work(self) -> None:
+        try:
+            while (job := self._next()) is not None:
+                try:
+                    job()
+                except BaseException:
+                    # Nobody waits for the result; the request that queued the job was served.
+                    logger.exception("a capture in the background failed")
+        except BaseException:
+            # A handler of the log that raises, say. Another worker takes the queue over.
+            with self._changed:
+                self._running = self._worker = None
+                try:
+                    if self._waiting:
+                        self._start()
+                finally:
+                    self._changed.notify_all()
+            raise
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            self._running = None
+            if not _process_goes_on():
+                self._waiting.clear()
+            if not self._waiting:
+                self._worker = None
+                self._changed.notify_all()
+                return None
+            self._running = next(iter(self._waiting))
+            return self._waiting.pop(self._running).job
+
+
+def _process_goes_on() -> bool:
+    """Whether there is a thread, other than workers, that the interpreter waits for.
+
+    It waits for all that are no daemons before it runs `atexit` functions or says that it is
+    finalizing, so that this is how a worker learns that only workers are waited for.
+    """
+    return threading.main_thread().is_alive() or any(
+        thread.is_alive() and not thread.daemon and not isinstance(thread, Worker)
+        for thread in threading.enumerate()
+    )

@@ -1,0 +1,1 @@
+"""How buckets come to be held: compiled, loaded, checked, warmed, evicted."""

@@ -1,0 +1,126 @@
+"""Compiles the next buckets of a warm-up in threads, while the first of them is captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax.capture.compile_request import Compiler, Complete, Wanted, lowered
+from cudagraph_jax.errors import CUDAGraphError
+from cudagraph_jax.program.outputs import Outputs
+from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.xla.stages import Executable, Lowering, stage_errors
+
+Begin = Callable[[Wanted], None]
+
+
+class _Begun(NamedTuple):
+    wanted: Wanted
+    outputs: Outputs
+    executable: Future[Executable]
+
+
+class CompilesAhead:
+    """Executables that are being compiled, until whoever captures their buckets takes them.
+
+    A function is traced and lowered by whoever asks, since what the caller set up for tracing
+    (`jax.default_matmul_precision` and such) is not known to other threads. XLA takes most of the
+    time, and threads for it.
+
+    Args:
+        compiler: What compiles.
+        clock: Seconds, for capture times.
+    """
+
+    def __init__(self, *, compiler: Compiler, clock: Callable[[], float]) -> None:
+        self._compiler = compiler
+        self._clock = clock
+        self._lock = forkable_lock()
+        self._begun: dict[tuple[Bucket, Variant], _Begun] = {}
+
+    @contextmanager
+    def running(
+        self, workers: int, *, is_captured: Callable[[Bucket, Variant], bool]
+    ) -> Iterator[Begin]:
+        """A function that begins with an executable, if nobody has; it does not wait for it.
+
+        What cannot be lowered is left to whoever captures it, and so is what nobody took.
+
+        Args:
+            workers: How many are compiled at a time.
+            is_captured: Whether a bucket is captured, or is being captured by now.
+        """
+        all_begun: list[_Begun] = []
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="cudagraph-jax-compile")
+
+        def begin(wanted: Wanted) -> None:
+            key = _key(wanted)
+            if key in self._begun or is_captured(*key):
+                return
+            try:
+                outputs, lowering = lowered(wanted, clock=self._clock)
+            except CUDAGraphError:
+                return
+            begun = _Begun(wanted, outputs, Future())
+            all_begun.append(begun)
+            if self._begun.setdefault(key, begun) is not begun:
+                return
+            # Whoever captures it from now on takes it; who began before compiles it already.
+            if not (is_captured(*key) and self._remove(begun)):
+                pool.submit(self._compile, begun, lowering)
+
+        try:
+            yield begin
+        finally:
+            try:
+                pool.shutdown(cancel_futures=True)
+            finally:
+                for begun in all_begun:
+                    begun.executable.cancel()
+                    self._remove(begun)
+
+    def take(self, wanted: Wanted) -> Complete | None:
+        """What was begun for just this, by whomever, once it is compiled; None where nothing was.
+
+        Raises:
+            CaptureError: It could not be compiled.
+        """
+        begun = self._begun.get(_key(wanted))
+        if begun is None or begun.wanted.options != wanted.options or not self._remove(begun):
+            return None
+        try:
+            executable = begun.executable.result()
+        except CancelledError:
+            return None  # the warm-up that began it has ended
+        if begun.wanted.grid == wanted.grid:
+            return begun.outputs, executable
+        # Of another program: the code is the same, the axes may have been found otherwise.
+        return wanted.program.outputs(wanted.bucket, others=wanted.others), executable
+
+    def _remove(self, begun: _Begun) -> bool:
+        """Whether it was there still, to be taken by one alone."""
+        key = _key(begun.wanted)
+        with self._lock:
+            if self._begun.get(key) is not begun:
+                return False
+            del self._begun[key]
+            return True
+
+    def _compile(self, begun: _Begun, lowering: Lowering) -> None:
+        if not begun.executable.set_running_or_notify_cancel():
+            return
+        try:
+            with stage_errors("compile", str(begun.wanted)):
+                executable = self._compiler(begun.wanted, lowering, clock=self._clock)
+        except BaseException as error:
+            begun.executable.set_exception(error)
+        else:
+            begun.executable.set_result(executable)
+
+
+def _key(wanted: Wanted) -> tuple[Bucket, Variant]:
+    return (wanted.bucket, wanted.program.variant)

@@ -1,0 +1,158 @@
+"""Whether a grid fits into the limits: said before one of its buckets drives another one out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cudagraph_jax.capture.registry import CUDAGraphRegistry
+from cudagraph_jax.errors import CaptureError, ConfigError
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.report.words import things
+from cudagraph_jax.shapes.ladder import Bucket
+
+_REMEDY = "raise it, or give fewer capture_sizes and capture_seq_lens"
+_REMEDY_OTHERS = (
+    "raise it, give fewer capture_sizes and capture_seq_lens, or first drop buckets that are not "
+    "needed any more, with registry.remove or reset()"
+)
+
+
+class Budget:
+    """The limits of a registry, while a grid is captured, in whatever order.
+
+    What other functions hold is to stay, and what the same function holds for other arguments.
+    What this one holds outside the grid may go.
+
+    Args:
+        registry: Where the buckets go.
+        variant: What the buckets are captured for.
+        buckets: The grid.
+
+    Raises:
+        ConfigError: The grid has more buckets than `max_graphs` leaves for it.
+    """
+
+    def __init__(
+        self, registry: CUDAGraphRegistry, variant: Variant, buckets: Sequence[Bucket]
+    ) -> None:
+        self._registry = registry
+        self._variant = variant
+        self._buckets = frozenset(buckets)
+        self._evictions = registry.evictions
+        self._measured: list[CUDAGraphEntry] = []
+        self._to_stay = dict.fromkeys(self._held())
+        limit, others = registry.config.max_graphs, self._others
+        if limit is not None and len(buckets) + others > limit:
+            beside = f" beside the {others} of other functions or arguments" if others else ""
+            raise ConfigError(
+                f"the grid has {things(len(buckets), 'bucket')}{beside}, more than "
+                f"max_graphs={limit}: {self._remedy}"
+            )
+
+    def check(self, bucket: Bucket) -> None:
+        """Raises unless `bucket` probably fits beside those that are to stay.
+
+        Raises:
+            ConfigError: It does not; the message has the sizes.
+        """
+        limit, needed = self._registry.config.memory_budget_bytes, self._estimate(bucket)
+        if limit is None or needed is None:
+            return
+        if self._registry.find(bucket, self._variant) is not None:
+            return
+        held = self._held()
+        taken = sum(entry.memory_bytes or 0 for entry in held)
+        if taken + needed > limit:
+            raise ConfigError(
+                f"the grid does not fit into {self._pool}: {things(len(held), 'bucket')} with "
+                f"{taken:,} bytes are held, and the next one, {bucket}, needs about {needed:,}, "
+                f"but the budget is {limit:,}: {self._remedy}"
+            )
+
+    def has_room(self, bucket: Bucket, *, beside: Sequence[Bucket]) -> bool:
+        """Whether `bucket` fits for sure, as far as is measured, beside some that come first."""
+        limit = self._registry.config.memory_budget_bytes
+        if limit is None:
+            return True
+        needed = [self._estimate(each) for each in (bucket, *beside)]
+        held = sum(entry.memory_bytes or 0 for entry in self._held())
+        return None not in needed and held + sum(map(int, filter(None, needed))) <= limit
+
+    def refuse(self, error: CaptureError) -> None:
+        """Raises if a bucket could not be captured because it needs more than the whole budget.
+
+        Raises:
+            ConfigError: So it is.
+        """
+        if error.stage == "budget":
+            raise ConfigError(f"the grid does not fit into {self._pool}: {error}") from error
+
+    def add(self, entry: CUDAGraphEntry) -> None:
+        """Counts a bucket that is captured now.
+
+        Raises:
+            ConfigError: It has driven out another one: more was needed than was estimated.
+        """
+        self._measured.append(entry)
+        self._to_stay[entry] = None
+        if self._registry.evictions <= self._evictions:
+            return
+        lost = self._to_stay.keys() - self._registry.entries()
+        if lost:
+            names = sorted(f"{known.variant.name} at {known.bucket}" for known in lost)
+            raise ConfigError(
+                f"the grid does not fit into {self._exceeded()}, so that {', '.join(names)} had to "
+                f"leave when {entry.bucket} was captured: {self._remedy}"
+            )
+
+    def _held(self) -> list[CUDAGraphEntry]:
+        """What is to stay of the entries that are held now."""
+        return [
+            entry
+            for entry in self._registry.entries()
+            if entry.variant != self._variant or entry.bucket in self._buckets
+        ]
+
+    def _estimate(self, bucket: Bucket) -> int | None:
+        """The bytes that `bucket` is going to need; None where none is measured.
+
+        Part of the memory grows with the elements, and part is the same for all buckets: a line
+        through the two of nearest size tells them apart. Where there is one, all of it is taken to
+        grow. No more is needed than for a bucket that is at least as large.
+        """
+        elements = bucket.elements
+        measured = {
+            entry.bucket.elements: entry.memory_bytes
+            for entry in self._measured
+            if entry.memory_bytes is not None
+        }
+        if not measured:
+            return None
+        nearest, *others = sorted(measured, key=lambda size: abs(size - elements))
+        other = others[0] if others else 0
+        growth = (measured[nearest] - measured.get(other, 0)) / (nearest - other)
+        estimate = int(measured[nearest] + growth * (elements - nearest))
+        enough = (needed for size, needed in measured.items() if size >= elements)
+        return max(0, min([estimate, *enough]))
+
+    def _exceeded(self) -> str:
+        needed = sum(entry.memory_bytes or 0 for entry in self._to_stay)
+        config = self._registry.config
+        budget = config.memory_budget_bytes
+        if config.max_graphs is not None and (budget is None or needed <= budget):
+            return f"max_graphs={config.max_graphs}"
+        count = things(len(self._to_stay), "bucket")
+        return f"{self._pool}: {count} need {needed:,} bytes, and the budget is {budget:,}"
+
+    @property
+    def _others(self) -> int:
+        return sum(entry.variant != self._variant for entry in self._to_stay)
+
+    @property
+    def _remedy(self) -> str:
+        return _REMEDY_OTHERS if self._others else _REMEDY
+
+    @property
+    def _pool(self) -> str:
+        return f"memory_pool_size_mb={self._registry.config.memory_pool_size_mb}"

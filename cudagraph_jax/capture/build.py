@@ -1,0 +1,189 @@
+"""Makes entries: compiles a bucket, checks it, runs it; held by nobody yet."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cudagraph_jax._base.fork import forkable_lock, use_jax
+from cudagraph_jax._base.log import logger
+from cudagraph_jax.capture.ahead import CompilesAhead
+from cudagraph_jax.capture.compile_request import Compiler, Complete, Wanted, compiled, wanted_of
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.errors import CaptureError
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.observers import Observers, annotation
+from cudagraph_jax.graphs.replay_counts import Journal, Ledger
+from cudagraph_jax.graphs.warm_runs import run_idle
+from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.program import Program
+from cudagraph_jax.shapes.ladder import Bucket
+
+if TYPE_CHECKING:
+    from cudagraph_jax.capture.persistent import Shelf
+    from cudagraph_jax.store import GraphStore
+
+
+class Builder:
+    """Makes the entries of one registry, and counts them.
+
+    Args:
+        clock: Seconds, for capture times.
+        observers: Who watches the entries.
+        shelf: Where executables are looked up before they are compiled; None: nowhere.
+        compiler: What compiles without a shelf.
+
+    Attributes:
+        captures: How many were compiled.
+        capture_ms: Milliseconds of all of them.
+        loads: How many were loaded instead.
+        load_ms: Milliseconds of all of those.
+        ahead: What is compiled before its bucket is captured; nothing where there is a shelf.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        observers: Observers[CUDAGraphEntry],
+        shelf: Shelf | None,
+        compiler: Compiler,
+    ) -> None:
+        self._clock = clock
+        self._observers = observers
+        self._shelf = shelf
+        self._compiler = compiler
+        self.ahead = CompilesAhead(compiler=compiler, clock=clock)
+        self._ids = itertools.count(1)
+        self._lock = forkable_lock()
+        self.captures = self.loads = 0
+        self.capture_ms = self.load_ms = 0.0
+
+    def build(
+        self,
+        program: Program,
+        bucket: Bucket,
+        call: Call,
+        *,
+        config: CUDAGraphConfig,
+        ledger: Ledger,
+        single_input: bool = False,
+        iterations: int = 0,
+    ) -> CUDAGraphEntry:
+        """A new entry of `program` at `bucket`, complete.
+
+        Args:
+            program: What to compile.
+            bucket: For which sizes.
+            call: A call of the program, which `debug_mode` checks against.
+            config: Compiler options and checks.
+            ledger: Where its replays are added up.
+            single_input: Whether its `replay` takes the function's only argument.
+            iterations: Runs of it.
+
+        Raises:
+            CaptureError: Compiling, checking or running failed.
+            InputShapeError: An output that must be trimmed cannot be.
+        """
+        use_jax()
+        make = partial(
+            self._make, program, bucket, config=config, ledger=ledger, single_input=single_input
+        )
+        entry = make()
+        try:
+            _prove(entry, call, config=config, iterations=iterations)
+        except CaptureError as error:
+            if not entry.is_loaded:
+                raise
+            self.reject(entry, error)
+            entry = make()
+            _prove(entry, call, config=config, iterations=iterations)
+        return entry
+
+    def reject(self, entry: CUDAGraphEntry, error: CaptureError) -> None:
+        """Has what was loaded for `entry`, and does not do, compiled the next time instead."""
+        if self._shelf is None or not entry.is_loaded:
+            return
+        logger.warning("%s of the store is compiled again: %s", entry.bucket, error)
+        self._shelf.distrust(entry.bucket, entry.variant)
+        with self._lock:
+            self.loads -= 1
+            self.load_ms -= entry.capture_time_ms
+
+    def _make(
+        self,
+        program: Program,
+        bucket: Bucket,
+        *,
+        config: CUDAGraphConfig,
+        ledger: Ledger,
+        single_input: bool,
+    ) -> CUDAGraphEntry:
+        with annotation("capture", program.target.name, bucket):
+            wanted = wanted_of(program, bucket, config=config)
+            outputs, executable = self._complete(wanted)
+        return CUDAGraphEntry(
+            bucket=bucket,
+            program=program,
+            executable=executable,
+            outputs=outputs,
+            graph_id=next(self._ids),
+            options=wanted.options,
+            single_input=single_input,
+            copies_inputs=config.cudagraph_copy_inputs,
+            waits=config.debug_mode,
+            journal=Journal(bucket, ledger, executable),
+            observers=self._observers,
+        )
+
+    def forget(self) -> None:
+        """Counts from zero again."""
+        with self._lock:
+            self.captures = self.loads = 0
+            self.capture_ms = self.load_ms = 0.0
+
+    def _complete(self, wanted: Wanted) -> Complete:
+        if self._shelf is None:
+            complete = self.ahead.take(wanted) or compiled(
+                wanted, clock=self._clock, compiler=self._compiler
+            )
+        else:
+            complete = self._shelf.take(wanted)
+        executable = complete[1]
+        with self._lock:
+            if executable.is_loaded:
+                self.loads += 1
+                self.load_ms += executable.compile_ms
+            else:
+                self.captures += 1
+                self.capture_ms += executable.compile_ms
+        return complete
+
+
+def _prove(entry: CUDAGraphEntry, call: Call, *, config: CUDAGraphConfig, iterations: int) -> None:
+    if config.debug_mode:
+        from cudagraph_jax.graphs.check import check_entry
+
+        check_entry(entry, call, pads_seq=config.capture_seq_lens is not None)
+    run_idle(entry, iterations, leaves=call.leaves)
+
+
+def shelf_of(
+    store: GraphStore | str | os.PathLike[str] | None, *, clock: Callable[[], float]
+) -> Shelf | None:
+    """The shelf in a store or a directory.
+
+    Raises:
+        ConfigError: It is neither.
+        StoreError: The directory cannot be used.
+    """
+    if store is None:
+        return None
+    # Here, because most processes keep nothing.
+    from cudagraph_jax.capture.persistent import Shelf
+    from cudagraph_jax.store import GraphStore
+
+    return Shelf(store if isinstance(store, GraphStore) else GraphStore(store), clock=clock)

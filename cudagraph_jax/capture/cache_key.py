@@ -1,0 +1,213 @@
+"""What identifies the executable of a program at a bucket in a store."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+
+import jax
+from jax.sharding import Mesh, NamedSharding, Sharding
+
+from cudagraph_jax.errors import StoreError
+from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.variant import AbstractLeaf, default_device
+from cudagraph_jax.program.written import written, written_structure
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.store import Json
+from cudagraph_jax.xla.host import host_fields
+from cudagraph_jax.xla.stages import Lowering
+
+Fields = dict[str, Json]
+
+WHAT_IT_COMPUTES = (
+    *("known_by", "stablehlo", "outputs", "fingerprint", "function", "code", "places", "structure"),
+    *("axes", "statics", "unpad", "out_axes", "mask_argname", "mesh"),
+)
+"""Fields that are not known, or not there, before a function is lowered."""
+
+_LAYOUT = 1
+"""Of what is stored; another number makes all that is stored a miss."""
+_MOST_LISTED = 64
+_CUSTOM_CALL = re.compile(r"(?:custom_call @|call_target_name = )\"?([^\s(\"]+)")
+_BUILT_IN = frozenset(
+    {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "annotate_device_placement"}
+)
+
+
+def execution_devices(program: Program) -> tuple[jax.Device, ...]:
+    """The devices that a program runs on, in the order of its partitions.
+
+    Raises:
+        StoreError: They are not known before it is compiled.
+    """
+    placed = {leaf.sharding for leaf in program.variant.leaves if leaf.sharding is not None}
+    orders = {_order(sharding) for sharding in placed} or {(default_device(),)}
+    if len(orders) > 1:
+        raise StoreError("its arguments lie on different devices")
+    devices = orders.pop()
+    if jax.process_count() > 1:
+        raise StoreError("it is part of a program of several processes")
+    return devices
+
+
+def loading_keeps_options(jaxlib: str | None = None) -> bool:
+    """Whether what is loaded off the CPU has the compiler options that it was compiled with.
+
+    XLA's CUDA runtime keeps them in 0.12.0.1: what was compiled with `CommandBufferScope.NONE`
+    launches no graph after loading, and with FULL one. JAX 0.11.2 does not write them by name.
+
+    Args:
+        jaxlib: Its version; None: that of the one that is installed.
+    """
+    major, minor = (version("jaxlib") if jaxlib is None else jaxlib).split(".")[:2]
+    return (int(major), int(minor)) >= (0, 12)
+
+
+def common_fields(program: Program, bucket: Bucket, *, options: Mapping[str, str]) -> Fields:
+    """What identifies an executable, but for what it computes.
+
+    Raises:
+        StoreError: It is nothing that could be stored.
+    """
+    devices = execution_devices(program)
+    if options and devices[0].platform != "cpu" and not loading_keeps_options():
+        raise StoreError(
+            "loading may lose its compiler options on this platform with a jaxlib before 0.12: "
+            "JAX's persistent cache, which keeps them, can be on instead"
+        )
+    target = program.target
+    return {
+        "layout": _LAYOUT,
+        "name": target.name,
+        "bucket": str(bucket),
+        "arguments": _listed([_leaf_text(leaf) for leaf in program.variant.leaves]),
+        "donated": list(target.donate_argnums),
+        **{f"option {name}": value for name, value in sorted(options.items())},
+        **host_fields(devices),
+    }
+
+
+def lowered_fields(
+    common: Fields,
+    program: Program,
+    lowering: Lowering,
+    bucket: Bucket,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Fields:
+    """What identifies an executable, with what it computes: its StableHLO.
+
+    Raises:
+        StoreError: It runs on other devices than its arguments say.
+    """
+    devices = len(execution_devices(program))
+    try:
+        partitions, drops_arguments = lowering.partitions, lowering.drops_arguments
+    except (LookupError, AttributeError, StopIteration) as error:
+        raise StoreError(f"its StableHLO is not what was expected: {error}") from error
+    if partitions != devices:
+        raise StoreError(f"it runs on {partitions} devices, but its arguments are for {devices}")
+    text = lowering.text
+    if drops_arguments:
+        # The text does not say which ones: `a` of (a, b) reads like `b` of (a, b).
+        text = program.lower(bucket, keep_unused=True, clock=clock).text
+    outputs = [
+        f"{leaf.dtype}{list(leaf.shape)}{' weak' * leaf.weak_type}"
+        for leaf in jax.tree.leaves(lowering.output_info)
+    ]
+    return {
+        **common,
+        "known_by": "stablehlo",
+        "outputs": _listed(outputs),
+        "stablehlo": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def fingerprint_fields(common: Fields, program: Program) -> Fields | None:
+    """What identifies an executable by its function's fingerprint, so that nothing is traced.
+
+    None where there is no fingerprint, or where something that is part of the program, such as a
+    static argument, has no name that another process would give it.
+
+    Args:
+        common: The other fields.
+        program: What is compiled.
+
+    Raises:
+        StoreError: Another function has this fingerprint, too.
+    """
+    target, variant = program.target, program.variant
+    fingerprint = target.fingerprint
+    if fingerprint is None:
+        return None
+    if fingerprint.is_taken():
+        raise StoreError(
+            f"fingerprint={fingerprint.given!r} is that of another function, too, which cannot be "
+            "told from this one without tracing: give each its own"
+        )
+    structure = written_structure(variant.structure)
+    statics = [written(static) for static in variant.statics]
+    prefixes = [_prefix_text(target.unpad), _prefix_text(target.out_axes)]
+    if structure is None or None in statics or None in prefixes:
+        return None
+    return {
+        **common,
+        "known_by": "fingerprint",
+        "fingerprint": fingerprint.given,
+        "function": fingerprint.function,
+        "code": fingerprint.code,
+        "places": list(fingerprint.places),
+        "structure": structure if len(structure) < 1000 else _hashed(structure),
+        "axes": _listed([str(tuple(axes)) for axes in program.axes]),
+        "statics": statics,
+        "unpad": prefixes[0],
+        "out_axes": prefixes[1],
+        "mask_argname": target.mask_argname,
+        "mesh": str(jax.sharding.get_abstract_mesh()),
+    }
+
+
+def is_portable(lowering: Lowering) -> bool:
+    """Whether the executable can be loaded in a process that has not lowered its function.
+
+    Lowering registers what custom calls lead to: without it, LAPACK calls end the process
+    (FACTS.md, "Persisting executables").
+    """
+    return _BUILT_IN.issuperset(_CUSTOM_CALL.findall(lowering.text))
+
+
+def _leaf_text(leaf: AbstractLeaf) -> str:
+    placed = "" if leaf.sharding is None else f" {leaf.sharding!r}"
+    return f"{leaf}{' weak' * leaf.weak_type}{placed}"
+
+
+def _listed(texts: list[str]) -> Json:
+    """Texts one by one, so that a difference shows; the hash of very many."""
+    return texts if len(texts) <= _MOST_LISTED else [f"{len(texts)}", _hashed("\n".join(texts))]
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _prefix_text(prefix: PyTree) -> str | None:
+    """A pytree prefix of texts, which may be of somebody's own kinds of nodes."""
+    leaves, structure = jax.tree.flatten(prefix, is_leaf=lambda node: node is None)
+    own = written_structure(structure)
+    return None if own is None else f"{own} {written(leaves)}"
+
+
+def _order(sharding: Sharding) -> tuple[jax.Device, ...]:
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        return tuple(sharding.mesh.devices.flat)
+    try:
+        devices = tuple(sharding.device_set)
+    except ValueError as error:
+        raise StoreError(f"{sharding!r} names no devices") from error
+    if len(devices) > 1:
+        raise StoreError(f"the order of the devices of {sharding!r} is not known")
+    return devices

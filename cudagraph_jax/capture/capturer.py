@@ -1,0 +1,249 @@
+"""Captures: in a request, in a warm-up, in the background; what fails is remembered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+
+from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax._base.log import logger
+from cudagraph_jax._base.lru import Made
+from cudagraph_jax._base.worker import Background
+from cudagraph_jax.capture.failures import Failures
+from cudagraph_jax.capture.gate import CaptureGate
+from cudagraph_jax.capture.registry import CUDAGraphRegistry
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.warm_runs import run_idle
+from cudagraph_jax.modes import CUDAGraphMode
+from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.program import Program, Target
+from cudagraph_jax.shapes.ladder import Bucket
+
+if TYPE_CHECKING:
+    from cudagraph_jax.capture.usage import Upkeep
+
+
+class Task(NamedTuple):
+    """A call with the function that it is for.
+
+    Attributes:
+        call: The call.
+        target: Its function.
+        single_input: Whether the function takes one pytree (the specification's calls).
+        before_capture: Called before a new bucket is compiled; what it raises goes through.
+    """
+
+    call: Call
+    target: Target
+    single_input: bool = False
+    before_capture: Callable[[Program], None] | None = None
+
+
+class Capturer:
+    """Captures buckets for one manager.
+
+    Args:
+        registry: Where captured buckets are held, and the configuration.
+        clock: Seconds, for the pauses after failed captures.
+        captures_evict: Whether a new capture throws recorded graphs away; asked of the backend if
+            None (FACTS.md, "Command buffers").
+
+    Attributes:
+        gate: The mode, and who captures.
+        failures: Captures that failed.
+        background: Captures that wait.
+        is_warm: Whether a warm-up has ended: from then on a capture disturbs traffic.
+        newest_plan: The last grid that was asked for; those before it are not put in place.
+        recorded_again: How many buckets were run because a capture had thrown their graphs away.
+        upkeep: Who writes down what is hot; None without a store.
+    """
+
+    def __init__(
+        self,
+        registry: CUDAGraphRegistry,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        captures_evict: Callable[[], bool] | None = None,
+    ) -> None:
+        self.registry = registry
+        enabled = registry.config.enabled
+        self.gate = CaptureGate(CUDAGraphMode.CAPTURE if enabled else CUDAGraphMode.DISABLED)
+        self.failures = Failures(clock=clock)
+        self.background = Background("cudagraph-jax-capture")
+        self.is_warm = False
+        self.recorded_again = 0
+        self.newest_plan: object = None
+        self.upkeep: Upkeep | None = None
+        if registry.shelf is not None:
+            # Here, because most processes keep nothing.
+            from cudagraph_jax.capture.usage import Upkeep
+
+            self.upkeep = Upkeep(registry.shelf, registry)
+        self._lock = forkable_lock()
+        self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
+
+    def capture(
+        self,
+        program: Program,
+        bucket: Bucket,
+        task: Task,
+        *,
+        iterations: int = 0,
+        in_warmup: bool = False,
+    ) -> Made[CUDAGraphEntry]:
+        """The entry of `program` at `bucket`, published whole.
+
+        After a warm-up the other buckets are run again where this one threw their recorded graphs
+        away.
+
+        Args:
+            program: What to compile.
+            bucket: For which sizes.
+            task: A call of the program; in `debug_mode` the entry is checked against it.
+            iterations: Runs of a new entry before anybody can see it.
+            in_warmup: Whether more captures follow, so that others are not run yet.
+
+        Raises:
+            CaptureError: It could not be captured, checked or run.
+        """
+        try:
+            made = self.registry.capture_program(
+                program,
+                bucket,
+                task.call,
+                single_input=task.single_input,
+                iterations=iterations,
+            )
+        except InputShapeError as error:
+            if not task.single_input:
+                raise
+            # Axes were guessed by size, and guessed wrong: nothing that the caller declared.
+            raise CaptureError(
+                f"{error} (bucket_jit names axes explicitly)", stage="trace"
+            ) from error
+        if made.is_new:
+            self.failures.forget(bucket, program.variant)
+            if self.upkeep is not None:
+                self.upkeep.begin()
+            if not _has_place(program, bucket, self.registry.config):
+                # It was decided before the grid changed: whoever asked for it has it all the same.
+                self.registry.discard(bucket, program.variant)
+            if self.is_warm and not in_warmup:
+                self.record_again(other_than={made.value})
+        return made
+
+    def capture_now(
+        self, task: Task, bucket: Bucket, *, iterations: int = 0
+    ) -> Made[CUDAGraphEntry]:
+        """The entry of a task's own program at `bucket`; see `capture`."""
+        program = Program(task.target, task.call)
+        if task.before_capture is not None:
+            task.before_capture(program)
+        return self.capture(program, bucket, task, iterations=iterations)
+
+    def capture_later(self, bucket: Bucket, task: Task) -> None:
+        """Captures and warms up `bucket` off the request path, queued once."""
+        variant, config = task.call.variant, self.registry.config
+        generation = self.registry.generation
+        # The job must hold no array of the request: it may wait for long.
+        program = Program(task.target, task.call)
+        abstract = task._replace(call=program.example)
+        if task.before_capture is not None:
+            try:
+                task.before_capture(program)
+            except CaptureError as error:
+                self.failures.remember(bucket, variant, error)
+                return
+
+        def job() -> None:
+            if self.registry.config is not config or self.registry.generation != generation:
+                return  # another grid, or dropped since: the next call asks for its own bucket
+            iterations = config.warmup_iterations
+            try:
+                with program.settings.applied():
+                    self.capture(program, bucket, abstract, iterations=iterations)
+            except CaptureError as error:
+                self.failures.remember(bucket, variant, error)
+            except CUDAGraphError as error:
+                final = CaptureError(str(error), stage="trace")
+                self.failures.remember(bucket, variant, final)
+            except BaseException as error:
+                # A function that exits, say: it is not to be tried with each call.
+                other = CaptureError(
+                    f"cannot capture {bucket}: {type(error).__name__}: {error}", stage="compile"
+                )
+                self.failures.remember(bucket, variant, other)
+                raise
+
+        self.background.submit((bucket, variant), job)
+
+    def close(self) -> None:
+        """Ends the background worker: what waits is dropped, what runs is finished."""
+        if self.registry.shelf is not None:
+            self.registry.shelf.store.stop_waiting()
+        try:
+            # The worker may wait for a bucket that this very thread captures, as when a signal
+            # handler closes.
+            self.background.close(wait=not self.gate.is_inside)
+        finally:
+            if self.upkeep is not None:
+                self.upkeep.end()
+
+    def reset(self) -> None:
+        """Forgets failures, counts, and what waits to be captured."""
+        self.background.clear()
+        self.failures.clear()
+        self.is_warm = False
+        self.recorded_again = 0
+
+    def record_again(self, *, other_than: Collection[CUDAGraphEntry] = ()) -> None:
+        """Runs every bucket once, on backends where a new capture throws recorded graphs away.
+
+        One that does not run any more is dropped, and remembered as one that failed.
+        """
+        if not self._captures_evict():
+            return
+        for entry in self.registry.entries():
+            if entry in other_than:
+                continue
+            try:
+                run_idle(entry, 1)
+            except InputShapeError as error:
+                logger.debug("%s is not run again: %s", entry, error)
+                continue
+            except CaptureError as error:
+                self.registry.discard_broken(entry.bucket, entry.variant, error)
+                self.failures.remember(entry.bucket, entry.variant, error)
+            with self._lock:
+                self.recorded_again += 1
+
+
+def is_stale(program: Program, bucket: Bucket, old: CUDAGraphConfig, new: CUDAGraphConfig) -> bool:
+    """Whether `bucket` was of the grid of `old` and has no place in that of `new`.
+
+    What lies outside the limits of both was captured for `on_overflow="exact"`, and serves on.
+    """
+    if old is new:
+        return False
+    if not new.should_use_cudagraph(*bucket):
+        return old.should_use_cudagraph(*bucket)
+    return not _has_place(program, bucket, new)
+
+
+def _has_place(program: Program, bucket: Bucket, config: CUDAGraphConfig) -> bool:
+    """Whether calls under `config` are padded to `bucket`."""
+    if not config.should_use_cudagraph(*bucket):
+        return config.on_overflow == "exact"
+    own = config.bucket_for(*bucket)
+    return (own.batch_size == bucket.batch_size or not program.carries_batch) and (
+        own.seq_len == bucket.seq_len or not program.carries_seq
+    )
+
+
+def _backend_evicts() -> bool:
+    return jax.default_backend() == "gpu"

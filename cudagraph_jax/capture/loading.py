@@ -1,0 +1,231 @@
+"""Executables read back from a store, several at once where that is asked for."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+import jax
+
+from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax._base.log import logger
+from cudagraph_jax.capture.cache_key import Fields, execution_devices
+from cudagraph_jax.capture.compile_request import Complete, Wanted
+from cudagraph_jax.capture.description import check_outputs, number_of, outputs_in
+from cudagraph_jax.errors import CUDAGraphError, CUDAGraphWarning, StoreError
+from cudagraph_jax.program.outputs import Outputs
+from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.store import GraphStore, Miss, Reason, Stored
+from cudagraph_jax.xla import serialize as serial
+from cudagraph_jax.xla.host import cores
+from cudagraph_jax.xla.stages import Executable, Lowering, count_executable
+
+MOST_THREADS = 8
+
+
+class Found(NamedTuple):
+    """What was loaded, and what it was loaded from."""
+
+    complete: Complete
+    stored: Stored
+
+
+Ahead = Found | Miss | Stored | None
+
+
+class Loader:
+    """Loads executables from a store; what cannot be loaded is said, and not there.
+
+    Args:
+        store: Where they are.
+        clock: Seconds, for the time that loading takes.
+    """
+
+    def __init__(self, store: GraphStore, *, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._clock = clock
+        self._lock = forkable_lock()
+        self._told: set[str] = set()
+        self._distrusted: set[tuple[Bucket, Variant]] = set()
+        self._ahead: dict[tuple[Bucket, Variant], tuple[Fields, Future[Ahead]]] = {}
+
+    def distrust(self, bucket: Bucket, variant: Variant) -> None:
+        """From now on loads nothing for this bucket."""
+        with self._lock:
+            self._distrusted.add((bucket, variant))
+
+    def trust(self, wanted: Wanted) -> None:
+        """Loads this bucket again, since it was stored anew."""
+        with self._lock:
+            self._distrusted.discard((wanted.bucket, wanted.program.variant))
+
+    def load(
+        self,
+        wanted: Wanted,
+        fields: Fields,
+        *,
+        lowering: Lowering | None = None,
+        is_again: bool = False,
+    ) -> Found | Miss | None:
+        """The executable of `fields`, or why it is not there; None where it cannot be loaded.
+
+        Args:
+            wanted: What it is for.
+            fields: What identifies it.
+            lowering: Its function, if that had to be lowered to know this.
+            is_again: Whether it was just missed by other fields.
+        """
+        key = (wanted.bucket, wanted.program.variant)
+        if key in self._distrusted:
+            return None
+        known, ahead = self._ahead.pop(key, (fields, None))
+        found = None
+        with suppress(CancelledError):  # the warm-up that asked for it has ended
+            found = ahead.result() if ahead is not None and known == fields else None
+        if isinstance(found, Found | Miss):
+            return found
+        return self._loaded(wanted, fields, lowering, stored=found, is_again=is_again)
+
+    @contextmanager
+    def loading_ahead(self, all_wanted: Sequence[tuple[Wanted, Fields]]) -> Iterator[None]:
+        """Loads all of them in threads while the block runs, which asks for them in that order."""
+        threads = min(MOST_THREADS, cores(), len(all_wanted))
+        if threads < 2:
+            yield
+            return
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="cudagraph-jax-load")
+        keys = [(wanted.bucket, wanted.program.variant) for wanted, _ in all_wanted]
+        try:
+            for key, (wanted, fields) in zip(keys, all_wanted, strict=True):
+                self._ahead[key] = (fields, pool.submit(self._untraced, wanted, fields))
+            yield
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for key in keys:
+                self._ahead.pop(key, None)
+
+    def tell(self, wanted: Wanted, error: StoreError) -> None:
+        """Warns once of what the store cannot do."""
+        # Where a file is meant, its name in the text is another one each time.
+        system, reason = error.__cause__, getattr(error, "reason", None)
+        cause = str(error) if reason is None else str(reason)
+        cause = str(system.errno) if isinstance(system, OSError) and system.errno else cause
+        with self._lock:
+            known = cause in self._told
+            self._told.add(cause)
+        if not known:
+            warnings.warn(
+                f"{wanted} is served without the store {self._store.path}: {error}",
+                CUDAGraphWarning,
+                stacklevel=2,
+            )
+
+    def _untraced(self, wanted: Wanted, fields: Fields) -> Ahead:
+        """As `load`, in a thread to which what the caller set up for tracing does not apply.
+
+        What is stored alone where the function must be traced; None where something is to be told.
+        """
+        try:
+            with _failing_to_load():
+                answer = self._store.get(fields)
+                if isinstance(answer, Miss):
+                    return answer
+                outputs = outputs_in(answer, wanted.grid)
+                if outputs is None:
+                    return answer
+                return self._restored(wanted, answer, outputs)
+        except StoreError:
+            return None
+
+    def _loaded(
+        self,
+        wanted: Wanted,
+        fields: Fields,
+        lowering: Lowering | None,
+        *,
+        stored: Stored | None,
+        is_again: bool,
+    ) -> Found | Miss | None:
+        try:
+            with _failing_to_load():
+                answer = self._store.get(fields, is_again=is_again) if stored is None else stored
+                if isinstance(answer, Miss):
+                    return answer
+                own = outputs_in(answer, wanted.grid) if lowering is None else None
+                if own is not None:
+                    return self._restored(wanted, answer, own)
+                outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
+                if lowering is not None:
+                    structure = jax.tree.structure(lowering.output_info)
+                    outputs = outputs._replace(structure=structure)
+                elif (other := outputs_in(answer)) is not None:
+                    if other.structure.num_leaves != outputs.structure.num_leaves:
+                        raise StoreError("its outputs are not those of the function")
+                    outputs = outputs._replace(structure=other.structure)
+                return self._restored(wanted, answer, outputs, lowering=lowering)
+        except StoreError as error:
+            self.tell(wanted, error)
+            return None
+
+    def _restored(
+        self,
+        wanted: Wanted,
+        stored: Stored,
+        outputs: Outputs,
+        *,
+        lowering: Lowering | None = None,
+    ) -> Found:
+        start = self._clock()
+        program = wanted.program
+        loaded = serial.load(
+            stored.payload,
+            inputs=jax.tree.structure(program.arguments(wanted.bucket)),
+            outputs=outputs.structure,
+            devices=execution_devices(program),
+        )
+        count_executable()
+        took_ms = (self._clock() - start) * 1e3
+        executable = Executable(
+            call=loaded,
+            compile_ms=took_ms if lowering is None else took_ms + lowering.took_ms,
+            memory_bytes=number_of(stored, "memory_bytes", int),
+            flops=number_of(stored, "flops", float),
+            is_loaded=True,
+        )
+        if lowering is None:
+            check_outputs(outputs, executable, wanted.bucket)
+        known = program.restore_outputs(outputs)
+        if known.leaves != outputs.leaves:
+            raise StoreError("its outputs are trimmed otherwise than those of other buckets")
+        return Found((known, executable), stored)
+
+    def note(self, wanted: Wanted, fields: Fields, miss: Miss) -> None:
+        """Logs why an executable is compiled: at INFO where it is only absent."""
+        if miss.reason is not Reason.ABSENT:
+            logger.warning("%s is compiled again: %s", wanted, miss)
+        elif logger.isEnabledFor(logging.INFO):
+            name = wanted.program.target.name
+            with self._lock:
+                is_first = f"absent {name}" not in self._told
+                self._told.add(f"absent {name}")
+            if not is_first:  # the others differ likewise, and looking reads all headers
+                logger.info("%s is not in the store", wanted)
+                return
+            near = self._store.nearest(fields, same=("name", "bucket", "known_by"))
+            logger.info("%s is not in the store: %s", wanted, near or "nothing like it is")
+
+
+@contextmanager
+def _failing_to_load() -> Iterator[None]:
+    """Raises whatever fails as a `StoreError`: a file may state what nobody would write."""
+    try:
+        yield
+    except CUDAGraphError:
+        raise
+    except Exception as error:
+        raise StoreError(f"it cannot be loaded: {type(error).__name__}: {error}") from error

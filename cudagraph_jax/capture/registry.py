@@ -1,0 +1,293 @@
+"""All captured buckets: captured once, found, evicted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from cudagraph_jax._base.fork import forkable_lock, use_jax
+from cudagraph_jax._base.lru import Made, SingleFlightLRU
+from cudagraph_jax.capture.ahead import Begin
+from cudagraph_jax.capture.build import Builder, shelf_of
+from cudagraph_jax.capture.compile_request import Compiler, xla
+from cudagraph_jax.capture.found import FoundBySize
+from cudagraph_jax.capture.inventory import inventory
+from cudagraph_jax.config import CUDAGraphConfig, checked_config
+from cudagraph_jax.errors import CaptureError, ConfigError
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.observers import Observers
+from cudagraph_jax.graphs.replay_counts import Ledger, ReplayTotals
+from cudagraph_jax.graphs.route_table import Routes, Watchers
+from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.single_input import capture_sizes, single_program
+from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.report.shown import ShownByStats
+from cudagraph_jax.shapes.histogram import SizeHistogram
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.pytrees import PyTree
+
+if TYPE_CHECKING:
+    from cudagraph_jax.store import GraphStore
+
+Key = tuple[Bucket, Variant]
+_ONE = "give a store or a compiler"
+
+
+class CUDAGraphRegistry(FoundBySize, ShownByStats):
+    """Captured buckets by size and variant.
+
+    Each is captured once however many threads ask for it; the least recently used go first when
+    `max_graphs` or the memory budget is reached. All methods are safe to call from many threads.
+
+    Args:
+        config: Limits, compiler options and the grid.
+        clock: Seconds, for capture times.
+        store: Where executables are kept; None: in the directory of the config, if it has one.
+        compiler: What compiles; XLA unless a test says otherwise.
+
+    Attributes:
+        config: Limits, compiler options and the grid; re-planning sets another grid.
+        shelf: The executables in the store; None without one.
+        sizes: How often each size was asked for, up to the last time that totals were.
+        observers: Who watches captures and replays.
+        restarts: How often `reset` set the counts to zero.
+
+    Example:
+        >>> registry = CUDAGraphRegistry()
+        >>> entry = registry.capture(4, 8, lambda inputs: inputs["x"] * 2, {"x": (4, 8)})
+        >>> registry.get(3, 8) is entry
+        True
+    """
+
+    def __init__(
+        self,
+        config: CUDAGraphConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        store: GraphStore | None = None,
+        compiler: Compiler = xla,
+    ) -> None:
+        self.config = checked_config(config)
+        self.shelf = shelf_of(self.config.store if store is None else store, clock=clock)
+        if self.shelf is not None and compiler is not xla:
+            raise ConfigError(
+                f"a store keeps what XLA compiles, not what {compiler!r} makes: {_ONE}"
+            )
+        self.sizes = SizeHistogram()
+        self._ledger = Ledger(self.sizes)
+        self._lock = forkable_lock()
+        self._watchers = Watchers()
+        self.observers: Observers[CUDAGraphEntry] = Observers(self._watchers.forget)
+        self._builder = Builder(
+            clock=clock, observers=self.observers, shelf=self.shelf, compiler=compiler
+        )
+        self.restarts = 0
+        self._entries: SingleFlightLRU[Key, CUDAGraphEntry] = SingleFlightLRU(
+            last_used=lambda entry: entry.journal.last_used(),
+            weight=lambda entry: entry.memory_bytes or 0,
+            max_items=self.config.max_graphs,
+            max_weight=self.config.memory_budget_bytes,
+            on_drop=lambda entries: self.changed() if entries else None,
+            on_evict=self.observers.evicted,
+            describe=lambda key: f"{key[1].name} at {key[0]}",
+        )
+
+    def __repr__(self) -> str:
+        return f"CUDAGraphRegistry({self.num_graphs} graphs, {self.capture_count} captures)"
+
+    @property
+    def num_graphs(self) -> int:
+        """How many buckets are held."""
+        return len(self._entries)
+
+    @property
+    def capture_count(self) -> int:
+        """How many buckets were compiled."""
+        return self._builder.captures
+
+    @property
+    def load_count(self) -> int:
+        """How many buckets were loaded instead."""
+        return self._builder.loads
+
+    @property
+    def capture_ms(self) -> float:
+        """Milliseconds of all captures."""
+        return self._builder.capture_ms
+
+    @property
+    def evictions(self) -> int:
+        """How many buckets had to leave because of a limit."""
+        return self._entries.evictions
+
+    @property
+    def totals(self) -> ReplayTotals:
+        """What all replays add up to, those of dropped buckets included."""
+        return self._ledger.totals()
+
+    def asked_sizes(self) -> dict[Bucket, int]:
+        """How often each size was asked for; see `CUDAGraphManager.sizes`."""
+        self._ledger.totals()  # which counts the replays since the last time
+        return self.sizes.counts()
+
+    def capture(
+        self,
+        batch_size: int,
+        seq_len: int,
+        capture_fn: Callable[[PyTree], PyTree],
+        input_shapes: PyTree,
+        output_shapes: PyTree = None,
+    ) -> CUDAGraphEntry:
+        """The entry of this very size; compiled and run `warmup_iterations` times where absent.
+
+        Args:
+            batch_size: Rows of the bucket.
+            seq_len: Sequence length of the bucket.
+            capture_fn: A JAX function of one pytree.
+            input_shapes: That pytree at the bucket's size: `jax.ShapeDtypeStruct` leaves, or
+                tuples of sizes (float32). Axis 0 is the batch where its size is `batch_size`, axis
+                1 the sequence where its size is `seq_len`.
+            output_shapes: What the function is expected to give; checked if not None.
+
+        Raises:
+            InputShapeError: `input_shapes` are no shapes, or `output_shapes` not what comes.
+            CaptureError: The function could not be traced, lowered, compiled or run.
+        """
+        use_jax()
+        sizes = capture_sizes(batch_size, seq_len)
+        program, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
+        runs = self.config.warmup_iterations
+        return self.capture_program(program, sizes, call, single_input=True, iterations=runs).value
+
+    def capture_program(
+        self,
+        program: Program,
+        bucket: Bucket,
+        call: Call,
+        *,
+        single_input: bool = False,
+        iterations: int = 0,
+    ) -> Made[CUDAGraphEntry]:
+        """The entry of `program` at `bucket`, compiled where absent and published whole.
+
+        Args:
+            program: What to compile.
+            bucket: For which sizes.
+            call: A call of the program: in `debug_mode` a new entry is checked against it, and
+                what it passes through is used in the runs.
+            single_input: Whether the entry's `replay` takes the function's only argument.
+            iterations: Runs of a new entry before anybody can see it.
+
+        Raises:
+            CaptureError: Compiling, checking or running failed, here or in the thread that was
+                waited for; such an entry is not kept.
+            InputShapeError: An output that must be trimmed cannot be.
+        """
+        use_jax()
+        build = partial(self.build, single_input=single_input, iterations=iterations)
+        made = self._entries.get_or_make(
+            (bucket, program.variant), lambda: build(program, bucket, call)
+        )
+        if made.is_new:
+            self.observers.captured(made.value)
+        return made
+
+    def build(
+        self,
+        program: Program,
+        bucket: Bucket,
+        call: Call,
+        *,
+        single_input: bool = False,
+        iterations: int = 0,
+    ) -> CUDAGraphEntry:
+        """A new entry that is not held yet; as for `capture_program`."""
+        return self._builder.build(
+            program,
+            bucket,
+            call,
+            config=self.config,
+            ledger=self._ledger,
+            single_input=single_input,
+            iterations=iterations,
+        )
+
+    @property
+    def generation(self) -> int:
+        """How often it was cleared."""
+        return self._entries.generation
+
+    def adopt(self, entries: Mapping[Key, CUDAGraphEntry], *, generation: int) -> bool:
+        """Holds what was built, unless it was cleared since `generation`; evicts nothing."""
+        adopted = self._entries.put_all(entries, generation=generation)
+        for entry in entries.values() if adopted else ():
+            self.observers.captured(entry)
+        return adopted
+
+    def find(self, bucket: Bucket, variant: Variant) -> CUDAGraphEntry | None:
+        """The entry of exactly this bucket and variant."""
+        return self._entries.get((bucket, variant))
+
+    def remove(self, batch_size: int, seq_len: int, *, variant: Variant | None = None) -> bool:
+        """Drops the entries of exactly this size; whether there were any.
+
+        A request that is under way keeps its executable until it is done.
+        """
+        for entry in (entries := self.at(Bucket(batch_size, seq_len), variant=variant)):
+            self.discard(entry.bucket, entry.variant)
+        return bool(entries)
+
+    def discard(self, bucket: Bucket, variant: Variant) -> None:
+        """Drops the entry of exactly this bucket and variant, if there is one."""
+        self._entries.pop((bucket, variant))
+
+    def discard_broken(self, bucket: Bucket, variant: Variant, error: CaptureError) -> None:
+        """Drops an entry that does not run; one that was loaded is compiled the next time."""
+        if (entry := self.find(bucket, variant)) is not None:
+            self._builder.reject(entry, error)
+        self.discard(bucket, variant)
+
+    def compiling_ahead(self, workers: int) -> AbstractContextManager[Begin]:
+        """A function that has executables compiled in threads; see `CompilesAhead.running`."""
+        entries = self._entries
+        return self._builder.ahead.running(
+            workers, is_captured=lambda *key: key in entries or entries.is_making(key)
+        )
+
+    def clear(self) -> None:
+        """Drops all entries, and does not keep those that are being captured."""
+        self._entries.clear()
+        self.changed()
+
+    def reset(self) -> None:
+        """Drops all entries and starts all counts from zero."""
+        with self._lock:  # first, so that what is captured from now on counts in the new ledger
+            self._ledger.sizes = SizeHistogram()  # whose journals may be read on
+            self._ledger = Ledger(self.sizes)
+            self.sizes.clear()
+        self.clear()
+        self._entries.forget_evictions()
+        self._builder.forget()
+        self.restarts += 1  # the last: who adds up differences reads it before the counts
+
+    def entries(self) -> list[CUDAGraphEntry]:
+        """A snapshot of all entries, in the order of their capture."""
+        return [entry for _, entry in self._entries.items()]
+
+    def watch(self, routes: Routes) -> None:
+        """Forgets `routes` whenever an entry was dropped; held weakly."""
+        self._watchers.add(routes)
+
+    def changed(self) -> None:
+        """Tells all watchers to look entries up anew."""
+        self._watchers.forget()
+
+    def stats(self) -> dict[str, Any]:
+        """Counts and times, in values that JSON can hold; `graphs` by `"8x128"`."""
+        return inventory(
+            self.entries(), builder=self._builder, totals=self.totals, evictions=self.evictions
+        )

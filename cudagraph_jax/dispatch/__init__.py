@@ -1,0 +1,1 @@
+"""Decides, serves and counts one call: `bucket_jit`, `BucketedFunction`, `CUDAGraphManager`."""

@@ -1,0 +1,260 @@
+"""`bucket_jit`: from a plain function to a `BucketedFunction`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, overload
+
+import jax
+
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.dispatch.function import BucketedFunction
+from cudagraph_jax.dispatch.manager import CUDAGraphManager
+from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.program.binding import Binder
+from cudagraph_jax.program.fingerprint import Fingerprint, fingerprint_of
+from cudagraph_jax.program.program import Target
+from cudagraph_jax.program.single_input import function_name
+from cudagraph_jax.shapes.axes import AxisPattern
+from cudagraph_jax.shapes.padding import UNCHOSEN
+from cudagraph_jax.shapes.pytrees import PyTree, is_declaration
+
+if TYPE_CHECKING:
+    from cudagraph_jax.store import GraphStore
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+# Callers do not pass the mask, so that the signature is not theirs.
+@overload
+def bucket_jit(
+    fn: Callable[..., R],
+    *,
+    in_axes: PyTree,
+    out_axes: PyTree = ...,
+    config: CUDAGraphConfig | None = ...,
+    manager: CUDAGraphManager | None = ...,
+    store: GraphStore | str | os.PathLike[str] | None = ...,
+    fingerprint: str | None = ...,
+    pad_values: PyTree = ...,
+    mask_argname: str,
+    unpad: PyTree = ...,
+    donate_argnums: int | Iterable[int] = ...,
+    static_argnames: str | Iterable[str] = ...,
+    name: str | None = ...,
+) -> BucketedFunction[..., R]: ...
+
+
+@overload
+def bucket_jit(
+    fn: None = None,
+    *,
+    in_axes: PyTree,
+    out_axes: PyTree = ...,
+    config: CUDAGraphConfig | None = ...,
+    manager: CUDAGraphManager | None = ...,
+    store: GraphStore | str | os.PathLike[str] | None = ...,
+    fingerprint: str | None = ...,
+    pad_values: PyTree = ...,
+    mask_argname: str,
+    unpad: PyTree = ...,
+    donate_argnums: int | Iterable[int] = ...,
+    static_argnames: str | Iterable[str] = ...,
+    name: str | None = ...,
+) -> Callable[[Callable[..., R]], BucketedFunction[..., R]]: ...
+
+
+@overload
+def bucket_jit(
+    fn: Callable[P, R],
+    *,
+    in_axes: PyTree,
+    out_axes: PyTree = ...,
+    config: CUDAGraphConfig | None = ...,
+    manager: CUDAGraphManager | None = ...,
+    store: GraphStore | str | os.PathLike[str] | None = ...,
+    fingerprint: str | None = ...,
+    pad_values: PyTree = ...,
+    mask_argname: None = ...,
+    unpad: PyTree = ...,
+    donate_argnums: int | Iterable[int] = ...,
+    static_argnames: str | Iterable[str] = ...,
+    name: str | None = ...,
+) -> BucketedFunction[P, R]: ...
+
+
+@overload
+def bucket_jit(
+    fn: None = None,
+    *,
+    in_axes: PyTree,
+    out_axes: PyTree = ...,
+    config: CUDAGraphConfig | None = ...,
+    manager: CUDAGraphManager | None = ...,
+    store: GraphStore | str | os.PathLike[str] | None = ...,
+    fingerprint: str | None = ...,
+    pad_values: PyTree = ...,
+    mask_argname: None = ...,
+    unpad: PyTree = ...,
+    donate_argnums: int | Iterable[int] = ...,
+    static_argnames: str | Iterable[str] = ...,
+    name: str | None = ...,
+) -> Callable[[Callable[P, R]], BucketedFunction[P, R]]: ...
+
+
+def bucket_jit(
+    fn: Callable[P, R] | None = None,
+    *,
+    in_axes: PyTree,
+    out_axes: PyTree = None,
+    config: CUDAGraphConfig | None = None,
+    manager: CUDAGraphManager | None = None,
+    store: GraphStore | str | os.PathLike[str] | None = None,
+    fingerprint: str | None = None,
+    pad_values: PyTree = UNCHOSEN,
+    mask_argname: str | None = None,
+    unpad: PyTree = "host",
+    donate_argnums: int | Iterable[int] = (),
+    static_argnames: str | Iterable[str] = (),
+    name: str | None = None,
+) -> BucketedFunction[P, R] | Callable[[Callable[P, R]], BucketedFunction[P, R]]:
+    """Makes a function of ragged sizes compile once per bucket instead of once per size.
+
+    Works as a decorator with options, and as a function. An input that needs padding is padded on
+    the host, in NumPy, so that padding never compiles: a NumPy array costs microseconds; a JAX
+    array on an accelerator is first copied to the host, and the padded one back, which waits for
+    the computation that makes it. Arrays that already have a bucket's shape are passed as they are.
+
+    Args:
+        fn: A pure JAX function.
+        in_axes: A pytree prefix of its positional arguments, as in `jax.vmap`. A leaf is None
+            (passed through, such as parameters), or names the dimensions of the arrays below it in
+            order: `"batch"`, `"seq"`, `"_"` (any one dimension), `"..."` (the rest).
+        out_axes: The same for the outputs; None: found by tracing at two sizes of each axis.
+        config: Buckets, limits and policies; the default if None.
+        manager: The manager to share with other functions, instead of `config`.
+        store: A `GraphStore`, or its directory: executables are loaded from there, and put there
+            when they were compiled, so that a restarted process is warm without compiling.
+        fingerprint: What this version of `fn`, of all that it calls and of the constants that it
+            closes over is called, such as `"model-v3"`. What a store has under it is loaded
+            without tracing `fn`; change it whenever any of that changes, or old answers come back.
+            Without a store it does nothing.
+        pad_values: A pytree prefix of the positional arguments: what padding is filled with, or
+            `"edge"` to repeat the last real row. A value that is chosen, also 0, says that `fn`
+            ignores it: `debug_mode` tries no other padding for that array.
+        mask_argname: A keyword of `fn` that gets `bool[batch, seq]`, True where an element is
+            real. Callers do not pass it.
+        unpad: A pytree prefix of the outputs. `"host"`: read-only NumPy views, trimmed; compiles
+            nothing. `"device"`: JAX arrays, trimmed; compiles a slice for every new size.
+            `"none"`: the JAX arrays at the bucket's size.
+        donate_argnums: Positions of the arguments whose buffers the outputs may take over.
+        static_argnames: Arguments that select a program of their own by their value.
+        name: What reports, logs and profiles call it; the function's own name if None.
+
+    Raises:
+        ConfigError: An option that is not valid, or does not fit the function.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> @bucket_jit(in_axes=(None, "batch seq"))
+        ... def scores(weights, tokens):
+        ...     return jnp.sum(weights[tokens], axis=1)
+        >>> scores(jnp.arange(10.0), np.array([[1, 2, 3]], np.int32))
+        array([6.], dtype=float32)
+    """
+
+    def make(function: Callable[P, R]) -> BucketedFunction[P, R]:
+        if not callable(function):
+            raise ConfigError(f"fn={function!r} cannot be called: give a function")
+        called = function_name(function) if name is None else str(name)
+        binder = Binder(
+            function,
+            name=called,
+            in_axes=in_axes,
+            pad_values=pad_values,
+            static_argnames=_listed(static_argnames, str, "static_argnames"),
+            donate_argnums=_listed(donate_argnums, int, "donate_argnums"),
+            mask_argname=mask_argname,
+        )
+        target = Target(
+            function,
+            called,
+            unpad=jax.tree.map(_unpad, unpad, is_leaf=is_declaration),
+            out_axes=jax.tree.map(_out_axes, out_axes, is_leaf=is_declaration),
+            mask_argname=mask_argname,
+            fingerprint=_fingerprint(function, fingerprint),
+        )
+        shared = _manager(config, manager, store)
+        return BucketedFunction(function, binder=binder, target=target, manager=shared)
+
+    return make if fn is None else make(fn)
+
+
+def _manager(
+    config: CUDAGraphConfig | None,
+    manager: CUDAGraphManager | None,
+    store: GraphStore | str | os.PathLike[str] | None,
+) -> CUDAGraphManager:
+    if store is not None and config is not None and config.store is not None:
+        raise ConfigError(f"store={store!r} and the config's {config.store!r}: give one of the two")
+    if manager is None:
+        return CUDAGraphManager(config, store=_opened(store))
+    if not isinstance(manager, CUDAGraphManager):
+        raise ConfigError(f"manager={manager!r} is no CUDAGraphManager: give one, or a config")
+    if config is not None and config != manager.config:
+        raise ConfigError(
+            f"config={config} is not the manager's, {manager.config}: give one of the two"
+        )
+    if store is not None and store is not manager.store:
+        raise ConfigError(
+            f"store={store!r} is not the manager's, {manager.store!r}: give it to the manager"
+        )
+    return manager
+
+
+def _opened(store: GraphStore | str | os.PathLike[str] | None) -> GraphStore | None:
+    if store is None:
+        return None
+    # Here, because most processes keep nothing.
+    from cudagraph_jax.store import GraphStore
+
+    return store if isinstance(store, GraphStore) else GraphStore(store)
+
+
+def _fingerprint(function: Callable[..., object], given: object) -> Fingerprint | None:
+    if given is None:
+        return None
+    if not isinstance(given, str) or not given:
+        raise ConfigError(
+            f'fingerprint={given!r} is no text: name the version of the function, as "model-v3"'
+        )
+    return fingerprint_of(function, given)
+
+
+def _listed(given: T | Iterable[T], kind: type[T], option: str) -> tuple[T, ...]:
+    """One value or several, as a tuple."""
+    listed = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given
+    values = tuple(listed)
+    for value in values:
+        if not isinstance(value, kind):
+            raise ConfigError(f"{option} has {value!r}: give {kind.__name__} values")
+    return values
+
+
+def _unpad(mode: object) -> object:
+    if mode not in ("host", "device", "none"):
+        raise ConfigError(f'unpad={mode!r} is unknown: use "host", "device" or "none"')
+    return mode
+
+
+def _out_axes(spec: object) -> object:
+    if isinstance(spec, str):
+        AxisPattern.parse(spec)
+    elif spec is not None:
+        raise ConfigError(
+            f'out_axes has the entry {spec!r}: use None, or names such as "batch seq ..."'
+        )
+    return spec

@@ -1,0 +1,258 @@
+"""What is done with a call, and why: the mode table as a pure function."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple
+
+import jax
+
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.errors import (
+    BucketOverflowError,
+    CaptureError,
+    CUDAGraphError,
+    InputShapeError,
+    PaddingLeakError,
+    SealedError,
+)
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.replay_counts import Fit
+from cudagraph_jax.modes import CUDAGraphMode
+from cudagraph_jax.shapes.ladder import Bucket
+
+
+class Reason(Enum):
+    """Why a call is served as it is; the keys of the counts in `stats()`."""
+
+    EXACT = "exact"
+    PADDED = "padded"
+    LARGER = "larger"
+    MISS = "miss"
+    OVERFLOW = "overflow"
+    EMPTY = "empty"
+    PAUSED = "paused"
+    DISABLED = "disabled"
+    SEALED = "sealed"
+    FAILED = "failed"
+    UNPADDED = "unpadded"
+    SPLIT = "split"
+    QUEUED = "queued"
+    INPUT = "input"
+    RUN = "run"
+    LEAK = "leak"
+    MEMORY = "memory"
+    REFUSED = "refused"
+    TRANSFORMED = "transformed"
+    DISABLE_JIT = "disable_jit"
+
+
+class Decision(NamedTuple):
+    """What is done with a call.
+
+    Attributes:
+        mode: REPLAY, CAPTURE, or NONE and DISABLED for an eager run.
+        reason: Why.
+        bucket: The bucket that the call is, or would be, padded to; None outside the limits.
+        entry: The captured bucket that serves it, for REPLAY.
+        error: What is raised instead of running eagerly; None in general.
+        in_background: Whether the bucket is to be captured in the background meanwhile.
+        in_pieces: Whether it is served in pieces, as far as these have buckets.
+        is_passing: Whether the next call of this size may be served in another way.
+    """
+
+    mode: CUDAGraphMode
+    reason: Reason
+    bucket: Bucket | None = None
+    entry: CUDAGraphEntry | None = None
+    error: CUDAGraphError | None = None
+    in_background: bool = False
+    is_passing: bool = False
+    in_pieces: bool = False
+
+    def __str__(self) -> str:
+        bucket = self.bucket if self.entry is None else self.entry.bucket
+        where = "no bucket" if bucket is None else f"bucket {bucket}"
+        raised = "" if self.error is None else f", raises {type(self.error).__name__}"
+        queued = ", captured in the background" if self.in_background else ""
+        return f"{self.mode.name}, {where}, {self.reason.value}{queued}{raised}"
+
+    @property
+    def has_bucket(self) -> bool:
+        """Whether a bucket serves the call, or is captured for it."""
+        return self.entry is not None or self.mode is CUDAGraphMode.CAPTURE
+
+    @property
+    def fit(self) -> Fit:
+        """How the call fits the entry that serves it."""
+        return Fit(self.reason.value)
+
+
+class Holdings(NamedTuple):
+    """What a manager has for one call.
+
+    Attributes:
+        find: The entry of exactly this bucket.
+        find_larger: The smallest entry that holds the call, whatever its bucket.
+        failed: Why a bucket could not be captured before.
+        queues: Whether it waits to be captured in the background, or may be queued.
+    """
+
+    find: Callable[[Bucket], CUDAGraphEntry | None]
+    find_larger: Callable[[], CUDAGraphEntry | None]
+    failed: Callable[[Bucket], CaptureError | None]
+    queues: Callable[[Bucket], bool] = lambda bucket: True
+
+
+def decide(
+    config: CUDAGraphConfig,
+    mode: CUDAGraphMode,
+    sizes: Bucket,
+    bucket: Bucket,
+    holdings: Holdings,
+) -> Decision:
+    """The decision for one call; the table is in README.md, "Modes".
+
+    Args:
+        config: Limits and policies.
+        mode: The most that may be done.
+        sizes: The call's (batch, seq_len).
+        bucket: What that is padded to, inside the limits.
+        holdings: What is captured.
+    """
+    none = CUDAGraphMode.NONE
+    if mode is CUDAGraphMode.DISABLED:
+        return Decision(mode, Reason.DISABLED)
+    if mode is none:
+        return Decision(none, Reason.PAUSED)
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # not in JAX's stubs
+        return Decision(none, Reason.DISABLE_JIT)
+    if 0 in sizes:
+        return Decision(none, Reason.EMPTY)
+    exact = holdings.find(sizes)
+    if exact is not None:
+        return Decision(CUDAGraphMode.REPLAY, Reason.EXACT, sizes, exact)
+    if not config.should_use_cudagraph(*sizes):
+        return _overflow(config, mode, sizes, holdings)
+    if not config.cudagraph_copy_inputs and bucket != sizes:
+        return Decision(none, Reason.UNPADDED, bucket, error=_unpadded(sizes, bucket))
+    padded = holdings.find(bucket)
+    if padded is not None:
+        return Decision(CUDAGraphMode.REPLAY, Reason.PADDED, bucket, padded)
+    if mode is CUDAGraphMode.REPLAY:
+        return _sealed(config, bucket, holdings)
+    return _miss(config, bucket, holdings)
+
+
+def _sealed(config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings) -> Decision:
+    larger = holdings.find_larger() if config.cudagraph_copy_inputs else None
+    if larger is not None:
+        return Decision(CUDAGraphMode.REPLAY, Reason.LARGER, larger.bucket, larger)
+    error = None
+    if config.on_miss == "error":
+        error = SealedError(
+            f"bucket {bucket} is not captured and the manager is sealed: "
+            "warm it up before seal(), or set mode to CUDAGraphMode.CAPTURE"
+        )
+    return Decision(CUDAGraphMode.NONE, Reason.SEALED, bucket, error=error)
+
+
+def _miss(config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings) -> Decision:
+    failed = holdings.failed(bucket)
+    if failed is not None:
+        return _failed(config, bucket, holdings, failed)
+    if config.on_miss == "capture":
+        return Decision(CUDAGraphMode.CAPTURE, Reason.MISS, bucket)
+    if config.on_miss == "background":
+        return _background(config, bucket, holdings)
+    error = None
+    if config.on_miss == "error":
+        error = SealedError(
+            f'bucket {bucket} is not captured and on_miss="error" forbids to capture it in a '
+            'request: warm it up first, or set on_miss="capture"'
+        )
+    return Decision(CUDAGraphMode.NONE, Reason.MISS, bucket, error=error)
+
+
+def _background(config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings) -> Decision:
+    larger = holdings.find_larger() if config.cudagraph_copy_inputs else None
+    queues = holdings.queues(bucket)
+    if larger is None:
+        reason = Reason.QUEUED if queues else Reason.REFUSED
+        return Decision(CUDAGraphMode.NONE, reason, bucket, in_background=queues)
+    return Decision(
+        CUDAGraphMode.REPLAY,
+        Reason.LARGER,
+        larger.bucket,
+        larger,
+        in_background=queues,
+        is_passing=True,
+    )
+
+
+def _failed(
+    config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings, failed: CaptureError
+) -> Decision:
+    none = CUDAGraphMode.NONE
+    if isinstance(failed, PaddingLeakError):
+        return Decision(none, Reason.LEAK, bucket, error=copy.copy(failed))
+    if config.on_miss == "error":
+        error = SealedError(
+            f'bucket {bucket} could not be captured ({failed}), and on_miss="error" forbids to '
+            "run eagerly: mend that, then reset()"
+        )
+        return Decision(none, Reason.FAILED, bucket, error=error)
+    if config.on_miss == "background" and config.cudagraph_copy_inputs:
+        larger = holdings.find_larger()
+        if larger is not None:
+            return Decision(
+                CUDAGraphMode.REPLAY, Reason.LARGER, larger.bucket, larger, is_passing=True
+            )
+    return Decision(none, Reason.FAILED, bucket)
+
+
+def _overflow(
+    config: CUDAGraphConfig, mode: CUDAGraphMode, sizes: Bucket, holdings: Holdings
+) -> Decision:
+    none = CUDAGraphMode.NONE
+    if config.on_overflow == "eager":
+        return Decision(none, Reason.OVERFLOW)
+    if config.on_overflow == "split" and sizes.seq_len <= config.max_seq_len:
+        return Decision(none, Reason.SPLIT)
+    if config.on_overflow != "exact":
+        return Decision(none, Reason.OVERFLOW, error=_too_large(config, sizes))
+    if mode is CUDAGraphMode.REPLAY:
+        error = SealedError(
+            f'{sizes} is not captured, and a sealed manager refuses on_overflow="exact": '
+            "add a bucket, or set mode to CUDAGraphMode.CAPTURE"
+        )
+        return Decision(none, Reason.SEALED, sizes, error=error)
+    failed = holdings.failed(sizes)
+    if failed is not None:
+        return _failed(config, sizes, holdings, failed)
+    return Decision(CUDAGraphMode.CAPTURE, Reason.OVERFLOW, sizes)
+
+
+def _too_large(config: CUDAGraphConfig, sizes: Bucket) -> CUDAGraphError:
+    too_large = [
+        (f"{name}={size} is larger than the largest bucket, {limit}", policy)
+        for name, size, limit, policy in (
+            ("batch", sizes.batch_size, config.max_batch_size, "split"),
+            ("seq_len", sizes.seq_len, config.max_seq_len, "exact"),
+        )
+        if size > limit
+    ]
+    return BucketOverflowError(
+        f"{' and '.join(problem for problem, _ in too_large)}: add a bucket or set "
+        f'on_overflow="{too_large[-1][1]}"'
+    )
+
+
+def _unpadded(sizes: Bucket, bucket: Bucket) -> CUDAGraphError:
+    return InputShapeError(
+        f"the inputs have (batch, seq_len)={tuple(sizes)}, not a bucket's shape, and "
+        f"cudagraph_copy_inputs=False forbids to copy them: pad them to {tuple(bucket)}, or "
+        "leave cudagraph_copy_inputs on"
+    )

@@ -1,0 +1,291 @@
+"""What is behind the manager: one call decided, served and counted."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cudagraph_jax._base.fork import use_jax
+from cudagraph_jax._base.log import logger
+from cudagraph_jax._base.lru import Made
+from cudagraph_jax.capture.capturer import Capturer, Task
+from cudagraph_jax.capture.registry import CUDAGraphRegistry
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.dispatch.decision import Decision, Holdings, Reason, decide
+from cudagraph_jax.dispatch.fallback import (
+    answer_eagerly,
+    without_bucket,
+    without_entry,
+    without_memory,
+)
+from cudagraph_jax.dispatch.split import (
+    delete_donated,
+    joined,
+    piece_route,
+    piece_rows,
+    pieces,
+    unjoinable,
+)
+from cudagraph_jax.dispatch.stats import Outcomes
+from cudagraph_jax.errors import CaptureError, InputShapeError, PaddingLeakError
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.route import Route
+from cudagraph_jax.modes import CUDAGraphMode
+from cudagraph_jax.program.call import Call
+from cudagraph_jax.shapes.ladder import Bucket, Ladder
+from cudagraph_jax.shapes.pytrees import PyTree
+
+
+class Served(NamedTuple):
+    """The answer to a call.
+
+    Attributes:
+        outputs: What the caller gets.
+        route: How a call of the same shapes is served without deciding again; None where each is
+            decided anew.
+    """
+
+    outputs: PyTree
+    route: Route | None = None
+
+
+class Dispatcher:
+    """Serves calls: the state and the steps that `CUDAGraphManager` and `bucket_jit` share.
+
+    Args:
+        registry: Where captured buckets are; its configuration holds limits and policies.
+        capturer: What captures.
+
+    Attributes:
+        outcomes: Counts of the calls that were no replays.
+    """
+
+    def __init__(self, registry: CUDAGraphRegistry, *, capturer: Capturer) -> None:
+        self.registry = registry
+        self.capturer = capturer
+        self.outcomes = Outcomes(registry.sizes)
+
+    @property
+    def mode(self) -> CUDAGraphMode:
+        """The most that is done with a call."""
+        return self.capturer.gate.mode
+
+    @property
+    def config(self) -> CUDAGraphConfig:
+        """Limits and policies; re-planning changes the grid."""
+        return self.registry.config
+
+    def bucket_for(self, call: Call) -> Bucket:
+        """The bucket that `call` is padded to; a size that no array carries stays as it is."""
+        return _padded(self.config, call, call.sizes)
+
+    def decide(self, call: Call) -> Decision:
+        """What is done with `call`; nothing is run."""
+        decision = self._decide(call, call.sizes)
+        if decision.reason is not Reason.SPLIT:
+            return decision
+        parts = [
+            self._decide(call, call.sizes._replace(batch_size=rows))
+            for rows in dict.fromkeys(piece_rows(call.sizes.batch_size, self._largest_piece))
+        ]
+        refused = next((part for part in parts if part.error is not None), None)
+        if refused is not None:
+            return refused
+        first = parts[0]
+        if first.entry is not None and (error := unjoinable(first.entry.outputs)) is not None:
+            return decision._replace(reason=Reason.INPUT, error=error)
+        if not first.has_bucket:
+            return decision._replace(reason=Reason.OVERFLOW, in_pieces=True)
+        captures = any(part.mode is CUDAGraphMode.CAPTURE for part in parts)
+        mode = CUDAGraphMode.CAPTURE if captures else first.mode
+        return decision._replace(mode=mode, in_pieces=True)
+
+    @property
+    def _largest_piece(self) -> int:
+        return Ladder(self.config.capture_sizes).max
+
+    def _decide(self, call: Call, sizes: Bucket) -> Decision:
+        holdings = Holdings(
+            find=lambda bucket: self.registry.find(bucket, call.variant),
+            find_larger=lambda: self.registry.find_larger(sizes, call.variant),
+            failed=lambda bucket: self.capturer.failures.get(bucket, call.variant),
+            queues=lambda bucket: self.capturer.background.accepts((bucket, call.variant)),
+        )
+        while True:
+            config = self.config
+            bucket = _padded(config, call, sizes)
+            decision = decide(config, self.mode, sizes, bucket, holdings)
+            # A new grid comes before the old one goes: what was not found may be there by now.
+            if config is self.config:
+                return decision
+
+    def serve(self, task: Task) -> Served:
+        """The outputs of a call, by whichever way was decided; counted once.
+
+        Raises:
+            CUDAGraphError: What the policies turn into an error, and leaks in `debug_mode`.
+        """
+        use_jax()
+        served = None
+        while served is None:
+            decision = self.decide(task.call)
+            logger.debug("%s at %s: %s", task.call.variant.name, task.call.sizes, decision)
+            try:
+                served = self._act(decision, task)
+            except BaseException as error:
+                self.outcomes.add("error", _error_reason(error, decision), task.call.sizes)
+                raise
+        return served
+
+    def _act(self, decision: Decision, task: Task) -> Served | None:
+        """Does what was decided; None where the mode has changed since, and forbids it."""
+        call = task.call
+        if decision.error is not None:
+            raise decision.error
+        if decision.in_pieces:
+            return self._split(task)
+        if decision.in_background and not self._queue(task):
+            return None
+        if decision.entry is not None:
+            served = self._replay(
+                task, decision.entry, decision.entry.route_for(call, fit=decision.fit)
+            )
+            # The bucket that is being captured takes over as soon as it is there.
+            return served._replace(route=None) if decision.is_passing else served
+        if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
+            return self._eager(task, decision.reason)
+        with self.capturer.gate.admission() as admitted:
+            if not admitted:
+                return None
+            return self._capture_and_run(task, decision.bucket, decision.reason)
+
+    def _queue(self, task: Task) -> bool:
+        """Has the call's bucket captured in the background; False where the mode forbids it."""
+        with self.capturer.gate.admission() as admitted:
+            if admitted:
+                self.capturer.capture_later(self.bucket_for(task.call), task)
+            return admitted
+
+    def _replay(self, task: Task, entry: CUDAGraphEntry, route: Route) -> Served:
+        call, reason = task.call, Reason.MEMORY
+        try:
+            return Served(route.run(call.args, call.kwargs), route)
+        except Exception as error:
+            if entry.is_loaded and not entry.replay_count:
+                outputs = without_entry(self.capturer, task, route.bucket, error)
+                reason = Reason.FAILED
+            else:
+                outputs = without_memory(task, route.bucket, error)
+        self.outcomes.add("eager", reason, call.sizes)
+        return Served(outputs)
+
+    def _capture_and_run(self, task: Task, bucket: Bucket, reason: Reason) -> Served:
+        call = task.call
+        try:
+            made = self.capturer.capture_now(task, bucket)
+        except CaptureError as error:
+            outputs = without_bucket(self.capturer, task, bucket, error)
+        else:
+            try:
+                route = made.value.route_for(call)
+                run = route.execute if made.is_new else route.run
+                outputs = run(call.args, call.kwargs)
+            except Exception as error:
+                outputs = without_entry(self.capturer, task, bucket, error)
+            else:
+                if made.is_new:
+                    self.outcomes.add("capture", reason, call.sizes)
+                return Served(outputs, route)
+        self.outcomes.add("eager", Reason.FAILED, call.sizes)
+        return Served(outputs)
+
+    def rescue(self, task: Task, bucket: Bucket, error: BaseException) -> PyTree:
+        """The eager answer to a call for whose replay there was no memory; counted once.
+
+        Args:
+            task: The call.
+            bucket: What it was replayed in.
+            error: What the replay raised; it goes through where it is anything else.
+        """
+        try:
+            outputs = without_memory(task, bucket, error)
+        except BaseException:
+            self.outcomes.add("error", Reason.RUN, task.call.sizes)
+            raise
+        self.outcomes.add("eager", Reason.MEMORY, task.call.sizes)
+        return outputs
+
+    def _split(self, task: Task) -> Served:
+        """The call in pieces, each in its bucket; a piece without one runs eagerly."""
+        donated = task.target.donate_argnums
+        parts = [
+            task._replace(call=part)
+            for part in pieces(task.call, largest=self._largest_piece, donate_argnums=donated)
+        ]
+        distinct = {part.call.sizes: part for part in parts}
+        held = {sizes: self._held(part) for sizes, part in distinct.items()}
+        first = held[parts[0].call.sizes]
+        if first is None:
+            return self._eager(task, Reason.OVERFLOW)
+        outputs = first.value.outputs
+        error = unjoinable(outputs)
+        if error is not None:
+            raise error
+        results = [self._run_piece(part, held[part.call.sizes]) for part in parts]
+        rows = [part.call.sizes.batch_size for part in parts]
+        whole = joined(results, outputs, rows, seq_len=task.call.sizes.seq_len)
+        delete_donated(task.call, donated)
+        self.outcomes.add("split", Reason.OVERFLOW, task.call.sizes)
+        return Served(whole)
+
+    def _run_piece(self, task: Task, made: Made[CUDAGraphEntry] | None) -> PyTree:
+        if made is None:
+            return answer_eagerly(task)
+        route = piece_route(made.value, task.call)
+        try:
+            return route.run(task.call.args, task.call.kwargs)
+        except Exception as error:
+            if made.is_new:
+                return without_entry(self.capturer, task, route.bucket, error)
+            return without_memory(task, route.bucket, error)
+
+    def _held(self, task: Task) -> Made[CUDAGraphEntry] | None:
+        """The entry that serves a piece, captured where that is allowed."""
+        while True:
+            decision = self.decide(task.call)
+            if decision.error is not None:
+                raise decision.error
+            if decision.in_background and not self._queue(task):
+                continue
+            if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
+                return None if decision.entry is None else Made(decision.entry, is_new=False)
+            with self.capturer.gate.admission() as admitted:
+                if not admitted:
+                    continue
+                try:
+                    return self.capturer.capture_now(task, decision.bucket)
+                except CaptureError as error:
+                    self.capturer.failures.remember(decision.bucket, task.call.variant, error)
+                    if isinstance(error, PaddingLeakError):
+                        raise
+                    return None
+
+    def _eager(self, task: Task, reason: Reason) -> Served:
+        outputs = answer_eagerly(task)
+        self.outcomes.add("eager", reason, task.call.sizes)
+        return Served(outputs)
+
+
+def _error_reason(error: BaseException, decision: Decision) -> Reason:
+    if isinstance(error, PaddingLeakError):
+        return Reason.LEAK
+    if decision.error is not None:
+        return decision.reason
+    return Reason.INPUT if isinstance(error, InputShapeError) else Reason.RUN
+
+
+def _padded(config: CUDAGraphConfig, call: Call, sizes: Bucket) -> Bucket:
+    padded = config.bucket_for(*sizes)
+    return Bucket(
+        padded.batch_size if call.carries_batch else sizes.batch_size,
+        padded.seq_len if call.carries_seq else sizes.seq_len,
+    )

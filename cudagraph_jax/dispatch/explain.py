@@ -1,0 +1,138 @@
+"""A decision in words."""
+
+from __future__ import annotations
+
+from cudagraph_jax.capture.capturer import Task
+from cudagraph_jax.capture.compile_request import wanted_of
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.dispatch.decision import Decision, Reason
+from cudagraph_jax.dispatch.dispatcher import Dispatcher
+from cudagraph_jax.dispatch.nearest import nearest_entry
+from cudagraph_jax.modes import CUDAGraphMode
+from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.program import Program
+from cudagraph_jax.report.explanation import Explanation
+
+_MISSING = (
+    Reason.MISS,
+    Reason.QUEUED,
+    Reason.REFUSED,
+    Reason.LARGER,
+    Reason.SEALED,
+    Reason.OVERFLOW,
+    Reason.FAILED,
+)
+
+
+def explain(dispatcher: Dispatcher, task: Task) -> Explanation:
+    """What would be done with a call, why, and what to change; nothing is run."""
+    call = task.call
+    decision = dispatcher.decide(call)
+    reason, remedy = _words(dispatcher, call, decision)
+    if decision.reason in _MISSING:
+        entries = dispatcher.registry.entries()
+        wanted = decision.bucket or dispatcher.bucket_for(call)
+        if decision.reason is Reason.LARGER:
+            wanted = dispatcher.bucket_for(call)
+        near = nearest_entry(entries, call, wanted)
+        reason = f"{reason}; {near}" if near else reason
+    shelf, bucket = dispatcher.registry.shelf, decision.bucket
+    if shelf is not None and decision.mode is CUDAGraphMode.CAPTURE and bucket is not None:
+        executable = wanted_of(Program(task.target, call), bucket, config=dispatcher.config)
+        reason = f"{reason}; {shelf.explain(executable)}"
+    return Explanation(
+        name=call.variant.name,
+        mode=decision.mode,
+        sizes=call.sizes,
+        bucket=decision.bucket,
+        reason=reason,
+        remedy=remedy,
+        error=decision.error is not None,
+    )
+
+
+def _words(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:
+    """Why, and what to change."""
+    if decision.error is not None:
+        problem, _, remedy = str(decision.error).rpartition(": ")
+        return problem, remedy
+    if decision.entry is not None:
+        return _replayed(dispatcher, call, decision)
+    if decision.mode is CUDAGraphMode.CAPTURE and decision.reason is not Reason.SPLIT:
+        return _captured(dispatcher.config, decision)
+    return _eager(dispatcher, call, decision)
+
+
+def _replayed(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:
+    own = dispatcher.bucket_for(call)
+    if decision.reason is Reason.EXACT:
+        return "a bucket of exactly this size is captured", ""
+    if decision.reason is Reason.PADDED:
+        return f"it is padded to {decision.bucket}, which is captured", ""
+    if decision.in_background:
+        return f"its own bucket {own} is being captured in the background meanwhile", ""
+    known = dispatcher.capturer.failures.get(own, call.variant)
+    if known is not None:
+        return f"its own bucket {own} could not be captured before: {known}", ""
+    if decision.is_passing:
+        return f"its own bucket {own} is not captured, and the queue is full or closed", ""
+    return (
+        f"its own bucket {own} is not captured, and no capture is allowed now",
+        "warm up with arguments like these before seal()",
+    )
+
+
+def _captured(config: CUDAGraphConfig, decision: Decision) -> tuple[str, str]:
+    if decision.reason is Reason.OVERFLOW:
+        return 'it is outside the limits and on_overflow="exact"', "add larger buckets"
+    policy = f'{decision.bucket} is not captured yet and on_miss="{config.on_miss}"'
+    return policy, "warm up with arguments like these first"
+
+
+def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:
+    config, bucket = dispatcher.config, decision.bucket or dispatcher.bucket_for(call)
+    failures = dispatcher.capturer.failures
+    match decision.reason:
+        case Reason.SPLIT:
+            largest = max(config.capture_sizes)
+            return f"it is served in pieces of {largest} rows, and joined", ""
+        case Reason.MISS:
+            return (
+                f'{bucket} is not captured yet and on_miss="eager"',
+                "warm up with arguments like these first",
+            )
+        case Reason.QUEUED:
+            return (
+                f"{bucket} is not captured yet; it is captured in the background, and "
+                "no larger bucket holds the call",
+                "warm up with arguments like these first",
+            )
+        case Reason.REFUSED:
+            return (
+                f"{bucket} is not captured yet, and the queue of captures is full or closed",
+                "warm up with arguments like these first",
+            )
+        case Reason.OVERFLOW if decision.in_pieces:
+            return (
+                f"its pieces of {max(config.capture_sizes)} rows have no captured bucket",
+                "warm up with arguments like these first",
+            )
+        case Reason.OVERFLOW:
+            limits = f"batch {config.max_batch_size} and seq_len {config.max_seq_len}"
+            return f"it is larger than the limits, {limits}", "add larger buckets"
+        case Reason.EMPTY:
+            return "an empty batch or sequence has no bucket", ""
+        case Reason.PAUSED:
+            return "the mode is NONE", "set mode to CUDAGraphMode.CAPTURE"
+        case Reason.DISABLE_JIT:
+            return "jax.disable_jit is on", "leave it off to replay"
+        case Reason.DISABLED:
+            return "the manager is switched off", "set enabled=True, and mode to CAPTURE"
+        case Reason.SEALED if failures.get(bucket, call.variant) is None:
+            return (
+                f"{bucket} is not captured, and no capture is allowed now",
+                "warm up with arguments like these before seal()",
+            )
+        case _:
+            known = failures.get(bucket, call.variant)
+            return f"its bucket could not be captured before: {known}", "mend that, then reset()"

@@ -1,0 +1,262 @@
+"""The only place that decides: replay, capture or run eagerly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cudagraph_jax._base.checks import require_bool
+from cudagraph_jax._base.fork import use_jax
+from cudagraph_jax.capture.capturer import Capturer, Task
+from cudagraph_jax.capture.compile_request import Compiler, xla
+from cudagraph_jax.capture.registry import CUDAGraphRegistry
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.dispatch.by_size import mode_for, replayable
+from cudagraph_jax.dispatch.decision import Reason
+from cudagraph_jax.dispatch.dispatcher import Dispatcher
+from cudagraph_jax.dispatch.figures import manager_stats
+from cudagraph_jax.dispatch.lifecycle import Lifecycle
+from cudagraph_jax.dispatch.reported import Reported
+from cudagraph_jax.errors import CUDAGraphError
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.replay_counts import Fit
+from cudagraph_jax.graphs.route_table import Routes
+from cudagraph_jax.modes import CUDAGraphMode
+from cudagraph_jax.program.call import refuse_abstract
+from cudagraph_jax.program.eager import has_tracers
+from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.single_input import (
+    any_function,
+    capture_sizes,
+    check_inputs,
+    check_outputs,
+    request_sizes,
+    route_key,
+    single_call,
+    single_program,
+    single_target,
+)
+from cudagraph_jax.shapes.pytrees import PyTree
+
+if TYPE_CHECKING:
+    from cudagraph_jax.store import GraphStore
+
+
+class CUDAGraphManager(Lifecycle, Reported):
+    """Decides for each call whether to replay, capture or run eagerly, and does it.
+
+    All methods are safe to call from many threads.
+
+    Args:
+        config: Limits and policies.
+        clock: Seconds, for capture times.
+        store: Where executables are kept; None: in the directory of the config, if it has one.
+        compiler: What compiles; XLA unless a test says otherwise.
+
+    Attributes:
+        registry: The captured buckets.
+        dispatcher: What serves the calls.
+
+    Example:
+        >>> import numpy as np
+        >>> config = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,))
+        >>> manager = CUDAGraphManager(config)
+        >>> x = np.ones((3, 5), np.float32)
+        >>> manager.execute_or_capture(3, 5, lambda inputs: inputs["x"] * 2, {"x": x}).shape
+        (3, 5)
+        >>> manager.get_mode_for_batch(2, 8)
+        <CUDAGraphMode.REPLAY: 'replay'>
+    """
+
+    def __init__(
+        self,
+        config: CUDAGraphConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        store: GraphStore | None = None,
+        compiler: Compiler = xla,
+    ) -> None:
+        self.registry = CUDAGraphRegistry(config, clock=clock, store=store, compiler=compiler)
+        self.dispatcher = Dispatcher(self.registry, capturer=Capturer(self.registry))
+        self._routes = Routes()
+        self.registry.watch(self._routes)
+
+    def __repr__(self) -> str:
+        return f"CUDAGraphManager({self.mode.name}, {self.registry.num_graphs} graphs)"
+
+    @property
+    def store(self) -> GraphStore | None:
+        """Where executables are kept; None: nowhere."""
+        return None if self.registry.shelf is None else self.registry.shelf.store
+
+    def should_capture(self, batch_size: int, seq_len: int) -> bool:
+        """Whether a call of this size would capture a bucket."""
+        return self.get_mode_for_batch(batch_size, seq_len) is CUDAGraphMode.CAPTURE
+
+    def get_mode_for_batch(self, batch_size: int, seq_len: int) -> CUDAGraphMode:
+        """What would be done with a call of this size, any captured function taken for its own."""
+        return mode_for(self.dispatcher, request_sizes(batch_size, seq_len))
+
+    def capture_graph(
+        self,
+        batch_size: int,
+        seq_len: int,
+        capture_fn: Callable[[PyTree], PyTree],
+        input_shapes: PyTree,
+        output_shapes: PyTree = None,
+    ) -> CUDAGraphEntry | None:
+        """The entry of the bucket that this size is padded to, captured where absent.
+
+        Args:
+            batch_size: Rows of a request.
+            seq_len: Sequence length of a request.
+            capture_fn: A JAX function of one pytree.
+            input_shapes: That pytree at this size; see `CUDAGraphRegistry.capture`.
+            output_shapes: What the function is expected to give at this size; checked if not None.
+
+        Returns:
+            The entry; None where the mode or the limits do not allow a capture.
+
+        Raises:
+            CaptureError: The function could not be traced, lowered, compiled or run.
+            InputShapeError: `input_shapes` or `output_shapes` do not fit.
+        """
+        use_jax()
+        sizes = capture_sizes(batch_size, seq_len)
+        if not self.config.should_use_cudagraph(*sizes):
+            return None
+        program, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
+        bucket = self.config.bucket_for(*sizes)
+        entry = self.registry.find(bucket, call.variant)
+        capturer, task = self.dispatcher.capturer, Task(call, program.target, single_input=True)
+        with capturer.gate.admission() as admitted:
+            if entry is None and admitted:
+                iterations = self.config.warmup_iterations
+                entry = capturer.capture(program, bucket, task, iterations=iterations).value
+        return entry if self.is_enabled() else None
+
+    def replay_graph(self, batch_size: int, seq_len: int, inputs: PyTree) -> PyTree | None:
+        """The outputs of the captured bucket that fits `inputs`.
+
+        Args:
+            batch_size: Rows of the request.
+            seq_len: Sequence length of the request.
+            inputs: The pytree that the captured function takes.
+
+        Returns:
+            The outputs, trimmed, as NumPy arrays; None where no such bucket is captured, or the
+            mode does not allow a replay.
+
+        Raises:
+            InputShapeError: `inputs` fit none of the buckets captured for this size.
+            CUDAGraphError: Several functions are captured for this size and these inputs.
+        """
+        if self.mode not in (CUDAGraphMode.CAPTURE, CUDAGraphMode.REPLAY):
+            return None
+        sizes = request_sizes(batch_size, seq_len)
+        entries = replayable(self.dispatcher, sizes)
+        if len(entries) > 1:
+            leaves = single_call(any_function, inputs, sizes).variant.leaves
+            entries = [entry for entry in entries if entry.variant.leaves == leaves] or entries[:1]
+        if len({entry.variant.function for entry in entries}) > 1:
+            raise CUDAGraphError(
+                f"{len(entries)} functions are captured for {entries[0].bucket} and these inputs: "
+                "call entry.replay(inputs) or execute_or_capture, which name the function"
+            )
+        if not entries:
+            return None
+        own = (sizes, self.config.bucket_for(*sizes))
+        return entries[0].serve(inputs, fit=None if entries[0].bucket in own else Fit.LARGER)
+
+    def execute_or_capture(
+        self,
+        batch_size: int,
+        seq_len: int,
+        execute_fn: Callable[[PyTree], PyTree],
+        inputs: PyTree,
+        input_shapes: PyTree = None,
+        output_shapes: PyTree = None,
+    ) -> PyTree:
+        """The outputs of `execute_fn(inputs)`: replayed, captured and run, or run eagerly.
+
+        Axis 0 of an array is the batch where its size is `batch_size`, axis 1 the sequence where
+        its size is `seq_len`; `bucket_jit` names axes explicitly. Pass the same function object
+        each time: another one is another program.
+
+        Args:
+            batch_size: Rows of the request.
+            seq_len: Sequence length of the request.
+            execute_fn: A JAX function of one pytree.
+            inputs: That pytree.
+            input_shapes: What `inputs` are expected to be; checked if not None.
+            output_shapes: What the function is expected to give for them; checked if not None.
+
+        Returns:
+            The outputs as NumPy arrays, trimmed to the real sizes; with tracers, as under `jit`,
+            simply what `execute_fn` gives.
+
+        Raises:
+            BucketOverflowError: The size is outside the limits and `on_overflow="error"`.
+            InputShapeError: The inputs do not fit what was declared.
+            SealedError: The bucket is not captured and `on_miss="error"`.
+        """
+        outcomes = self.dispatcher.outcomes
+        with outcomes.counting_input_errors():
+            sizes = request_sizes(batch_size, seq_len)
+            if input_shapes is not None:
+                check_inputs(inputs, input_shapes)
+            key = route_key(execute_fn, inputs, sizes)
+        route = None if key is None else self._routes.table.get(key)
+        if route is not None and route.takes((inputs,)):
+            try:
+                return route.run((inputs,))
+            except (TypeError, ValueError):
+                pass  # the compiled function refuses what does not fit it; decided anew
+            except BaseException as error:
+                call = single_call(execute_fn, inputs, sizes)
+                task = Task(call, single_target(execute_fn), single_input=True)
+                return self.dispatcher.rescue(task, route.bucket, error)
+        with outcomes.counting_input_errors():
+            traced = has_tracers(inputs)
+        if traced:
+            outcomes.add("eager", Reason.TRANSFORMED)
+            return execute_fn(inputs)
+        draft = self._routes.draft()
+        with outcomes.counting_input_errors():
+            call = single_call(execute_fn, inputs, sizes)
+            refuse_abstract(call)
+
+        def check(program: Program) -> None:
+            if output_shapes is not None:
+                check_outputs(program, sizes, output_shapes)
+
+        task = Task(call, single_target(execute_fn), single_input=True, before_capture=check)
+        served = self.dispatcher.serve(task)
+        if served.route is not None and served.route.is_reusable and key is not None:
+            draft.add(served.route, key=key, lead=None)
+        return served.outputs
+
+    def annotate(self, *, replays: bool) -> None:
+        """Shows each replay in the profiles of `jax.profiler`, such as `replay embed 8x128`.
+
+        Captures are always there, as `capture embed 8x128`. A replay costs a few microseconds more
+        while this is on, and nothing while it is off.
+
+        Args:
+            replays: Whether to show them, from the next call on.
+
+        Raises:
+            ConfigError: `replays` is no bool.
+        """
+        require_bool("replays", replays)
+        self.registry.observers.annotate_replays = replays
+
+    def stats(self) -> dict[str, Any]:
+        """Counts and times, in values that JSON can hold.
+
+        `hits` are replays; `misses` are captures in a request, and eager runs inside the limits.
+        Times are milliseconds unless named otherwise; `waste` is the part of all elements computed
+        by replays that was padding, from 0 to 1.
+        """
+        return manager_stats(self.dispatcher)

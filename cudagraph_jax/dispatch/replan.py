@@ -1,0 +1,287 @@
+"""A new grid in the place of the old one, while requests go on."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+
+from cudagraph_jax._base.checks import positive_size
+from cudagraph_jax._base.log import logger
+from cudagraph_jax.capture.capturer import is_stale
+from cudagraph_jax.capture.grid import grid, sealed_error
+from cudagraph_jax.capture.registry import CUDAGraphRegistry
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.dispatch.dispatcher import Dispatcher
+from cudagraph_jax.errors import ConfigError, CUDAGraphError, CUDAGraphWarning
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.warm_runs import run_idle
+from cudagraph_jax.planning.costs import Cost
+from cudagraph_jax.planning.plan import BucketPlan
+from cudagraph_jax.planning.planner import Headroom, plan_buckets
+from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.shapes.ladder import Bucket
+
+Entries = dict[tuple[Bucket, Variant], CUDAGraphEntry]
+
+
+def plan_from(
+    sizes: Mapping[Bucket, int],
+    config: CUDAGraphConfig,
+    *,
+    max_graphs: int | None = None,
+    cost: Cost | None = None,
+    batch_multiple: int = 1,
+    seq_multiple: int = 1,
+    headroom: Headroom | None = None,
+    max_batch_size: int | None = None,
+    max_seq_len: int | None = None,
+) -> BucketPlan:
+    """The plan for sizes that a manager of `config` was asked for; see `Planned.replan`.
+
+    Raises:
+        ConfigError: There are no sizes, an option is not valid, or `config` pads no sequence.
+    """
+    max_graphs = (
+        len(config.buckets())
+        if max_graphs is None
+        else positive_size(max_graphs, name="max_graphs")
+    )
+    most = [
+        math.inf if size is None else positive_size(size, name=name)
+        for name, size in (("max_batch_size", max_batch_size), ("max_seq_len", max_seq_len))
+    ]
+    kept = {
+        size: count
+        for size, count in sizes.items()
+        if size.batch_size <= most[0] and size.seq_len <= most[1]
+    }
+    if not sizes:
+        raise ConfigError("no sizes were asked for yet: plan after there were requests")
+    if not kept:
+        raise ConfigError(
+            f"all {len(sizes)} sizes are above max_batch_size={max_batch_size} or max_seq_len="
+            f"{max_seq_len}: raise these"
+        )
+    if config.capture_seq_lens is None and any(size.seq_len != 1 for size in kept):
+        raise ConfigError(
+            "capture_seq_lens=None makes each seq_len a bucket of its own, so that there is no "
+            "grid to plan: give capture_seq_lens to have the sequence padded"
+        )
+    if headroom is None:
+        # What fits today fits tomorrow.
+        lengths = config.capture_seq_lens or (1,)
+        headroom = (
+            int(min(max(config.capture_sizes), most[0])),
+            int(min(max(lengths), most[1])),
+        )
+    return plan_buckets(
+        kept,
+        max_graphs=max_graphs,
+        cost=cost,
+        batch_multiple=batch_multiple,
+        seq_multiple=seq_multiple,
+        headroom=headroom,
+    )
+
+
+def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool = False) -> None:
+    """Captures the grid of `plan` off the request path, and then changes to it as a whole.
+
+    Every program that has a captured bucket gets the new grid. If anything fails, the old grid
+    stays, and a `CUDAGraphWarning` says why. A newer plan takes the place of one that waits.
+
+    Args:
+        dispatcher: What changes.
+        plan: To what.
+        keeps_limits: Whether limits above the ladders stay.
+
+    Raises:
+        ConfigError: The grid does not fit the configuration.
+        SealedError: The mode does not allow captures.
+        CUDAGraphError: The manager is closed, or its queue is full.
+    """
+    config = planned_config(dispatcher.config, plan, keeps_limits=keeps_limits)
+    programs = _programs(dispatcher.registry)
+    grids = [len(grid(config, entry.program.example)) for entry in programs]
+    _check_count(config, sum(grids) or plan.num_graphs)
+    capturer, turn = dispatcher.capturer, object()
+
+    def job() -> None:
+        if capturer.newest_plan is not turn:
+            return
+        try:
+            _capture_and_switch(dispatcher, config)
+        except BaseException as error:
+            _warn(plan, error)
+            if not isinstance(error, CUDAGraphError):
+                raise
+
+    def dropped() -> None:
+        _warn(plan, "the manager was closed or reset before it was captured")
+
+    with capturer.gate.admission() as admitted:
+        if not admitted:
+            raise sealed_error(dispatcher.mode)
+        before, capturer.newest_plan = capturer.newest_plan, turn
+        if not capturer.background.submit(turn, job, dropped=dropped):
+            capturer.newest_plan = before
+            raise CUDAGraphError(
+                f"{plan!r} cannot be captured: the manager is closed, or its queue is full"
+            )
+
+
+def planned_config(
+    config: CUDAGraphConfig, plan: BucketPlan, *, keeps_limits: bool = False
+) -> CUDAGraphConfig:
+    """`config` with the grid of `plan`.
+
+    Args:
+        config: The configuration now.
+        plan: The new grid.
+        keeps_limits: Whether limits above the ladders stay; else the new ladders are the limits.
+    """
+    lengths = config.capture_seq_lens
+    planned = replace(
+        config,
+        capture_sizes=plan.batch_sizes,
+        capture_seq_lens=None if lengths is None else plan.seq_lens,
+        max_capture_batch_size=None,
+        max_capture_seq_len=config.max_capture_seq_len if lengths is None else None,
+    )
+    if not keeps_limits:
+        return planned
+    return replace(
+        planned,
+        max_capture_batch_size=max(config.max_batch_size, planned.max_batch_size),
+        max_capture_seq_len=max(config.max_seq_len, planned.max_seq_len),
+    )
+
+
+def _warn(plan: BucketPlan, why: object) -> None:
+    # Python shows a warning once, and a server may plan every hour.
+    logger.warning("%r was not put in place, and the old grid stays: %s", plan, why)
+    warnings.warn(
+        f"{plan!r} was not put in place, and the old grid stays: {why}",
+        CUDAGraphWarning,
+        stacklevel=2,
+    )
+
+
+def _capture_and_switch(dispatcher: Dispatcher, config: CUDAGraphConfig) -> None:
+    """Captures what the new grid lacks, runs it, and changes over."""
+    registry, generation = dispatcher.registry, dispatcher.registry.generation
+    new: Entries = {}
+    # Once more for programs that came meanwhile, and for buckets that left.
+    while missing := _missing(registry, config, new):
+        try:
+            built = [_built(registry, entry, bucket) for entry, bucket in missing]
+            # Only now: every capture throws away what is recorded (FACTS.md, "Command buffers").
+            for entry in built:
+                run_idle(entry, config.warmup_iterations)
+        finally:
+            dispatcher.capturer.record_again()
+        new.update({(entry.bucket, entry.variant): entry for entry in built})
+    _switch(registry, config, new, generation)
+    logger.info("changed to a grid of %d buckets", len(config.buckets()))
+
+
+def _built(registry: CUDAGraphRegistry, entry: CUDAGraphEntry, bucket: Bucket) -> CUDAGraphEntry:
+    program = entry.program
+    with program.settings.applied():
+        return registry.build(program, bucket, program.example, single_input=entry.single_input)
+
+
+def _missing(
+    registry: CUDAGraphRegistry, config: CUDAGraphConfig, new: Entries
+) -> list[tuple[CUDAGraphEntry, Bucket]]:
+    """An entry of each program with the buckets that it lacks, the largest first."""
+    missing = [
+        (entry, bucket)
+        for entry in _programs(registry)
+        for bucket in grid(config, entry.program.example)
+        if (bucket, entry.variant) not in new and registry.find(bucket, entry.variant) is None
+    ]
+    return sorted(missing, key=lambda found: found[1].elements, reverse=True)
+
+
+def _switch(
+    registry: CUDAGraphRegistry, config: CUDAGraphConfig, new: Entries, generation: int
+) -> None:
+    old = registry.config
+    leaving = _leaving(registry, config, new)
+    # In this order, whoever looks meanwhile finds the bucket of one grid or of the other.
+    if not registry.adopt(new, generation=generation):
+        raise CUDAGraphError(
+            "the buckets were dropped meanwhile, by clear() or reset(): plan again"
+        )
+    registry.config = config
+    registry.changed()
+    for entry in registry.entries():
+        if entry in leaving or is_stale(entry.program, entry.bucket, old, config):
+            registry.discard(entry.bucket, entry.variant)
+    registry.asked_sizes()  # which counts what was asked for until now
+    registry.sizes.fade()
+
+
+def _leaving(
+    registry: CUDAGraphRegistry, config: CUDAGraphConfig, new: Entries
+) -> set[CUDAGraphEntry]:
+    """Buckets outside the grid that have to go, the least recently used, so that the new one fits.
+
+    Raises:
+        ConfigError: The new grid alone is over a limit.
+    """
+    staying = [
+        entry
+        for entry in registry.entries()
+        if not is_stale(entry.program, entry.bucket, registry.config, config)
+        and (entry.bucket, entry.variant) not in new
+    ]
+    exact = [entry for entry in staying if not config.should_use_cudagraph(*entry.bucket)]
+    exact.sort(key=lambda entry: entry.journal.last_used(), reverse=True)
+    leaving: set[CUDAGraphEntry] = set()
+    while True:
+        held = [*new.values(), *(entry for entry in staying if entry not in leaving)]
+        try:
+            _check_count(config, len(held))
+            _check_bytes(config, held)
+        except ConfigError:
+            if not exact:
+                raise
+            leaving.add(exact.pop())
+        else:
+            return leaving
+
+
+def _programs(registry: CUDAGraphRegistry) -> list[CUDAGraphEntry]:
+    """An entry of each program that has a grid of its own, the one captured last.
+
+    A size that no array carries, or that is not padded, distinguishes programs of one variant.
+    """
+    pads_seq = registry.config.capture_seq_lens is not None
+    found = {}
+    for entry in registry.entries():
+        program = entry.program
+        batch = None if program.carries_batch else entry.batch_size
+        seq = None if program.carries_seq and pads_seq else entry.seq_len
+        found[entry.variant, batch, seq] = entry
+    return list(found.values())
+
+
+def _check_count(config: CUDAGraphConfig, buckets: int) -> None:
+    if config.max_graphs is not None and buckets > config.max_graphs:
+        raise ConfigError(
+            f"the grid takes {buckets} buckets for all programs, but "
+            f"max_graphs={config.max_graphs}: plan with fewer, or raise max_graphs"
+        )
+
+
+def _check_bytes(config: CUDAGraphConfig, entries: list[CUDAGraphEntry]) -> None:
+    needed, budget = sum(entry.memory_bytes or 0 for entry in entries), config.memory_budget_bytes
+    if budget is not None and needed > budget:
+        raise ConfigError(
+            f"its {len(entries)} buckets take {needed:,} bytes, but the budget is {budget:,}: "
+            "plan with fewer, or raise memory_pool_size_mb"
+        )

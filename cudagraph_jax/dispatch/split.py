@@ -1,0 +1,160 @@
+"""A batch larger than every bucket, in pieces, joined as if it had been one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cudagraph_jax.errors import InputShapeError
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.replay_counts import Fit
+from cudagraph_jax.graphs.route import Route, finisher
+from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.outputs import OutputLeaf, Outputs
+from cudagraph_jax.program.prng import copied_key, is_key
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import Array
+from cudagraph_jax.shapes.pytrees import PyTree
+
+
+def piece_rows(rows: int, largest: int) -> list[int]:
+    """The rows of each piece: `largest` as often as it fits, then what is left."""
+    full, rest = divmod(rows, largest)
+    return [largest] * full + ([rest] if rest else [])
+
+
+def pieces(call: Call, *, largest: int, donate_argnums: Sequence[int] = ()) -> Iterator[Call]:
+    """`call` in calls of `largest` rows each, the last one of what is left.
+
+    Arrays are cut on the host, which compiles nothing.
+
+    Args:
+        call: A call that carries a batch.
+        largest: Rows of a piece.
+        donate_argnums: Arguments that a piece would use up: each gets a copy.
+    """
+    rows = call.sizes.batch_size
+    indices, _ = jax.tree.unflatten(call.variant.structure, range(len(call.leaves)))
+    donated = set(jax.tree.leaves([indices[position] for position in donate_argnums]))
+    on_host: list[Any] = [
+        leaf if is_key(leaf) or (axes.batch is None and index not in donated) else np.asarray(leaf)
+        for index, (leaf, axes) in enumerate(zip(call.leaves, call.axes, strict=True))
+    ]
+    start = 0
+    for count in piece_rows(rows, largest):
+        stop = start + count
+        leaves = [
+            copied_key(leaf)
+            if index in donated and is_key(leaf)
+            else leaf
+            if axes.batch is None
+            else leaf[(slice(None),) * axes.batch + (slice(start, stop),)]
+            for index, (leaf, axes) in enumerate(zip(on_host, call.axes, strict=True))
+        ]
+        args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
+        yield dataclasses.replace(
+            call,
+            args=args,
+            kwargs=kwargs,
+            leaves=tuple(leaves),
+            sizes=call.sizes._replace(batch_size=count),
+        )
+        start = stop
+
+
+def unjoinable(outputs: Outputs) -> InputShapeError | None:
+    """The error where an output does not carry the batch, so that pieces cannot be joined."""
+    for leaf in outputs.leaves:
+        if leaf.axes.batch is None:
+            return InputShapeError(
+                f'{leaf.name} carries no batch, so on_overflow="split" cannot join it: '
+                'return one row per request, or set on_overflow="eager"'
+            )
+    return None
+
+
+def piece_route(entry: CUDAGraphEntry, piece: Call) -> Route:
+    """The route of a piece through `entry`; what stays on the device is trimmed by `joined`."""
+    route = entry.route_for(piece, fit=Fit.PIECE)
+    leaves = tuple(
+        leaf._replace(unpad="none") if leaf.unpad == "device" else leaf
+        for leaf in entry.outputs.leaves
+    )
+    route.finish = finisher(entry.outputs._replace(leaves=leaves), piece.sizes)
+    return route
+
+
+def joined(
+    results: Sequence[PyTree], outputs: Outputs, rows: Sequence[int], *, seq_len: int
+) -> PyTree:
+    """The outputs of all pieces as those of one call.
+
+    With `unpad="none"` the padding of the last piece alone stays; pieces that were served by
+    buckets of different lengths are cut to the shortest.
+
+    Args:
+        results: The outputs of each piece.
+        outputs: Where they carry the batch and the sequence.
+        rows: The real rows of each piece.
+        seq_len: The real length of all pieces.
+    """
+    columns = zip(*map(jax.tree.leaves, results), strict=True)
+    leaves = [
+        _join(column, leaf, rows, seq_len)
+        for column, leaf in zip(columns, outputs.leaves, strict=True)
+    ]
+    return jax.tree.unflatten(outputs.structure, leaves)
+
+
+def was_donated(call: Call, donate_argnums: Sequence[int]) -> bool:
+    """Whether a donated array of `call` is gone already."""
+    return any(
+        isinstance(leaf, jax.Array) and leaf.is_deleted()
+        for position in donate_argnums
+        for leaf in jax.tree.leaves(call.args[position])
+    )
+
+
+def delete_donated(call: Call, donate_argnums: Sequence[int]) -> None:
+    """Ends the life of the donated arrays of a call whose pieces were copies."""
+    for position in donate_argnums:
+        for leaf in jax.tree.leaves(call.args[position]):
+            if isinstance(leaf, jax.Array) and not leaf.is_deleted():
+                leaf.delete()
+
+
+def _join(parts: Sequence[PyTree], leaf: OutputLeaf, rows: Sequence[int], seq_len: int) -> PyTree:
+    batch, seq, trims = leaf.axes.batch or 0, leaf.axes.seq, leaf.unpad != "none"
+    length = seq_len if trims or seq is None else min(part.shape[seq] for part in parts)
+    kept = [*rows[:-1], rows[-1] if trims else parts[-1].shape[batch]]
+    shapes = [
+        leaf.axes.resize(part.shape, Bucket(count, length))
+        for part, count in zip(parts, kept, strict=True)
+    ]
+    indices = [tuple(map(slice, shape)) for shape in shapes]
+    if jnp.issubdtype(parts[0].dtype, jax.dtypes.extended):
+        # NumPy cannot hold PRNG keys.
+        return jnp.concatenate(
+            [part[index] for part, index in zip(parts, indices, strict=True)], axis=batch
+        )
+    # On the host: JAX compiles a slice or a concatenation once for every new size.
+    whole = np.concatenate(
+        [np.asarray(part)[index] for part, index in zip(parts, indices, strict=True)], axis=batch
+    )
+    return whole if leaf.unpad == "host" else _placed_like(parts[0], whole)
+
+
+def _placed_like(array: jax.Array, whole: Array) -> PyTree:
+    """`whole` on the device, or devices, of `array`."""
+    if not array.committed:
+        return jax.device_put(whole)
+    try:
+        array.sharding.shard_shape(whole.shape)
+    except ValueError:
+        return jax.device_put(whole)  # uneven: not committed, so that it goes where others are
+    return jax.device_put(whole, array.sharding)

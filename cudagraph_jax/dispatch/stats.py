@@ -1,0 +1,65 @@
+"""Counts of the calls that are no replays: captures, eager runs and errors by reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax.dispatch.decision import Reason
+from cudagraph_jax.shapes.histogram import SizeHistogram
+from cudagraph_jax.shapes.ladder import Bucket
+
+
+class Outcomes:
+    """Each call that is no replay, counted once under one outcome and reason.
+
+    Args:
+        sizes: Where the sizes of the calls are counted.
+
+    Attributes:
+        restarts: How often `clear` set the counts to zero.
+    """
+
+    def __init__(self, sizes: SizeHistogram | None = None) -> None:
+        self.sizes = SizeHistogram() if sizes is None else sizes
+        self._lock = forkable_lock()
+        self._counts: Counter[tuple[str, Reason]] = Counter()
+        self.restarts = 0
+
+    def add(self, outcome: str, reason: Reason, sizes: Bucket | None = None) -> None:
+        """Counts one call.
+
+        Args:
+            outcome: `"capture"`, `"eager"` or `"error"`.
+            reason: Why.
+            sizes: Its (batch, seq_len), where known.
+        """
+        if sizes is not None:
+            self.sizes.add(sizes)
+        with self._lock:
+            self._counts[outcome, reason] += 1
+
+    @contextmanager
+    def counting_input_errors(self) -> Iterator[None]:
+        """Counts a call whose arguments are refused."""
+        try:
+            yield
+        except BaseException:
+            self.add("error", Reason.INPUT)
+            raise
+
+    def clear(self) -> None:
+        """Starts from zero."""
+        with self._lock:
+            self._counts.clear()
+            self.restarts += 1
+
+    def by_reason(self, outcome: str) -> dict[str, int]:
+        """The counts of one outcome by reason, sorted."""
+        with self._lock:
+            found = {
+                reason.value: n for (kind, reason), n in self._counts.items() if kind == outcome
+            }
+        return dict(sorted(found.items()))

@@ -1,0 +1,280 @@
+"""Exact counts of replays, without a lock on the way in."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import weakref
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax.shapes.histogram import SizeHistogram
+from cudagraph_jax.shapes.ladder import Bucket
+
+
+class Fit(Enum):
+    """How a request fits the bucket that serves it."""
+
+    EXACT = "exact"
+    PADDED = "padded"
+    LARGER = "larger"
+    """A larger bucket than its own, which is not captured."""
+    PIECE = "piece"
+    """A piece of a batch that was split: a replay of the bucket, but no call of its own."""
+
+
+class Request(NamedTuple):
+    """What a replay served.
+
+    Attributes:
+        sizes: The request's (batch, seq_len).
+        fit: How that fits the bucket.
+    """
+
+    sizes: Bucket
+    fit: Fit
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayTotals:
+    """What replays add up to.
+
+    Attributes:
+        exact: Replays of the bucket's own sizes.
+        padded: Replays of smaller sizes.
+        larger: Replays in a larger bucket than the request's own.
+        pieces: Replays of a piece of a split batch.
+        seconds: Time of all, from the inputs to the trimmed outputs.
+        real_elements: batch * seq_len of the requests, summed.
+        computed_elements: batch * seq_len of the buckets that served them, summed.
+    """
+
+    exact: int = 0
+    padded: int = 0
+    larger: int = 0
+    pieces: int = 0
+    seconds: float = 0.0
+    real_elements: int = 0
+    computed_elements: int = 0
+
+    @property
+    def replays(self) -> int:
+        """Replays in all."""
+        return self.calls + self.pieces
+
+    @property
+    def calls(self) -> int:
+        """Replays that served a whole call."""
+        return self.exact + self.padded + self.larger
+
+    @property
+    def mean_ms(self) -> float:
+        """Mean milliseconds of a replay; 0 before the first."""
+        return self.seconds * 1e3 / self.replays if self.replays else 0.0
+
+    @property
+    def waste(self) -> float:
+        """The part of all computed elements that was padding, from 0 to 1."""
+        if not self.computed_elements:
+            return 0.0
+        return 1 - self.real_elements / self.computed_elements
+
+    def __add__(self, other: ReplayTotals) -> ReplayTotals:
+        return ReplayTotals(
+            exact=self.exact + other.exact,
+            padded=self.padded + other.padded,
+            larger=self.larger + other.larger,
+            pieces=self.pieces + other.pieces,
+            seconds=self.seconds + other.seconds,
+            real_elements=self.real_elements + other.real_elements,
+            computed_elements=self.computed_elements + other.computed_elements,
+        )
+
+
+class Tally:
+    """Counts the replays of one request shape through one entry.
+
+    The hot path writes here without a lock: `next(tally.count)` and the two sums below.
+    `itertools.count` is atomic, so that no replay is lost or counted twice whatever the number of
+    threads; a race may lose the time of one, never its count.
+
+    Attributes:
+        request: What is served.
+        count: `next` counts one replay.
+        seconds: Their time, from the inputs to the trimmed outputs.
+        used_at: `time.perf_counter` at the end of the last one.
+        is_open: Whether there may be more; its route sets it to False when it goes away.
+    """
+
+    __slots__ = ("_reads", "_settled", "count", "is_open", "request", "seconds", "used_at")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.count = itertools.count()
+        self.seconds = 0.0
+        self.used_at = 0.0
+        self.is_open = True
+        self._reads = 0
+        self._settled = 0
+
+    def read(self) -> tuple[int, int]:
+        """The replays so far, and how many are new; one thread at a time may ask."""
+        # A counter tells its value only by counting on: what was read is taken off again.
+        replays = next(self.count) - self._reads
+        self._reads += 1
+        new, self._settled = replays - self._settled, replays
+        return replays, new
+
+
+class _Sum:
+    """Adds tallies of one bucket up: there may be thousands, and a scrape reads them all."""
+
+    __slots__ = ("_replays", "real_elements", "seconds")
+
+    def __init__(self) -> None:
+        self._replays = dict.fromkeys(Fit, 0)
+        self.seconds = 0.0
+        self.real_elements = 0
+
+    def add(self, tally: Tally, replays: int) -> None:
+        """Adds so many replays of a tally, and its time."""
+        sizes, fit = tally.request
+        self._replays[fit] += replays
+        self.seconds += tally.seconds
+        self.real_elements += replays * sizes.batch_size * sizes.seq_len
+
+    def totals(self, elements: int) -> ReplayTotals:
+        """The sum, in a bucket of so many elements."""
+        return ReplayTotals(
+            exact=self._replays[Fit.EXACT],
+            padded=self._replays[Fit.PADDED],
+            larger=self._replays[Fit.LARGER],
+            pieces=self._replays[Fit.PIECE],
+            seconds=self.seconds,
+            real_elements=self.real_elements,
+            computed_elements=elements * sum(self._replays.values()),
+        )
+
+
+_FEW = 256
+
+
+class Journal:
+    """The replays of one entry, whatever their routes.
+
+    It holds its tallies, also those of routes that are gone, until it adds them up: a request that
+    is still under way when its route is dropped is counted all the same.
+
+    Args:
+        bucket: The sizes of the entry.
+        ledger: What adds all journals up.
+        owner: What lives as long as the entry.
+
+    Attributes:
+        idle_runs: Runs without a request, as in the warm-up.
+    """
+
+    def __init__(self, bucket: Bucket, ledger: Ledger, owner: object) -> None:
+        self._elements = bucket.elements
+        self._ledger = ledger
+        self._owner = weakref.ref(owner)
+        self._lock = forkable_lock()
+        self._tallies: list[Tally] = []
+        self._fold_at = _FEW
+        self._sum = ReplayTotals()
+        self._used_at = time.perf_counter()
+        self.idle_runs = 0
+        ledger.open(self)
+
+    def open(self, request: Request) -> Tally:
+        """A tally for requests of one shape."""
+        tally = Tally(request)
+        with self._lock:
+            self._tallies.append(tally)
+            if len(self._tallies) >= self._fold_at:
+                self._fold()
+                self._fold_at = 2 * len(self._tallies) + _FEW
+        return tally
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be added any more; after `totals`."""
+        return self._owner() is None and not self._tallies
+
+    def last_used(self) -> float:
+        """`time.perf_counter` at the end of the last replay, or when the journal began."""
+        with self._lock:
+            return max([self._used_at, *[tally.used_at for tally in self._tallies]])
+
+    def totals(self) -> ReplayTotals:
+        """The sum of all replays so far."""
+        with self._lock:
+            return self._fold()
+
+    def _fold(self) -> ReplayTotals:
+        """The sum of all replays so far; lets go of the tallies that are closed."""
+        still_open: list[Tally] = []
+        running, ended = _Sum(), _Sum()
+        sizes = self._ledger.sizes
+        for tally in self._tallies:
+            # Asked before it is read, so that nothing is added between the two.
+            is_open = tally.is_open
+            replays, new = tally.read()
+            if new and tally.request.fit is not Fit.PIECE:
+                sizes.add(tally.request.sizes, new)
+            if is_open:
+                running.add(tally, replays)
+                still_open.append(tally)
+            else:
+                ended.add(tally, replays)
+                self._used_at = max(self._used_at, tally.used_at)
+        self._tallies = still_open
+        self._sum = self._sum + ended.totals(self._elements)
+        return self._sum + running.totals(self._elements)
+
+
+class Ledger:
+    """The sum of many journals, also of those that are over.
+
+    Args:
+        sizes: Where the sizes of all calls are counted, whenever journals are added up.
+
+    Attributes:
+        sizes: The same; another one when its journals should count no more there.
+    """
+
+    def __init__(self, sizes: SizeHistogram | None = None) -> None:
+        self.sizes = SizeHistogram() if sizes is None else sizes
+        self._lock = forkable_lock()
+        self._journals: list[Journal] = []
+        self._fold_at = _FEW
+        self._sum = ReplayTotals()
+
+    def open(self, journal: Journal) -> None:
+        """Counts `journal` from now on."""
+        with self._lock:
+            self._journals.append(journal)
+            if len(self._journals) >= self._fold_at:
+                self._fold()
+                self._fold_at = 2 * len(self._journals) + _FEW
+
+    def totals(self) -> ReplayTotals:
+        """The sum of all journals."""
+        with self._lock:
+            return self._fold()
+
+    def _fold(self) -> ReplayTotals:
+        """The sum of all journals; lets go of those that are over."""
+        still_open, total = [], self._sum
+        for journal in self._journals:
+            # Asked in this order, so that nothing is added between the two.
+            found = journal.totals()
+            total = total + found
+            if journal.is_over:
+                self._sum = self._sum + found
+            else:
+                still_open.append(journal)
+        self._journals = still_open
+        return total

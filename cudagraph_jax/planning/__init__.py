@@ -1,0 +1,1 @@
+"""The best ladders for observed traffic: costs, search, plans. Nothing here compiles."""

@@ -1,0 +1,258 @@
+"""What was declared for a function's arguments, bound to the arguments of a call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import jax
+
+from cudagraph_jax.errors import ConfigError, InputShapeError
+from cudagraph_jax.program.call import Declared
+from cudagraph_jax.program.forms import Bound, Form
+from cudagraph_jax.shapes.axes import AxisPattern
+from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, PadValue
+from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix, for_positions, is_declaration
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class Binder:
+    """Binds calls of one function.
+
+    Args:
+        function: The function.
+        name: What errors call it.
+        in_axes: A pytree prefix of the positional arguments: specifications or None.
+        pad_values: A pytree prefix of scalars or `"edge"`.
+        static_argnames: Names of the arguments that select a program of their own.
+        donate_argnums: Positions of the arguments whose buffers may be taken over.
+        mask_argname: The keyword that is not the caller's to give.
+
+    Raises:
+        ConfigError: One of these does not fit the function.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., PyTree],
+        *,
+        name: str,
+        in_axes: PyTree,
+        pad_values: PyTree,
+        static_argnames: Sequence[str],
+        donate_argnums: Sequence[int],
+        mask_argname: str | None,
+    ) -> None:
+        self.name = name
+        self.in_axes = jax.tree.map(_pattern, in_axes, is_leaf=is_declaration)
+        self.pad_values = jax.tree.map(_pad_value, pad_values, is_leaf=is_declaration)
+        self.static_argnames = frozenset(static_argnames)
+        self.donate_argnums = tuple(donate_argnums)
+        if not self.bucketed_places:
+            raise ConfigError(
+                f"in_axes={in_axes!r} names neither batch nor seq: name the dimensions that vary, "
+                'such as "batch seq"'
+            )
+        signature = _signature(function, name)
+        self._check_names(signature, mask_argname)
+        self._check_counts(signature)
+        self._mask_argname = mask_argname
+        self._signature = signature.replace(
+            parameters=[
+                parameter
+                for parameter in signature.parameters.values()
+                if parameter.name != mask_argname
+            ]
+        )
+
+    def form(self, count: int, keywords: Sequence[str]) -> Form:
+        """The form of a call with `count` positional arguments and these keywords.
+
+        Raises:
+            InputShapeError: An argument is missing or unknown.
+        """
+        if self._mask_argname in keywords:
+            raise InputShapeError(
+                f"{self.name}() got {self._mask_argname!r}, which bucket_jit builds itself "
+                "(mask_argname): leave it out"
+            )
+        named = {keyword: count + index for index, keyword in enumerate(keywords)}
+        try:
+            bound = self._signature.bind(*range(count), **named)
+        except TypeError as error:
+            if next(iter(self._signature.parameters), None) == "self":
+                raise InputShapeError(
+                    f"{self.name}{self._signature} is a method, and cannot be called like this: "
+                    f"{error}; decorating does not bind it: write self.{self.name} = "
+                    f"bucket_jit(self.{self.name}, ...) where the object is made"
+                ) from error
+            raise InputShapeError(
+                f"{self.name}{self._signature} cannot be called like this: {error}"
+                + (f" ({self._mask_argname} is not given)" if self._mask_argname else "")
+            ) from None
+        return self._sorted(bound)
+
+    def declared(self, bound: Bound) -> Declared:
+        """What was declared for the leaves of a call's positional arguments.
+
+        Raises:
+            InputShapeError: `in_axes` or `pad_values` do not have the arguments' structure.
+        """
+        form = bound.form
+        count = max(form.places, default=-1) + 1
+        axes = for_positions(self.in_axes, count, name="in_axes")
+        pads = for_positions(self.pad_values, count, name="pad_values")
+        patterns: list[AxisPattern | None] = []
+        values: list[PadValue] = []
+        for name, place, arg in zip(form.names, form.places, bound.args, strict=True):
+            patterns += broadcast_prefix(axes[place], arg, name=f"in_axes of {name}")
+            values += broadcast_prefix(pads[place], arg, name=f"pad_values of {name}")
+        return Declared(patterns, values, form.names)
+
+    @property
+    def bucketed_places(self) -> tuple[int, ...]:
+        """The positions in the signature whose arguments carry the batch or the sequence."""
+        axes = self.in_axes if isinstance(self.in_axes, tuple | list) else [self.in_axes]
+        return tuple(place for place, prefix in enumerate(axes) if _buckets(prefix))
+
+    @property
+    def has_entries(self) -> bool:
+        """Whether `in_axes` has an entry for each argument, or one for all of them."""
+        return isinstance(self.in_axes, tuple | list)
+
+    @property
+    def lead(self) -> int:
+        """The position of an argument that carries all the sizes there are; -1 if none does."""
+        axes = self.in_axes if isinstance(self.in_axes, tuple | list) else [self.in_axes]
+        sizes = {name for prefix in axes for name in _size_names(prefix)}
+        leads = (
+            place
+            for place, prefix in enumerate(axes)
+            if isinstance(prefix, AxisPattern) and set(_size_names(prefix)) == sizes
+        )
+        return next(leads, -1)
+
+    def bucketed(self, form: Form) -> tuple[int, ...]:
+        """The indices of such arguments in the calls of one form."""
+        every = not isinstance(self.in_axes, tuple | list)
+        known = self.bucketed_places
+        return tuple(i for i, place in enumerate(form.places) if every or place in known)
+
+    def donated(self, form: Form) -> tuple[int, ...]:
+        """The positions of the donated arguments among `form.args`."""
+        return tuple(
+            index for index, place in enumerate(form.places) if place in self.donate_argnums
+        )
+
+    def _sorted(self, bound: inspect.BoundArguments) -> Form:
+        args: list[tuple[int, str, int]] = []
+        kwargs: list[tuple[str, int]] = []
+        statics: list[tuple[str, int]] = []
+        static_places: list[tuple[int, str]] = []
+        for name, value in bound.arguments.items():
+            kind = self._signature.parameters[name].kind
+            place = self._place(name)
+            if name in self.static_argnames:
+                statics.append((name, value))
+                static_places += [(place, name)] if kind in _POSITIONAL else []
+            elif kind in _POSITIONAL:
+                args.append((place, name, value))
+            elif kind is inspect.Parameter.VAR_POSITIONAL:
+                args += [(place + n, f"{name}[{n}]", item) for n, item in enumerate(value)]
+            elif kind is inspect.Parameter.VAR_KEYWORD:
+                for key, item in value.items():
+                    (statics if key in self.static_argnames else kwargs).append((key, item))
+            else:
+                kwargs.append((name, value))
+        return Form(
+            args=tuple(index for _, _, index in args),
+            names=tuple(name for _, name, _ in args),
+            places=tuple(place for place, _, _ in args),
+            kwargs=tuple(kwargs),
+            statics=tuple(statics),
+            static_places=tuple(static_places),
+        )
+
+    def _place(self, name: str) -> int:
+        return list(self._signature.parameters).index(name)
+
+    def _check_names(self, signature: inspect.Signature, mask_argname: str | None) -> None:
+        known = signature.parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        for name in self.static_argnames | ({mask_argname} if mask_argname else set()):
+            if name not in known and not takes_any:
+                raise ConfigError(
+                    f"{self.name}{signature} has no argument {name!r}: name one that it has"
+                )
+        if mask_argname in self.static_argnames:
+            raise ConfigError(f"{mask_argname!r} is both mask_argname and static: choose one")
+        names = list(known)
+        for name in self.static_argnames & set(names):
+            if names.index(name) in self.bucketed_places and self.has_entries:
+                raise ConfigError(
+                    f"in_axes names axes for {name!r}, which is static: give None for it"
+                )
+        if mask_argname in known:
+            behind = names[names.index(str(mask_argname)) + 1 :]
+            if any(known[name].kind in _POSITIONAL for name in behind):
+                raise ConfigError(
+                    f"mask_argname={mask_argname!r} stands before {behind[0]!r} in "
+                    f"{self.name}{signature}: put it behind the positional arguments"
+                )
+
+    def _check_counts(self, signature: inspect.Signature) -> None:
+        count = len(signature.parameters)
+        for place in self.donate_argnums:
+            if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < count:
+                raise ConfigError(
+                    f"donate_argnums has {place!r}, but {self.name}{signature} has {count} "
+                    "arguments: give positions of those"
+                )
+        axes = self.in_axes
+        variadic = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+        if isinstance(axes, tuple | list) and len(axes) > count and not variadic:
+            raise ConfigError(
+                f"in_axes has {len(axes)} entries, but {self.name}{signature} has {count} "
+                "arguments: give one entry for each positional argument"
+            )
+
+
+def _buckets(prefix: PyTree) -> bool:
+    return any(_size_names(prefix))
+
+
+def _size_names(prefix: PyTree) -> list[str]:
+    """`"batch"` and `"seq"`, as often as the patterns of a prefix name them."""
+    patterns = [leaf for leaf in jax.tree.leaves(prefix) if isinstance(leaf, AxisPattern)]
+    return [name for pattern in patterns for name in pattern.names if name in ("batch", "seq")]
+
+
+def _signature(function: Callable[..., PyTree], name: str) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{name} has no signature that Python can see: wrap it in a function of your own"
+        ) from None
+
+
+def _pattern(spec: object) -> AxisPattern | None:
+    if spec is None or isinstance(spec, AxisPattern):
+        return spec
+    if isinstance(spec, str):
+        return AxisPattern.parse(spec)
+    raise ConfigError(f'in_axes has the entry {spec!r}: use None, or names such as "batch seq ..."')
+
+
+def _pad_value(value: object) -> PadValue:
+    if value is None:
+        return UNCHOSEN
+    if isinstance(value, str) and value != EDGE:
+        raise ConfigError(f'pad_values has {value!r}: use numbers, or "edge"')
+    if isinstance(value, bool | int | float | complex | str):
+        return value
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "shape", None) == ():
+        return item()  # type: ignore[no-any-return]  # a NumPy or JAX scalar's Python number
+    raise ConfigError(f'pad_values has {value!r}: use numbers, or "edge"')

@@ -1,0 +1,63 @@
+"""Calls without a bucket: the plain function, with outputs as the caller asked for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from cudagraph_jax.program.call import Declared, traced_sizes
+from cudagraph_jax.program.program import Target
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
+from cudagraph_jax.xla.guard import tracing_refusals
+
+
+def run_eagerly(
+    target: Target, args: Sequence[PyTree], kwargs: Mapping[str, PyTree], sizes: Bucket
+) -> PyTree:
+    """The plain function's answer; NumPy arrays where `unpad="host"`.
+
+    NumPy inputs become JAX arrays first, since the function is written for those.
+
+    Raises:
+        UnexpectedCompileError: An operation had to be compiled inside `no_compiles()`.
+    """
+    args, kwargs = jax.tree.map(_on_device, (tuple(args), dict(kwargs)))
+    if target.mask_argname is not None:
+        kwargs = {**kwargs, target.mask_argname: jax.device_put(np.ones(sizes, np.bool_))}
+    with tracing_refusals():
+        result = target.function(*args, **kwargs)
+    if target.unpad == "host":
+        return jax.tree.map(_on_host, result)
+    modes = broadcast_prefix(target.unpad, result, name="unpad")
+    leaves, structure = jax.tree.flatten(result)
+    handed_out = [
+        _on_host(leaf) if mode == "host" else leaf for leaf, mode in zip(leaves, modes, strict=True)
+    ]
+    return jax.tree.unflatten(structure, handed_out)
+
+
+def run_traced(
+    target: Target, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree], declared: Declared
+) -> PyTree:
+    """The plain function of tracers, with a mask of real elements if it takes one."""
+    if target.mask_argname is None:
+        return target.function(*args, **kwargs)
+    mask = {target.mask_argname: np.ones(traced_sizes(args, declared), np.bool_)}
+    return target.function(*args, **kwargs, **mask)
+
+
+def _on_host(leaf: PyTree) -> PyTree:
+    # Constants that are computed on while another function is traced become part of it.
+    return leaf if isinstance(leaf, jax.core.Tracer) else np.asarray(leaf)
+
+
+def _on_device(leaf: PyTree) -> PyTree:
+    return jax.device_put(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+def has_tracers(*trees: PyTree) -> bool:
+    """Whether a JAX transformation is under way over any of these arguments."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))

@@ -1,0 +1,263 @@
+"""By what a function is known to a store without being traced."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+    WrapperDescriptorType,
+)
+from typing import NamedTuple
+
+from cudagraph_jax.program.written import written
+
+_UNSURE = "?"
+_DEEPEST = 100
+_BUILT_IN = (BuiltinFunctionType, WrapperDescriptorType, MethodDescriptorType)
+_VERSIONED = frozenset({"jax", "jaxlib"})
+"""Packages whose globals are not read: their versions are part of what identifies an executable."""
+_WRAPPERS = frozenset({"PjitFunction", "_lru_cache_wrapper"})
+"""Kinds of callable objects that do what they wrap, and nothing else: `jax.jit`'s and a cache's."""
+
+
+class Fingerprint(NamedTuple):
+    """What stands for a function's code and constants.
+
+    Attributes:
+        given: What its author calls this version of them.
+        source: The function itself, which is read when a store is asked for it.
+        places: Where the arguments of a call stand in its signature.
+    """
+
+    given: str
+    source: Source
+    places: tuple[int, ...] = ()
+
+    @property
+    def function(self) -> str:
+        """Where the function is defined."""
+        return self.source.where
+
+    @property
+    def code(self) -> str:
+        """A hash of what the function does and holds; see `Source`."""
+        return self.source.read[0]
+
+    @property
+    def unsure(self) -> Callable[..., object] | None:
+        """The function, where it holds something that the hash does not see; else None."""
+        return self.source.function if self.source.read[1] else None
+
+    def is_taken(self) -> bool:
+        """Whether another function of this process, alive, cannot be told from this one."""
+        if self.unsure is None:
+            return False
+        known = _claimed.setdefault((self.given, self.function, self.code), self.unsure)
+        return not (known is self.unsure or known == self.unsure)
+
+
+class Source:
+    """The code and the constants of a function.
+
+    They are its bytecode, its defaults, what it closes over, and what it reads of its module by a
+    global name, as far as that can be written; the same of the functions of its package that it
+    calls by such a name. They notice edits that the author forgot to name. Not seen are functions
+    of other packages, what is reached by an attribute (of a module, a class, or an object that is
+    no plain value), and arrays on a device.
+
+    Args:
+        function: Read once, and late: globals may be defined below it.
+    """
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.function = function
+        inner = function
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        self.where = _name(inner)
+
+    def __repr__(self) -> str:
+        return f"Source({self.where})"
+
+    @functools.cached_property
+    def read(self) -> tuple[str, bool]:
+        """A hash of them, and whether there is something that it does not see."""
+        parts = list(_Reader().parts(self.function))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16], _UNSURE in parts
+
+
+# Of the whole process, since each function may have a manager and a store of its own. One that is
+# gone claims nothing: in a notebook the next version of a cell has its name.
+_claimed: weakref.WeakValueDictionary[tuple[object, ...], Callable[..., object]]
+_claimed = weakref.WeakValueDictionary()
+
+
+def fingerprint_of(function: Callable[..., object], given: str) -> Fingerprint:
+    """The fingerprint of `function`, whose author calls it `given`."""
+    return Fingerprint(given, Source(function))
+
+
+class _Reader:
+    """Writes what functions do and hold, without where they stand; each of them once.
+
+    The text is different for what is different: lists have their lengths, and what was met before
+    is told by its place in the order of meeting.
+    """
+
+    def __init__(self) -> None:
+        # With the objects, so that no other one has an id of theirs.
+        self._seen: dict[int, tuple[int, object]] = {}
+        self._depth = 0
+        # Not by recursion: chains of calls through a package are long.
+        self._called: deque[Callable[..., object]] = deque()
+
+    def parts(self, function: Callable[..., object]) -> Iterator[str]:
+        """The text of a function, and of those that it calls by a global name."""
+        self._called.append(function)
+        while self._called:
+            yield from self._parts(self._called.popleft())
+
+    def _parts(self, value: object) -> Iterator[str]:
+        if isinstance(value, CodeType):
+            yield value.co_code.hex()
+            yield repr((value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars))
+            yield from self._all("code", value.co_consts)
+        elif id(value) in self._seen:
+            yield f"again {self._seen[id(value)][0]}"
+        elif callable(value) and not isinstance(value, type):
+            self._meet(value)
+            yield from self._all("function", list(_held(value)))
+            if isinstance(value, FunctionType):
+                yield from self._read(value)
+        elif (text := _text(value)) is not None:
+            yield text
+        elif (items := _items(value)) is not None:
+            self._meet(value)
+            yield from self._all(_name(type(value)), items)
+        else:
+            yield _UNSURE
+
+    def _all(self, what: str, values: Sequence[object]) -> Iterator[str]:
+        yield f"{what} {len(values)}"
+        self._depth += 1
+        for value in values:
+            if self._depth < _DEEPEST:
+                yield from self._parts(value)
+            else:
+                yield _UNSURE
+        self._depth -= 1
+
+    def _meet(self, value: object) -> None:
+        self._seen[id(value)] = (len(self._seen), value)
+
+    def _read(self, function: FunctionType) -> Iterator[str]:
+        """What a function reads by a global name."""
+        space = function.__globals__
+        if _package(space.get("__name__")) in _VERSIONED:
+            return
+        for name in sorted(_names(function.__code__)):
+            value = space.get(name)
+            if name not in space or isinstance(value, ModuleType):
+                continue
+            if isinstance(value, type):
+                yield f"{name} is {_name(value)}"
+            elif not callable(value):
+                yield f"{name} is"
+                yield from self._parts(value)
+            else:
+                yield f"{name} calls {_name(value)}"
+                if not _is_of_others(value, space):
+                    self._called.append(value)
+
+
+def _names(code: CodeType) -> set[str]:
+    """The global names that some code may read; attributes have such names, too."""
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _is_of_others(value: object, space: dict[str, object]) -> bool:
+    """Whether a callable is a function of another package than the module `space` belongs to."""
+    # Of an object, the name of its class says nothing about its data; of a method neither.
+    if isinstance(value, MethodType) or not hasattr(value, "__qualname__"):
+        return False
+    package = _package(getattr(value, "__module__", None))
+    return package != _package(space.get("__name__")) and (
+        getattr(value, "__globals__", None) is not space
+    )
+
+
+def _package(module: object) -> str:
+    return module.partition(".")[0] if isinstance(module, str) else ""
+
+
+def _name(value: object) -> str:
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+
+
+def _text(value: object) -> str | None:
+    try:
+        return written(value)
+    except RuntimeError:  # it holds itself, or another thread changes it
+        return None
+
+
+def _items(value: object) -> Sequence[object] | None:
+    """What a container holds that has no text itself, such as a list of functions; else None."""
+    # Of these kinds alone: a subclass may hold more than its items.
+    if type(value) in (dict, OrderedDict) and isinstance(value, Mapping):
+        return [part for item in list(value.items()) for part in item]
+    if type(value) in (tuple, list) and isinstance(value, tuple | list):
+        return list(value)
+    if type(value) is SimpleNamespace:
+        return [part for item in sorted(vars(value).items()) for part in item]
+    return None
+
+
+def _held(function: Callable[..., object]) -> Iterator[object]:
+    """What a function consists of."""
+    if isinstance(function, FunctionType):
+        yield function.__code__
+        yield from function.__defaults__ or ()
+        yield from sorted((function.__kwdefaults__ or {}).items())
+        yield from map(_content, function.__closure__ or ())
+    elif isinstance(function, functools.partial):
+        yield function.func
+        yield from function.args
+        yield from sorted(function.keywords.items())
+    elif isinstance(function, MethodType):
+        yield function.__func__
+        yield _data(function.__self__)
+    elif isinstance(function, _BUILT_IN):
+        yield f"{getattr(function, '__module__', '')} {function.__qualname__}"
+    elif hasattr(function, "__wrapped__") and type(function).__name__ in _WRAPPERS:
+        yield function.__wrapped__
+    else:
+        yield attrgetter("__call__")(type(function))
+        yield _data(function)
+
+
+def _data(value: object) -> object:
+    """Somebody's own object as text; else what has no text, since its code is looked at already."""
+    return written(value) or object()
+
+
+def _content(cell: CellType) -> object:
+    """What a closure's cell holds; None while it is empty."""
+    try:
+        found: object = cell.cell_contents
+    except ValueError:
+        return None
+    return found

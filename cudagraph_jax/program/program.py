@@ -1,0 +1,245 @@
+"""A function whose inputs are fixed but for the two sizes: what every bucket of it shares."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax.errors import CaptureError
+from cudagraph_jax.program.call import Call, abstract_call
+from cudagraph_jax.program.fingerprint import Fingerprint
+from cudagraph_jax.program.outputs import Outputs, declared_outputs, named_shapes, outputs_of
+from cudagraph_jax.program.prng import copied_key, is_key
+from cudagraph_jax.program.variant import AbstractLeaf, Variant
+from cudagraph_jax.shapes.axes import LeafAxes
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.output_axes import OutputAxes, infer_output_axes
+from cudagraph_jax.shapes.padding import PadValue
+from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.settings import ThreadSettings
+from cudagraph_jax.xla.stages import Lowering, evaluate_shapes, lower_function
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The function of a program, and what is asked of its outputs.
+
+    Attributes:
+        function: Takes the program's arguments.
+        name: What profiles and messages call it.
+        unpad: A pytree prefix of `Unpad` for the outputs.
+        out_axes: A pytree prefix of axis patterns for the outputs; None: they are found.
+        donate_argnums: Positions of the arguments whose buffers may be taken over.
+        mask_argname: The keyword that takes `bool[batch, seq]`, True where an element is real.
+        fingerprint: What its code and constants are known by; None: by what they lower to.
+    """
+
+    function: Callable[..., PyTree]
+    name: str
+    unpad: PyTree = "host"
+    out_axes: PyTree = None
+    donate_argnums: tuple[int, ...] = ()
+    mask_argname: str | None = None
+    fingerprint: Fingerprint | None = None
+
+
+class Program:
+    """A function with its arguments described: it can compile itself for any bucket.
+
+    Args:
+        target: The function and what is asked of its outputs.
+        call: A call whose arrays have the program's dtypes and other dimensions.
+
+    Attributes:
+        example: That call without its arrays.
+        reference: The bucket by which the outputs' axes are found; None: the first one asked for.
+        settings: Those of the thread that made it, for threads that capture in its place.
+    """
+
+    def __init__(self, target: Target, call: Call, *, reference: Bucket | None = None) -> None:
+        self.target = target
+        self.reference = reference
+        self.variant: Variant = call.variant
+        self.axes: tuple[LeafAxes, ...] = call.axes
+        self.pad_values: tuple[PadValue, ...] = tuple(call.declared.pad_values)
+        self.argument_names = tuple(call.declared.argument_names)
+        # Keys cannot be made up for a run without a request, and take next to no memory.
+        donated = self.donated_leaves
+        self.keys = {
+            index: copied_key(leaf) if index in donated else leaf
+            for index, leaf in enumerate(call.leaves)
+            if is_key(leaf)
+        }
+        self.example = abstract_call(call)
+        self.settings = ThreadSettings()
+        # Parameters live on with the server; a run without a request borrows them while they do.
+        self._passed = {
+            index: weakref.ref(leaf)
+            for index, (leaf, axes) in enumerate(zip(call.leaves, call.axes, strict=True))
+            if axes.passes_through and isinstance(leaf, jax.Array | np.ndarray) and leaf.ndim
+        }
+        self._outputs: Outputs | None = None
+        self._lock = forkable_lock()
+
+    @property
+    def donated_leaves(self) -> list[int]:
+        """The places of the leaves whose buffers a run may use up."""
+        args, _ = jax.tree.unflatten(self.variant.structure, range(len(self.axes)))
+        return jax.tree.leaves([args[position] for position in self.target.donate_argnums])
+
+    def known_leaves(self) -> list[object]:
+        """The leaves of the call that it was made from, those arrays that are gone as shapes."""
+        leaves = list(self.example.leaves)
+        for index, reference in self._passed.items():
+            leaf = reference()
+            leaves[index] = leaves[index] if leaf is None else leaf
+        return [
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            if isinstance(leaf, jax.Array) and leaf.is_deleted()
+            else leaf
+            for leaf in leaves
+        ]
+
+    @property
+    def leaf_pads(self) -> tuple[PadValue, ...]:
+        """What each leaf is padded with, those of keyword arguments included."""
+        return self.pad_values + (0,) * (len(self.axes) - len(self.pad_values))
+
+    @property
+    def carries_batch(self) -> bool:
+        """Whether any input carries the batch."""
+        return any(axes.batch is not None for axes in self.axes)
+
+    @property
+    def carries_seq(self) -> bool:
+        """Whether any input carries the sequence."""
+        return any(axes.seq is not None for axes in self.axes)
+
+    def arguments(self, bucket: Bucket) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
+        """Positional and keyword arguments of `bucket`'s size, as `jax.ShapeDtypeStruct`."""
+        leaves = [
+            _struct(leaf, axes, bucket)
+            for leaf, axes in zip(self.variant.leaves, self.axes, strict=True)
+        ]
+        args, kwargs = jax.tree.unflatten(self.variant.structure, leaves)
+        if self.target.mask_argname is not None:
+            kwargs = {**kwargs, self.target.mask_argname: jax.ShapeDtypeStruct(bucket, np.bool_)}
+        return args, kwargs
+
+    def padded_with(self, pad_values: Sequence[PadValue]) -> Program:
+        """The same program with other padding."""
+        other = copy.copy(self)
+        other.pad_values = tuple(pad_values)
+        return other
+
+    def lower(
+        self,
+        bucket: Bucket,
+        *,
+        clock: Callable[[], float],
+        keep_unused: bool = False,
+        name: str | None = None,
+        device: jax.Device | None = None,
+    ) -> Lowering:
+        """The function lowered for `bucket`, and for `device` if given; see `lower_function`.
+
+        Raises:
+            CaptureError: Tracing or lowering failed.
+        """
+        args, kwargs = self.arguments(bucket)
+        if device is not None:
+            args, kwargs = jax.tree.map(partial(_placed, device=device), (args, kwargs))
+        return lower_function(
+            self.target.function,
+            args,
+            kwargs,
+            name=f"{self.target.name}_{bucket}" if name is None else name,
+            donate_argnums=self.target.donate_argnums,
+            keep_unused=keep_unused,
+            clock=clock,
+        )
+
+    def outputs(self, bucket: Bucket, *, others: Sequence[Bucket] = ()) -> Outputs:
+        """The outputs' axes; found once, by abstract evaluation at up to three sizes.
+
+        Args:
+            bucket: A size that the function takes.
+            others: Further sizes that it probably takes, best first.
+
+        Raises:
+            CaptureError: The function cannot be traced at `bucket`.
+            InputShapeError: An output that must be trimmed has a dimension that follows the sizes
+                without being one of them, or `out_axes` or `unpad` do not fit the outputs.
+        """
+        with self._lock:
+            if self._outputs is None:
+                self._outputs = self._outputs_at(bucket, others)
+            return self._outputs
+
+    def restore_outputs(self, outputs: Outputs) -> Outputs:
+        """The outputs, from now on those given unless they are known already."""
+        with self._lock:
+            if self._outputs is None:
+                self._outputs = outputs
+            return self._outputs
+
+    def evaluate(self, bucket: Bucket) -> PyTree:
+        """The outputs at `bucket`, as `jax.ShapeDtypeStruct`; compiles nothing.
+
+        Raises:
+            CaptureError: The function cannot be traced.
+        """
+        args, kwargs = self.arguments(bucket)
+        return evaluate_shapes(self.target.function, args, kwargs, name=self.target.name)
+
+    def _outputs_at(self, bucket: Bucket, others: Sequence[Bucket]) -> Outputs:
+        if self.reference is not None and self.reference != bucket:
+            with suppress(CaptureError):  # a bucket that cannot be traced is no reference
+                return self._find_outputs(self.reference, others)
+        return self._find_outputs(bucket, others)
+
+    def _find_outputs(self, bucket: Bucket, others: Sequence[Bucket]) -> Outputs:
+        tree = self.evaluate(bucket)
+        found = (
+            self._infer(bucket, others)
+            if self.target.out_axes is None
+            else declared_outputs(self.target.out_axes, tree, bucket)
+        )
+        return outputs_of(tree, found, unpad=self.target.unpad)
+
+    def _infer(self, bucket: Bucket, others: Sequence[Bucket]) -> tuple[OutputAxes, ...]:
+        batches = [size.batch_size for size in others] + [bucket.batch_size * 2]
+        lengths = [size.seq_len for size in others] + [bucket.seq_len * 2]
+        return infer_output_axes(
+            lambda size: named_shapes(self.evaluate(size)),
+            base=bucket,
+            batches=_distinct(batches, bucket.batch_size) if self.carries_batch else (),
+            lengths=_distinct(lengths, bucket.seq_len) if self.carries_seq else (),
+        )
+
+
+def _struct(leaf: AbstractLeaf, axes: LeafAxes, bucket: Bucket) -> jax.ShapeDtypeStruct:
+    shape = axes.resize(tuple(size or 0 for size in leaf.shape), bucket)
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding, weak_type=leaf.weak_type)
+
+
+def _placed(struct: jax.ShapeDtypeStruct, *, device: jax.Device) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(
+        struct.shape,
+        struct.dtype,
+        sharding=SingleDeviceSharding(device),
+        weak_type=struct.weak_type,
+    )
+
+
+def _distinct(sizes: Sequence[int], known: int) -> list[int]:
+    return [size for size in dict.fromkeys(sizes) if size != known]

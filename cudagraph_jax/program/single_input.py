@@ -1,0 +1,157 @@
+"""The specification's calls: functions of one pytree, whose axes are found by their sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Hashable
+
+import jax
+import numpy as np
+
+from cudagraph_jax.errors import InputShapeError
+from cudagraph_jax.program.call import Call, Declared, describe_call
+from cudagraph_jax.program.program import Program, Target
+from cudagraph_jax.shapes.axes import LeafAxes, axes_by_size
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import UNCHOSEN
+from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.shapes.structs import as_structs, describe_mismatch
+
+Function = Callable[[PyTree], PyTree]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """Stands for a function that cannot be hashed; it keeps the function, so ids stay unique."""
+
+    function: Function = dataclasses.field(hash=False, compare=False)
+    number: int
+
+    @classmethod
+    def of(cls, function: Function) -> Hashable:
+        """`function` itself where it can be hashed, else a stand-in."""
+        try:
+            hash(function)
+        except TypeError:
+            return cls(function, id(function))
+        return function
+
+
+def function_name(function: Callable[..., PyTree]) -> str:
+    """What profiles and messages call `function`."""
+    return str(getattr(function, "__name__", type(function).__name__)).strip("<>")
+
+
+def single_call(function: Function, inputs: PyTree, sizes: Bucket) -> Call:
+    """The description of `function(inputs)`.
+
+    Raises:
+        InputShapeError: A leaf of `inputs` is nothing that JAX computes with.
+    """
+    patterns = [_axes(leaf, sizes) for leaf in jax.tree.leaves(inputs)]
+    call = describe_call(
+        Identity.of(function),
+        (inputs,),
+        {},
+        declared=Declared(patterns, [UNCHOSEN] * len(patterns), ("inputs",)),
+        name=function_name(function),
+    )
+    # The caller's word counts, also where no array carries a size.
+    return dataclasses.replace(call, sizes=sizes)
+
+
+def request_sizes(batch_size: int, seq_len: int) -> Bucket:
+    """The (batch, seq_len) of a request, each 0 or more.
+
+    Raises:
+        InputShapeError: One is no such integer.
+    """
+    return _sizes(batch_size, seq_len, minimum=0)
+
+
+def capture_sizes(batch_size: int, seq_len: int) -> Bucket:
+    """The (batch, seq_len) of a bucket, each 1 or more.
+
+    Raises:
+        InputShapeError: One is no such integer.
+    """
+    return _sizes(batch_size, seq_len, minimum=1)
+
+
+def _sizes(batch_size: int, seq_len: int, *, minimum: int) -> Bucket:
+    for name, size in (("batch_size", batch_size), ("seq_len", seq_len)):
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < minimum:
+            raise InputShapeError(f"{name}={size!r} is no integer of {minimum} or more: give one")
+    return Bucket(operator.index(batch_size), operator.index(seq_len))
+
+
+def single_target(function: Function) -> Target:
+    """`function` as what a program is made of."""
+    return Target(function, function_name(function))
+
+
+def single_program(
+    function: Function, input_shapes: PyTree, output_shapes: PyTree, sizes: Bucket
+) -> tuple[Program, Call]:
+    """The program of `function` for inputs of these shapes, and a call of it.
+
+    Raises:
+        InputShapeError: `input_shapes` are no shapes, or `output_shapes` not what comes.
+        CaptureError: The function cannot be traced.
+    """
+    call = single_call(function, as_structs(input_shapes, name="input_shapes"), sizes)
+    program = Program(single_target(function), call)
+    if output_shapes is not None:
+        check_outputs(program, sizes, output_shapes)
+    return program, call
+
+
+def check_outputs(program: Program, sizes: Bucket, output_shapes: PyTree) -> None:
+    """Raises unless `program` gives `output_shapes` at `sizes`.
+
+    Raises:
+        InputShapeError: It gives something else.
+        CaptureError: It cannot be traced.
+    """
+    found = program.evaluate(sizes)
+    mismatch = describe_mismatch(as_structs(output_shapes, name="output_shapes"), found)
+    if mismatch is not None:
+        raise InputShapeError(
+            f"output_shapes do not match what {program.target.name} gives at {sizes}: {mismatch}"
+        )
+
+
+def check_inputs(inputs: PyTree, input_shapes: PyTree) -> None:
+    """Raises unless `inputs` have the shapes and dtypes of `input_shapes`.
+
+    Raises:
+        InputShapeError: They have not.
+    """
+    declared = as_structs(input_shapes, name="input_shapes")
+    mismatch = describe_mismatch(declared, as_structs(inputs, name="inputs"))
+    if mismatch is not None:
+        raise InputShapeError(f"input_shapes do not match the inputs: {mismatch}")
+
+
+def _axes(leaf: object, sizes: Bucket) -> LeafAxes | None:
+    axes = axes_by_size(getattr(leaf, "shape", ()), sizes)
+    return None if axes.passes_through else axes
+
+
+def route_key(
+    function: Callable[[PyTree], PyTree], inputs: PyTree, sizes: Bucket
+) -> Hashable | None:
+    """What the route of `function(inputs)` depends on; None where it cannot be remembered."""
+    leaves, structure = jax.tree.flatten(inputs)
+    try:
+        key = (function, sizes, structure, *[(leaf.shape, leaf.dtype) for leaf in leaves])
+        hash(key)
+    except (AttributeError, TypeError):
+        return None  # a Python number among the leaves, or a function that cannot be hashed
+    return key
+
+
+def any_function(inputs: PyTree) -> PyTree:
+    """Stands for a function that is not known."""
+    return inputs

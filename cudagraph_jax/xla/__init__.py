@@ -1,0 +1,1 @@
+"""What only XLA and JAX know: stages, bytes of executables, compiles, settings, profiles, GPUs."""

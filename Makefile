@@ -36,7 +36,7 @@ test: $(VENV)/.stamp-test
 # XLA compiles for a GPU that is not here, and its runtime replays on a stand-in for the driver.
 test-gpu-compiler: $(VENV)/.stamp-cuda
 	@$(GPU_COMPILER) $(BIN)/python -c \
-		'from cudagraph_jax.xla.topology import absent_gpu; print(absent_gpu("h100"))'
+		'from cudagraph_jax.xla.gpus import absent_gpu; print(absent_gpu("h100"))'
 	$(GPU_COMPILER) $(BIN)/python -m pytest \
 		tests/graphs/test_inspection_gpu.py tests/graphs/test_replays_standin.py $(ARGS)
 

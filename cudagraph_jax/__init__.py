@@ -7,8 +7,7 @@ from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.bucket_jit import bucket_jit
 from cudagraph_jax.dispatch.function import BucketedFunction
-from cudagraph_jax.dispatch.manager import CUDAGraphManager
-from cudagraph_jax.dispatch.planned import PlanOptions
+from cudagraph_jax.dispatch.manager import CUDAGraphManager, PlanOptions
 from cudagraph_jax.errors import (
     BucketOverflowError,
     CaptureError,
@@ -25,7 +24,7 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode, GraphState
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.version import __version__
-from cudagraph_jax.xla.guard import no_compiles
+from cudagraph_jax.xla.compiles import no_compiles
 
 if TYPE_CHECKING:
     from cudagraph_jax.planning.costs import PolynomialCost, attention_cost, measured_cost

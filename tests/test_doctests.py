@@ -39,10 +39,10 @@ def test_there_are_examples():
     assert {
         "cudagraph_jax.config.CUDAGraphConfig",
         "cudagraph_jax.dispatch.bucket_jit.bucket_jit",
-        "cudagraph_jax.xla.guard.no_compiles",
+        "cudagraph_jax.xla.compiles.no_compiles",
         "cudagraph_jax.dispatch.manager.CUDAGraphManager",
-        "cudagraph_jax.dispatch.operated.Operated.explain",
-        "cudagraph_jax.dispatch.operated.Operated.warmup",
+        "cudagraph_jax.dispatch.function.Operated.explain",
+        "cudagraph_jax.dispatch.function.Operated.warmup",
         "cudagraph_jax.capture.registry.CUDAGraphRegistry",
         "cudagraph_jax.shapes.ladder.Ladder",
         "cudagraph_jax.planning.planner.plan_buckets",

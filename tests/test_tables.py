@@ -4,15 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudagraph_jax._base.text import (
-    escaped,
-    html_pairs,
-    html_table,
-    one_line,
-    table_fragment,
-    text_pairs,
-    text_table,
-)
+from cudagraph_jax._base.html import escaped, html_pairs, html_table, table_fragment
+from cudagraph_jax._base.text import one_line, text_pairs, text_table
 from tests.report.reading import Reader, shown
 from tests.report.snapshots import HOSTILE
 

@@ -1,8 +1,14 @@
-"""How HTML looks: one block of CSS that touches nothing outside its class."""
+"""HTML: tables, and one block of CSS that touches nothing outside its class."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from html import escape
 from string import Template
+
+from cudagraph_jax._base.text import Row, is_number_column, one_line
+
+_LONG = 32
 
 CLASS = "cudagraph-jax"
 
@@ -53,3 +59,66 @@ STYLE = Template("""
 def styled(*fragments: str) -> str:
     """The fragments as they go into a notebook: in one element, with their CSS."""
     return f'<div class="{CLASS}"><style>{STYLE}</style>{"".join(fragments)}</div>'
+
+
+def escaped(text: str) -> str:
+    """The text as HTML shows it, without what would act on a terminal or turn it around."""
+    return escape("\n".join(map(one_line, text.split("\n"))))
+
+
+def html_table(title: str, header: Row, rows: Sequence[Row]) -> str:
+    """The same as an HTML table with a caption and its CSS; every cell is escaped."""
+    return styled(table_fragment(title, header, rows))
+
+
+def html_pairs(title: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """An HTML table of a label and a value in each row, with its CSS; every cell is escaped."""
+    return styled(pairs_fragment(title, pairs))
+
+
+def table_fragment(title: str, header: Row, rows: Sequence[Row]) -> str:
+    """`html_table` as a part of something larger, which holds the CSS."""
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(header)
+    right = [is_number_column(cells) for cells in columns]
+    head = "".join(
+        f'<th scope="col"{_class(is_right)}>{escaped(cell)}</th>'
+        for cell, is_right in zip(header, right, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(_cell(cell, is_right) for cell, is_right in zip(row, right, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return scrolling(
+        title,
+        f"<table><caption>{escaped(title)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
+    )
+
+
+def pairs_fragment(title: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """`html_pairs` as a part of something larger, which holds the CSS."""
+    body = "".join(
+        f'<tr><th scope="row">{escaped(label)}</th>{_cell(value, False)}</tr>'
+        for label, value in pairs
+    )
+    return scrolling(
+        title, f"<table><caption>{escaped(title)}</caption><tbody>{body}</tbody></table>"
+    )
+
+
+def scrolling(title: str, table: str) -> str:
+    """A table that scrolls by itself where it is wider than the page, also by the keyboard."""
+    label = escaped(title)
+    return f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">{table}</div>'
+
+
+def _cell(text: str, is_right: bool) -> str:
+    return f"<td{_class(is_right, len(text) > _LONG)}>{escaped(text)}</td>"
+
+
+def _class(is_right: bool, is_long: bool = False) -> str:
+    if is_right:
+        return ' class="n"'
+    return ' class="w"' if is_long else ""

@@ -13,16 +13,21 @@ import jax
 
 from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax._base.log import logger
-from cudagraph_jax.capture.cache_key import Fields, execution_devices
+from cudagraph_jax.capture.cache_key import (
+    Fields,
+    check_outputs,
+    execution_devices,
+    number_of,
+    outputs_in,
+)
 from cudagraph_jax.capture.compile_request import Complete, Wanted
-from cudagraph_jax.capture.description import check_outputs, number_of, outputs_in
 from cudagraph_jax.errors import CUDAGraphError, CUDAGraphWarning, StoreError
 from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Miss, Reason, Stored
 from cudagraph_jax.xla import serialize as serial
-from cudagraph_jax.xla.host import cores
+from cudagraph_jax.xla.environment import cores
 from cudagraph_jax.xla.stages import Executable, Lowering, count_executable
 
 MOST_THREADS = 8

@@ -13,14 +13,15 @@ from cudagraph_jax._base.log import logger
 from cudagraph_jax.capture.cache_key import (
     WHAT_IT_COMPUTES,
     Fields,
+    beside,
     common_fields,
     execution_devices,
     fingerprint_fields,
     is_portable,
+    knows_grid,
     lowered_fields,
 )
 from cudagraph_jax.capture.compile_request import Complete, Wanted, compiled
-from cudagraph_jax.capture.description import beside, knows_grid
 from cudagraph_jax.capture.loading import Found, Loader
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.program.outputs import Outputs
@@ -28,7 +29,7 @@ from cudagraph_jax.program.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Miss, Reason
 from cudagraph_jax.xla import serialize as serial
-from cudagraph_jax.xla.cache_hits import cache_hits
+from cudagraph_jax.xla.compiles import cache_hits
 from cudagraph_jax.xla.stages import Executable, Lowering
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,6 @@ from cudagraph_jax._base.lru import Made, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
 from cudagraph_jax.capture.build import Builder, shelf_of
 from cudagraph_jax.capture.compile_request import Compiler, xla
-from cudagraph_jax.capture.found import FoundBySize
-from cudagraph_jax.capture.inventory import inventory
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -25,7 +23,6 @@ from cudagraph_jax.program.call import Call
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.program.single_input import capture_sizes, single_program
 from cudagraph_jax.program.variant import Variant
-from cudagraph_jax.report.shown import ShownByStats
 from cudagraph_jax.shapes.histogram import SizeHistogram
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -33,11 +30,12 @@ from cudagraph_jax.shapes.pytrees import PyTree
 if TYPE_CHECKING:
     from cudagraph_jax.store import GraphStore
 
+
 Key = tuple[Bucket, Variant]
 _ONE = "give a store or a compiler"
 
 
-class CUDAGraphRegistry(FoundBySize, ShownByStats):
+class CUDAGraphRegistry:
     """Captured buckets by size and variant.
 
     Each is captured once however many threads ask for it; the least recently used go first when
@@ -98,6 +96,12 @@ class CUDAGraphRegistry(FoundBySize, ShownByStats):
 
     def __repr__(self) -> str:
         return f"CUDAGraphRegistry({self.num_graphs} graphs, {self.capture_count} captures)"
+
+    def _repr_html_(self) -> str:
+        # Here, because most processes that serve show nothing.
+        from cudagraph_jax.report.summary import stats_html
+
+        return stats_html("CUDAGraphRegistry", self.stats())
 
     @property
     def num_graphs(self) -> int:
@@ -291,3 +295,64 @@ class CUDAGraphRegistry(FoundBySize, ShownByStats):
         return inventory(
             self.entries(), builder=self._builder, totals=self.totals, evictions=self.evictions
         )
+
+    def find_larger(self, sizes: Bucket, variant: Variant) -> CUDAGraphEntry | None:
+        """The entry with the fewest elements that holds `sizes`, of the same variant.
+
+        Without `capture_seq_lens` the sequence is not padded, so only its own length holds it.
+        """
+        pads_seq = self.config.capture_seq_lens is not None
+        entries = [entry for entry in self.entries() if entry.variant == variant]
+        holding = [entry for entry in entries if entry.bucket.holds(sizes, pads_seq=pads_seq)]
+        return min(holding, key=lambda entry: entry.bucket.elements, default=None)
+
+    def get(
+        self, batch_size: int, seq_len: int, *, variant: Variant | None = None
+    ) -> CUDAGraphEntry | None:
+        """The entry of this size, else of the bucket it is padded to, else None.
+
+        Args:
+            batch_size: Rows of the request.
+            seq_len: Sequence length of the request.
+            variant: Which one of several; None: the one captured last.
+        """
+        for bucket in (Bucket(batch_size, seq_len), self.config.bucket_for(batch_size, seq_len)):
+            if entries := self.at(bucket, variant=variant):
+                return entries[-1]
+        return None
+
+    def at(self, bucket: Bucket, *, variant: Variant | None = None) -> list[CUDAGraphEntry]:
+        """All entries of exactly this bucket, the one captured last at the end."""
+        held = (entry for entry in self.entries() if entry.bucket == bucket)
+        return [entry for entry in held if variant in (None, entry.variant)]
+
+    def has(self, batch_size: int, seq_len: int, *, variant: Variant | None = None) -> bool:
+        """Whether `get` would find an entry."""
+        return self.get(batch_size, seq_len, variant=variant) is not None
+
+
+def inventory(
+    entries: Iterable[CUDAGraphEntry], *, builder: Builder, totals: ReplayTotals, evictions: int
+) -> dict[str, Any]:
+    """The figures of a registry; `graphs` by `"8x128"`.
+
+    Further variants of the same bucket have `"#"` and their graph_id behind it.
+    """
+    held = list(entries)
+    graphs: dict[str, object] = {}
+    for entry in held:
+        key = str(entry.bucket)
+        graphs[f"{key}#{entry.graph_id}" if key in graphs else key] = entry.stats()
+    return {
+        "num_graphs": len(held),
+        "capture_count": builder.captures,
+        "total_replays": totals.replays,
+        "total_replay_time_ms": totals.seconds * 1e3,
+        "avg_replay_time_ms": totals.mean_ms,
+        "capture_time_ms": builder.capture_ms,
+        "load_count": builder.loads,
+        "load_time_ms": builder.load_ms,
+        "memory_bytes": sum(entry.memory_bytes or 0 for entry in held),
+        "evictions": evictions,
+        "graphs": graphs,
+    }

@@ -18,7 +18,7 @@ from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.store.remedies import is_refused
+from cudagraph_jax.store.safety import is_refused
 
 if TYPE_CHECKING:
     from cudagraph_jax.capture.persistent import Shelf

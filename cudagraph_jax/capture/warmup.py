@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from cudagraph_jax._base.lru import Made
-from cudagraph_jax.errors import CaptureError, PaddingLeakError
+from cudagraph_jax.capture.budget import Budget
+from cudagraph_jax.capture.capturer import Capturer, Task, is_stale
+from cudagraph_jax.capture.compile_request import wanted_of
+from cudagraph_jax.capture.registry import CUDAGraphRegistry
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.errors import CaptureError, PaddingLeakError, SealedError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
+from cudagraph_jax.modes import CUDAGraphMode
+from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.program import Program
 from cudagraph_jax.report.progress import Progress
 from cudagraph_jax.report.warmup_report import BucketWarmup, Status, WarmupReport
 from cudagraph_jax.shapes.ladder import Bucket
@@ -91,4 +100,153 @@ def _record(made: Made[CUDAGraphEntry]) -> BucketWarmup:
         how if made.is_new else "present",
         capture_time_ms=entry.capture_time_ms if made.is_new else 0.0,
         memory_bytes=entry.memory_bytes,
+    )
+
+
+def warm_grid(
+    capturer: Capturer, task: Task, *, progress: Progress, workers: int = 1
+) -> WarmupReport:
+    """Captures and runs every bucket of the grid for calls like that of `task`.
+
+    A switched off manager has nothing to warm up: the report is empty.
+
+    Args:
+        capturer: Whose grid.
+        task: An example call.
+        progress: Told of every step.
+        workers: How many buckets XLA compiles at a time, at most.
+
+    Raises:
+        ConfigError: The grid does not fit into `max_graphs` or the memory budget; said before the
+            first bucket over it is compiled.
+        SealedError: The mode does not allow captures.
+        InputShapeError: An output that must be trimmed cannot be.
+    """
+    if capturer.gate.mode is CUDAGraphMode.DISABLED:
+        return WarmupReport(task.target.name, (), 0.0)
+    with capturer.gate.admission() as admitted:
+        if not admitted:
+            raise sealed_error(capturer.gate.mode)
+        while True:
+            config = capturer.registry.config
+            report = _warm_grid(capturer, task, progress, workers)
+            if capturer.registry.config == config:
+                return report
+            # There is another grid by now.
+            for entry in capturer.registry.entries():
+                if is_stale(entry.program, entry.bucket, config, capturer.registry.config):
+                    capturer.registry.discard(entry.bucket, entry.variant)
+
+
+def _warm_grid(capturer: Capturer, task: Task, progress: Progress, workers: int) -> WarmupReport:
+    call, target = task.call, task.target
+    registry, config = capturer.registry, capturer.registry.config
+    buckets = grid(config, call)
+    largest = max(buckets, key=lambda bucket: bucket.elements)
+    program = Program(target, call, reference=largest)
+    budget = Budget(registry, call.variant, buckets)
+    captured: set[CUDAGraphEntry] = set()
+
+    def failed(bucket: Bucket, error: CaptureError) -> None:
+        capturer.failures.remember(bucket, call.variant, error)
+        registry.discard_broken(bucket, call.variant, error)
+
+    def capture(bucket: Bucket) -> Made[CUDAGraphEntry]:
+        budget.check(bucket)
+        begin_from(bucket)
+        try:
+            made = capturer.capture(program, bucket, task, in_warmup=True)
+        except CaptureError as error:
+            budget.refuse(error)
+            raise
+        budget.add(made.value)
+        captured.add(made.value)
+        return made
+
+    hot: Mapping[str, int] = {} if registry.shelf is None else registry.shelf.hot(target.name)
+    order = sorted(
+        buckets, key=lambda bucket: (hot.get(str(bucket), 0), bucket.elements), reverse=True
+    )
+    with (
+        _loading_ahead(registry, program, order),
+        _compiling_ahead(registry, program, order, budget, workers) as begin_from,
+    ):
+        report = warm_up(
+            target.name,
+            order,
+            capture,
+            iterations=config.warmup_iterations,
+            leaves=call.leaves,
+            failed=failed,
+            broken=lambda entry, error: registry.discard_broken(entry.bucket, entry.variant, error),
+            progress=progress,
+        )
+    if capturer.is_warm and (report.captured or report.loaded):
+        # Those of other functions lost what they had recorded.
+        capturer.record_again(other_than=captured)
+    capturer.is_warm = True
+    return report
+
+
+def _loading_ahead(
+    registry: CUDAGraphRegistry, program: Program, order: Sequence[Bucket]
+) -> AbstractContextManager[None]:
+    """Has the store's executables loaded by several threads while they are captured in order."""
+    if registry.shelf is None:
+        return nullcontext()
+    absent = [bucket for bucket in order if registry.find(bucket, program.variant) is None]
+    return registry.shelf.loading_ahead(
+        wanted_of(program, bucket, config=registry.config) for bucket in absent
+    )
+
+
+@contextmanager
+def _compiling_ahead(
+    registry: CUDAGraphRegistry,
+    program: Program,
+    order: Sequence[Bucket],
+    budget: Budget,
+    workers: int,
+) -> Iterator[Callable[[Bucket], None]]:
+    """A function that has a bucket compiled and, in threads, those that come next.
+
+    Not with a store, where most are there already and are loaded by threads.
+    """
+    if workers == 1 or registry.shelf is not None:
+        yield lambda bucket: None
+        return
+    places = {bucket: place for place, bucket in enumerate(order)}
+    with registry.compiling_ahead(workers) as begin:
+
+        def begin_from(bucket: Bucket) -> None:
+            first = places[bucket]
+            coming = order[first : first + workers]
+            for place, other in enumerate(coming):
+                if place and not budget.has_room(other, beside=coming[:place]):
+                    return  # what it needs is known better when its turn comes
+                if registry.find(other, program.variant) is None:
+                    begin(wanted_of(program, other, config=registry.config))
+
+        yield begin_from
+
+
+def sealed_error(mode: CUDAGraphMode) -> SealedError:
+    """What is raised where buckets should be captured while `mode` does not allow it."""
+    return SealedError(
+        f"mode={mode.name} does not allow captures: warm up before seal(), or set mode to "
+        "CUDAGraphMode.CAPTURE"
+    )
+
+
+def grid(config: CUDAGraphConfig, call: Call) -> list[Bucket]:
+    """The buckets for calls like `call`; sizes that no array carries stay as they are."""
+    buckets = config.buckets(seq_len=call.sizes.seq_len)
+    return list(
+        dict.fromkeys(
+            Bucket(
+                bucket.batch_size if call.carries_batch else call.sizes.batch_size,
+                bucket.seq_len if call.carries_seq else call.sizes.seq_len,
+            )
+            for bucket in buckets
+        )
     )

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from cudagraph_jax._base.files import check_writable, write_json
-from cudagraph_jax.cli.figure import check_plot, save_plot
-from cudagraph_jax.cli.held_out import HeldOut
+from cudagraph_jax._base.files import check_writable, write_json, write_whole
+from cudagraph_jax._base.text import text_table
 from cudagraph_jax.cli.options import headroom, part, positive
-from cudagraph_jax.cli.paste import config_source
 from cudagraph_jax.cli.trace import STDIN, Columns, read_sizes
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.planning.costs import ELEMENTS
+from cudagraph_jax.planning.evaluation import Evaluation, evaluate, standard_grids
+from cudagraph_jax.planning.observed import Observed, Sizes
+from cudagraph_jax.planning.plan import BucketPlan
 from cudagraph_jax.planning.planner import plan_buckets
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from cudagraph_jax.cli.options import Commands
 
 
@@ -137,3 +145,137 @@ def _divided(
             f"--fit-on {fit_on} of {len(sizes)} rows is not one row: give a larger part"
         )
     return sizes[:count], sizes[count:]
+
+
+_WIDTH = 88
+_PUT_BATCHES = "  # no batch sizes were given: put yours here"
+
+
+def config_source(config: CUDAGraphConfig, *, lengths_alone: bool) -> str:
+    """Code that makes a configuration with the same two ladders.
+
+    Args:
+        config: With ladders on both axes.
+        lengths_alone: Whether its batch ladder is only a place for one.
+    """
+    batches = _field("capture_sizes", config.capture_sizes, _PUT_BATCHES if lengths_alone else "")
+    lengths = _field("capture_seq_lens", config.capture_seq_lens or ())
+    return (
+        "from cudagraph_jax import CUDAGraphConfig\n\n"
+        f"config = CUDAGraphConfig(\n{batches}\n{lengths}\n)"
+    )
+
+
+def _field(name: str, ladder: Sequence[int], comment: str = "") -> str:
+    line = f"    {name}={tuple(ladder)!r},{comment}"
+    if len(line) <= _WIDTH:
+        return line
+    sizes = textwrap.fill(
+        ", ".join(map(str, ladder)) + ",", _WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8
+    )
+    return f"    {name}=({comment}\n{sizes}\n    ),"
+
+
+SIZE_INCHES = (8.0, 4.5)
+DPI = 150
+
+
+def check_plot(path: Path) -> None:
+    """Finds out what would keep the figure from being drawn or written.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or does not write such files.
+        ReportError: The file could not be written.
+    """
+    if _form(path) not in _figure().canvas.get_supported_filetypes():
+        raise ConfigError(
+            f"{path} is no kind of picture: give a name that ends in .png, .svg or .pdf"
+        )
+    check_writable(path)
+
+
+def save_plot(plan: BucketPlan, path: Path) -> None:
+    """Draws waste over number of buckets.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+        ReportError: The file cannot be written.
+    """
+    figure = _figure()
+    plan.plot(figure.subplots())
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=_form(path), dpi=DPI)
+    write_whole(path, drawn.getvalue())
+
+
+def _form(path: Path) -> str:
+    """What kind of picture the name asks for, in matplotlib's words."""
+    return path.suffix.lower().removeprefix(".")
+
+
+def _figure() -> Figure:
+    # No pyplot: it looks for a display and keeps every figure.
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "--plot needs matplotlib, which is not installed: run pip install 'cudagraph-jax[plot]'"
+        ) from error
+    figure = Figure(figsize=SIZE_INCHES, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """What each grid does to the requests that the plan has not seen; `str()` is a table.
+
+    Attributes:
+        plan: The plan's evaluation.
+        standard: Powers of two, vLLM's and SGLang's ladders, up to the largest of these requests.
+    """
+
+    plan: Evaluation
+    standard: dict[str, Evaluation]
+
+    @classmethod
+    def of(cls, plan: BucketPlan, sizes: Sizes) -> HeldOut:
+        """The plan and the standard ladders, tried on `sizes`."""
+        observed = Observed.of(sizes)
+        return cls(
+            plan=plan.evaluate(sizes),
+            standard={
+                grid.name: evaluate(observed, grid.batch_sizes, grid.seq_lens, ELEMENTS)
+                for grid in standard_grids(*observed.largest)
+            },
+        )
+
+    def __str__(self) -> str:
+        rows = [
+            (name, f"{found.graphs:,}", f"{found.waste:.1%}", f"{found.overflows:,}")
+            for name, found in {"this plan": self.plan, **self.standard}.items()
+        ]
+        lines = [
+            f"On the other {self.plan.requests:,} requests, which it was not planned from:",
+            "",
+            text_table(("grid", "buckets", "waste", "overflows"), rows),
+        ]
+        if self.plan.overflows:
+            lines += ["", self._remedy()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, object]:
+        """All fields as values that JSON can hold."""
+        return {
+            **self.plan._asdict(),
+            "comparison": [
+                {"name": name, **found._asdict()} for name, found in self.standard.items()
+            ],
+        }
+
+    def _remedy(self) -> str:
+        return (
+            f"{self.plan.overflows:,} of {self.plan.requests:,} requests are larger than the "
+            "largest bucket and not in its waste: --headroom makes room for them."
+        )

@@ -24,7 +24,7 @@ from cudagraph_jax.demo.requirements import MODEL_INSTALL
 from cudagraph_jax.demo.weights import PACKAGE as MODEL_PACKAGE
 from cudagraph_jax.modes import CommandBufferScope
 from cudagraph_jax.xla.compiles import compiles_are_reported
-from cudagraph_jax.xla.host import cores
+from cudagraph_jax.xla.environment import cores
 
 PACKAGES = (
     "cudagraph-jax",

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+
+import jax
 
 from cudagraph_jax import GraphStore, WarmupReport
-from cudagraph_jax.demo.compile_times import compile_times_ms, note_compile_times
+from cudagraph_jax._base.files import ReportError, write_json
 from cudagraph_jax.demo.encoder import Encoder
 from cudagraph_jax.report.progress import Callback
 from cudagraph_jax.report.warmup_report import Status
@@ -119,3 +125,35 @@ def _stored(store: GraphStore, report: WarmupReport, written: int) -> StoreFigur
 
 def _written(store: GraphStore | None) -> int:
     return 0 if store is None else int(store.stats()["written"])
+
+
+NOTE = "demo-compile-times.json"
+
+
+def compile_times_ms(store: GraphStore) -> dict[str, float]:
+    """Milliseconds by bucket, as earlier runs with this JAX on this kind of device noted them."""
+    found = _read(store.path / NOTE).get(_setup())
+    times = found.items() if isinstance(found, dict) else ()
+    return {bucket: float(time) for bucket, time in times if isinstance(time, int | float)}
+
+
+def note_compile_times(store: GraphStore, times_ms: Mapping[str, float]) -> None:
+    """Adds buckets that were compiled now; where nothing can be written they are forgotten."""
+    if store.mode == "ro" or not times_ms:
+        return
+    known = compile_times_ms(store)
+    with suppress(ReportError):
+        path = store.path / NOTE
+        write_json(path, {**_read(path), _setup(): {**known, **times_ms}})
+
+
+def _read(path: Path) -> dict[str, object]:
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _setup() -> str:
+    return f"jax {jax.__version__}, {jax.devices()[0].device_kind}"

@@ -8,15 +8,10 @@ from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Made
 from cudagraph_jax.capture.capturer import Capturer, Task
+from cudagraph_jax.capture.failures import is_final
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import Decision, Holdings, Reason, decide
-from cudagraph_jax.dispatch.fallback import (
-    answer_eagerly,
-    without_bucket,
-    without_entry,
-    without_memory,
-)
 from cudagraph_jax.dispatch.split import (
     delete_donated,
     joined,
@@ -24,6 +19,7 @@ from cudagraph_jax.dispatch.split import (
     piece_rows,
     pieces,
     unjoinable,
+    was_donated,
 )
 from cudagraph_jax.dispatch.stats import Outcomes
 from cudagraph_jax.errors import CaptureError, InputShapeError, PaddingLeakError
@@ -31,6 +27,7 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.shapes.pytrees import PyTree
 
@@ -289,3 +286,98 @@ def _padded(config: CUDAGraphConfig, call: Call, sizes: Bucket) -> Bucket:
         padded.batch_size if call.carries_batch else sizes.batch_size,
         padded.seq_len if call.carries_seq else sizes.seq_len,
     )
+
+
+def mode_for(dispatcher: Dispatcher, sizes: Bucket) -> CUDAGraphMode:
+    """What would be done with a call of this size, any captured function taken for its own."""
+    registry, config = dispatcher.registry, dispatcher.config
+
+    def find(bucket: Bucket) -> CUDAGraphEntry | None:
+        return next(iter(registry.at(bucket)), None)
+
+    def find_larger() -> CUDAGraphEntry | None:
+        found = (registry.find_larger(sizes, entry.variant) for entry in registry.entries())
+        return next((entry for entry in found if entry is not None), None)
+
+    holdings = Holdings(find, find_larger, lambda bucket: None)
+    return decide(config, dispatcher.mode, sizes, config.bucket_for(*sizes), holdings).mode
+
+
+def replayable(dispatcher: Dispatcher, sizes: Bucket) -> list[CUDAGraphEntry]:
+    """The entries of the first bucket that may serve `sizes`, the one captured last in front.
+
+    Only those of functions of one pytree: the specification's calls.
+    """
+    registry, config = dispatcher.registry, dispatcher.config
+    buckets = [sizes]
+    if config.cudagraph_copy_inputs:
+        buckets.append(config.bucket_for(*sizes))
+        if dispatcher.mode is CUDAGraphMode.REPLAY:
+            larger = (registry.find_larger(sizes, entry.variant) for entry in registry.entries())
+            found = {entry.bucket for entry in larger if entry is not None}
+            buckets += sorted(found, key=lambda bucket: bucket.elements)
+    for bucket in dict.fromkeys(buckets):
+        entries = [entry for entry in registry.at(bucket) if entry.single_input]
+        if entries:
+            return entries[::-1]
+    return []
+
+
+def answer_eagerly(task: Task) -> PyTree:
+    """The plain function's answer."""
+    call = task.call
+    return run_eagerly(task.target, call.args, call.kwargs, call.sizes)
+
+
+def without_bucket(capturer: Capturer, task: Task, bucket: Bucket, error: CaptureError) -> PyTree:
+    """The answer where `bucket` could not be captured, which is remembered.
+
+    Raises:
+        PaddingLeakError: That is why.
+    """
+    failures, variant = capturer.failures, task.call.variant
+    if isinstance(error, PaddingLeakError):
+        failures.remember(bucket, variant, error)
+        raise error
+    # Before the answer, or others would try the same meanwhile; told of after it.
+    # One that is known comes from the same attempt, which was waited for.
+    is_new = failures.get(bucket, variant) is None and failures.note(bucket, variant, error)
+    try:
+        outputs = answer_eagerly(task)
+    except BaseException:
+        # A mistake in the function itself surfaces here, as it would without this package, and may
+        # be gone the next time. What XLA could not compile has its pause all the same.
+        if is_new and is_final(error):
+            failures.forget(bucket, variant)
+        raise
+    if is_new:
+        failures.warn(bucket, variant, error)
+    return outputs
+
+
+def without_entry(capturer: Capturer, task: Task, bucket: Bucket, error: Exception) -> PyTree:
+    """The answer where the first run of a new entry failed; the entry is dropped.
+
+    Raises:
+        Exception: `error`, where the call's donated arrays are gone.
+    """
+    failure = CaptureError(f"{bucket} was compiled, but does not run: {error}", stage="run")
+    failure.__cause__ = error
+    capturer.registry.discard_broken(bucket, task.call.variant, failure)
+    if was_donated(task.call, task.target.donate_argnums):
+        capturer.failures.note(bucket, task.call.variant, failure)
+        raise error
+    return without_bucket(capturer, task, bucket, failure)
+
+
+def without_memory(task: Task, bucket: Bucket, error: BaseException) -> PyTree:
+    """The answer where there was no memory for a replay.
+
+    Raises:
+        BaseException: `error`, where it is another one, or the call's donated arrays are gone.
+    """
+    gone = was_donated(task.call, task.target.donate_argnums)
+    if gone or not isinstance(error, Exception) or "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    logger.warning("%s runs eagerly at %s: %s", task.target.name, bucket, error)
+    return answer_eagerly(task)

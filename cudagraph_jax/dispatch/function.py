@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from time import perf_counter
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
 
 import jax
 from numpy import ndarray
 
+from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax.capture.capturer import Task
+from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.dispatch.decision import Reason
-from cudagraph_jax.dispatch.manager import CUDAGraphManager
-from cudagraph_jax.dispatch.operated import Operated
-from cudagraph_jax.graphs.passed import leading_leaf
+from cudagraph_jax.dispatch.manager import CUDAGraphManager, PlanOptions
+from cudagraph_jax.graphs.arguments import leading_leaf
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.graphs.route_table import Routes
-from cudagraph_jax.program.binding import Binder
+from cudagraph_jax.program.binding import ALL, Binder, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.program.call import describe_call, refuse_abstract
 from cudagraph_jax.program.eager import has_tracers, run_traced
-from cudagraph_jax.program.forms import ALL, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.program.program import Target
 from cudagraph_jax.program.variant import placement
 from cudagraph_jax.shapes.pytrees import PyTree
+
+if TYPE_CHECKING:
+    from cudagraph_jax.planning.plan import BucketPlan
+    from cudagraph_jax.report.explanation import Explanation
+    from cudagraph_jax.report.progress import Callback
+    from cudagraph_jax.report.report import Report
+    from cudagraph_jax.report.warmup_report import WarmupReport
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,7 +43,7 @@ R = TypeVar("R")
 _shape_and_dtype = attrgetter("shape", "dtype")
 
 
-class BucketedFunction(Operated, Generic[P, R]):
+class BucketedFunction(Generic[P, R]):
     """A function whose calls are padded up to buckets, each compiled once.
 
     Made by `bucket_jit`, which describes the options. Safe to call from many threads. Called with
@@ -114,7 +123,7 @@ class BucketedFunction(Operated, Generic[P, R]):
         return one_line(f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)")
 
     def _repr_html_(self) -> str:
-        from cudagraph_jax.report.stats import stats_html
+        from cudagraph_jax.report.summary import stats_html
 
         return stats_html(self._target.name, self.stats())
 
@@ -244,3 +253,94 @@ class BucketedFunction(Operated, Generic[P, R]):
             fingerprint=fingerprint and fingerprint._replace(places=bound.form.places),
         )
         return Task(call, target)
+
+    @property
+    def registry(self) -> CUDAGraphRegistry:
+        """The captured buckets."""
+        return self.manager.registry
+
+    def warmup(
+        self,
+        *args: PyTree,
+        progress: Callback | bool | None = None,
+        workers: int = 1,
+        **kwargs: PyTree,
+    ) -> WarmupReport:
+        """Captures the whole grid for arguments like these, then runs each bucket.
+
+        Args:
+            *args: Example arguments of any sizes: arrays, or `jax.ShapeDtypeStruct`. What is
+                passed through is used in the runs, so give the real parameters.
+            progress: None: a bar where rich is installed and stderr is a terminal, else log lines.
+                False: nothing. A function: called with (done, total, bucket) after each step.
+            workers: How many buckets XLA compiles at a time, at most. Order and limits are kept.
+                With a store they are compiled one at a time, and several are loaded at once.
+            **kwargs: Example keyword arguments.
+
+        Returns:
+            What became of each bucket, the largest first. A bucket that cannot be captured is
+            reported, warned of, and served eagerly.
+
+        Raises:
+            InputShapeError: The arguments do not fit `in_axes`, or an output cannot be trimmed.
+            SealedError: The manager's mode does not allow captures.
+            ConfigError: The grid does not fit into the limits.
+
+        Example:
+            >>> import numpy as np, cudagraph_jax
+            >>> config = cudagraph_jax.CUDAGraphConfig(capture_sizes=(1, 2), capture_seq_lens=(8,))
+            >>> double = cudagraph_jax.bucket_jit(
+            ...     lambda x: x * 2, in_axes="batch seq", config=config
+            ... )
+            >>> double.warmup(np.ones((1, 3), np.float32), progress=False).captured
+            2
+        """
+        task = self.task_of(args, kwargs)
+        # Here, because importing this package is to cost little.
+        from cudagraph_jax.capture.warmup import warm_grid
+        from cudagraph_jax.report.progress import Progress
+
+        return warm_grid(
+            self.manager.dispatcher.capturer,
+            task,
+            progress=Progress(progress),
+            workers=positive_size(workers, name="workers"),
+        )
+
+    def seal(self) -> None:
+        """Captures nothing from now on."""
+        self.manager.seal()
+
+    def replan(
+        self, *, max_graphs: int | None = None, **options: Unpack[PlanOptions]
+    ) -> BucketPlan:
+        """Plans the manager's grid from what was asked for; see `CUDAGraphManager.replan`."""
+        return self.manager.replan(max_graphs=max_graphs, **options)
+
+    def report(self, path: str | os.PathLike[str] | None = None) -> Report:
+        """Everything that the manager knows; see `CUDAGraphManager.report`."""
+        return self.manager.report(path)
+
+    def stats(self) -> dict[str, Any]:
+        """The manager's counts and times; see `CUDAGraphManager.stats`."""
+        return self.manager.stats()
+
+    def explain(self, *args: PyTree, **kwargs: PyTree) -> Explanation:
+        """What a call with these arguments would do, and why; nothing is run or compiled.
+
+        Raises:
+            InputShapeError: The arguments do not fit `in_axes`, as in the call itself.
+
+        Example:
+            >>> import numpy as np, cudagraph_jax
+            >>> config = cudagraph_jax.CUDAGraphConfig(capture_sizes=(4,), on_miss="eager")
+            >>> double = cudagraph_jax.bucket_jit(
+            ...     lambda x: x * 2, in_axes="batch seq", config=config, name="double"
+            ... )
+            >>> explanation = double.explain(np.ones((3, 5), np.float32))
+            >>> explanation.mode, explanation.bucket
+            (<CUDAGraphMode.NONE: 'none'>, Bucket(batch_size=4, seq_len=5))
+        """
+        from cudagraph_jax.dispatch.explain import explain
+
+        return explain(self.manager.dispatcher, self.task_of(args, kwargs))

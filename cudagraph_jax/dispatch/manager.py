@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from cudagraph_jax._base.checks import require_bool
 from cudagraph_jax._base.fork import use_jax
@@ -12,13 +15,10 @@ from cudagraph_jax.capture.capturer import Capturer, Task
 from cudagraph_jax.capture.compile_request import Compiler, xla
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.dispatch.by_size import mode_for, replayable
 from cudagraph_jax.dispatch.decision import Reason
-from cudagraph_jax.dispatch.dispatcher import Dispatcher
-from cudagraph_jax.dispatch.figures import manager_stats
-from cudagraph_jax.dispatch.lifecycle import Lifecycle
-from cudagraph_jax.dispatch.reported import Reported
-from cudagraph_jax.errors import CUDAGraphError
+from cudagraph_jax.dispatch.dispatcher import Dispatcher, mode_for, replayable
+from cudagraph_jax.dispatch.stats import manager_stats
+from cudagraph_jax.errors import ConfigError, CUDAGraphError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.replay_counts import Fit
 from cudagraph_jax.graphs.route_table import Routes
@@ -37,13 +37,20 @@ from cudagraph_jax.program.single_input import (
     single_program,
     single_target,
 )
+from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.environment import environment
 
 if TYPE_CHECKING:
+    from cudagraph_jax.planning.costs import Cost
+    from cudagraph_jax.planning.plan import BucketPlan
+    from cudagraph_jax.planning.planner import Headroom
+    from cudagraph_jax.report.replay_profile import ReplayProfile
+    from cudagraph_jax.report.report import Report
     from cudagraph_jax.store import GraphStore
 
 
-class CUDAGraphManager(Lifecycle, Reported):
+class CUDAGraphManager:
     """Decides for each call whether to replay, capture or run eagerly, and does it.
 
     All methods are safe to call from many threads.
@@ -84,6 +91,12 @@ class CUDAGraphManager(Lifecycle, Reported):
 
     def __repr__(self) -> str:
         return f"CUDAGraphManager({self.mode.name}, {self.registry.num_graphs} graphs)"
+
+    def _repr_html_(self) -> str:
+        # Here, because most processes that serve show nothing.
+        from cudagraph_jax.report.summary import stats_html
+
+        return stats_html("CUDAGraphManager", self.stats())
 
     @property
     def store(self) -> GraphStore | None:
@@ -259,4 +272,196 @@ class CUDAGraphManager(Lifecycle, Reported):
         Times are milliseconds unless named otherwise; `waste` is the part of all elements computed
         by replays that was padding, from 0 to 1.
         """
-        return manager_stats(self.dispatcher)
+        return manager_stats(self.dispatcher.outcomes, self.dispatcher.capturer)
+
+    @property
+    def config(self) -> CUDAGraphConfig:
+        """Limits and policies; `replan` changes the grid."""
+        return self.registry.config
+
+    @property
+    def mode(self) -> CUDAGraphMode:
+        """The most that is done with a call; setting it takes effect for the next call."""
+        return self.dispatcher.mode
+
+    @mode.setter
+    def mode(self, mode: CUDAGraphMode) -> None:
+        if not isinstance(mode, CUDAGraphMode):
+            raise ConfigError(f"mode={mode!r} is no CUDAGraphMode: use one of its members")
+        if not self.config.enabled and mode is not CUDAGraphMode.DISABLED:
+            raise ConfigError(
+                f"mode={mode.name} cannot be set while the config has enabled=False: "
+                "make a manager with an enabled config"
+            )
+        self.dispatcher.capturer.gate.mode = mode
+        self.registry.changed()
+
+    def is_enabled(self) -> bool:
+        """False when the config is disabled or the mode is DISABLED."""
+        return self.mode is not CUDAGraphMode.DISABLED
+
+    def seal(self) -> None:
+        """Captures nothing from now on: the mode becomes REPLAY.
+
+        What is under way or queued in the background is captured first. Then every bucket is run
+        once where a new capture throws recorded graphs away, so that none is stale. Called from
+        within a warm-up or a capture, as by a callback of one, it does not wait for that one.
+        """
+        self.mode = CUDAGraphMode.REPLAY
+        capturer = self.dispatcher.capturer
+        capturer.gate.settle(is_waited_for=capturer.background.runs_here())
+        self.wait()
+        self.dispatcher.capturer.record_again()
+
+    def wait(self) -> None:
+        """Waits until every capture that is queued in the background has ended."""
+        self.dispatcher.capturer.background.drain()
+
+    def close(self) -> None:
+        """Ends the background worker; what waits is dropped, and calls are served on."""
+        self.dispatcher.capturer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def reset(self) -> None:
+        """Drops all buckets, counts and remembered failures; the mode stays."""
+        # What waits goes first, so that none of it begins between the two.
+        self.dispatcher.capturer.reset()
+        self.registry.reset()
+        self.dispatcher.outcomes.clear()
+
+    def sizes(self) -> dict[Bucket, int]:
+        """How often each (batch, seq_len) was asked for, since the start or `reset`.
+
+        Where there are thousands of different sizes, similar ones are counted together, rounded
+        up. `replan` halves the counts (no size is forgotten), so that newer requests weigh more in
+        the next one.
+        """
+        return self.registry.asked_sizes()
+
+    def replan(
+        self, *, max_graphs: int | None = None, **options: Unpack[PlanOptions]
+    ) -> BucketPlan:
+        """Plans the grid anew from the sizes that were asked for, and changes to it.
+
+        The new grid is captured in the background, for every program that has captured buckets,
+        while the old one serves; then it takes its place as a whole, and no request waits. Both
+        are held until then. If anything fails, the old grid stays and a `CUDAGraphWarning` says
+        why. A newer plan takes the place of one that waits. `wait()` waits for the end.
+
+        The largest size that was asked for gets a bucket, also where it was outside the limits:
+        `max_batch_size` and `max_seq_len` leave larger ones to `on_overflow`. What fits today
+        still fits, limits above the ladders included, unless `headroom`, `max_batch_size` or
+        `max_seq_len` says otherwise: `headroom=0.0` gives it up for less padding.
+
+        Args:
+            max_graphs: The most buckets; as many as the grid has now if None.
+            **options: Keywords of `PlanOptions`: cost, batch_multiple, seq_multiple, headroom,
+                max_batch_size, max_seq_len.
+
+        Returns:
+            The plan that is being put in place.
+
+        Raises:
+            ConfigError: Nothing was asked for yet, an option is not valid, or the new grid does
+                not fit the limits.
+            SealedError: The mode does not allow captures.
+            CUDAGraphError: The manager is closed, or its queue of captures is full.
+        """
+        from cudagraph_jax.dispatch.replan import plan_from, replan_later
+
+        plan = plan_from(self.sizes(), self.dispatcher.config, max_graphs=max_graphs, **options)
+        given = (options.get(name) for name in ("headroom", "max_batch_size", "max_seq_len"))
+        replan_later(self.dispatcher, plan, keeps_limits=all(value is None for value in given))
+        return plan
+
+    def report(self, path: str | os.PathLike[str] | None = None) -> Report:
+        """Everything that is known at this moment, to print, to look at and to keep.
+
+        `print(manager.report())` shows it as text, a notebook shows it with heat maps, and
+        `manager.report("cache.html")` also writes it as a page of its own. What is rendered is a
+        snapshot: no lock is held, and no call waits.
+
+        Args:
+            path: An HTML file to write, whole or not at all; one that is there is replaced. Its
+                folder must exist. The page loads nothing from elsewhere and runs no script.
+
+        Raises:
+            ConfigError: `path` is no path.
+            OSError: The file cannot be written, as a `CUDAGraphError` that says why.
+        """
+        from cudagraph_jax.report.report import Report
+
+        names = {entry.variant.name for entry in self.registry.entries()}
+        report = Report(
+            name=", ".join(sorted(names)) or "no function yet",
+            made_at=datetime.now().astimezone(),
+            stats=self.stats(),
+            config=_config(self.registry),
+            environment=environment(backend_started=self.registry.capture_count > 0),
+            sizes=self.sizes(),
+            failures=[
+                (str(bucket), str(variant), str(error))
+                for bucket, variant, error in self.dispatcher.capturer.failures.snapshot()
+            ],
+        )
+        if path is not None:
+            report.save(path)
+        return report
+
+    def profile_replays(self, run: Callable[[], object]) -> ReplayProfile:
+        """What XLA's command buffers do while `run` runs: executed, updated, recorded.
+
+        A hot loop must show executions alone. An argument that lies elsewhere each time has its
+        command buffer updated; the profile says which ones moved. Afterwards `stats()` calls those
+        buckets `"replaying"` that were seen to, until something else is captured.
+
+        XLA runs no command buffers while it is profiled, unless the buckets were captured with
+        `compiler_options={"xla_enable_command_buffers_during_profiling": "True"}`. Replays from
+        all threads count; they are slower meanwhile, the more the more arguments there are.
+
+        Args:
+            run: Called once; let it wait for its last result. A server may pass
+                `lambda: time.sleep(5)`.
+
+        Raises:
+            ConfigError: `run` cannot be called.
+            CUDAGraphError: A profile is running already.
+        """
+        from cudagraph_jax.dispatch.profiling import profile_replays
+
+        if not callable(run):
+            raise ConfigError(f"run={run!r:.60} cannot be called: pass a function that replays")
+        return profile_replays(self.registry, run)
+
+
+class PlanOptions(TypedDict, total=False):
+    """What `replan` takes beside the number of buckets.
+
+    Attributes:
+        cost: As for `plan_buckets`, and so are the next three.
+        batch_multiple: Batch sizes are multiples of it.
+        seq_multiple: Sequence lengths are multiples of it.
+        headroom: A bucket for sizes that were not seen yet; None: up to the largest bucket of
+            today, so that what fits now still does; 0.0: up to the largest that was asked for.
+        max_batch_size: Larger batches are left out of the plan.
+        max_seq_len: Longer sequences are left out of the plan.
+    """
+
+    cost: Cost | None
+    batch_multiple: int
+    seq_multiple: int
+    headroom: Headroom | None
+    max_batch_size: int
+    max_seq_len: int
+
+
+def _config(registry: CUDAGraphRegistry) -> CUDAGraphConfig:
+    """The configuration, with the store that is used, however it was given."""
+    if registry.shelf is None:
+        return registry.config
+    return replace(registry.config, store=str(registry.shelf.store.path))

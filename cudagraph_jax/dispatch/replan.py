@@ -10,8 +10,8 @@ from dataclasses import replace
 from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.capture.capturer import is_stale
-from cudagraph_jax.capture.grid import grid, sealed_error
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
+from cudagraph_jax.capture.warmup import grid, sealed_error
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
 from cudagraph_jax.errors import ConfigError, CUDAGraphError, CUDAGraphWarning

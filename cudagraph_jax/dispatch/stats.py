@@ -1,13 +1,16 @@
-"""Counts of the calls that are no replays: captures, eager runs and errors by reason."""
+"""Counts: of the calls that are no replays by reason, and all statistics of a manager."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.dispatch.decision import Reason
+from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.shapes.histogram import SizeHistogram
 from cudagraph_jax.shapes.ladder import Bucket
 
@@ -63,3 +66,39 @@ class Outcomes:
                 reason.value: n for (kind, reason), n in self._counts.items() if kind == outcome
             }
         return dict(sorted(found.items()))
+
+
+_MISSED = ("miss", "queued", "refused", "sealed", "failed")
+
+
+def manager_stats(outcomes: Outcomes, capturer: Capturer) -> dict[str, Any]:
+    """Counts and times; `CUDAGraphManager.stats` says what they mean."""
+    registry, mode = capturer.registry, capturer.gate.mode
+    totals = registry.totals
+    eager, errors = outcomes.by_reason("eager"), outcomes.by_reason("error")
+    captures = sum(outcomes.by_reason("capture").values())
+    splits = sum(outcomes.by_reason("split").values())
+    return {
+        "enabled": mode is not CUDAGraphMode.DISABLED,
+        "mode": mode.value,
+        "registry": registry.stats(),
+        "calls": totals.calls + captures + splits + sum(eager.values()) + sum(errors.values()),
+        "hits": totals.calls,
+        "misses": captures + sum(eager.get(reason, 0) for reason in _MISSED),
+        "replays": {"exact": totals.exact, "padded": totals.padded, "larger": totals.larger},
+        "captures": captures,
+        "splits": splits,
+        "pieces": totals.pieces,
+        "queued": len(capturer.background),
+        "recorded_again": capturer.recorded_again,
+        "eager_calls": sum(eager.values()),
+        "eager_by_reason": eager,
+        "errors_by_reason": errors,
+        "failed_buckets": len(capturer.failures),
+        "evictions": registry.evictions,
+        "real_elements": totals.real_elements,
+        "padded_elements": totals.computed_elements - totals.real_elements,
+        "waste": totals.waste,
+        "compile_seconds": registry.capture_ms / 1e3,
+        "store": None if registry.shelf is None else registry.shelf.store.stats(),
+    }

@@ -13,8 +13,7 @@ import numpy as np
 from cudagraph_jax.errors import CaptureError, CUDAGraphError, PaddingLeakError
 from cudagraph_jax.graphs.compare import EXACT, USUAL, worst_difference
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.poison import Poison, Poisonable, poison, poisonable
-from cudagraph_jax.graphs.trial import example_call
+from cudagraph_jax.graphs.trial import Poison, Poisonable, example_call, poison, poisonable
 from cudagraph_jax.program.call import Call
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.program.prng import copied_key, is_key

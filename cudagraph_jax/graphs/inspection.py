@@ -13,11 +13,10 @@ from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.report.command_buffers import Inspection, ScopeInspection
-from cudagraph_jax.report.reasons import effective_options
-from cudagraph_jax.report.thunks import ThunkSequence, parse_thunks
+from cudagraph_jax.report.thunks import ThunkSequence, effective_options, parse_thunks
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.xla.gpus import absent_gpu
 from cudagraph_jax.xla.stages import Lowering
-from cudagraph_jax.xla.topology import absent_gpu
 
 # XLA takes it per executable, too: nothing else of the process is dumped.
 _DUMP_TO = "xla_dump_to"

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 OnReplay = Callable[[Bucket, float], None]
 
-REPLAY = "replay"
-"""The first word of a replay's annotation; its `watcher` and `graph_id` tell which entry it is."""
-
 
 class Captured(Protocol):
     """What is told of a new bucket: `CUDAGraphEntry` has it."""

@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from cudagraph_jax.graphs.arguments import pads_for
-from cudagraph_jax.graphs.observers import REPLAY, Observers, annotation
-from cudagraph_jax.graphs.passed import numbers_of, other_arrays, passed_arrays
+from cudagraph_jax.graphs.arguments import numbers_of, other_arrays, pads_for, passed_arrays
+from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, Request
 from cudagraph_jax.program.donation import on_device, use_up
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs
@@ -22,6 +21,7 @@ from cudagraph_jax.program.variant import is_weak
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Index, real_index
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.profile import REPLAY
 
 NO_KWARGS: Mapping[str, PyTree] = {}
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from cudagraph_jax._base.html import styled
-from cudagraph_jax._base.text import escaped, table_fragment, text_table
+from cudagraph_jax._base.html import escaped, styled, table_fragment
+from cudagraph_jax._base.text import text_table
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
 from cudagraph_jax.planning.costs import Cost, chosen_cost
 from cudagraph_jax.planning.evaluation import Evaluation, evaluate

@@ -11,7 +11,7 @@ from cudagraph_jax.program.call import Declared, traced_sizes
 from cudagraph_jax.program.program import Target
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
-from cudagraph_jax.xla.guard import tracing_refusals
+from cudagraph_jax.xla.compiles import tracing_refusals
 
 
 def run_eagerly(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from cudagraph_jax._base.text import Json
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.output_axes import OutputAxes, OutputShape
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
-
-if TYPE_CHECKING:
-    from cudagraph_jax.store import Json
 
 Unpad = Literal["host", "device", "none"]
 

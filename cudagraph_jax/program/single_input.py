@@ -15,8 +15,7 @@ from cudagraph_jax.program.program import Program, Target
 from cudagraph_jax.shapes.axes import LeafAxes, axes_by_size
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import UNCHOSEN
-from cudagraph_jax.shapes.pytrees import PyTree
-from cudagraph_jax.shapes.structs import as_structs, describe_mismatch
+from cudagraph_jax.shapes.pytrees import PyTree, as_structs, describe_mismatch
 
 Function = Callable[[PyTree], PyTree]
 

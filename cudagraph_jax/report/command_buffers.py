@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from cudagraph_jax._base.text import html_table, one_line, text_table
-from cudagraph_jax.report.reasons import reason
-from cudagraph_jax.report.thunks import ThunkSequence
+from cudagraph_jax._base.html import html_table
+from cudagraph_jax._base.text import one_line, text_table
+from cudagraph_jax.report.thunks import ThunkSequence, reason
 from cudagraph_jax.report.words import exact, listed, part
 from cudagraph_jax.shapes.ladder import Bucket
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cudagraph_jax._base.text import html_pairs, one_line
+from cudagraph_jax._base.html import html_pairs
+from cudagraph_jax._base.text import one_line
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.report.words import part
 from cudagraph_jax.shapes.ladder import Bucket

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from string import Template
 
-from cudagraph_jax._base.html import CLASS, STYLE
-from cudagraph_jax._base.text import escaped
+from cudagraph_jax._base.html import CLASS, STYLE, escaped
 
 _PAGE_STYLE = """
 :root{color-scheme:light dark}

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cudagraph_jax._base.text import escaped, html_table, one_line, text_table
+from cudagraph_jax._base.html import escaped, html_table
+from cudagraph_jax._base.text import one_line, text_table
 from cudagraph_jax.modes import GraphState
 from cudagraph_jax.report.words import exact, things
 from cudagraph_jax.shapes.ladder import Bucket

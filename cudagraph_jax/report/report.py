@@ -10,22 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from cudagraph_jax._base.files import write_whole
-from cudagraph_jax._base.html import styled
-from cudagraph_jax._base.text import (
-    escaped,
-    one_line,
-    pairs_fragment,
-    table_fragment,
-    text_pairs,
-    text_table,
-)
+from cudagraph_jax._base.html import escaped, pairs_fragment, styled, table_fragment
+from cudagraph_jax._base.text import one_line, text_pairs, text_table
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.report.grid import ON_A_PAGE, Grid
+from cudagraph_jax.report.heatmap import ON_A_PAGE, Grid
 from cudagraph_jax.report.page import page, section
-from cudagraph_jax.report.sizes import sizes_html, sizes_text
-from cudagraph_jax.report.stats import stats_text
-from cudagraph_jax.report.summary import alerts, headline, tiles, totals, troubles
-from cudagraph_jax.report.tables import buckets_html
+from cudagraph_jax.report.summary import alerts, headline, stats_text, tiles, totals, troubles
+from cudagraph_jax.report.tables import buckets_html, sizes_html, sizes_text
 from cudagraph_jax.shapes.ladder import Bucket
 
 _MANY = 200

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cudagraph_jax._base.text import escaped
+from cudagraph_jax._base.html import escaped, styled
+from cudagraph_jax._base.text import one_line, text_pairs
+from cudagraph_jax.report.heatmap import ON_A_TERMINAL, Grid
+from cudagraph_jax.report.tables import NONE_YET, buckets_html, buckets_text
 from cudagraph_jax.report.words import exact, listed, part, seconds, things
 
 Pairs = list[tuple[str, str]]
@@ -126,3 +129,38 @@ def _loads(registry: Mapping[str, Any]) -> Pairs:
 def _with(total: int, parts: Mapping[str, int]) -> str:
     inside = listed((name, number) for name, number in parts.items() if number)
     return f"{exact(total)} ({inside})" if inside else exact(total)
+
+
+_FEW = 20
+
+
+def stats_text(name: str, stats: Mapping[str, Any]) -> str:
+    """Totals, heat maps of hits and of waste, and every bucket.
+
+    Args:
+        name: Whose statistics they are.
+        stats: What `stats()` of a manager, a function or a registry gives.
+    """
+    stats = _managers(stats)
+    head = [one_line(name), *troubles(stats), text_pairs(totals(stats))]
+    if not stats["registry"]["graphs"]:
+        return "\n\n".join(["\n".join(head), NONE_YET])
+    grid = Grid.of(stats, most=ON_A_TERMINAL)
+    maps = [grid.hits_map().text(), grid.waste_map().text()]
+    return "\n\n".join(["\n".join(head), *maps, buckets_text(stats)])
+
+
+def stats_html(name: str, stats: Mapping[str, Any]) -> str:
+    """The figures that matter and the buckets used most, short enough for a notebook."""
+    stats = _managers(stats)
+    return styled(
+        f"<p><b>{escaped(name)}</b></p>",
+        tiles(headline(stats)),
+        alerts(troubles(stats)),
+        buckets_html(stats, most=_FEW),
+    )
+
+
+def _managers(stats: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Statistics in the form that a manager gives, also those of a registry alone."""
+    return stats if "registry" in stats else {"registry": stats}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cudagraph_jax._base.html import styled
-from cudagraph_jax._base.text import escaped, one_line, table_fragment, text_table
+from cudagraph_jax._base.html import escaped, styled, table_fragment
+from cudagraph_jax._base.text import one_line, text_table
 from cudagraph_jax.report.summary import Pairs, alerts, tiles
 from cudagraph_jax.report.words import exact, seconds, things
 from cudagraph_jax.shapes.ladder import Bucket

@@ -1,7 +1,8 @@
 """Executables on disk: bytes that come back whole or not at all. Knows no JAX and no pickle."""
 
+from cudagraph_jax._base.text import Json
 from cudagraph_jax.store.folder import Files
-from cudagraph_jax.store.identity import Difference, Identity, Json
+from cudagraph_jax.store.identity import Difference, Identity
 from cudagraph_jax.store.outcomes import Beside, Checked, Miss, Near, Pruned, Reason, Record, Stored
 from cudagraph_jax.store.store import GraphStore
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cudagraph_jax.store.outcomes import Reason, UnusableError
-from cudagraph_jax.store.remedies import no_directory
-from cudagraph_jax.store.safety import danger
+from cudagraph_jax.store.safety import danger, no_directory
 
 TEMPORARY = ".tmp"
 

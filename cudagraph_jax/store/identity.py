@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+from cudagraph_jax._base.text import Json
 from cudagraph_jax.errors import ConfigError
 
-Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
-"""What a header may hold."""
 Identity: TypeAlias = Mapping[str, Json]
 """Fields that must all be equal for an executable to be loaded; without mappings inside."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 from cudagraph_jax.store.entries import entry_names, is_bad, is_entry, problem_of, read_record
 from cudagraph_jax.store.folder import TEMPORARY, Folder
 from cudagraph_jax.store.hot import MANIFEST
-from cudagraph_jax.store.identity import SUFFIX
+from cudagraph_jax.store.identity import SUFFIX, differences
 from cudagraph_jax.store.locks import LOCK
-from cudagraph_jax.store.outcomes import Beside, Checked, Pruned, Record
+from cudagraph_jax.store.outcomes import Beside, Checked, Near, Pruned, Record
 
 STALE_S = 3600.0
 """Drafts and locks that are older were left by a process that was killed."""
@@ -97,3 +98,36 @@ def _described(folder: Folder, is_one: Callable[[str], bool]) -> list[Record]:
         for name in folder.names()
         if is_one(name) and (found := folder.status(name)) is not None
     ]
+
+
+def nearest(
+    stored: Iterable[Record],
+    wanted: Mapping[str, Any],
+    *,
+    same: Collection[str],
+    besides: Collection[str] = (),
+) -> Near | None:
+    """Where the fewest fields differ, and of those the one that was written last.
+
+    Args:
+        stored: What there is.
+        wanted: The identity that is absent.
+        same: Fields that must not differ.
+        besides: Fields that are not compared.
+    """
+    compared = ((record, differences(record.identity, wanted)) for record in stored)
+    candidates = [
+        Near(
+            record=record,
+            differences=tuple(entry for entry in found if entry.field not in besides),
+        )
+        for record, found in compared
+        if record.problem is None
+        and found
+        and not any(difference.field in same for difference in found)
+    ]
+    return min(
+        candidates,
+        key=lambda near: (len(near.differences), -near.record.written_at, near.record.file),
+        default=None,
+    )

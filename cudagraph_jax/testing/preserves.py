@@ -11,7 +11,7 @@ import numpy as np
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.graphs.check import Trial
 from cudagraph_jax.graphs.compare import Difference, Tolerance, worst_difference
-from cudagraph_jax.graphs.poison import poison, poisonable
+from cudagraph_jax.graphs.trial import poison, poisonable
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.testing.examples import check_examples
 from cudagraph_jax.testing.subject import Answers, Subject

@@ -7,12 +7,17 @@ absent `compiles_are_reported` says so, instead of a count of zero that would pr
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from types import TracebackType
 from typing import Self
 
 import jax
+import jax.monitoring
 import numpy as np
+
+from cudagraph_jax.errors import UnexpectedCompileError
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
@@ -79,3 +84,88 @@ def compiles_are_reported() -> bool:
     with CompileCounter() as counter:
         jax.jit(lambda x: x + 1).lower(np.float32(0)).compile()
     return counter.events > 0
+
+
+@contextmanager
+def no_compiles() -> Iterator[None]:
+    """Lets nothing compile in this thread, padding and trimming included.
+
+    Cached `jax.jit` calls, captured buckets, NumPy and transfers pass. It stands on
+    `jax.no_tracing`, which stops a trace before it compiles; a `Lowered.compile()` needs no trace
+    and is reported when it ends.
+
+    Raises:
+        UnexpectedCompileError: Something inside had to be traced or compiled. Calls of this
+            package raise it at once; a bare JAX call raises JAX's own RuntimeError inside the
+            block and this one on the way out.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> half = jax.jit(lambda x: x / 2).lower(np.ones(3, np.float32)).compile()
+        >>> with no_compiles():
+        ...     half(np.ones(3, np.float32)).shape
+        (3,)
+    """
+    owner = threading.get_ident()
+
+    def on_duration(event: str, duration_secs: float, **kwargs: object) -> None:
+        if event == COMPILE_EVENT and threading.get_ident() == owner:
+            raise UnexpectedCompileError(f"{kwargs.get('fun_name', 'a program')} {_COMPILED}")
+
+    jax.monitoring.register_event_duration_secs_listener(on_duration)
+    try:
+        with jax.no_tracing(True), tracing_refusals():
+            yield
+    finally:
+        jax.monitoring.unregister_event_duration_listener(on_duration)
+
+
+@contextmanager
+def tracing_refusals() -> Iterator[None]:
+    """Raises JAX's refusal to trace inside `no_compiles()` as an `UnexpectedCompileError`."""
+    try:
+        yield
+    except UnexpectedCompileError:
+        raise
+    except RuntimeError as error:
+        # JAX has no class of its own for this; the option's name is in every such message.
+        if "no_tracing" not in str(error):
+            raise
+        raise UnexpectedCompileError(f"a function {_COMPILED} ({error})") from error
+
+
+_COMPILED = (
+    "had to be compiled inside no_compiles(): warm the bucket up first, keep sizes inside the "
+    'limits, and pad and trim in NumPy (unpad="host")'
+)
+
+
+_HIT = "/jax/compilation_cache/cache_hits"
+"""Not promised by JAX: without it nothing is counted."""
+
+# Shared by all listeners, because JAX skips one where another thread removes the one before it.
+_seen = threading.local()
+
+
+@contextmanager
+def cache_hits() -> Iterator[list[str]]:
+    """The hits of this thread while the block runs, each once or more, in the list that it gives.
+
+    It listens for itself: the process may clear JAX's listeners at any time.
+    """
+    hits: list[str] = []
+
+    def hear(event: str, **_: object) -> None:
+        heard = getattr(_seen, "hits", None)
+        if event == _HIT and heard is not None:
+            heard.append(event)
+
+    outer, _seen.hits = getattr(_seen, "hits", None), hits
+    jax.monitoring.register_event_listener(hear)
+    try:
+        yield hits
+    finally:
+        _seen.hits = outer
+        # Of what was cleared meanwhile JAX says that it is not there, with one error or another.
+        with suppress(AssertionError, ValueError, AttributeError):
+            jax.monitoring.unregister_event_listener(hear)

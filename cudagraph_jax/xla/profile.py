@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cudagraph_jax.graphs.observers import REPLAY
+REPLAY = "replay"
+"""The first word of a replay's annotation; its `watcher` and `graph_id` tell which entry it is."""
 
 _COMMAND_BUFFER = "command_buffer::"
 # XLA's `CommandBufferThunk`; "initialize" records what has to be recorded before the run.

@@ -13,7 +13,7 @@ from jax.stages import Compiled, Lowered
 
 from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError
 from cudagraph_jax.shapes.pytrees import PyTree
-from cudagraph_jax.xla.guard import tracing_refusals
+from cudagraph_jax.xla.compiles import tracing_refusals
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from cudagraph_jax import CUDAGraphConfig
-from cudagraph_jax.cli.paste import config_source
+from cudagraph_jax.cli.plan_command import config_source
 
 
 def made(source):

@@ -11,10 +11,10 @@ import time
 import pytest
 
 from cudagraph_jax.cli import main
+from cudagraph_jax.cli.doctor_command import look_at
 from cudagraph_jax.cli.store.care import prune_text, verify_text
 from cudagraph_jax.cli.store.listing import ls_text
 from cudagraph_jax.cli.store.shown import age_text, order, size_text
-from cudagraph_jax.cli.store_look import look_at
 from cudagraph_jax.store import GraphStore, Pruned
 from cudagraph_jax.store.identity import file_name
 from tests.cli.stored import EMBED, EMBED_LARGE, NOW, RANK, files, spoil, stocked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cudagraph_jax import GraphStore
-from cudagraph_jax.cli.store_look import look_at
+from cudagraph_jax.cli.doctor_command import look_at
 
 VERSIONS = {"jax": "0.12.0", "jaxlib": "0.12.0"}
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cudagraph_jax import GraphStore
-from cudagraph_jax.demo.compile_times import NOTE, compile_times_ms, note_compile_times
+from cudagraph_jax.demo.warmup_figures import NOTE, compile_times_ms, note_compile_times
 
 
 @pytest.fixture

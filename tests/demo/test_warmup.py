@@ -9,8 +9,7 @@ import pytest
 
 from cudagraph_jax import CUDAGraphConfig, GraphStore
 from cudagraph_jax.demo import Encoder, run, run_planned
-from cudagraph_jax.demo.compile_times import NOTE
-from cudagraph_jax.demo.warmup_figures import warm_up
+from cudagraph_jax.demo.warmup_figures import NOTE, warm_up
 
 
 @pytest.fixture(scope="module")

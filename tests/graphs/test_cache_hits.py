@@ -7,7 +7,7 @@ import threading
 import jax
 import jax.monitoring
 
-from cudagraph_jax.xla.cache_hits import cache_hits
+from cudagraph_jax.xla.compiles import cache_hits
 
 HIT = "/jax/compilation_cache/cache_hits"
 

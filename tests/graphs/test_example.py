@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import InputShapeError
-from cudagraph_jax.graphs.poison import poison, poisonable
-from cudagraph_jax.graphs.trial import example_call
+from cudagraph_jax.graphs.trial import example_call, poison, poisonable
 from cudagraph_jax.program.call import Declared, describe_call
 from cudagraph_jax.program.program import Program, Target
 from cudagraph_jax.shapes.axes import AxisPattern

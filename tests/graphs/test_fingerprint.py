@@ -17,8 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from cudagraph_jax.program.fingerprint import fingerprint_of
-from cudagraph_jax.program.written import written, written_structure
+from cudagraph_jax.program.fingerprint import fingerprint_of, written, written_structure
 
 
 def code_of(source: str) -> str:
@@ -49,7 +48,7 @@ def test_it_is_the_same_in_every_process():
     script = (
         "import math, jax\n"
         "from cudagraph_jax.program.fingerprint import fingerprint_of\n"
-        "from cudagraph_jax.program.written import written\n"
+        "from cudagraph_jax.program.fingerprint import written\n"
         "W, NAMES, MODEL = 2.0, {'a', 'b', 'c'}, object()\n"
         "def g(x): return f(x), math.pi, W, NAMES, MODEL\n"
         "def f(x): return x in {'a', 'b', 'c'}, lambda y: jax.vmap(g)(y)\n"

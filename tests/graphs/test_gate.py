@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import CUDAGraphMode, SealedError, bucket_jit, no_compiles
-from cudagraph_jax.capture.gate import CaptureGate
+from cudagraph_jax.capture.capturer import CaptureGate
 from tests.graphs.faults import Held, Interrupted, Told, by_bucket_jit, by_execute, managed
 from tests.graphs.functions import GRID, assert_close, double, floats, stats_of
 

@@ -22,8 +22,7 @@ from cudagraph_jax import (
 from cudagraph_jax.cli import main
 from cudagraph_jax.demo.decoder.decoder_params import DecoderConfig, random_params
 from cudagraph_jax.demo.decoder.transformer import KVCache, greedy_step
-from cudagraph_jax.xla.gpus import target_config
-from cudagraph_jax.xla.topology import absent_gpu, has_cuda_plugin
+from cudagraph_jax.xla.gpus import absent_gpu, has_cuda_plugin, target_config
 
 CONFIG = CUDAGraphConfig(
     capture_sizes=(4,), command_buffers=CommandBufferScope.FULL, warmup_iterations=0

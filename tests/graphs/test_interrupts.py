@@ -14,7 +14,7 @@ import pytest
 
 from cudagraph_jax import bucket_jit
 from cudagraph_jax._base.lru import SingleFlightLRU
-from cudagraph_jax.capture.gate import CaptureGate
+from cudagraph_jax.capture.capturer import CaptureGate
 from tests.graphs.faults import managed
 from tests.graphs.functions import assert_close, floats, stats_of
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import jaxlib.version
 import pytest
 
-from cudagraph_jax.xla.topology import has_cuda_plugin
+from cudagraph_jax.xla.gpus import has_cuda_plugin
 
 STANDIN = Path(__file__).parents[1] / "standin"
 LIBRARIES = (

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudagraph_jax.report.grid import ON_A_PAGE, Grid
-from cudagraph_jax.report.heatmap import LEVELS
+from cudagraph_jax.report.heatmap import LEVELS, ON_A_PAGE, Grid
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.report.snapshots import STATS, graph, manager_stats
 

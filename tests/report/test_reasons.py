@@ -3,8 +3,7 @@
 import pytest
 
 from cudagraph_jax.modes import CommandBufferScope
-from cudagraph_jax.report.reasons import effective_options, reason
-from cudagraph_jax.report.thunks import Thunk
+from cudagraph_jax.report.thunks import Thunk, effective_options, reason
 
 FULL = CommandBufferScope.FULL.compiler_options()
 NONE = CommandBufferScope.NONE.compiler_options()

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.report.sizes import MOST_SIZES, sizes_html, sizes_text
+from cudagraph_jax.report.tables import MOST_SIZES, sizes_html, sizes_text
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.report.reading import Reader
 

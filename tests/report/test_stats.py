@@ -1,9 +1,10 @@
 """Statistics for a terminal and for a notebook."""
 
+import pytest
 from hypothesis import given
 
-from cudagraph_jax.report.shown import ShownByStats
-from cudagraph_jax.report.stats import stats_html, stats_text
+from cudagraph_jax import CUDAGraphManager, CUDAGraphRegistry
+from cudagraph_jax.report.summary import stats_html, stats_text
 from tests.report.reading import Reader
 from tests.report.snapshots import HOSTILE, STATS, graph, manager_stats, registry_stats
 
@@ -108,11 +109,7 @@ def test_any_snapshot_as_html(stats):
     assert f"{shown[0]['replay_count']:,}" in reader.all("td") if shown else True
 
 
-def test_shown_by_stats():
-    """What has statistics is shown by them, under the name of its class."""
-
-    class Cache(ShownByStats):
-        def stats(self):
-            return manager_stats(graph(4, 64, 3))
-
-    assert Cache()._repr_html_() == stats_html("Cache", Cache().stats())
+@pytest.mark.parametrize("holder", [CUDAGraphRegistry(), CUDAGraphManager()])
+def test_shown_by_stats(holder):
+    """What has statistics is shown by them in a notebook, under the name of its class."""
+    assert holder._repr_html_() == stats_html(type(holder).__name__, holder.stats())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.shapes.structs import as_structs, describe_mismatch, is_shape
+from cudagraph_jax.shapes.pytrees import as_structs, describe_mismatch, is_shape
 
 
 class State(NamedTuple):

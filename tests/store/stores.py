@@ -7,8 +7,9 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from cudagraph_jax._base.text import Json
 from cudagraph_jax.store import Files, GraphStore, Identity, Miss, Stored
-from cudagraph_jax.store.identity import Json, file_name
+from cudagraph_jax.store.identity import file_name
 
 KEY = b"kept outside the directory"
 OTHER_KEY = b"kept outside, but another one"

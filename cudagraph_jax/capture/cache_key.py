@@ -7,12 +7,11 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding, Sharding
 
-from cudagraph_jax.capture.compile_request import Wanted
 from cudagraph_jax.errors import InputShapeError, StoreError
 from cudagraph_jax.program.fingerprint import written, written_structure
 from cudagraph_jax.program.outputs import Outputs, outputs_from_json, outputs_to_json
@@ -216,39 +215,21 @@ def _order(sharding: Sharding) -> tuple[jax.Device, ...]:
     return devices
 
 
-MOST_GRIDS = 8
-"""How many grids' outputs a file describes; those described first go first."""
 N = TypeVar("N", int, float)
 
 _MOST = 1 << 62
 
 
-def beside(
-    wanted: Wanted, outputs: Outputs, executable: Executable, *, stored: Stored | None = None
-) -> dict[str, Json]:
-    """What is stored beside an executable, so that loading need not find it out again.
-
-    Args:
-        wanted: What it is for.
-        outputs: Its outputs, whose axes were found by the grid of `wanted`.
-        executable: The executable.
-        stored: Where it was loaded from; what stands there of other grids stays.
-    """
+def beside(outputs: Outputs, executable: Executable) -> dict[str, Json]:
+    """What is stored beside an executable, so that loading need not find it out again."""
     own = outputs._replace(structure=jax.tree.structure(executable.output_info))
-    others = {} if stored is None else dict(_by_grid(stored))
-    others.pop(wanted.grid, None)
-    by_grid = [*others.items(), (wanted.grid, outputs_to_json(own))]
     return {
-        "outputs": [list(pair) for pair in by_grid[-MOST_GRIDS:]],
+        # The text in front named a grid once; files have it still.
+        "outputs": [["", outputs_to_json(own)]],
         "memory_bytes": executable.memory_bytes,
         "flops": executable.flops,
         "compile_ms": round(executable.compile_ms, 3),
     }
-
-
-def knows_grid(wanted: Wanted, stored: Stored) -> bool:
-    """Whether it says what the outputs are for this grid, if that can be written at all."""
-    return wanted.grid in dict(_by_grid(stored))
 
 
 def check_outputs(outputs: Outputs, executable: Executable, bucket: Bucket) -> None:
@@ -273,22 +254,17 @@ def number_of(stored: Stored, name: str, kind: type[N]) -> N | None:
     return kind(value) if 0 <= value < _MOST else None
 
 
-def _by_grid(stored: Stored) -> list[tuple[str, Any]]:
-    """What a file says of the outputs for each grid, the newest last."""
-    written: Any = stored.extra.get("outputs")
-    pairs = written if isinstance(written, list) else []
-    return [
-        (pair[0], pair[1])
-        for pair in pairs
-        if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
-    ]
+def outputs_in(stored: Stored) -> Outputs | None:
+    """The outputs; None where the file does not say.
 
-
-def outputs_in(stored: Stored, grid: str | None = None) -> Outputs | None:
-    """The outputs for a grid, or for any; None where the file does not say."""
-    by_grid = _by_grid(stored)
-    written = dict(by_grid).get(grid) if grid is not None else next(iter(by_grid), ("", None))[1]
+    Raises:
+        StoreError: It says something else.
+    """
+    described = stored.extra.get("outputs")
+    if not isinstance(described, list):
+        return None
+    pairs = [pair for pair in described if isinstance(pair, list) and len(pair) == 2]
     try:
-        return outputs_from_json(written)
+        return outputs_from_json(pairs[-1][1]) if pairs else None
     except (LookupError, TypeError, ValueError, InputShapeError) as error:
         raise StoreError(f"its outputs are not described: {error}") from error

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakValueDictionary
 
 import jax
 
@@ -23,7 +24,9 @@ from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import Call
 from cudagraph_jax.program.program import Program, Target
+from cudagraph_jax.program.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.xla.settings import ThreadSettings
 
 if TYPE_CHECKING:
     from cudagraph_jax.capture.usage import Upkeep
@@ -86,39 +89,49 @@ class Capturer:
 
             self.upkeep = Upkeep(registry.shelf, registry)
         self._lock = forkable_lock()
+        self._programs: WeakValueDictionary[Variant, Program] = WeakValueDictionary()
         self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
+
+    def program_of(self, task: Task) -> Program:
+        """The one program of the task's variant, for as long as anybody holds it."""
+        with self._lock:
+            program = self._programs.get(task.call.variant)
+            if program is None:
+                program = self._programs[task.call.variant] = Program(task.target, task.call)
+                return program
+        program.renew(task.call)
+        return program
 
     def capture(
         self,
-        program: Program,
-        bucket: Bucket,
         task: Task,
+        bucket: Bucket,
         *,
+        program: Program | None = None,
         iterations: int = 0,
         in_warmup: bool = False,
     ) -> Made[CUDAGraphEntry]:
-        """The entry of `program` at `bucket`, published whole.
+        """The entry of a task's program at `bucket`, published whole.
 
         After a warm-up the other buckets are run again where this one threw their recorded graphs
         away.
 
         Args:
-            program: What to compile.
-            bucket: For which sizes.
             task: A call of the program; in `debug_mode` the entry is checked against it.
+            bucket: For which sizes.
+            program: That program, where the caller has it.
             iterations: Runs of a new entry before anybody can see it.
             in_warmup: Whether more captures follow, so that others are not run yet.
 
         Raises:
             CaptureError: It could not be captured, checked or run.
         """
+        program = self.program_of(task) if program is None else program
+        if task.before_capture is not None:
+            task.before_capture(program)
         try:
             made = self.registry.capture_program(
-                program,
-                bucket,
-                task.call,
-                single_input=task.single_input,
-                iterations=iterations,
+                program, bucket, task.call, single_input=task.single_input, iterations=iterations
             )
         except InputShapeError as error:
             if not task.single_input:
@@ -128,32 +141,27 @@ class Capturer:
                 f"{error} (bucket_jit names axes explicitly)", stage="trace"
             ) from error
         if made.is_new:
-            self.failures.forget(bucket, program.variant)
-            if self.upkeep is not None:
-                self.upkeep.begin()
-            if not _has_place(program, bucket, self.registry.config):
-                # It was decided before the grid changed: whoever asked for it has it all the same.
-                self.registry.discard(bucket, program.variant)
-            if self.is_warm and not in_warmup:
-                self.record_again(other_than={made.value})
+            self._settle(made.value, in_warmup=in_warmup)
         return made
 
-    def capture_now(
-        self, task: Task, bucket: Bucket, *, iterations: int = 0
-    ) -> Made[CUDAGraphEntry]:
-        """The entry of a task's own program at `bucket`; see `capture`."""
-        program = Program(task.target, task.call)
-        if task.before_capture is not None:
-            task.before_capture(program)
-        return self.capture(program, bucket, task, iterations=iterations)
+    def _settle(self, entry: CUDAGraphEntry, *, in_warmup: bool) -> None:
+        """What follows from a new entry."""
+        self.failures.forget(entry.bucket, entry.variant)
+        if self.upkeep is not None:
+            self.upkeep.begin()
+        if not _has_place(entry.program, entry.bucket, self.registry.config):
+            # It was decided before the grid changed: whoever asked for it has it all the same.
+            self.registry.discard(entry.bucket, entry.variant)
+        if self.is_warm and not in_warmup:
+            self.record_again(other_than={entry})
 
     def capture_later(self, bucket: Bucket, task: Task) -> None:
         """Captures and warms up `bucket` off the request path, queued once."""
         variant, config = task.call.variant, self.registry.config
         generation = self.registry.generation
         # The job must hold no array of the request: it may wait for long.
-        program = Program(task.target, task.call)
-        abstract = task._replace(call=program.example)
+        program = self.program_of(task)
+        abstract, settings = task._replace(call=program.example), ThreadSettings()
         if task.before_capture is not None:
             try:
                 task.before_capture(program)
@@ -166,8 +174,8 @@ class Capturer:
                 return  # another grid, or dropped since: the next call asks for its own bucket
             iterations = config.warmup_iterations
             try:
-                with program.settings.applied():
-                    self.capture(program, bucket, abstract, iterations=iterations)
+                with settings.applied():
+                    self.capture(abstract, bucket, program=program, iterations=iterations)
             except CaptureError as error:
                 self.failures.remember(bucket, variant, error)
             except CUDAGraphError as error:

@@ -12,7 +12,7 @@ from cudagraph_jax._base.fork import forkable_lock, use_jax
 from cudagraph_jax._base.lru import Made, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
 from cudagraph_jax.capture.build import Builder, shelf_of
-from cudagraph_jax.capture.compile_request import Compiler, xla
+from cudagraph_jax.capture.compile_request import Compiler
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -45,7 +45,7 @@ class CUDAGraphRegistry:
         config: Limits, compiler options and the grid.
         clock: Seconds, for capture times.
         store: Where executables are kept; None: in the directory of the config, if it has one.
-        compiler: What compiles; XLA unless a test says otherwise.
+        compiler: What compiles in the place of XLA, as in a test; None: XLA.
 
     Attributes:
         config: Limits, compiler options and the grid; re-planning sets another grid.
@@ -67,11 +67,11 @@ class CUDAGraphRegistry:
         *,
         clock: Callable[[], float] = time.perf_counter,
         store: GraphStore | None = None,
-        compiler: Compiler = xla,
+        compiler: Compiler | None = None,
     ) -> None:
         self.config = checked_config(config)
         self.shelf = shelf_of(self.config.store if store is None else store, clock=clock)
-        if self.shelf is not None and compiler is not xla:
+        if self.shelf is not None and compiler is not None:
             raise ConfigError(
                 f"a store keeps what XLA compiles, not what {compiler!r} makes: {_ONE}"
             )

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from cudagraph_jax._base.lru import Made
 from cudagraph_jax.capture.budget import Budget
 from cudagraph_jax.capture.capturer import Capturer, Task, is_stale
-from cudagraph_jax.capture.compile_request import wanted_of
+from cudagraph_jax.capture.compile_request import request_for
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, PaddingLeakError, SealedError
@@ -141,9 +141,8 @@ def warm_grid(
 def _warm_grid(capturer: Capturer, task: Task, progress: Progress, workers: int) -> WarmupReport:
     call, target = task.call, task.target
     registry, config = capturer.registry, capturer.registry.config
-    buckets = grid(config, call)
-    largest = max(buckets, key=lambda bucket: bucket.elements)
-    program = Program(target, call, reference=largest)
+    buckets = grid(config, call, call.sizes)
+    program = capturer.program_of(task)
     budget = Budget(registry, call.variant, buckets)
     captured: set[CUDAGraphEntry] = set()
 
@@ -155,7 +154,7 @@ def _warm_grid(capturer: Capturer, task: Task, progress: Progress, workers: int)
         budget.check(bucket)
         begin_from(bucket)
         try:
-            made = capturer.capture(program, bucket, task, in_warmup=True)
+            made = capturer.capture(task, bucket, in_warmup=True)
         except CaptureError as error:
             budget.refuse(error)
             raise
@@ -196,7 +195,7 @@ def _loading_ahead(
         return nullcontext()
     absent = [bucket for bucket in order if registry.find(bucket, program.variant) is None]
     return registry.shelf.loading_ahead(
-        wanted_of(program, bucket, config=registry.config) for bucket in absent
+        request_for(program, bucket, config=registry.config, is_stored=True) for bucket in absent
     )
 
 
@@ -225,7 +224,7 @@ def _compiling_ahead(
                 if place and not budget.has_room(other, beside=coming[:place]):
                     return  # what it needs is known better when its turn comes
                 if registry.find(other, program.variant) is None:
-                    begin(wanted_of(program, other, config=registry.config))
+                    begin(request_for(program, other, config=registry.config))
 
         yield begin_from
 
@@ -238,15 +237,14 @@ def sealed_error(mode: CUDAGraphMode) -> SealedError:
     )
 
 
-def grid(config: CUDAGraphConfig, call: Call) -> list[Bucket]:
-    """The buckets for calls like `call`; sizes that no array carries stay as they are."""
-    buckets = config.buckets(seq_len=call.sizes.seq_len)
+def grid(config: CUDAGraphConfig, carrier: Call | Program, sizes: Bucket) -> list[Bucket]:
+    """The buckets for calls like one of `sizes`; sizes that no array carries stay as they are."""
     return list(
         dict.fromkeys(
             Bucket(
-                bucket.batch_size if call.carries_batch else call.sizes.batch_size,
-                bucket.seq_len if call.carries_seq else call.sizes.seq_len,
+                bucket.batch_size if carrier.carries_batch else sizes.batch_size,
+                bucket.seq_len if carrier.carries_seq else sizes.seq_len,
             )
-            for bucket in buckets
+            for bucket in config.buckets(seq_len=sizes.seq_len)
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 from cudagraph_jax._base.fork import use_jax
@@ -25,8 +26,9 @@ from cudagraph_jax.dispatch.stats import Outcomes
 from cudagraph_jax.errors import CaptureError, InputShapeError, PaddingLeakError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.route import Route
+from cudagraph_jax.graphs.route_table import Routes
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.call import Args, Call
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -43,6 +45,11 @@ class Served(NamedTuple):
 
     outputs: PyTree
     route: Route | None = None
+
+
+Act = Callable[[Task, Decision], Served | None]
+REFUSED = object()
+"""What `Dispatcher.replay` gives for arguments that the compiled function does not take."""
 
 
 class Dispatcher:
@@ -115,85 +122,33 @@ class Dispatcher:
             if config is self.config:
                 return decision
 
-    def serve(self, task: Task) -> Served:
-        """The outputs of a call, by whichever way was decided; counted once.
+    def replay(
+        self, route: Route, args: Args, kwargs: Mapping[str, PyTree], task: Callable[[], Task]
+    ) -> PyTree:
+        """The outputs of a call whose route is known, or `REFUSED`; counted once unless refused.
 
-        Raises:
-            CUDAGraphError: What the policies turn into an error, and leaks in `debug_mode`.
+        Args:
+            route: The route of calls with these shapes.
+            args: The positional arguments.
+            kwargs: The keyword arguments.
+            task: Describes the call, where it has to be answered in another way.
         """
-        use_jax()
-        served = None
-        while served is None:
-            decision = self.decide(task.call)
-            logger.debug("%s at %s: %s", task.call.variant.name, task.call.sizes, decision)
-            try:
-                served = self._act(decision, task)
-            except BaseException as error:
-                self.outcomes.add("error", _error_reason(error, decision), task.call.sizes)
+        try:
+            return route.run(args, kwargs)
+        except (TypeError, ValueError):
+            return REFUSED
+        except BaseException as error:
+            if not self.may_answer(route, error):
                 raise
-        return served
+            failure = error
+        return self.rescue(task(), route.bucket, failure)
 
-    def _act(self, decision: Decision, task: Task) -> Served | None:
-        """Does what was decided; None where the mode has changed since, and forbids it."""
-        call = task.call
-        if decision.error is not None:
-            raise decision.error
-        if decision.in_pieces:
-            return self._split(task)
-        if decision.in_background and not self._queue(task):
-            return None
-        if decision.entry is not None:
-            served = self._replay(
-                task, decision.entry, decision.entry.route_for(call, fit=decision.fit)
-            )
-            # The bucket that is being captured takes over as soon as it is there.
-            return served._replace(route=None) if decision.is_passing else served
-        if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
-            return self._eager(task, decision.reason)
-        with self.capturer.gate.admission() as admitted:
-            if not admitted:
-                return None
-            return self._capture_and_run(task, decision.bucket, decision.reason)
-
-    def _queue(self, task: Task) -> bool:
-        """Has the call's bucket captured in the background; False where the mode forbids it."""
-        with self.capturer.gate.admission() as admitted:
-            if admitted:
-                self.capturer.capture_later(self.bucket_for(task.call), task)
-            return admitted
-
-    def _replay(self, task: Task, entry: CUDAGraphEntry, route: Route) -> Served:
-        call, reason = task.call, Reason.MEMORY
-        try:
-            return Served(route.run(call.args, call.kwargs), route)
-        except Exception as error:
-            if entry.is_loaded and not entry.replay_count:
-                outputs = without_entry(self.capturer, task, route.bucket, error)
-                reason = Reason.FAILED
-            else:
-                outputs = without_memory(task, route.bucket, error)
-        self.outcomes.add("eager", reason, call.sizes)
-        return Served(outputs)
-
-    def _capture_and_run(self, task: Task, bucket: Bucket, reason: Reason) -> Served:
-        call = task.call
-        try:
-            made = self.capturer.capture_now(task, bucket)
-        except CaptureError as error:
-            outputs = without_bucket(self.capturer, task, bucket, error)
-        else:
-            try:
-                route = made.value.route_for(call)
-                run = route.execute if made.is_new else route.run
-                outputs = run(call.args, call.kwargs)
-            except Exception as error:
-                outputs = without_entry(self.capturer, task, bucket, error)
-            else:
-                if made.is_new:
-                    self.outcomes.add("capture", reason, call.sizes)
-                return Served(outputs, route)
-        self.outcomes.add("eager", Reason.FAILED, call.sizes)
-        return Served(outputs)
+    def may_answer(self, route: Route, error: BaseException) -> bool:
+        """Whether a replay failed for want of memory, alone; counts what failed otherwise."""
+        if is_out_of_memory(error):
+            return True
+        self.outcomes.add("error", Reason.RUN, route.request.sizes)
+        return False
 
     def rescue(self, task: Task, bucket: Bucket, error: BaseException) -> PyTree:
         """The eager answer to a call for whose replay there was no memory; counted once.
@@ -201,7 +156,7 @@ class Dispatcher:
         Args:
             task: The call.
             bucket: What it was replayed in.
-            error: What the replay raised; it goes through where it is anything else.
+            error: What the replay raised; it is raised where the donated arrays are gone.
         """
         try:
             outputs = without_memory(task, bucket, error)
@@ -211,7 +166,106 @@ class Dispatcher:
         self.outcomes.add("eager", Reason.MEMORY, task.call.sizes)
         return outputs
 
-    def _split(self, task: Task) -> Served:
+    def serve(
+        self, task: Task, routes: Routes, key: Hashable | None, *, lead: Hashable | None = None
+    ) -> PyTree:
+        """The outputs of a call that has to be decided; counted once.
+
+        Args:
+            task: The call.
+            routes: Where its route is remembered.
+            key: Under what; None: nowhere.
+            lead: The same for exact calls, by one array alone; None: nowhere.
+
+        Raises:
+            CUDAGraphError: What the policies turn into an error, and leaks in `debug_mode`.
+        """
+        use_jax()
+        draft = routes.draft()
+        served = None
+        while served is None:  # the mode has changed meanwhile, and forbids what was decided
+            decision = self.decide(task.call)
+            logger.debug("%s at %s: %s", task.call.variant.name, task.call.sizes, decision)
+            try:
+                served = self._act(decision)(task, decision)
+            except BaseException as error:
+                self.outcomes.add("error", _error_reason(error, decision), task.call.sizes)
+                raise
+        if served.route is not None and served.route.is_reusable and key is not None:
+            draft.add(served.route, key=key, lead=lead)
+        return served.outputs
+
+    def _act(self, decision: Decision) -> Act:
+        """What does as was decided; it gives None where the mode forbids that by now."""
+        if decision.error is not None:
+            return _refuse
+        if decision.in_pieces:
+            return self._split
+        if decision.in_background:
+            return self._queue_and_answer
+        if decision.entry is not None:
+            return self._replay_decided
+        return self._capture if decision.mode is CUDAGraphMode.CAPTURE else self._eager
+
+    def _queue_and_answer(self, task: Task, decision: Decision) -> Served | None:
+        if not self._queue(task):
+            return None
+        queued = decision._replace(in_background=False)
+        return self._act(queued)(task, queued)
+
+    def _queue(self, task: Task) -> bool:
+        """Has the call's bucket captured in the background; False where the mode forbids it."""
+        with self.capturer.gate.admission() as admitted:
+            if admitted:
+                self.capturer.capture_later(self.bucket_for(task.call), task)
+            return admitted
+
+    def _replay_decided(self, task: Task, decision: Decision) -> Served:
+        entry, reason = decision.entry, Reason.MEMORY
+        assert entry is not None  # or this is not what was decided
+        route = entry.route_for(task.call, fit=decision.fit)
+        try:
+            outputs = route.run(task.call.args, task.call.kwargs)
+            # The bucket that is being captured takes over as soon as it is there.
+            return Served(outputs, None if decision.is_passing else route)
+        except Exception as error:
+            failure = error
+        if entry.is_loaded and not entry.replay_count:
+            outputs = without_entry(self.capturer, task, route.bucket, failure)
+            reason = Reason.FAILED
+        else:
+            outputs = without_memory(task, route.bucket, failure)
+        self.outcomes.add("eager", reason, task.call.sizes)
+        return Served(outputs)
+
+    def _capture(self, task: Task, decision: Decision) -> Served | None:
+        call, bucket = task.call, decision.bucket
+        assert bucket is not None  # or this is not what was decided
+        with self.capturer.gate.admission() as admitted:
+            if not admitted:
+                return None
+            failure: Exception
+            fallback: Callable[..., PyTree]
+            try:
+                made = self.capturer.capture(task, bucket)
+            except CaptureError as error:
+                fallback, failure = without_bucket, error
+            else:
+                try:
+                    route = made.value.route_for(call)
+                    run = route.execute if made.is_new else route.run
+                    outputs = run(call.args, call.kwargs)
+                    if made.is_new:
+                        self.outcomes.add("capture", decision.reason, call.sizes)
+                    return Served(outputs, route)
+                except Exception as error:
+                    fallback, failure = without_entry, error
+            # Not within the `except`: a mistake in the function is to show its own traceback alone.
+            outputs = fallback(self.capturer, task, bucket, failure)
+        self.outcomes.add("eager", Reason.FAILED, call.sizes)
+        return Served(outputs)
+
+    def _split(self, task: Task, decision: Decision) -> Served:
         """The call in pieces, each in its bucket; a piece without one runs eagerly."""
         donated = task.target.donate_argnums
         parts = [
@@ -222,7 +276,7 @@ class Dispatcher:
         held = {sizes: self._held(part) for sizes, part in distinct.items()}
         first = held[parts[0].call.sizes]
         if first is None:
-            return self._eager(task, Reason.OVERFLOW)
+            return self._eager(task, decision)
         outputs = first.value.outputs
         error = unjoinable(outputs)
         if error is not None:
@@ -259,17 +313,22 @@ class Dispatcher:
                 if not admitted:
                     continue
                 try:
-                    return self.capturer.capture_now(task, decision.bucket)
+                    return self.capturer.capture(task, decision.bucket)
                 except CaptureError as error:
                     self.capturer.failures.remember(decision.bucket, task.call.variant, error)
                     if isinstance(error, PaddingLeakError):
                         raise
                     return None
 
-    def _eager(self, task: Task, reason: Reason) -> Served:
+    def _eager(self, task: Task, decision: Decision) -> Served:
         outputs = answer_eagerly(task)
-        self.outcomes.add("eager", reason, task.call.sizes)
+        self.outcomes.add("eager", decision.reason, task.call.sizes)
         return Served(outputs)
+
+
+def _refuse(task: Task, decision: Decision) -> Served:
+    assert decision.error is not None  # or this is not what was decided
+    raise decision.error
 
 
 def _error_reason(error: BaseException, decision: Decision) -> Reason:
@@ -376,8 +435,12 @@ def without_memory(task: Task, bucket: Bucket, error: BaseException) -> PyTree:
     Raises:
         BaseException: `error`, where it is another one, or the call's donated arrays are gone.
     """
-    gone = was_donated(task.call, task.target.donate_argnums)
-    if gone or not isinstance(error, Exception) or "RESOURCE_EXHAUSTED" not in str(error):
+    if not is_out_of_memory(error) or was_donated(task.call, task.target.donate_argnums):
         raise error
     logger.warning("%s runs eagerly at %s: %s", task.target.name, bucket, error)
     return answer_eagerly(task)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device had no memory for a run."""
+    return isinstance(error, Exception) and "RESOURCE_EXHAUSTED" in str(error)

@@ -18,12 +18,13 @@ from cudagraph_jax._base.text import one_line
 from cudagraph_jax.capture.capturer import Task
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.dispatch.decision import Reason
+from cudagraph_jax.dispatch.dispatcher import REFUSED
 from cudagraph_jax.dispatch.manager import CUDAGraphManager, PlanOptions
 from cudagraph_jax.graphs.arguments import leading_leaf
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.graphs.route_table import Routes
 from cudagraph_jax.program.binding import ALL, Binder, Bound, Form, Pick, picker, unbound
-from cudagraph_jax.program.call import describe_call, refuse_abstract
+from cudagraph_jax.program.call import Args, describe_call, refuse_abstract
 from cudagraph_jax.program.eager import has_tracers, run_traced
 from cudagraph_jax.program.program import Target
 from cudagraph_jax.program.variant import placement
@@ -78,6 +79,8 @@ class BucketedFunction(Generic[P, R]):
         """The function's outputs, trimmed to the real sizes and handed out as `unpad` says."""
         if kwargs or self._binds_all:
             return self._call_bound(args, kwargs)
+        refused = None
+        outputs: R
         try:
             lead = args[self._lead]
             if self._leads_in_tree:
@@ -93,31 +96,36 @@ class BucketedFunction(Generic[P, R]):
                     if type(args[position]) is ndarray:
                         sure = False
         except (KeyError, AttributeError, IndexError, TypeError):
-            return self._call_bound(args, kwargs)
-        direct = route.direct
-        if not sure or (direct is None and not route.takes(args)):
-            return self._call_bound(args, kwargs)
-        outputs: R
-        try:
-            if direct is not None:
-                start = perf_counter()
-                outputs = direct(*args)
-                if route.finish is not None:
-                    outputs = route.finish(outputs)
-                tally = route.tally
-                tally.used_at = end = perf_counter()
-                tally.seconds += end - start
-                next(tally.count)
-            else:
-                outputs = route.run(args)
-        except (TypeError, ValueError):
-            # The compiled function refuses what does not fit it: other parameters, tracers.
-            # Refusals are slow, so calls that alternate are told apart by all their arrays.
-            self._routes.exact.clear()
-            outputs = self._call_bound(args, kwargs, refused=route)
-        except BaseException as error:
-            outputs = self._rescued(self._bind(args, kwargs), route, error)
-        return outputs
+            sure = False
+        if sure and ((direct := route.direct) is not None or route.takes(args)):
+            try:
+                if direct is not None:
+                    start = perf_counter()
+                    outputs = direct(*args)
+                    if route.finish is not None:
+                        outputs = route.finish(outputs)
+                    tally = route.tally
+                    tally.used_at = end = perf_counter()
+                    tally.seconds += end - start
+                    next(tally.count)
+                else:
+                    outputs = route.run(args)
+                return outputs
+            except (TypeError, ValueError):
+                # The compiled function refuses what does not fit it: other parameters, tracers.
+                # Refusals are slow, so calls that alternate are told apart by all their arrays.
+                self._routes.exact.clear()
+                refused = route
+            except BaseException as error:
+                if not self.manager.dispatcher.may_answer(route, error):
+                    raise
+                failure = error
+        # Nothing is called within an `except`: who looks for a mistake of theirs sees it alone.
+        if sure and refused is None:
+            task = self._task(self._bind(args, kwargs))
+            outputs = self.manager.dispatcher.rescue(task, route.bucket, failure)
+            return outputs
+        return self._call_bound(args, kwargs, refused=refused)
 
     def __repr__(self) -> str:
         return one_line(f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)")
@@ -147,56 +155,36 @@ class BucketedFunction(Generic[P, R]):
         )
 
     def _call_bound(
-        self,
-        args: Sequence[PyTree],
-        kwargs: Mapping[str, PyTree],
-        *,
-        refused: Route | None = None,
+        self, args: Args, kwargs: Mapping[str, PyTree], *, refused: Route | None = None
     ) -> R:
         """Any call: with keywords, static arguments or pytrees, refused, or of a new shape."""
+        dispatcher = self.manager.dispatcher
+        outputs: R
         with self._outcomes.counting_input_errors():
             bound = self._bind(args, kwargs)
             key = self._key(bound)
         route = None if key is None else self._routes.table.get(key)
-        outputs: R
         if (
             route is not None
             and route is not refused
             and route.takes(bound.args, bound.kwargs)
             and route.takes_numpy(bound.args)
         ):
-            try:
-                outputs = route.run(bound.args, bound.kwargs)
-            except (TypeError, ValueError):
-                pass  # refused as in __call__, and decided anew
-            except BaseException as error:
-                return self._rescued(bound, route, error)
-            else:
+            outputs = dispatcher.replay(route, bound.args, bound.kwargs, lambda: self._task(bound))
+            if outputs is not REFUSED:
                 return outputs
-        outputs = self._decided(bound, key)
-        return outputs
-
-    def _rescued(self, bound: Bound, route: Route, error: BaseException) -> R:
-        """The answer to a call whose replay failed, where it can be had another way."""
-        outputs: R = self.manager.dispatcher.rescue(self._task(bound), route.bucket, error)
-        return outputs
-
-    def _decided(self, bound: Bound, key: Hashable | None) -> Any:
-        """A call that has to be decided; its route is remembered under `key`."""
         with self._outcomes.counting_input_errors():
             traced = has_tracers(bound.args, bound.kwargs)
-        if traced:
+            task = None if traced else self._task(bound)
+            if task is not None:
+                refuse_abstract(task.call)
+        if task is None:
             self._outcomes.add("eager", Reason.TRANSFORMED)
             target = replace(self._target, function=unbound(self._function, bound))
-            return run_traced(target, bound.args, bound.kwargs, self._binder.declared(bound))
-        draft = self._routes.draft()
-        with self._outcomes.counting_input_errors():
-            task = self._task(bound)
-            refuse_abstract(task.call)
-        served = self.manager.dispatcher.serve(task)
-        if served.route is not None and served.route.is_reusable and key is not None:
-            draft.add(served.route, key=key, lead=self._lead_shape(bound))
-        return served.outputs
+            outputs = run_traced(target, bound.args, bound.kwargs, self._binder.declared(bound))
+        else:
+            outputs = dispatcher.serve(task, self._routes, key, lead=self._lead_shape(bound))
+        return outputs
 
     def _lead_shape(self, bound: Bound) -> Hashable | None:
         """The key for exact calls with JAX arrays alone; None where one array does not decide."""

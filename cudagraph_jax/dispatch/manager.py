@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from cudagraph_jax._base.checks import require_bool
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax.capture.capturer import Capturer, Task
-from cudagraph_jax.capture.compile_request import Compiler, xla
+from cudagraph_jax.capture.compile_request import Compiler
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import Reason
-from cudagraph_jax.dispatch.dispatcher import Dispatcher, mode_for, replayable
+from cudagraph_jax.dispatch.dispatcher import REFUSED, Dispatcher, mode_for, replayable
 from cudagraph_jax.dispatch.stats import manager_stats
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -59,7 +59,7 @@ class CUDAGraphManager:
         config: Limits and policies.
         clock: Seconds, for capture times.
         store: Where executables are kept; None: in the directory of the config, if it has one.
-        compiler: What compiles; XLA unless a test says otherwise.
+        compiler: What compiles in the place of XLA, as in a test; None: XLA.
 
     Attributes:
         registry: The captured buckets.
@@ -82,7 +82,7 @@ class CUDAGraphManager:
         *,
         clock: Callable[[], float] = time.perf_counter,
         store: GraphStore | None = None,
-        compiler: Compiler = xla,
+        compiler: Compiler | None = None,
     ) -> None:
         self.registry = CUDAGraphRegistry(config, clock=clock, store=store, compiler=compiler)
         self.dispatcher = Dispatcher(self.registry, capturer=Capturer(self.registry))
@@ -146,7 +146,7 @@ class CUDAGraphManager:
         with capturer.gate.admission() as admitted:
             if entry is None and admitted:
                 iterations = self.config.warmup_iterations
-                entry = capturer.capture(program, bucket, task, iterations=iterations).value
+                entry = capturer.capture(task, bucket, iterations=iterations).value
         return entry if self.is_enabled() else None
 
     def replay_graph(self, batch_size: int, seq_len: int, inputs: PyTree) -> PyTree | None:
@@ -215,6 +215,16 @@ class CUDAGraphManager:
             SealedError: The bucket is not captured and `on_miss="error"`.
         """
         outcomes = self.dispatcher.outcomes
+
+        def check(program: Program) -> None:
+            if output_shapes is not None:
+                check_outputs(program, sizes, output_shapes)
+
+        def task() -> Task:
+            call = single_call(execute_fn, inputs, sizes)
+            target = single_target(execute_fn)
+            return Task(call, target, single_input=True, before_capture=check)
+
         with outcomes.counting_input_errors():
             sizes = request_sizes(batch_size, seq_len)
             if input_shapes is not None:
@@ -222,33 +232,17 @@ class CUDAGraphManager:
             key = route_key(execute_fn, inputs, sizes)
         route = None if key is None else self._routes.table.get(key)
         if route is not None and route.takes((inputs,)):
-            try:
-                return route.run((inputs,))
-            except (TypeError, ValueError):
-                pass  # the compiled function refuses what does not fit it; decided anew
-            except BaseException as error:
-                call = single_call(execute_fn, inputs, sizes)
-                task = Task(call, single_target(execute_fn), single_input=True)
-                return self.dispatcher.rescue(task, route.bucket, error)
+            outputs = self.dispatcher.replay(route, (inputs,), {}, task)
+            if outputs is not REFUSED:
+                return outputs
         with outcomes.counting_input_errors():
-            traced = has_tracers(inputs)
-        if traced:
+            described = None if has_tracers(inputs) else task()
+            if described is not None:
+                refuse_abstract(described.call)
+        if described is None:
             outcomes.add("eager", Reason.TRANSFORMED)
             return execute_fn(inputs)
-        draft = self._routes.draft()
-        with outcomes.counting_input_errors():
-            call = single_call(execute_fn, inputs, sizes)
-            refuse_abstract(call)
-
-        def check(program: Program) -> None:
-            if output_shapes is not None:
-                check_outputs(program, sizes, output_shapes)
-
-        task = Task(call, single_target(execute_fn), single_input=True, before_capture=check)
-        served = self.dispatcher.serve(task)
-        if served.route is not None and served.route.is_reusable and key is not None:
-            draft.add(served.route, key=key, lead=None)
-        return served.outputs
+        return self.dispatcher.serve(described, self._routes, key)
 
     def annotate(self, *, replays: bool) -> None:
         """Shows each replay in the profiles of `jax.profiler`, such as `replay embed 8x128`.

@@ -104,7 +104,7 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool
     """
     config = planned_config(dispatcher.config, plan, keeps_limits=keeps_limits)
     programs = _programs(dispatcher.registry)
-    grids = [len(grid(config, entry.program.example)) for entry in programs]
+    grids = [len(grid(config, entry.program, entry.bucket)) for entry in programs]
     _check_count(config, sum(grids) or plan.num_graphs)
     capturer, turn = dispatcher.capturer, object()
 
@@ -200,7 +200,7 @@ def _missing(
     missing = [
         (entry, bucket)
         for entry in _programs(registry)
-        for bucket in grid(config, entry.program.example)
+        for bucket in grid(config, entry.program, entry.bucket)
         if (bucket, entry.variant) not in new and registry.find(bucket, entry.variant) is None
     ]
     return sorted(missing, key=lambda found: found[1].elements, reverse=True)

@@ -42,6 +42,14 @@ class Outputs(NamedTuple):
     structure: jax.tree_util.PyTreeDef
     leaves: tuple[OutputLeaf, ...]
 
+    def fit(self, tree: PyTree, bucket: Bucket) -> bool:
+        """Whether outputs of these shapes, at `bucket`, are these."""
+        arrays, structure = jax.tree.flatten(tree)
+        return structure == self.structure and all(
+            leaf.ndim == len(array.shape) and leaf.axes.resize(array.shape, bucket) == array.shape
+            for leaf, array in zip(self.leaves, arrays, strict=True)
+        )
+
 
 def outputs_of(tree: PyTree, found: Sequence[OutputAxes], *, unpad: PyTree) -> Outputs:
     """The outputs of `tree`, whose axes were found.
@@ -70,6 +78,14 @@ def named_shapes(tree: PyTree) -> list[OutputShape]:
         where = jax.tree_util.keystr(path)
         found.append(OutputShape(f"output {where}" if where else "the output", array.shape))
     return found
+
+
+def untrimmed_outputs(tree: PyTree) -> list[OutputAxes]:
+    """Outputs whose axes nobody asks for."""
+    return [
+        OutputAxes(name, LeafAxes(), f"the axes of {name} were not looked for")
+        for name, _ in named_shapes(tree)
+    ]
 
 
 def declared_outputs(out_axes: PyTree, tree: PyTree, bucket: Bucket) -> list[OutputAxes]:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from cudagraph_jax._base.fork import forkable_lock
-from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.program.call import Call, abstract_call
 from cudagraph_jax.program.fingerprint import Fingerprint
-from cudagraph_jax.program.outputs import Outputs, declared_outputs, named_shapes, outputs_of
+from cudagraph_jax.program.outputs import (
+    Outputs,
+    declared_outputs,
+    named_shapes,
+    outputs_of,
+    untrimmed_outputs,
+)
 from cudagraph_jax.program.prng import copied_key, is_key
 from cudagraph_jax.program.variant import AbstractLeaf, Variant
 from cudagraph_jax.shapes.axes import LeafAxes
@@ -61,17 +66,22 @@ class Program:
 
     Attributes:
         example: That call without its arrays.
-        reference: The bucket by which the outputs' axes are found; None: the first one asked for.
-        settings: Those of the thread that made it, for threads that capture in its place.
+        settings: Those of the thread that called last, for threads that capture in its place.
     """
 
-    def __init__(self, target: Target, call: Call, *, reference: Bucket | None = None) -> None:
+    def __init__(self, target: Target, call: Call) -> None:
         self.target = target
-        self.reference = reference
         self.variant: Variant = call.variant
         self.axes: tuple[LeafAxes, ...] = call.axes
         self.pad_values: tuple[PadValue, ...] = tuple(call.declared.pad_values)
         self.argument_names = tuple(call.declared.argument_names)
+        self._outputs: Outputs | None = None
+        self._passed: dict[int, weakref.ref[Any]] = {}
+        self._lock = forkable_lock()
+        self.renew(call)
+
+    def renew(self, call: Call) -> None:
+        """Takes what runs without a request borrow from another call of the same variant."""
         # Keys cannot be made up for a run without a request, and take next to no memory.
         donated = self.donated_leaves
         self.keys = {
@@ -82,13 +92,11 @@ class Program:
         self.example = abstract_call(call)
         self.settings = ThreadSettings()
         # Parameters live on with the server; a run without a request borrows them while they do.
-        self._passed = {
+        self._passed |= {
             index: weakref.ref(leaf)
             for index, (leaf, axes) in enumerate(zip(call.leaves, call.axes, strict=True))
             if axes.passes_through and isinstance(leaf, jax.Array | np.ndarray) and leaf.ndim
         }
-        self._outputs: Outputs | None = None
-        self._lock = forkable_lock()
 
     @property
     def donated_leaves(self) -> list[int]:
@@ -168,12 +176,21 @@ class Program:
             clock=clock,
         )
 
-    def outputs(self, bucket: Bucket, *, others: Sequence[Bucket] = ()) -> Outputs:
-        """The outputs' axes; found once, by abstract evaluation at up to three sizes.
+    def outputs(
+        self,
+        bucket: Bucket,
+        *,
+        tree: PyTree = None,
+        others: Sequence[Bucket] = (),
+        searches: bool = True,
+    ) -> Outputs:
+        """The outputs' axes; found at one bucket, and the same for the next.
 
         Args:
             bucket: A size that the function takes.
+            tree: The outputs there, as a trace gave them; traced here if None.
             others: Further sizes that it probably takes, best first.
+            searches: Whether to find the axes of outputs that nobody trims, too.
 
         Raises:
             CaptureError: The function cannot be traced at `bucket`.
@@ -181,9 +198,13 @@ class Program:
                 without being one of them, or `out_axes` or `unpad` do not fit the outputs.
         """
         with self._lock:
-            if self._outputs is None:
-                self._outputs = self._outputs_at(bucket, others)
-            return self._outputs
+            known = self._outputs
+            if known is not None and (tree is None or known.fit(tree, bucket)):
+                return known
+            found = self._find_outputs(bucket, tree, others, searches)
+            if known is None:
+                self._outputs = found
+            return found
 
     def restore_outputs(self, outputs: Outputs) -> Outputs:
         """The outputs, from now on those given unless they are known already."""
@@ -201,26 +222,25 @@ class Program:
         args, kwargs = self.arguments(bucket)
         return evaluate_shapes(self.target.function, args, kwargs, name=self.target.name)
 
-    def _outputs_at(self, bucket: Bucket, others: Sequence[Bucket]) -> Outputs:
-        if self.reference is not None and self.reference != bucket:
-            with suppress(CaptureError):  # a bucket that cannot be traced is no reference
-                return self._find_outputs(self.reference, others)
-        return self._find_outputs(bucket, others)
-
-    def _find_outputs(self, bucket: Bucket, others: Sequence[Bucket]) -> Outputs:
-        tree = self.evaluate(bucket)
-        found = (
-            self._infer(bucket, others)
-            if self.target.out_axes is None
-            else declared_outputs(self.target.out_axes, tree, bucket)
-        )
+    def _find_outputs(
+        self, bucket: Bucket, tree: PyTree, others: Sequence[Bucket], searches: bool
+    ) -> Outputs:
+        tree = self.evaluate(bucket) if tree is None else tree
+        if self.target.out_axes is not None:
+            found: Sequence[OutputAxes] = declared_outputs(self.target.out_axes, tree, bucket)
+        elif not searches and set(jax.tree.leaves(self.target.unpad)) == {"none"}:
+            found = untrimmed_outputs(tree)
+        else:
+            found = self._infer(bucket, tree, others)
         return outputs_of(tree, found, unpad=self.target.unpad)
 
-    def _infer(self, bucket: Bucket, others: Sequence[Bucket]) -> tuple[OutputAxes, ...]:
+    def _infer(
+        self, bucket: Bucket, tree: PyTree, others: Sequence[Bucket]
+    ) -> tuple[OutputAxes, ...]:
         batches = [size.batch_size for size in others] + [bucket.batch_size * 2]
         lengths = [size.seq_len for size in others] + [bucket.seq_len * 2]
         return infer_output_axes(
-            lambda size: named_shapes(self.evaluate(size)),
+            lambda size: named_shapes(tree if size == bucket else self.evaluate(size)),
             base=bucket,
             batches=_distinct(batches, bucket.batch_size) if self.carries_batch else (),
             lengths=_distinct(lengths, bucket.seq_len) if self.carries_seq else (),

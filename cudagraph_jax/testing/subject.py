@@ -146,7 +146,7 @@ class Subject:
         """
         dispatcher = self.bucketed.manager.dispatcher
         bucket = dispatcher.bucket_for(task.call)
-        return dispatcher.capturer.capture_now(task, bucket).value
+        return dispatcher.capturer.capture(task, bucket).value
 
     def answers(self, args: tuple[PyTree, ...]) -> Answers:
         """Both answers to a call with these arguments.

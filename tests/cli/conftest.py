@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cudagraph_jax.cli import main
-from tests.cli.stored import stocked
+from tests.helpers.stock import stocked
 
 
 @pytest.fixture

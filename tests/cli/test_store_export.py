@@ -12,7 +12,7 @@ from cudagraph_jax.cli.store.archive import write_archive
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store import GraphStore
 from cudagraph_jax.store.identity import file_name
-from tests.cli.stored import EMBED, EMBED_LARGE, IDENTITIES, RANK, files, spoil, stocked
+from tests.helpers.stock import EMBED, EMBED_LARGE, IDENTITIES, RANK, files, spoil, stocked
 
 KEY = b"sixteen bytes or more"
 NAME = file_name(EMBED)

@@ -19,7 +19,7 @@ from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store import GraphStore
 from cudagraph_jax.store.format import Header, pack
 from cudagraph_jax.store.identity import file_name
-from tests.cli.stored import EMBED, EMBED_LARGE, RANK, files
+from tests.helpers.stock import EMBED, EMBED_LARGE, RANK, files
 
 Member = tuple[str, bytes, dict[str, Any]]
 

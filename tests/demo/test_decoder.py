@@ -20,7 +20,7 @@ from cudagraph_jax.demo.decoder.decoder import Decoder
 from cudagraph_jax.demo.decoder.decoder_params import DecoderConfig, random_params
 from cudagraph_jax.demo.decoder.transformer import KVCache, decode_step, prefill
 from cudagraph_jax.testing import assert_bucketing_preserves, assert_padding_does_not_leak
-from tests.graphs.functions import stats_of
+from tests.helpers.functions import stats_of
 
 STEPS = 500
 PROMPTS = [[7], list(range(20, 40)), [1, 2, 3, 4, 5, 6, 7], [9, 9, 8]]

@@ -12,7 +12,7 @@ import pytest
 from cudagraph_jax import Bucket, ConfigError, CUDAGraphConfig, CUDAGraphManager, bucket_jit
 from cudagraph_jax.graphs.observers import Observers
 from cudagraph_jax.graphs.route import Route, WatchedRoute
-from tests.graphs.functions import GRID, assert_close, double, floats, stats_of
+from tests.helpers.functions import GRID, assert_close, double, floats, stats_of
 
 
 @pytest.fixture

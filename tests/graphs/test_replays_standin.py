@@ -19,7 +19,7 @@ import pytest
 
 from cudagraph_jax.xla.gpus import has_cuda_plugin
 
-STANDIN = Path(__file__).parents[1] / "standin"
+PROGRAMS = Path(__file__).parents[1] / "helpers" / "programs"
 LIBRARIES = (
     "libcuda.so.1",
     "libcudart.so.13",
@@ -44,18 +44,18 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What `standin/replays.py` prints."""
+    """What `standin_replays.py` prints."""
     libraries = tmp_path_factory.mktemp("standin")
     built = libraries / LIBRARIES[0]
     subprocess.run(
-        [COMPILER, "-shared", "-fPIC", "-O1", "-o", built, STANDIN / "cuda.c"], check=True
+        [COMPILER, "-shared", "-fPIC", "-O1", "-o", built, PROGRAMS / "standin_cuda.c"], check=True
     )
     for name in LIBRARIES[1:]:
         shutil.copy(built, libraries / name)
     plugin = Path(importlib.import_module("jax_plugins.xla_cuda13").__file__ or "").parent
     cuda = plugin.parents[1] / "nvidia" / "cu13"
     done = subprocess.run(
-        [sys.executable, STANDIN / "replays.py"],
+        [sys.executable, PROGRAMS / "standin_replays.py"],
         env={
             "HOME": os.environ.get("HOME", ""),
             "JAX_PLATFORMS": "standin",
@@ -63,7 +63,7 @@ def found(tmp_path_factory):
             "PATH": f"{cuda / 'bin'}:{os.environ['PATH']}",
             # Another name than cuda, for which JAX looks for a device file.
             "PJRT_NAMES_AND_LIBRARY_PATHS": f"standin:{plugin / 'xla_cuda_plugin.so'}",
-            "PYTHONPATH": str(STANDIN.parents[1]),
+            "PYTHONPATH": str(PROGRAMS.parents[2]),
             "XLA_FLAGS": f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={cuda}",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         },

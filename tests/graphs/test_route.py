@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cudagraph_jax import ConfigError, CUDAGraphConfig, InputShapeError, bucket_jit, no_compiles
-from tests.graphs.functions import GRID, assert_close, floats, tokens
+from tests.helpers.functions import GRID, assert_close, floats, tokens
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 5))
 

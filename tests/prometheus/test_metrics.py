@@ -18,8 +18,8 @@ from cudagraph_jax.prometheus.metrics import (
     counts_of_outcomes,
     counts_of_registry,
 )
-from tests.graphs.functions import floats, stats_of
-from tests.prometheus.scraping import bucketed, samples_of
+from tests.helpers.functions import floats, stats_of
+from tests.helpers.scrapes import bucketed, samples_of
 
 
 def test_exact_values(registry):

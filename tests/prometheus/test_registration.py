@@ -10,8 +10,8 @@ import pytest
 from cudagraph_jax import ConfigError, CUDAGraphManager
 from cudagraph_jax.prometheus import register
 from cudagraph_jax.prometheus.registration import Registration
-from tests.graphs.functions import GRID, floats
-from tests.prometheus.scraping import bucketed, samples_of
+from tests.helpers.functions import GRID, floats
+from tests.helpers.scrapes import bucketed, samples_of
 
 
 def test_a_name_is_taken_once(registry):

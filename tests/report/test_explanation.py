@@ -5,8 +5,8 @@ import pytest
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.report.explanation import Explanation
 from cudagraph_jax.shapes.ladder import Bucket
-from tests.report.reading import Reader
-from tests.report.snapshots import ACTING, HOSTILE, SHOWN
+from tests.helpers.html_reader import Reader
+from tests.helpers.snapshots import ACTING, HOSTILE, SHOWN
 
 SIZES = Bucket(3, 57)
 

@@ -2,7 +2,7 @@
 
 from cudagraph_jax.report.heatmap import Cell, HeatMap
 from cudagraph_jax.shapes.ladder import Bucket
-from tests.report.reading import Reader
+from tests.helpers.html_reader import Reader
 
 MAP = HeatMap(
     kind="hits",

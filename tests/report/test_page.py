@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cudagraph_jax.report.page import page, section
-from tests.report.reading import Reader, shown
-from tests.report.snapshots import HOSTILE
+from tests.helpers.html_reader import Reader, shown
+from tests.helpers.snapshots import HOSTILE
 
 PAGE = page("Cache", "2026-01-02", "<p>body</p>")
 

@@ -10,8 +10,8 @@ from cudagraph_jax._base.files import ReportError
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.report.report import Report
 from cudagraph_jax.shapes.ladder import Bucket
-from tests.report.reading import Reader
-from tests.report.snapshots import HOSTILE, STATS, graph, manager_stats
+from tests.helpers.html_reader import Reader
+from tests.helpers.snapshots import HOSTILE, STATS, graph, manager_stats
 
 CONFIG = CUDAGraphConfig(
     capture_sizes=(1, 4), capture_seq_lens=(16, 64), compiler_options={"xla_a": "1", "xla_b": "<2>"}

@@ -3,8 +3,8 @@
 import json
 
 from cudagraph_jax.report.summary import alerts, headline, tiles, totals, troubles
-from tests.report.reading import Reader
-from tests.report.snapshots import HOSTILE, graph, manager_stats, registry_stats
+from tests.helpers.html_reader import Reader
+from tests.helpers.snapshots import HOSTILE, graph, manager_stats, registry_stats
 
 BUSY = manager_stats(
     graph(4, 64, 3),

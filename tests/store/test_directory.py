@@ -10,7 +10,7 @@ import pytest
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.store import Difference, GraphStore, Miss, Reason, Stored
 from cudagraph_jax.store.identity import file_name
-from tests.store.stores import (
+from tests.helpers.stores import (
     EXTRA,
     FILE,
     IDENTITY,

@@ -17,7 +17,7 @@ import pytest
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store import Files, GraphStore, Reason
 from cudagraph_jax.store.entries import is_bad
-from tests.store.stores import (
+from tests.helpers.stores import (
     FILE,
     IDENTITY,
     KEY,
@@ -29,7 +29,7 @@ from tests.store.stores import (
     snapshot,
 )
 
-HERE = Path(__file__).parent
+PROGRAMS = Path(__file__).parents[1] / "helpers" / "programs"
 OTHER = {"n": 1}
 READ_ONLY = 'Open the store with mode="ro", or mend its permissions'
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser may give files away")
@@ -211,8 +211,8 @@ def test_mounts():
     ):
         pytest.skip("mounts nothing here")
     done = subprocess.run(
-        [*command, sys.executable, "-W", "error", str(HERE / "on_mounts.py")],
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        [*command, sys.executable, "-W", "error", str(PROGRAMS / "on_mounts.py")],
+        env={**os.environ, "PYTHONPATH": str(PROGRAMS.parents[2])},
         capture_output=True,
         text=True,
         timeout=100,

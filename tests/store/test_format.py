@@ -21,7 +21,7 @@ from cudagraph_jax.store.format import (
 )
 from cudagraph_jax.store.identity import differences
 from cudagraph_jax.store.outcomes import Reason, UnusableError
-from tests.store.stores import EXTRA, IDENTITY, KEY, OTHER_KEY, PAYLOAD
+from tests.helpers.stores import EXTRA, IDENTITY, KEY, OTHER_KEY, PAYLOAD
 
 HEADER = Header(dict(IDENTITY), dict(EXTRA), 12.5)
 PLAIN = b"".join(pack(HEADER, PAYLOAD, key=None))

@@ -11,7 +11,7 @@ import pytest
 
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.store import GraphStore
-from tests.store.stores import FILE, IDENTITY, KEY
+from tests.helpers.stores import FILE, IDENTITY, KEY
 
 
 @pytest.fixture

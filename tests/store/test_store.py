@@ -15,7 +15,7 @@ import cudagraph_jax.store
 from cudagraph_jax.errors import ConfigError, CUDAGraphError, StoreError
 from cudagraph_jax.store import Difference, GraphStore, Reason
 from cudagraph_jax.store.identity import file_name
-from tests.store.stores import (
+from tests.helpers.stores import (
     EXTRA,
     FILE,
     IDENTITY,

@@ -10,7 +10,7 @@ from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store import GraphStore, Miss, Reason
 from cudagraph_jax.store.entries import problem_in
 from cudagraph_jax.store.identity import file_name
-from tests.store.stores import (
+from tests.helpers.stores import (
     FILE,
     IDENTITY,
     KEY,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cudagraph_jax import CUDAGraphConfig, InputShapeError, bucket_jit
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.testing import assert_bucketing_preserves, assert_padding_does_not_leak
-from tests.testing.mistakes import PLANTED, SOUND, TABLE, X, elementwise
+from tests.helpers.mistakes import PLANTED, SOUND, TABLE, X, elementwise
 
 GRID = CUDAGraphConfig(capture_sizes=(3,), capture_seq_lens=(1, 4))
 FEW = hypothesis.settings(max_examples=25)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cudagraph_jax import CUDAGraphConfig, GraphStore, InputShapeError, bucket_jit
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.testing import assert_bucketing_preserves
-from tests.testing.mistakes import FURTHER, PLANTED, SOUND, X, elementwise, mean_of_tokens
+from tests.helpers.mistakes import FURTHER, PLANTED, SOUND, X, elementwise, mean_of_tokens
 
 TEN_TIMES = hypothesis.settings(max_examples=1000)
 CONFIG = CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(4,))

@@ -1,0 +1,275 @@
+"""Budget: a grid that does not fit is refused before the first bucket over it is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from typing import Any, cast
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cudagraph_jax import (
+    CaptureError,
+    ConfigError,
+    CUDAGraphConfig,
+    CUDAGraphManager,
+    CUDAGraphWarning,
+    GraphStore,
+    bucket_jit,
+)
+from cudagraph_jax.capture.budget import Budget
+from cudagraph_jax.capture.failures import Failures
+from cudagraph_jax.shapes.ladder import Bucket
+from tests.helpers.functions import GRID, assert_close, big, double, floats, in_a_loop
+
+QUIET = {"progress": False}
+
+
+def big_function(sizes, **options):
+    config = CUDAGraphConfig(
+        capture_sizes=sizes, memory_pool_size_mb=1, warmup_iterations=0, **options
+    )
+    return bucket_jit(big, in_axes=("batch _",), config=config)
+
+
+def test_more_buckets_than_graphs():
+    """A grid of more buckets than max_graphs is refused with both numbers; nothing is compiled."""
+    config = dataclasses.replace(GRID, max_graphs=5)
+    function = bucket_jit(double, in_axes=("batch seq",), config=config)
+    with pytest.raises(ConfigError, match=r"6 buckets, more than max_graphs=5"):
+        function.warmup(floats(0, 2, 4), **QUIET)
+    assert function.registry.capture_count == 0
+    enough = dataclasses.replace(GRID, max_graphs=6)
+    function = bucket_jit(double, in_axes=("batch seq",), config=enough)
+    assert len(function.warmup(floats(0, 2, 4), **QUIET).buckets) == 6
+    assert function.registry.num_graphs == 6
+
+
+def test_a_grid_without_lengths_counts_its_batches():
+    """Only the buckets that a call can be padded to count against max_graphs."""
+    config = dataclasses.replace(GRID, max_graphs=3)
+    function = bucket_jit(double, in_axes=("batch _",), config=config)
+    assert len(function.warmup(floats(0, 2, 4), **QUIET).buckets) == 3
+
+
+def test_more_memory_than_the_budget():
+    """The first bucket over the memory budget is not compiled; the error has all the sizes."""
+    function = big_function((1, 2))
+    with pytest.raises(ConfigError) as caught:
+        function.warmup(floats(0, 1, 1), **QUIET)
+    assert [entry.key for entry in function.registry.entries()] == [(2, 1)]
+    assert function.registry.capture_count == 1
+    (entry,) = function.registry.entries()
+    said = str(caught.value)
+    for part in ("memory_pool_size_mb=1", "1x1", "1,048,576", f"{entry.memory_bytes:,}"):
+        assert part in said
+    x = floats(1, 2, 1)
+    assert_close(function(x), np.asarray(big(jnp.asarray(x))))
+
+
+def test_without_a_pool_there_is_no_budget():
+    """use_memory_pool=False switches the memory budget off."""
+    function = big_function((1, 2), use_memory_pool=False)
+    assert len(function.warmup(floats(0, 1, 1), **QUIET).buckets) == 2
+
+
+def test_a_grid_that_fits_may_be_warmed_up_again():
+    """A second warm-up of a grid that is held needs no more memory, and is no error."""
+    config = CUDAGraphConfig(
+        capture_sizes=(1,), capture_seq_lens=(8, 9), memory_pool_size_mb=1, warmup_iterations=0
+    )
+    function = bucket_jit(big, in_axes=("batch seq",), config=config)
+    for length in (9, 8):
+        function(floats(0, 1, length))
+    assert function.registry.num_graphs == 2
+    function.warmup(floats(0, 1, 1), **QUIET)
+    assert (function.registry.num_graphs, function.registry.capture_count) == (2, 2)
+
+
+def test_functions_that_share_a_manager_fit_together():
+    """Two grids that fit one after the other do not drive each other out without a word."""
+    manager = CUDAGraphManager(dataclasses.replace(GRID, max_graphs=8))
+    first = bucket_jit(double, in_axes=("batch seq",), manager=manager)
+    second = bucket_jit(lambda x: x + 1, in_axes=("batch seq",), manager=manager)
+    first.warmup(floats(0, 2, 4), **QUIET)
+    with pytest.raises(ConfigError, match="max_graphs=8"):
+        second.warmup(floats(0, 2, 4), **QUIET)
+    assert (manager.registry.num_graphs, manager.registry.evictions) == (6, 0)
+
+
+def fixed(x):
+    """Needs 400 kB of temporary memory, however many rows."""
+    return x + in_a_loop(jnp.arange(100_000.0) * x.sum(), x)[:1] * 0
+
+
+def fixed_function(sizes, **options):
+    config = CUDAGraphConfig(
+        capture_sizes=sizes, memory_pool_size_mb=1, warmup_iterations=0, **options
+    )
+    return bucket_jit(fixed, in_axes=("batch _",), config=config)
+
+
+def test_a_bucket_over_the_whole_budget_ends_the_warmup():
+    """The first bucket that can never fit is an error with its size; no other one is compiled."""
+    function = big_function((1, 2, 8, 16, 32))
+    with pytest.raises(ConfigError) as caught:
+        function.warmup(floats(0, 1, 1), **QUIET)
+    assert (function.registry.capture_count, function.registry.num_graphs) == (1, 0)
+    assert isinstance(caught.value.__cause__, CaptureError)
+    said = str(caught.value)
+    for part in ("memory_pool_size_mb=1", "big at 32x1 needs", "1,048,576", "raise"):
+        assert part in said
+
+
+def test_memory_that_does_not_shrink_is_estimated_as_such():
+    """What all buckets need alike is seen after two of them, before the third is compiled."""
+    function = fixed_function((4, 16, 64))
+    with pytest.raises(ConfigError) as caught:
+        function.warmup(floats(0, 1, 1), **QUIET)
+    assert [entry.key for entry in function.registry.entries()] == [(64, 1), (16, 1)]
+    assert (function.registry.capture_count, function.registry.evictions) == (2, 0)
+    held = sum(entry.memory_bytes or 0 for entry in function.registry.entries())
+    said = str(caught.value)
+    assert f"2 buckets with {held:,} bytes are held, and the next one, 4x1, needs about" in said
+    assert "but the budget is 1,048,576: raise it" in said
+
+
+def test_a_larger_bucket_that_comes_later_is_not_estimated_as_a_smaller_one(tmp_path):
+    """With hot buckets first, too, a bucket that does not fit is said before it is compiled."""
+    store = GraphStore(tmp_path)
+    store.remember_hot({"big": {"2x1": 9, "1x1": 8}})
+    config = CUDAGraphConfig(capture_sizes=(1, 2, 4), memory_pool_size_mb=3, warmup_iterations=0)
+    manager = CUDAGraphManager(config, store=store)
+    other = bucket_jit(lambda x: big(x) + 1, in_axes=("batch _",), manager=manager, name="other")
+    other(floats(0, 1, 1))
+    function = bucket_jit(big, in_axes=("batch _",), manager=manager)
+    with pytest.raises(ConfigError, match="and the next one, 4x1, needs about"):
+        function.warmup(floats(0, 1, 1), **QUIET)
+    assert [entry.key for entry in function.registry.entries()] == [(1, 1), (2, 1), (1, 1)]
+    assert (function.registry.capture_count, function.registry.evictions) == (3, 0)
+
+
+@dataclass(eq=False)
+class Measured:
+    """What a budget asks of an entry."""
+
+    bucket: Bucket
+    memory_bytes: int
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 64), st.integers(0, 1000)), min_size=1),
+    st.integers(1, 64),
+)
+def test_an_estimate_is_no_more_than_a_larger_bucket_needs(measured, size):
+    """In whatever order buckets come: never negative, and what was measured is known."""
+    function = bucket_jit(double, in_axes=("batch _",), config=GRID)
+    budget = Budget(function.registry, cast("Any", None), [])
+    for rows, needed in measured:
+        budget.add(cast("Any", Measured(Bucket(rows, 1), needed)))
+    estimate = budget._estimate(Bucket(size, 1))
+    assert estimate is not None
+    last = dict(measured)
+    assert 0 <= estimate <= min((n for rows, n in last.items() if rows >= size), default=estimate)
+    if len(last) == 1 and size in last:
+        assert estimate == last[size]
+
+
+def jumping(x):
+    """Needs 400 kB for four rows, nearly nothing for two, and 800 kB for one."""
+    wide = jnp.arange({4: 1e5, 2: 4.0, 1: 2e5}[x.shape[0]]) * x.sum()
+    return x + in_a_loop(wide, x)[:1] * 0
+
+
+def test_the_last_bucket_may_not_drive_one_out():
+    """A bucket that needs more than was estimated, also the last one, is no silent eviction."""
+    config = CUDAGraphConfig(capture_sizes=(1, 2, 4), memory_pool_size_mb=1, warmup_iterations=0)
+    function = bucket_jit(jumping, in_axes=("batch _",), out_axes="batch _", config=config)
+    with pytest.raises(ConfigError) as caught:
+        function.warmup(floats(0, 1, 1), **QUIET)
+    assert (function.registry.capture_count, function.registry.evictions) == (3, 1)
+    said = str(caught.value)
+    assert "memory_pool_size_mb=1: 3 buckets need" in said
+    assert "the budget is 1,048,576, so that jumping at 4x1 had to leave" in said
+    assert "when 1x1 was captured: raise it" in said
+
+
+def test_other_arguments_of_the_same_function_keep_their_buckets():
+    """A warm-up for another static value does not drive out the buckets of the first one."""
+
+    def scaled(x, *, by):
+        return x * by
+
+    config = dataclasses.replace(GRID, max_graphs=8)
+    function: Any = bucket_jit(scaled, in_axes=("batch seq",), static_argnames="by", config=config)
+    function.warmup(floats(0, 2, 4), by=2, **QUIET)
+    with pytest.raises(ConfigError) as caught:
+        function.warmup(floats(0, 2, 4), by=3, **QUIET)
+    assert (function.registry.num_graphs, function.registry.evictions) == (6, 0)
+    said = str(caught.value)
+    assert "6 buckets beside the 6 of other functions or arguments" in said
+    assert "max_graphs=8" in said
+    assert "reset()" in said
+    function.manager.reset()
+    assert function.warmup(floats(0, 2, 4), by=3, **QUIET).captured == 6
+
+
+def test_memory_of_other_functions_is_not_taken():
+    """A grid that would fit alone is refused where another function holds the memory."""
+    first = big_function((2,))
+    second = bucket_jit(
+        lambda x: big(x + 1), in_axes=("batch _",), manager=first.manager, name="second"
+    )
+    first.warmup(floats(0, 1, 1), **QUIET)
+    with pytest.raises(ConfigError, match="big at 2x1 had to leave when 2x1 was captured"):
+        second.warmup(floats(0, 1, 1), **QUIET)
+
+
+def test_buckets_outside_the_grid_may_go():
+    """What was captured on the way, outside the grid, leaves for a grid that fits without it."""
+    config = dataclasses.replace(GRID, max_graphs=6, on_overflow="exact")
+    function = bucket_jit(double, in_axes=("batch seq",), config=config)
+    function(floats(0, 9, 9))
+    assert function.warmup(floats(0, 2, 4), **QUIET).captured == 6
+    assert (function.registry.num_graphs, function.registry.evictions) == (6, 1)
+
+
+def test_a_reset_meanwhile_is_no_eviction():
+    """Buckets that are dropped on purpose during a warm-up are not held against the budget."""
+    config = dataclasses.replace(GRID, max_graphs=6)
+    function = bucket_jit(double, in_axes=("batch seq",), config=config)
+    resets = [function.manager.reset]
+
+    def progress(done, total, bucket):
+        if done == 3 and resets:
+            resets.pop()()
+
+    function.warmup(floats(0, 2, 4), progress=progress)
+    assert function.registry.num_graphs == 3
+
+
+def test_an_over_budget_bucket_is_compiled_once():
+    """A bucket over the whole budget is said in plain words, served eagerly, and never retried."""
+    clock = itertools.count(step=1000.0)
+    function = big_function((4,))
+    manager = function.manager
+    manager.dispatcher.capturer.failures = Failures(clock=lambda: next(clock))
+    x = floats(0, 4, 1)
+    with pytest.warns(CUDAGraphWarning) as told:  # noqa: PT031
+        for _ in range(3):
+            assert_close(function(x), np.asarray(big(jnp.asarray(x))))
+    assert function.registry.capture_count == 1
+    (warning,) = told
+    said = str(warning.message)
+    assert "big at 4x1 needs 1,6" in said
+    assert "1,048,576" in said
+    assert "not tried again" in said
+    explained = str(function.explain(x))
+    for text in (said, explained):
+        assert "Variant(" not in text
+        assert "PyTreeDef" not in text

@@ -1,0 +1,115 @@
+"""A server that starts on a store, in a process of its own; prints what it found as JSON.
+
+python -m tests.helpers.programs.server DIRECTORY [--function NAME] [--fingerprint TEXT]
+    [--jax-cache DIRECTORY] [--limit-bytes N] [--patience SECONDS] [--no-store]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, GraphStore, bucket_jit
+
+ROOT = Path(__file__).parents[3]
+CONFIG = CUDAGraphConfig(
+    capture_sizes=(1, 2, 4), capture_seq_lens=(4, 8), warmup_iterations=1, on_overflow="error"
+)
+BUCKETS = len(CONFIG.buckets())
+X = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+
+
+def scaled(x):
+    """A function of XLA's own operations."""
+    return jnp.tanh(x @ jnp.ones((x.shape[1], 3), x.dtype)[:, :1] * 0 + x) * 2
+
+
+def inverted(x):
+    """A function that calls LAPACK."""
+    square = jnp.eye(3, dtype=x.dtype)[None] * 2 + jnp.zeros((x.shape[0], 1, 1), x.dtype)
+    _, _, vectors = jnp.linalg.svd(square)
+    return x * jnp.linalg.inv(square)[:, 0, :1] * jnp.abs(vectors[:, 0, :1])
+
+
+FUNCTIONS = {"scaled": scaled, "inverted": inverted}
+
+
+def start(directory: Path, *options: str, check: bool = True, **popen: Any) -> dict[str, Any]:
+    """What a server found that was started on `directory`."""
+    done = started(directory, *options, **popen)
+    out, err = done.communicate(timeout=120)
+    if check and done.returncode:
+        raise AssertionError(f"exit status {done.returncode}: {err[-2000:]}")
+    return {"status": done.returncode, "stderr": err, **(json.loads(out) if out else {})}
+
+
+def started(
+    directory: Path, *options: str, executable: str = sys.executable, **popen: Any
+) -> subprocess.Popen[str]:
+    """A server that is starting on `directory`."""
+    return subprocess.Popen(
+        [executable, "-m", "tests.helpers.programs.server", str(directory), *options],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, **popen,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Starts, answers one call, and prints what became of each bucket."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory")
+    parser.add_argument("--function", default="scaled")
+    parser.add_argument("--fingerprint")
+    parser.add_argument("--jax-cache")
+    parser.add_argument("--limit-bytes", type=int)
+    parser.add_argument("--patience", type=float, default=120)
+    parser.add_argument("--no-store", action="store_true")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.jax_cache:
+        jax.config.update("jax_compilation_cache_dir", options.jax_cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    store = None
+    if not options.no_store:
+        store = GraphStore(options.directory, patience_s=options.patience)
+    if options.limit_bytes is not None:
+        jax.devices()  # before, since what starts an accelerator may write files of its own
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options.limit_bytes, options.limit_bytes))
+    function = FUNCTIONS[options.function]
+    served = bucket_jit(
+        function,
+        in_axes=("batch seq",),
+        manager=CUDAGraphManager(CONFIG, store=store),
+        fingerprint=options.fingerprint,
+    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        report = served.warmup(X, progress=False)
+        served.seal()
+        answer = served(X)
+    found = {
+        "captured": report.captured,
+        "loaded": report.loaded,
+        "failed": len(report.failed),
+        "total_ms": report.total_ms,
+        "is_right": bool(np.allclose(answer, function(X), atol=1e-5)),
+        "warnings": [str(warning.message) for warning in told],
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from cudagraph_jax._base.fork import use_jax
@@ -244,12 +245,10 @@ class Dispatcher:
         with self.capturer.gate.admission() as admitted:
             if not admitted:
                 return None
-            failure: Exception
-            fallback: Callable[..., PyTree]
             try:
                 made = self.capturer.capture(task, bucket)
             except CaptureError as error:
-                fallback, failure = without_bucket, error
+                answer = partial(without_bucket, self.capturer, task, bucket, error)
             else:
                 try:
                     route = made.value.route_for(call)
@@ -259,9 +258,9 @@ class Dispatcher:
                         self.outcomes.add("capture", decision.reason, call.sizes)
                     return Served(outputs, route)
                 except Exception as error:
-                    fallback, failure = without_entry, error
+                    answer = partial(without_entry, self.capturer, task, bucket, error)
             # Not within the `except`: a mistake in the function is to show its own traceback alone.
-            outputs = fallback(self.capturer, task, bucket, failure)
+            outputs = answer()
         self.outcomes.add("eager", Reason.FAILED, call.sizes)
         return Served(outputs)
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal, Protocol, Self, cast, get_args
 
@@ -137,7 +138,7 @@ class CUDAGraphConfig:
 
     def xla_options(self) -> dict[str, str]:
         """The compiler options of every bucket: the scope's, overridden by `compiler_options`."""
-        return {**self.command_buffers.compiler_options(), **self.compiler_options}
+        return dict(_xla_options(self))
 
     def should_use_cudagraph(self, batch_size: int, seq_len: int) -> bool:
         """Whether a call of this size is inside the limits (and the config is enabled)."""
@@ -328,6 +329,11 @@ def command_buffer_scope(scope: object, *, per_layer_graphs: bool) -> CommandBuf
         f"per_layer_graphs=True means command_buffers=PIECEWISE, but command_buffers={scope.name}: "
         "leave one of the two out"
     )
+
+
+@lru_cache(maxsize=64)
+def _xla_options(config: CUDAGraphConfig) -> Mapping[str, str]:
+    return {**config.command_buffers.compiler_options(), **config.compiler_options}
 
 
 def xla_options(options: object) -> Mapping[str, str]:

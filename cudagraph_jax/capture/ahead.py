@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from cudagraph_jax._base.fork import forkable_lock
-from cudagraph_jax.capture.compile_request import Compiler, CompileRequest
 from cudagraph_jax.errors import CUDAGraphError
+from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
-from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.program.program import Compiler, CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.stages import Executable, Lowering, stage_errors
 
@@ -34,13 +34,16 @@ class CompilesAhead:
     Args:
         compiler: What compiles in the place of XLA; None: XLA.
         clock: Seconds, for capture times.
+
+    Attributes:
+        begun: What may be taken, by bucket and variant; not to be changed.
     """
 
     def __init__(self, *, compiler: Compiler | None, clock: Callable[[], float]) -> None:
         self._compiler = compiler
         self._clock = clock
         self._lock = forkable_lock()
-        self._begun: dict[tuple[Bucket, Variant], _Begun] = {}
+        self.begun: dict[tuple[Bucket, Variant], _Begun] = {}
 
     @contextmanager
     def running(
@@ -59,7 +62,7 @@ class CompilesAhead:
 
         def begin(request: CompileRequest) -> None:
             key = _key(request)
-            if key in self._begun or is_captured(*key):
+            if key in self.begun or is_captured(*key):
                 return
             try:
                 outputs, lowering = request.lower(clock=self._clock)
@@ -67,7 +70,7 @@ class CompilesAhead:
                 return
             begun = _Begun(request, outputs, Future())
             all_begun.append(begun)
-            if self._begun.setdefault(key, begun) is not begun:
+            if self.begun.setdefault(key, begun) is not begun:
                 return
             # Whoever captures it from now on takes it; who began before compiles it already.
             if not (is_captured(*key) and self._remove(begun)):
@@ -89,7 +92,7 @@ class CompilesAhead:
         Raises:
             CaptureError: It could not be compiled.
         """
-        begun = self._begun.get(_key(request))
+        begun = self.begun.get(_key(request))
         if begun is None or begun.request.options != request.options or not self._remove(begun):
             return None
         try:
@@ -104,9 +107,9 @@ class CompilesAhead:
         """Whether it was there still, to be taken by one alone."""
         key = _key(begun.request)
         with self._lock:
-            if self._begun.get(key) is not begun:
+            if self.begun.get(key) is not begun:
                 return False
-            del self._begun[key]
+            del self.begun[key]
             return True
 
     def _compile(self, begun: _Begun, lowering: Lowering) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from cudagraph_jax._base.fork import forkable_lock, use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.capture.ahead import CompilesAhead
-from cudagraph_jax.capture.compile_request import Compiler, request_for
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -18,7 +17,7 @@ from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.replay_counts import Journal, Ledger
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.program.call import Call
-from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.program import Compiler, Program, request_for
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.stages import Executable, stage_errors
 
@@ -94,7 +93,7 @@ class Builder:
             with annotation("capture", program.target.name, bucket):
                 if self._shelf is not None:
                     outputs, executable = self._shelf.take(request)
-                elif (begun := self.ahead.take(request)) is not None:
+                elif self.ahead.begun and (begun := self.ahead.take(request)) is not None:
                     outputs, executable = begun
                 else:
                     outputs, lowering = request.lower(clock=self._clock)
@@ -159,7 +158,8 @@ def _prove(entry: CUDAGraphEntry, call: Call, *, config: CUDAGraphConfig, iterat
         from cudagraph_jax.graphs.check import check_entry
 
         check_entry(entry, call, pads_seq=config.capture_seq_lens is not None)
-    run_idle(entry, iterations, leaves=call.leaves)
+    if iterations:
+        run_idle(entry, iterations, leaves=call.leaves)
 
 
 def shelf_of(

@@ -13,10 +13,10 @@ import jax
 from jax.sharding import Mesh, NamedSharding, Sharding
 
 from cudagraph_jax.errors import InputShapeError, StoreError
+from cudagraph_jax.program.call import AbstractLeaf, default_device
 from cudagraph_jax.program.fingerprint import written, written_structure
 from cudagraph_jax.program.outputs import Outputs, outputs_from_json, outputs_to_json
 from cudagraph_jax.program.program import Program
-from cudagraph_jax.program.variant import AbstractLeaf, default_device
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.store import Json, Stored
@@ -129,15 +129,13 @@ def lowered_fields(
     }
 
 
-def fingerprint_fields(common: Fields, program: Program) -> Fields | None:
-    """What identifies an executable by its function's fingerprint, so that nothing is traced.
+def fingerprint_fields(program: Program) -> Fields | None:
+    """What identifies a program's executables by its fingerprint, so that nothing is traced.
 
     None where there is no fingerprint, or where something that is part of the program, such as a
     static argument, has no name that another process would give it.
 
-    Args:
-        common: The other fields.
-        program: What is compiled.
+    The same for every bucket of it; the other fields are those of `common_fields`.
 
     Raises:
         StoreError: Another function has this fingerprint, too.
@@ -157,7 +155,6 @@ def fingerprint_fields(common: Fields, program: Program) -> Fields | None:
     if structure is None or None in statics or None in prefixes:
         return None
     return {
-        **common,
         "known_by": "fingerprint",
         "fingerprint": fingerprint.given,
         "function": fingerprint.function,
@@ -169,7 +166,6 @@ def fingerprint_fields(common: Fields, program: Program) -> Fields | None:
         "unpad": prefixes[0],
         "out_axes": prefixes[1],
         "mask_argname": target.mask_argname,
-        "mesh": str(jax.sharding.get_abstract_mesh()),
     }
 
 

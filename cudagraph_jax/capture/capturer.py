@@ -22,9 +22,8 @@ from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.call import Call, Variant
 from cudagraph_jax.program.program import Program, Target
-from cudagraph_jax.program.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.settings import ThreadSettings
 
@@ -146,8 +145,9 @@ class Capturer:
 
     def _settle(self, entry: CUDAGraphEntry, *, in_warmup: bool) -> None:
         """What follows from a new entry."""
-        self.failures.forget(entry.bucket, entry.variant)
-        if self.upkeep is not None:
+        if self.failures.remembered:
+            self.failures.forget(entry.bucket, entry.variant)
+        if self.upkeep is not None and not self.upkeep.is_begun:
             self.upkeep.begin()
         if not _has_place(entry.program, entry.bucket, self.registry.config):
             # It was decided before the grid changed: whoever asked for it has it all the same.
@@ -263,10 +263,13 @@ class CaptureGate:
 
     Args:
         mode: The mode to begin with.
+
+    Attributes:
+        mode: The most that may be done; `change` sets it.
     """
 
     def __init__(self, mode: CUDAGraphMode) -> None:
-        self._mode = mode
+        self.mode = mode
         self.after_fork()
         put_right_in_child(self)
 
@@ -278,15 +281,10 @@ class CaptureGate:
         self._inside: dict[object, int] = {}
         self._settling: set[int] = set()
 
-    @property
-    def mode(self) -> CUDAGraphMode:
-        """The most that may be done; setting it is effective for the next admission."""
-        return self._mode
-
-    @mode.setter
-    def mode(self, mode: CUDAGraphMode) -> None:
+    def change(self, mode: CUDAGraphMode) -> None:
+        """Sets the mode; effective for the next admission."""
         with self._lock:
-            self._mode = mode
+            self.mode = mode
 
     @contextmanager
     def admission(self) -> Iterator[bool]:
@@ -294,7 +292,7 @@ class CaptureGate:
         ticket, thread = object(), threading.get_ident()
         try:
             with self._lock:
-                admitted = self._mode is CUDAGraphMode.CAPTURE
+                admitted = self.mode is CUDAGraphMode.CAPTURE
                 if admitted:
                     self._inside[ticket] = thread
             yield admitted

@@ -20,10 +20,10 @@ from cudagraph_jax.capture.cache_key import (
     number_of,
     outputs_in,
 )
-from cudagraph_jax.capture.compile_request import CompileRequest
 from cudagraph_jax.errors import CUDAGraphError, CUDAGraphWarning, StoreError
+from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
-from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.program.program import CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Miss, Reason, Stored
 from cudagraph_jax.xla import serialize as serial
@@ -141,7 +141,7 @@ class Loader:
                 answer = self._store.get(fields)
                 if isinstance(answer, Miss):
                     return answer
-                outputs = outputs_in(answer)
+                outputs = request.program.known_outputs or outputs_in(answer)
                 if outputs is None:
                     return answer
                 return self._restored(request, answer, outputs)
@@ -162,8 +162,10 @@ class Loader:
                 answer = self._store.get(fields, is_again=is_again) if stored is None else stored
                 if isinstance(answer, Miss):
                     return answer
-                own = outputs_in(answer) if lowering is None else None
-                outputs = own or request.outputs(lowering)
+                outputs = None
+                if lowering is None:
+                    outputs = request.program.known_outputs or outputs_in(answer)
+                outputs = outputs or request.outputs(lowering)
                 return self._restored(request, answer, outputs, lowering=lowering)
         except StoreError as error:
             self.tell(request, error)

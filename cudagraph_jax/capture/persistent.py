@@ -20,13 +20,14 @@ from cudagraph_jax.capture.cache_key import (
     is_portable,
     lowered_fields,
 )
-from cudagraph_jax.capture.compile_request import CompileRequest
 from cudagraph_jax.capture.loading import Found, Loader
 from cudagraph_jax.errors import StoreError
+from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
-from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.program.program import CompileRequest, Program
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Miss, Reason
+from cudagraph_jax.store.identity import plain
 from cudagraph_jax.xla import serialize as serial
 from cudagraph_jax.xla.compiles import cache_hits
 from cudagraph_jax.xla.stages import Executable, Lowering
@@ -49,6 +50,7 @@ class Shelf:
         self._patience_s = store.patience_s
         self._loader = Loader(store, clock=clock)
         self._is_writable = store.mode != "ro"
+        self._named: weakref.WeakKeyDictionary[Program, Fields | None] = weakref.WeakKeyDictionary()
         self._homes: weakref.WeakKeyDictionary[Executable, Fields] = weakref.WeakKeyDictionary()
 
     def distrust(self, bucket: Bucket, variant: Variant) -> None:
@@ -73,7 +75,7 @@ class Shelf:
             return missed.outputs, missed.executable
         outputs, lowering = request.lower(clock=self._clock)
         try:
-            exact = lowered_fields(common, program, lowering, bucket, clock=self._clock)
+            exact = _settled(lowered_fields(common, program, lowering, bucket, clock=self._clock))
         except StoreError as error:
             self._loader.tell(request, error)
             return self._compile_unstored(request, outputs, lowering)
@@ -135,11 +137,17 @@ class Shelf:
         program = request.program
         common = common_fields(program, request.bucket, options=request.options)
         try:
-            named = fingerprint_fields(common, program)
+            # A function that once was the only one of its fingerprint stays so while it is here.
+            if program not in self._named:
+                self._named[program] = fingerprint_fields(program)
         except StoreError as error:
             self._loader.tell(request, error)
-            named = None
-        return common, named
+            return common, None
+        named = self._named[program]
+        if named is None:
+            return common, None
+        mesh = str(jax.sharding.get_abstract_mesh())
+        return common, _settled({**common, **named, "mesh": mesh})
 
     def _moved(
         self, request: CompileRequest, found: Found, missed: Miss | None, *, home: Fields | None
@@ -261,6 +269,11 @@ class Shelf:
             self._is_writable = True
             self._loader.trust(request)
             self._homes[executable] = fields
+
+
+def _settled(fields: Fields) -> Fields:
+    """The fields in the form that the store compares, so that it need not make it each time."""
+    return plain(fields, name="identity", nested=False)
 
 
 def _check_devices(request: CompileRequest, executable: Executable) -> None:

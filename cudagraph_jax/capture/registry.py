@@ -12,18 +12,15 @@ from cudagraph_jax._base.fork import forkable_lock, use_jax
 from cudagraph_jax._base.lru import Made, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
 from cudagraph_jax.capture.build import Builder, shelf_of
-from cudagraph_jax.capture.compile_request import Compiler
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.observers import Observers
-from cudagraph_jax.graphs.replay_counts import Ledger, ReplayTotals
-from cudagraph_jax.graphs.route_table import Routes, Watchers
-from cudagraph_jax.program.call import Call
-from cudagraph_jax.program.program import Program
+from cudagraph_jax.graphs.replay_counts import Ledger, ReplayTotals, SizeHistogram
+from cudagraph_jax.graphs.route import Routes, Watchers
+from cudagraph_jax.program.call import Call, Variant
+from cudagraph_jax.program.program import Compiler, Program
 from cudagraph_jax.program.single_input import capture_sizes, single_program
-from cudagraph_jax.program.variant import Variant
-from cudagraph_jax.shapes.histogram import SizeHistogram
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 
@@ -192,10 +189,8 @@ class CUDAGraphRegistry:
             InputShapeError: An output that must be trimmed cannot be.
         """
         use_jax()
-        build = partial(self.build, single_input=single_input, iterations=iterations)
-        made = self._entries.get_or_make(
-            (bucket, program.variant), lambda: build(program, bucket, call)
-        )
+        make = self._building(program, bucket, call, single_input, iterations)
+        made = self._entries.get_or_make((bucket, program.variant), make)
         if made.is_new:
             self.observers.captured(made.value)
         return made
@@ -210,7 +205,13 @@ class CUDAGraphRegistry:
         iterations: int = 0,
     ) -> CUDAGraphEntry:
         """A new entry that is not held yet; as for `capture_program`."""
-        return self._builder.build(
+        return self._building(program, bucket, call, single_input, iterations)()
+
+    def _building(
+        self, program: Program, bucket: Bucket, call: Call, single_input: bool, iterations: int
+    ) -> Callable[[], CUDAGraphEntry]:
+        return partial(
+            self._builder.build,
             program,
             bucket,
             call,
@@ -234,7 +235,7 @@ class CUDAGraphRegistry:
 
     def find(self, bucket: Bucket, variant: Variant) -> CUDAGraphEntry | None:
         """The entry of exactly this bucket and variant."""
-        return self._entries.get((bucket, variant))
+        return self._entries.values.get((bucket, variant))
 
     def remove(self, batch_size: int, seq_len: int, *, variant: Variant | None = None) -> bool:
         """Drops the entries of exactly this size; whether there were any.

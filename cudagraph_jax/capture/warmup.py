@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from cudagraph_jax._base.lru import Made
 from cudagraph_jax.capture.budget import Budget
 from cudagraph_jax.capture.capturer import Capturer, Task, is_stale
-from cudagraph_jax.capture.compile_request import request_for
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, PaddingLeakError, SealedError
@@ -17,7 +16,7 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import Call
-from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.program import Program, request_for
 from cudagraph_jax.report.progress import Progress
 from cudagraph_jax.report.warmup_report import BucketWarmup, Status, WarmupReport
 from cudagraph_jax.shapes.ladder import Bucket

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from cudagraph_jax._base.fork import use_jax
+from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Made
 from cudagraph_jax.capture.capturer import Capturer, Task
@@ -26,10 +26,9 @@ from cudagraph_jax.dispatch.split import (
 from cudagraph_jax.dispatch.stats import Outcomes
 from cudagraph_jax.errors import CaptureError, InputShapeError, PaddingLeakError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.route import Route
-from cudagraph_jax.graphs.route_table import Routes
+from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import Args, Call
+from cudagraph_jax.program.call import Args, Call, Variant
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -68,6 +67,8 @@ class Dispatcher:
         self.registry = registry
         self.capturer = capturer
         self.outcomes = Outcomes(registry.sizes)
+        self._is_child = False
+        put_right_in_child(self)
 
     @property
     def mode(self) -> CUDAGraphMode:
@@ -112,7 +113,7 @@ class Dispatcher:
         holdings = Holdings(
             find=lambda bucket: self.registry.find(bucket, call.variant),
             find_larger=lambda: self.registry.find_larger(sizes, call.variant),
-            failed=lambda bucket: self.capturer.failures.get(bucket, call.variant),
+            failed=lambda bucket: self._failure(bucket, call.variant),
             queues=lambda bucket: self.capturer.background.accepts((bucket, call.variant)),
         )
         while True:
@@ -167,6 +168,14 @@ class Dispatcher:
         self.outcomes.add("eager", Reason.MEMORY, task.call.sizes)
         return outputs
 
+    def after_fork(self) -> None:
+        """In a child, which may not use JAX where its parent did."""
+        self._is_child = True
+
+    def _failure(self, bucket: Bucket, variant: Variant) -> CaptureError | None:
+        failures = self.capturer.failures
+        return failures.get(bucket, variant) if failures.remembered else None
+
     def serve(
         self, task: Task, routes: Routes, key: Hashable | None, *, lead: Hashable | None = None
     ) -> PyTree:
@@ -181,7 +190,8 @@ class Dispatcher:
         Raises:
             CUDAGraphError: What the policies turn into an error, and leaks in `debug_mode`.
         """
-        use_jax()
+        if self._is_child:
+            use_jax()
         draft = routes.draft()
         served = None
         while served is None:  # the mode has changed meanwhile, and forbids what was decided

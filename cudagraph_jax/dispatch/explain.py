@@ -6,15 +6,13 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from cudagraph_jax.capture.capturer import Task
-from cudagraph_jax.capture.compile_request import request_for
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import Decision, Reason
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import Call, argument_leaf_names
-from cudagraph_jax.program.program import Program
-from cudagraph_jax.program.variant import AbstractLeaf
+from cudagraph_jax.program.call import AbstractLeaf, Call, argument_leaf_names
+from cudagraph_jax.program.program import Program, request_for
 from cudagraph_jax.report.explanation import Explanation
 from cudagraph_jax.shapes.ladder import Bucket
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from operator import attrgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
 
 import jax
+from jax.tree_util import PyTreeDef
 from numpy import ndarray
 
 from cudagraph_jax._base.checks import positive_size
@@ -20,14 +21,20 @@ from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.dispatch.decision import Reason
 from cudagraph_jax.dispatch.dispatcher import REFUSED
 from cudagraph_jax.dispatch.manager import CUDAGraphManager, PlanOptions
-from cudagraph_jax.graphs.arguments import leading_leaf
-from cudagraph_jax.graphs.route import Route
-from cudagraph_jax.graphs.route_table import Routes
+from cudagraph_jax.graphs.route import Route, Routes
+from cudagraph_jax.program.arguments import leading_leaf
 from cudagraph_jax.program.binding import ALL, Binder, Bound, Form, Pick, picker, unbound
-from cudagraph_jax.program.call import Args, describe_call, refuse_abstract
-from cudagraph_jax.program.eager import has_tracers, run_traced
+from cudagraph_jax.program.call import (
+    Args,
+    Declared,
+    Statics,
+    describe_call,
+    has_tracers,
+    placement,
+    refuse_abstract,
+)
+from cudagraph_jax.program.eager import run_traced
 from cudagraph_jax.program.program import Target
-from cudagraph_jax.program.variant import placement
 from cudagraph_jax.shapes.pytrees import PyTree
 
 if TYPE_CHECKING:
@@ -40,6 +47,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+MAX_DECLARATIONS = 256
+"""Forms, static values and structures of calls whose declarations are remembered."""
 
 _shape_and_dtype = attrgetter("shape", "dtype")
 
@@ -68,6 +78,7 @@ class BucketedFunction(Generic[P, R]):
         self._routes = Routes()
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
         self._picks: dict[Form, Pick] = {}
+        self._declarations: dict[tuple[Form, Statics, PyTreeDef], tuple[Target, Declared]] = {}
         self._pick = picker(binder.bucketed_places) if binder.has_entries else ALL
         self._lead = binder.lead
         self._leads_in_tree = False
@@ -144,7 +155,7 @@ class BucketedFunction(Generic[P, R]):
         """A call as the manager's dispatcher takes it."""
         return self.task_of(args, kwargs)
 
-    def task_of(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Task:
+    def task_of(self, args: Args, kwargs: Mapping[str, PyTree]) -> Task:
         """As `task`, with the arguments together."""
         return self._task(self._bind(args, kwargs))
 
@@ -160,9 +171,12 @@ class BucketedFunction(Generic[P, R]):
         """Any call: with keywords, static arguments or pytrees, refused, or of a new shape."""
         dispatcher = self.manager.dispatcher
         outputs: R
-        with self._outcomes.counting_input_errors():
+        try:
             bound = self._bind(args, kwargs)
             key = self._key(bound)
+        except BaseException:
+            self._outcomes.add("error", Reason.INPUT)
+            raise
         route = None if key is None else self._routes.table.get(key)
         if (
             route is not None
@@ -173,15 +187,19 @@ class BucketedFunction(Generic[P, R]):
             outputs = dispatcher.replay(route, bound.args, bound.kwargs, lambda: self._task(bound))
             if outputs is not REFUSED:
                 return outputs
-        with self._outcomes.counting_input_errors():
-            traced = has_tracers(bound.args, bound.kwargs)
-            task = None if traced else self._task(bound)
-            if task is not None:
+        try:
+            if has_tracers(bound.args, bound.kwargs):
+                task = None
+            else:
+                task = self._task(bound)
                 refuse_abstract(task.call)
+        except BaseException:
+            self._outcomes.add("error", Reason.INPUT)
+            raise
         if task is None:
             self._outcomes.add("eager", Reason.TRANSFORMED)
-            target = replace(self._target, function=unbound(self._function, bound))
-            outputs = run_traced(target, bound.args, bound.kwargs, self._binder.declared(bound))
+            target, declared = self._declared(bound, jax.tree.structure((bound.args, bound.kwargs)))
+            outputs = run_traced(target, bound.args, bound.kwargs, declared)
         else:
             outputs = dispatcher.serve(task, self._routes, key, lead=self._lead_shape(bound))
         return outputs
@@ -196,12 +214,12 @@ class BucketedFunction(Generic[P, R]):
             lead = leading_leaf(lead)
         return getattr(lead, "shape", None)
 
-    def _bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:
+    def _bind(self, args: Args, kwargs: Mapping[str, PyTree]) -> Bound:
         written = (len(args), tuple(kwargs))
         form = self._forms.get(written)
         if form is None:
             form = self._forms[written] = self._binder.form(*written)
-        return form.bind(args, kwargs)
+        return Bound(form, args, {}, ()) if form.plain else form.bind(args, kwargs)
 
     def _key(self, bound: Bound) -> Hashable | None:
         """What the route of a call depends on; None where its arguments are no arrays."""
@@ -224,23 +242,37 @@ class BucketedFunction(Generic[P, R]):
         return arrays if form.plain else (form, bound.statics, arrays)
 
     def _task(self, bound: Bound) -> Task:
+        leaves, structure = jax.tree.flatten((bound.args, bound.kwargs))
+        target, declared = self._declared(bound, structure)
         call = describe_call(
             # Where each argument stands is part of what is computed.
             (self, bound.form.places),
             bound.args,
             bound.kwargs,
-            declared=self._binder.declared(bound),
-            name=self._target.name,
+            declared=declared,
+            name=target.name,
             statics=bound.statics,
-        )
-        fingerprint = self._target.fingerprint
-        target = replace(
-            self._target,
-            function=unbound(self._function, bound),
-            donate_argnums=self._binder.donated(bound.form),
-            fingerprint=fingerprint and fingerprint._replace(places=bound.form.places),
+            flat=(leaves, structure),
         )
         return Task(call, target)
+
+    def _declared(self, bound: Bound, structure: PyTreeDef) -> tuple[Target, Declared]:
+        """What calls of one form and structure share, whatever their shapes."""
+        key = (bound.form, bound.statics, structure)
+        known = self._declarations.get(key)
+        if known is None:
+            fingerprint = self._target.fingerprint
+            target = replace(
+                self._target,
+                function=unbound(self._function, bound),
+                donate_argnums=self._binder.donated(bound.form),
+                fingerprint=fingerprint and fingerprint._replace(places=bound.form.places),
+            )
+            known = (target, self._binder.declared(bound))
+            if len(self._declarations) >= MAX_DECLARATIONS:
+                self._declarations.clear()
+            self._declarations[key] = known
+        return known
 
     @property
     def registry(self) -> CUDAGraphRegistry:

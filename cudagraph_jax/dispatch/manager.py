@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from cudagraph_jax._base.checks import require_bool
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax.capture.capturer import Capturer, Task
-from cudagraph_jax.capture.compile_request import Compiler
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import Reason
@@ -21,11 +20,10 @@ from cudagraph_jax.dispatch.stats import manager_stats
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.replay_counts import Fit
-from cudagraph_jax.graphs.route_table import Routes
+from cudagraph_jax.graphs.route import Routes
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import refuse_abstract
-from cudagraph_jax.program.eager import has_tracers
-from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.call import has_tracers, refuse_abstract
+from cudagraph_jax.program.program import Compiler, Program
 from cudagraph_jax.program.single_input import (
     any_function,
     capture_sizes,
@@ -287,7 +285,7 @@ class CUDAGraphManager:
                 f"mode={mode.name} cannot be set while the config has enabled=False: "
                 "make a manager with an enabled config"
             )
-        self.dispatcher.capturer.gate.mode = mode
+        self.dispatcher.capturer.gate.change(mode)
         self.registry.changed()
 
     def is_enabled(self) -> bool:

@@ -20,7 +20,7 @@ from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.planning.costs import Cost
 from cudagraph_jax.planning.plan import BucketPlan
 from cudagraph_jax.planning.planner import Headroom, plan_buckets
-from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.program.call import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 
 Entries = dict[tuple[Bucket, Variant], CUDAGraphEntry]

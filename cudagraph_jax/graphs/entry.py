@@ -16,10 +16,9 @@ from cudagraph_jax.graphs.observers import Observers
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, ReplayTotals, Request
 from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.modes import CommandBufferScope, GraphState
-from cudagraph_jax.program.call import Call, Declared, describe_call
+from cudagraph_jax.program.call import Call, Declared, Variant, describe_call
 from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.program import Program
-from cudagraph_jax.program.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.stages import Executable

@@ -11,8 +11,7 @@ import numpy as np
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.prng import copied_key
-from cudagraph_jax.program.variant import AbstractLeaf
+from cudagraph_jax.program.call import AbstractLeaf, copied_key
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import EDGE, Array, PadValue

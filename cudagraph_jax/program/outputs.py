@@ -42,14 +42,6 @@ class Outputs(NamedTuple):
     structure: jax.tree_util.PyTreeDef
     leaves: tuple[OutputLeaf, ...]
 
-    def fit(self, tree: PyTree, bucket: Bucket) -> bool:
-        """Whether outputs of these shapes, at `bucket`, are these."""
-        arrays, structure = jax.tree.flatten(tree)
-        return structure == self.structure and all(
-            leaf.ndim == len(array.shape) and leaf.axes.resize(array.shape, bucket) == array.shape
-            for leaf, array in zip(self.leaves, arrays, strict=True)
-        )
-
 
 def outputs_of(tree: PyTree, found: Sequence[OutputAxes], *, unpad: PyTree) -> Outputs:
     """The outputs of `tree`, whose axes were found.

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.stages import Compiled
 
-from cudagraph_jax.capture.compile_request import CompileRequest
 from cudagraph_jax.errors import CaptureError, CUDAGraphError
-from cudagraph_jax.program.eager import has_tracers
+from cudagraph_jax.program.call import has_tracers
+from cudagraph_jax.program.program import CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.stages import Executable, Lowering

@@ -1,4 +1,4 @@
-"""What identifies the executable of a program at a bucket in a store."""
+"""What identifies the executable of a program in a store, and what is written beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding, Sharding
@@ -15,8 +15,9 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 from cudagraph_jax.errors import InputShapeError, StoreError
 from cudagraph_jax.program.call import AbstractLeaf, default_device
 from cudagraph_jax.program.fingerprint import written, written_structure
-from cudagraph_jax.program.outputs import Outputs, outputs_from_json, outputs_to_json
+from cudagraph_jax.program.outputs import OutputLeaf, Outputs, Unpad
 from cudagraph_jax.program.program import Program
+from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.store import Json, Stored
@@ -264,3 +265,65 @@ def outputs_in(stored: Stored) -> Outputs | None:
         return outputs_from_json(pairs[-1][1]) if pairs else None
     except (LookupError, TypeError, ValueError, InputShapeError) as error:
         raise StoreError(f"its outputs are not described: {error}") from error
+
+
+def outputs_to_json(outputs: Outputs) -> Json:
+    """`outputs` for a header; None where a pytree of the caller's own kinds cannot be written."""
+    try:
+        tree = _tree_to_json(jax.tree.unflatten(outputs.structure, range(len(outputs.leaves))))
+    except TypeError:
+        return None
+    leaves: list[Json] = [
+        [leaf.name, list(leaf.axes), leaf.unpad, leaf.ndim, leaf.comparable]
+        for leaf in outputs.leaves
+    ]
+    return {"tree": tree, "leaves": leaves}
+
+
+def outputs_from_json(written: Any) -> Outputs | None:
+    """What `outputs_to_json` wrote; None where it could not.
+
+    Raises:
+        LookupError, TypeError, ValueError, InputShapeError: It wrote something else.
+    """
+    if written is None:
+        return None
+    structure = jax.tree.structure(_tree_from_json(written["tree"]))
+    leaves = tuple(
+        OutputLeaf(
+            str(name), LeafAxes(*map(_index, axes)), _unpad(unpad), int(ndim), bool(comparable)
+        )
+        for name, axes, unpad, ndim, comparable in written["leaves"]
+    )
+    return Outputs(structure, leaves)
+
+
+def _index(place: Any) -> int | None:
+    return None if place is None else int(place)
+
+
+def _tree_to_json(tree: PyTree) -> Json:
+    """A pytree of built-in containers: a list with its kind in front, or an integer for a leaf."""
+    if tree is None or type(tree) is int:
+        return tree
+    if type(tree) is dict and all(type(key) is str for key in tree):
+        return ["dict", *([key, _tree_to_json(value)] for key, value in tree.items())]
+    if type(tree) in (list, tuple):
+        return [type(tree).__name__, *map(_tree_to_json, tree)]
+    raise TypeError(f"{type(tree).__name__} is no built-in container")
+
+
+def _tree_from_json(tree: Any) -> PyTree:
+    if not isinstance(tree, list):
+        return tree
+    kind, *items = tree
+    if kind == "dict":
+        return {key: _tree_from_json(value) for key, value in items}
+    inner = map(_tree_from_json, items)
+    return list(inner) if kind == "list" else tuple(inner)
+
+
+def _unpad(mode: object) -> Unpad:
+    if mode not in ("host", "device", "none"):
+        raise ValueError(f"unpad={mode!r} is unknown")
+    return mode

@@ -141,7 +141,7 @@ class Loader:
                 answer = self._store.get(fields)
                 if isinstance(answer, Miss):
                     return answer
-                outputs = request.program.known_outputs or outputs_in(answer)
+                outputs = outputs_in(answer)
                 if outputs is None:
                     return answer
                 return self._restored(request, answer, outputs)
@@ -162,10 +162,8 @@ class Loader:
                 answer = self._store.get(fields, is_again=is_again) if stored is None else stored
                 if isinstance(answer, Miss):
                     return answer
-                outputs = None
-                if lowering is None:
-                    outputs = request.program.known_outputs or outputs_in(answer)
-                outputs = outputs or request.outputs(lowering)
+                own = outputs_in(answer) if lowering is None else None
+                outputs = own or request.outputs(lowering)
                 return self._restored(request, answer, outputs, lowering=lowering)
         except StoreError as error:
             self.tell(request, error)
@@ -199,9 +197,8 @@ class Loader:
         if lowering is None:
             check_outputs(outputs, executable, request.bucket)
         known = program.restore_outputs(outputs)
-        if known.leaves != outputs.leaves:
-            raise StoreError("its outputs are trimmed otherwise than those of other buckets")
-        return Found(known, executable, stored)
+        # A function may give another pytree at each bucket: then each keeps its own.
+        return Found(known if known == outputs else outputs, executable, stored)
 
     def note(self, request: CompileRequest, fields: Fields, miss: Miss) -> None:
         """Logs why an executable is compiled: at INFO where it is only absent."""

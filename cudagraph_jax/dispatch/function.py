@@ -219,7 +219,9 @@ class BucketedFunction(Generic[P, R]):
         form = self._forms.get(written)
         if form is None:
             form = self._forms[written] = self._binder.form(*written)
-        return Bound(form, args, {}, ()) if form.plain else form.bind(args, kwargs)
+        if form.plain:
+            return Bound(form, (*args, *kwargs.values()), {}, ())
+        return form.bind(args, kwargs)
 
     def _key(self, bound: Bound) -> Hashable | None:
         """What the route of a call depends on; None where its arguments are no arrays."""

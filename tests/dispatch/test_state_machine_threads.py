@@ -21,6 +21,7 @@ from cudagraph_jax import (
     SealedError,
     bucket_jit,
 )
+from cudagraph_jax.testing import FakeCompiler
 from tests.dispatch.test_state_machine import CONFIG, MODES, scaled
 from tests.helpers.functions import floats
 
@@ -79,7 +80,8 @@ class Served(RuleBasedStateMachine):
         warnings.simplefilter("ignore", CUDAGraphWarning)
         config = dataclasses.replace(CONFIG, on_miss=on_miss, on_overflow=on_overflow)
         self.on_miss = on_miss
-        self.manager = CUDAGraphManager(config)
+        # Threads drop buckets all the time, and XLA would take seconds to compile them again.
+        self.manager = CUDAGraphManager(config, compiler=FakeCompiler(runs=True))
         self.scaled: Any = bucket_jit(scaled, in_axes="batch seq", manager=self.manager)
         failing: Any = bucket_jit(untraceable, in_axes="batch seq", manager=self.manager)
         functions = [(self.scaled, lambda x: x * 3 - 1)] * 3 + [(failing, lambda x: x * 2)]

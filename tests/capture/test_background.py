@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -174,11 +173,12 @@ def test_a_worker_that_dies_is_replaced(worker, gate, monkeypatch):
 def test_close_drops_what_waits(worker, gate):
     """close() finishes what runs, drops what waits, and refuses what comes later; twice is fine."""
     ran = []
-    worker.submit("waits", lambda: ran.append("waits"))
+    dropped = threading.Event()
+    worker.submit("waits", lambda: ran.append("waits"), dropped=dropped.set)
     closing = threading.Thread(target=worker.close)
     closing.start()
-    while worker.submit("late", lambda: ran.append("late")):
-        assert "late" not in ran
+    assert dropped.wait(PATIENCE_S)
+    assert not worker.submit("late", lambda: ran.append("late"))
     gate.open.set()
     closing.join(PATIENCE_S)
     assert not closing.is_alive()
@@ -191,14 +191,14 @@ def test_close_drops_what_waits(worker, gate):
 
 def test_a_drain_ends_when_the_worker_is_closed(worker, gate):
     """Who waits for the queue is woken when another thread closes it."""
-    worker.submit("waits", lambda: None)
+    dropped = threading.Event()
+    worker.submit("waits", lambda: None, dropped=dropped.set)
     # A daemon, so that a drain that never ends fails this test and not the process.
     draining = threading.Thread(target=worker.drain, daemon=True)
     draining.start()
     closing = threading.Thread(target=worker.close)
     closing.start()
-    while worker.submit("waits", lambda: None):
-        pass
+    assert dropped.wait(PATIENCE_S)
     gate.open.set()
     closing.join(PATIENCE_S)
     draining.join(3)
@@ -207,18 +207,20 @@ def test_a_drain_ends_when_the_worker_is_closed(worker, gate):
 
 def test_all_that_is_dropped_is_told_also_where_telling_raises(worker, gate):
     """Warnings as errors leave nobody untold, and closing still waits for what runs."""
-    told = []
+    told: list[str] = []
+    are_told = threading.Event()
 
     def refuse(name):
         told.append(name)
+        if len(told) == 2:
+            are_told.set()
         raise UserWarning(name)
 
     for name in ("first", "second"):
         worker.submit(name, gate, dropped=partial(refuse, name))
     with ThreadPoolExecutor(1) as pool:
         closed = pool.submit(worker.close)
-        while len(told) < 2:
-            time.sleep(0.001)
+        assert are_told.wait(PATIENCE_S)
         assert not closed.done()
         gate.open.set()
         assert isinstance(closed.exception(PATIENCE_S), UserWarning)

@@ -8,10 +8,10 @@ import errno
 import gc
 import logging
 import os
+import queue
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -38,18 +38,31 @@ def upkeep_of(manager, **options):
     return Upkeep(manager.registry.shelf, manager.registry, **options)
 
 
+class Watched(GraphStore):
+    """A store that tells what is remembered as hot."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.told = queue.SimpleQueue()
+
+    def remember_hot(self, hot):
+        super().remember_hot(hot)
+        self.told.put(hot)
+
+
 def test_it_writes_while_the_server_serves(tmp_path):
     """The counts are in the store soon after the calls, without an end."""
-    manager, function = serving(GraphStore(tmp_path))
+    store = Watched(tmp_path)
+    manager, function = serving(store)
     upkeep = upkeep_of(manager, interval_s=0.01)
     upkeep.begin()
     upkeep.begin()
     for _ in range(3):
         function(floats(0, 2, 3))
-    deadline = time.monotonic() + 60
-    while manager.store.hot().get("double", {}).get(BUCKET) != 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert manager.store.hot()["double"][BUCKET] == 3
+    written = 0
+    while written < 3:
+        written += store.told.get(timeout=60)["double"][BUCKET]
+    assert store.hot()["double"][BUCKET] == 3
     upkeep.end()
 
 
@@ -94,16 +107,15 @@ def test_nothing_is_written_without_calls(tmp_path):
 
 def test_it_ends_with_its_manager(tmp_path):
     """A manager that nobody holds is collected, and its thread ends."""
-    before = threading.active_count()
+    before = set(threading.enumerate())
     manager, function = serving(GraphStore(tmp_path))
     upkeep_of(manager, interval_s=0.01).begin()
     manager.close()
     del manager, function
     gc.collect()
-    deadline = time.monotonic() + 60
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() <= before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_a_dropped_manager_leaves_no_thread(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -363,18 +362,15 @@ def test_a_function_that_exits_is_not_tried_with_each_call():
 def test_closing_from_within_a_capture():
     """A signal handler that closes while its thread captures does not wait for the worker."""
     manager = managed(dataclasses.replace(GRID, on_miss="background"))
-    traced = threading.Event()
-    closed: list[bool] = []
+    traced, queued, closed = threading.Event(), threading.Event(), threading.Event()
 
     def waited_for(x):
         if isinstance(x, jax.core.Tracer) and threading.current_thread() is warming:
             traced.set()
             # The worker waits for this very bucket.
-            while manager.dispatcher.capturer.background.accepts("another") and not closed:
-                time.sleep(0.01)
-                if len(manager.dispatcher.capturer.background):
-                    manager.close()
-                    closed.append(True)
+            if queued.wait(60) and not closed.is_set():
+                manager.close()
+                closed.set()
         return x * 2
 
     function: Any = by_bucket_jit(manager, waited_for)
@@ -382,6 +378,7 @@ def test_closing_from_within_a_capture():
     warming.start()
     assert traced.wait(60)
     function(floats(0, 4, 5))
+    queued.set()
     warming.join(60)
     assert not warming.is_alive()
-    assert closed
+    assert closed.is_set()

@@ -113,11 +113,7 @@ def test_mode_table(mode, column, policies, expected):
 def test_execute_or_capture_is_the_function(shared, batch, seq, dtype):
     """For every size and dtype execute_or_capture gives what the function gives."""
     x = tokens(batch, batch, seq).astype(dtype)
-
-    def same(tree):
-        return jax.tree.map(np.asarray, tree)
-
-    expected = same(jax.jit(both)({"x": x, "w": np.float32(3)}))
+    expected = x.astype("f4") * 3, x.sum(1, dtype="f4" if dtype == "f4" else "i4")
     found = shared.execute_or_capture(batch, seq, both, {"x": x, "w": np.float32(3)})
     assert_close(found, expected)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found))

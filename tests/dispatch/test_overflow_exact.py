@@ -101,11 +101,14 @@ def resident_bytes():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_thousand_buckets():
-    """A thousand sizes with max_graphs=8 leave eight executables, and memory for as many."""
+def test_more_sizes_than_are_kept():
+    """Eighty sizes with max_graphs=8 leave eight executables, and memory for as many.
+
+    Slow, since only XLA's own executables hold memory.
+    """
     if jax.default_backend() != "cpu":
-        pytest.skip("what executables hold is on the device, and a thousand take minutes there")
-    table = np.arange(2**16, dtype=np.float32)  # a constant of each executable
+        pytest.skip("what executables hold is on the device, and compiling takes long there")
+    table = np.arange(2**18, dtype=np.float32)  # a constant of each executable, of 1 MiB
     config = CUDAGraphConfig(
         capture_sizes=(1,), max_capture_seq_len=2000, max_graphs=8, warmup_iterations=0
     )
@@ -114,17 +117,17 @@ def test_a_thousand_buckets():
     )
     executables: list[weakref.ref] = []
     resident: list[int] = []
-    for seq in range(1, 1001):
+    for seq in range(1, 81):
         assert function(np.full((1, seq), seq, np.int32))[0, -1] == seq
         entry = function.registry.entries()[-1]
         assert entry.key == (1, seq)
         executables.append(weakref.ref(entry.executable.call))
         del entry
-        if seq % 100 == 0:
+        if seq % 20 == 0:
             gc.collect()
             assert sum(reference() is not None for reference in executables) == 8
             resident.append(resident_bytes())
     stats = stats_of(function)
-    assert (stats["captures"], stats["evictions"], function.registry.num_graphs) == (1000, 992, 8)
+    assert (stats["captures"], stats["evictions"], function.registry.num_graphs) == (80, 72, 8)
     # The tables alone of what was captured meanwhile would take more than three times that.
-    assert resident[-1] - resident[1] < 800 * table.nbytes / 3
+    assert resident[-1] - resident[0] < 60 * table.nbytes / 3

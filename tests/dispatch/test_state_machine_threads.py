@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import random
 import threading
-import time
 import warnings
 from typing import Any
 
@@ -22,6 +21,7 @@ from cudagraph_jax import (
     SealedError,
     bucket_jit,
 )
+from cudagraph_jax.testing import FakeCompiler
 from tests.dispatch.test_state_machine import CONFIG, MODES, scaled
 from tests.helpers.functions import floats
 
@@ -39,8 +39,9 @@ def untraceable(x):
 class Traffic(threading.Thread):
     """Calls of random sizes, each answer compared, until it is told to stop."""
 
-    def __init__(self, seed, functions, is_over):
+    def __init__(self, seed, functions, is_over, called):
         super().__init__(daemon=True)
+        self.called = called
         self.random = random.Random(seed)
         self.functions = functions
         self.is_over = is_over
@@ -51,7 +52,9 @@ class Traffic(threading.Thread):
         while not self.is_over.is_set():
             x = floats(0, self.random.randint(1, 9), self.random.randint(1, 5))
             function, expected = self.random.choice(self.functions)
-            self.calls += 1
+            with self.called:
+                self.calls += 1
+                self.called.notify_all()
             try:
                 found = np.asarray(function(x))
             except SealedError:
@@ -77,12 +80,16 @@ class Served(RuleBasedStateMachine):
         warnings.simplefilter("ignore", CUDAGraphWarning)
         config = dataclasses.replace(CONFIG, on_miss=on_miss, on_overflow=on_overflow)
         self.on_miss = on_miss
-        self.manager = CUDAGraphManager(config)
+        # Threads drop buckets all the time, and XLA would take seconds to compile them again.
+        self.manager = CUDAGraphManager(config, compiler=FakeCompiler(runs=True))
         self.scaled: Any = bucket_jit(scaled, in_axes="batch seq", manager=self.manager)
         failing: Any = bucket_jit(untraceable, in_axes="batch seq", manager=self.manager)
         functions = [(self.scaled, lambda x: x * 3 - 1)] * 3 + [(failing, lambda x: x * 2)]
         self.is_over = threading.Event()
-        self.traffic = [Traffic(seed, functions, self.is_over) for seed in range(THREADS)]
+        self.called = threading.Condition()
+        self.traffic = [
+            Traffic(seed, functions, self.is_over, self.called) for seed in range(THREADS)
+        ]
         for thread in self.traffic:
             thread.start()
 
@@ -130,11 +137,14 @@ class Served(RuleBasedStateMachine):
     @rule()
     def let_pass(self):
         """Each thread calls some times, whatever was changed."""
-        before = [thread.calls for thread in self.traffic]
-        deadline = time.monotonic() + PATIENCE_S
-        while any(now.calls < then + 5 for now, then in zip(self.traffic, before, strict=True)):
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        with self.called:
+            goals = [thread.calls + 5 for thread in self.traffic]
+            assert self.called.wait_for(
+                lambda: all(
+                    thread.calls >= goal for thread, goal in zip(self.traffic, goals, strict=True)
+                ),
+                PATIENCE_S,
+            )
 
     @rule()
     def look(self):

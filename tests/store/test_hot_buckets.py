@@ -83,8 +83,8 @@ def test_what_is_written_can_be_read(tmp_path):
     """A file that would be too large to be read again is cut to the functions written last."""
     store = GraphStore(tmp_path)
     buckets = {f"{number}x1000000": 1000 for number in range(1024)}
-    for number in range(60):
-        store.remember_hot({f"f{number}": buckets})
+    for first in range(0, 60, 10):
+        store.remember_hot({f"f{number}": buckets for number in range(first, first + 10)})
     assert (tmp_path / "hot.json").stat().st_size <= 2**20
     names = list(store.hot())
     assert 20 < len(names) < 60
@@ -94,8 +94,9 @@ def test_what_is_written_can_be_read(tmp_path):
 def test_it_does_not_grow_for_ever(tmp_path):
     """Of many functions those written last stay."""
     store = GraphStore(tmp_path)
-    for number in range(300):
-        store.remember_hot({f"f{number}": {"1x8": number}})
+    for first in range(0, 300, 30):
+        numbers = range(first, first + 30)
+        store.remember_hot({f"f{number}": {"1x8": number} for number in numbers})
     assert list(store.hot()) == [f"f{number}" for number in range(44, 300)]
 
 

@@ -169,8 +169,8 @@ def test_a_new_process_has_imported_all_that_is_named():
     program = """
         import importlib.util, sys
         import cudagraph_jax
-        from cudagraph_jax.xla import pickle_names
-        named = {*pickle_names.CALLED, *pickle_names.FILLED, *pickle_names.PASSED}
+        from cudagraph_jax.xla import unpickle
+        named = {*unpickle.CALLED, *unpickle.FILLED, *unpickle.PASSED}
         modules = {path.rpartition(".")[0] for path in named} - set(sys.modules)
         print({module for module in modules if importlib.util.find_spec(module)})
     """

@@ -69,7 +69,6 @@ class Builder:
         *,
         config: CUDAGraphConfig,
         ledger: Ledger,
-        single_input: bool = False,
         iterations: int = 0,
     ) -> CUDAGraphEntry:
         """A new entry of `program` at `bucket`, complete.
@@ -80,7 +79,6 @@ class Builder:
             call: A call of the program, which `debug_mode` checks against.
             config: Compiler options and checks.
             ledger: Where its replays are added up.
-            single_input: Whether its `replay` takes the function's only argument.
             iterations: Runs of it.
 
         Raises:
@@ -112,7 +110,6 @@ class Builder:
                 outputs=outputs,
                 graph_id=next(self._ids),
                 options=request.options,
-                single_input=single_input,
                 copies_inputs=config.cudagraph_copy_inputs,
                 waits=config.debug_mode,
                 journal=Journal(bucket, ledger, executable),

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import jax
@@ -23,28 +23,13 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import Call, Variant
-from cudagraph_jax.program.program import Program, Target
+from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.single_input import check_outputs
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.settings import ThreadSettings
 
 if TYPE_CHECKING:
     from cudagraph_jax.capture.usage import Upkeep
-
-
-class Task(NamedTuple):
-    """A call with the function that it is for.
-
-    Attributes:
-        call: The call.
-        target: Its function.
-        single_input: Whether the function takes one pytree (the specification's calls).
-        before_capture: Called before a new bucket is compiled; what it raises goes through.
-    """
-
-    call: Call
-    target: Target
-    single_input: bool = False
-    before_capture: Callable[[Program], None] | None = None
 
 
 class Capturer:
@@ -91,32 +76,32 @@ class Capturer:
         self._programs: WeakValueDictionary[Variant, Program] = WeakValueDictionary()
         self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
 
-    def program_of(self, task: Task) -> Program:
-        """The one program of the task's variant, for as long as anybody holds it."""
+    def program_of(self, call: Call) -> Program:
+        """The one program of the call's variant, for as long as anybody holds it."""
         with self._lock:
-            program = self._programs.get(task.call.variant)
+            program = self._programs.get(call.variant)
             if program is None:
-                program = self._programs[task.call.variant] = Program(task.target, task.call)
+                program = self._programs[call.variant] = Program(call)
                 return program
-        program.renew(task.call)
+        program.renew(call)
         return program
 
     def capture(
         self,
-        task: Task,
+        call: Call,
         bucket: Bucket,
         *,
         program: Program | None = None,
         iterations: int = 0,
         in_warmup: bool = False,
     ) -> Made[CUDAGraphEntry]:
-        """The entry of a task's program at `bucket`, published whole.
+        """The entry of a call's program at `bucket`, published whole.
 
         After a warm-up the other buckets are run again where this one threw their recorded graphs
         away.
 
         Args:
-            task: A call of the program; in `debug_mode` the entry is checked against it.
+            call: A call of the program; in `debug_mode` the entry is checked against it.
             bucket: For which sizes.
             program: That program, where the caller has it.
             iterations: Runs of a new entry before anybody can see it.
@@ -125,15 +110,13 @@ class Capturer:
         Raises:
             CaptureError: It could not be captured, checked or run.
         """
-        program = self.program_of(task) if program is None else program
-        if task.before_capture is not None:
-            task.before_capture(program)
+        program = self.program_of(call) if program is None else program
+        if call.target.output_shapes is not None:
+            check_outputs(program, call.sizes, call.target.output_shapes)
         try:
-            made = self.registry.capture_program(
-                program, bucket, task.call, single_input=task.single_input, iterations=iterations
-            )
+            made = self.registry.capture_program(program, bucket, call, iterations=iterations)
         except InputShapeError as error:
-            if not task.single_input:
+            if not call.target.single_input:
                 raise
             # Axes were guessed by size, and guessed wrong: nothing that the caller declared.
             raise CaptureError(
@@ -155,16 +138,16 @@ class Capturer:
         if self.is_warm and not in_warmup:
             self.record_again(other_than={entry})
 
-    def capture_later(self, bucket: Bucket, task: Task) -> None:
+    def capture_later(self, bucket: Bucket, call: Call) -> None:
         """Captures and warms up `bucket` off the request path, queued once."""
-        variant, config = task.call.variant, self.registry.config
+        variant, config = call.variant, self.registry.config
         generation = self.registry.generation
         # The job must hold no array of the request: it may wait for long.
-        program = self.program_of(task)
-        abstract, settings = task._replace(call=program.example), ThreadSettings()
-        if task.before_capture is not None:
+        program = self.program_of(call)
+        abstract, settings = program.example, ThreadSettings()
+        if call.target.output_shapes is not None:
             try:
-                task.before_capture(program)
+                check_outputs(program, call.sizes, call.target.output_shapes)
             except CaptureError as error:
                 self.failures.remember(bucket, variant, error)
                 return

@@ -162,7 +162,7 @@ class CUDAGraphRegistry:
         sizes = capture_sizes(batch_size, seq_len)
         program, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
         runs = self.config.warmup_iterations
-        return self.capture_program(program, sizes, call, single_input=True, iterations=runs).value
+        return self.capture_program(program, sizes, call, iterations=runs).value
 
     def capture_program(
         self,
@@ -170,7 +170,6 @@ class CUDAGraphRegistry:
         bucket: Bucket,
         call: Call,
         *,
-        single_input: bool = False,
         iterations: int = 0,
     ) -> Made[CUDAGraphEntry]:
         """The entry of `program` at `bucket`, compiled where absent and published whole.
@@ -180,7 +179,6 @@ class CUDAGraphRegistry:
             bucket: For which sizes.
             call: A call of the program: in `debug_mode` a new entry is checked against it, and
                 what it passes through is used in the runs.
-            single_input: Whether the entry's `replay` takes the function's only argument.
             iterations: Runs of a new entry before anybody can see it.
 
         Raises:
@@ -189,7 +187,7 @@ class CUDAGraphRegistry:
             InputShapeError: An output that must be trimmed cannot be.
         """
         use_jax()
-        make = self._building(program, bucket, call, single_input, iterations)
+        make = self._building(program, bucket, call, iterations)
         made = self._entries.get_or_make((bucket, program.variant), make)
         if made.is_new:
             self.observers.captured(made.value)
@@ -201,14 +199,13 @@ class CUDAGraphRegistry:
         bucket: Bucket,
         call: Call,
         *,
-        single_input: bool = False,
         iterations: int = 0,
     ) -> CUDAGraphEntry:
         """A new entry that is not held yet; as for `capture_program`."""
-        return self._building(program, bucket, call, single_input, iterations)()
+        return self._building(program, bucket, call, iterations)()
 
     def _building(
-        self, program: Program, bucket: Bucket, call: Call, single_input: bool, iterations: int
+        self, program: Program, bucket: Bucket, call: Call, iterations: int
     ) -> Callable[[], CUDAGraphEntry]:
         return partial(
             self._builder.build,
@@ -217,7 +214,6 @@ class CUDAGraphRegistry:
             call,
             config=self.config,
             ledger=self._ledger,
-            single_input=single_input,
             iterations=iterations,
         )
 

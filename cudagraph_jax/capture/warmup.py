@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from cudagraph_jax._base.lru import Made
 from cudagraph_jax.capture.budget import Budget
-from cudagraph_jax.capture.capturer import Capturer, Task, is_stale
+from cudagraph_jax.capture.capturer import Capturer, is_stale
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, PaddingLeakError, SealedError
@@ -103,15 +103,15 @@ def _record(made: Made[CUDAGraphEntry]) -> BucketWarmup:
 
 
 def warm_grid(
-    capturer: Capturer, task: Task, *, progress: Progress, workers: int = 1
+    capturer: Capturer, call: Call, *, progress: Progress, workers: int = 1
 ) -> WarmupReport:
-    """Captures and runs every bucket of the grid for calls like that of `task`.
+    """Captures and runs every bucket of the grid for calls like `call`.
 
     A switched off manager has nothing to warm up: the report is empty.
 
     Args:
         capturer: Whose grid.
-        task: An example call.
+        call: An example call.
         progress: Told of every step.
         workers: How many buckets XLA compiles at a time, at most.
 
@@ -122,13 +122,13 @@ def warm_grid(
         InputShapeError: An output that must be trimmed cannot be.
     """
     if capturer.gate.mode is CUDAGraphMode.DISABLED:
-        return WarmupReport(task.target.name, (), 0.0)
+        return WarmupReport(call.target.name, (), 0.0)
     with capturer.gate.admission() as admitted:
         if not admitted:
             raise sealed_error(capturer.gate.mode)
         while True:
             config = capturer.registry.config
-            report = _warm_grid(capturer, task, progress, workers)
+            report = _warm_grid(capturer, call, progress, workers)
             if capturer.registry.config == config:
                 return report
             # There is another grid by now.
@@ -137,11 +137,11 @@ def warm_grid(
                     capturer.registry.discard(entry.bucket, entry.variant)
 
 
-def _warm_grid(capturer: Capturer, task: Task, progress: Progress, workers: int) -> WarmupReport:
-    call, target = task.call, task.target
+def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int) -> WarmupReport:
+    target = call.target
     registry, config = capturer.registry, capturer.registry.config
     buckets = grid(config, call, call.sizes)
-    program = capturer.program_of(task)
+    program = capturer.program_of(call)
     budget = Budget(registry, call.variant, buckets)
     captured: set[CUDAGraphEntry] = set()
 
@@ -153,7 +153,7 @@ def _warm_grid(capturer: Capturer, task: Task, progress: Progress, workers: int)
         budget.check(bucket)
         begin_from(bucket)
         try:
-            made = capturer.capture(task, bucket, in_warmup=True)
+            made = capturer.capture(call, bucket, in_warmup=True)
         except CaptureError as error:
             budget.refuse(error)
             raise

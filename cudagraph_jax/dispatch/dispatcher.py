@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Made
-from cudagraph_jax.capture.capturer import Capturer, Task
+from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.capture.failures import is_final
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
@@ -47,7 +47,7 @@ class Served(NamedTuple):
     route: Route | None = None
 
 
-Act = Callable[[Task, Decision], Served | None]
+Act = Callable[[Call, Decision], Served | None]
 REFUSED = object()
 """What `Dispatcher.replay` gives for arguments that the compiled function does not take."""
 
@@ -125,7 +125,7 @@ class Dispatcher:
                 return decision
 
     def replay(
-        self, route: Route, args: Args, kwargs: Mapping[str, PyTree], task: Callable[[], Task]
+        self, route: Route, args: Args, kwargs: Mapping[str, PyTree], describe: Callable[[], Call]
     ) -> PyTree:
         """The outputs of a call whose route is known, or `REFUSED`; counted once unless refused.
 
@@ -133,7 +133,7 @@ class Dispatcher:
             route: The route of calls with these shapes.
             args: The positional arguments.
             kwargs: The keyword arguments.
-            task: Describes the call, where it has to be answered in another way.
+            describe: Describes the call, where it has to be answered in another way.
         """
         try:
             return route.run(args, kwargs)
@@ -143,7 +143,7 @@ class Dispatcher:
             if not self.may_answer(route, error):
                 raise
             failure = error
-        return self.rescue(task(), route.bucket, failure)
+        return self.rescue(describe(), route.bucket, failure)
 
     def may_answer(self, route: Route, error: BaseException) -> bool:
         """Whether a replay failed for want of memory, alone; counts what failed otherwise."""
@@ -152,20 +152,20 @@ class Dispatcher:
         self.outcomes.add("error", Reason.RUN, route.request.sizes)
         return False
 
-    def rescue(self, task: Task, bucket: Bucket, error: BaseException) -> PyTree:
+    def rescue(self, call: Call, bucket: Bucket, error: BaseException) -> PyTree:
         """The eager answer to a call for whose replay there was no memory; counted once.
 
         Args:
-            task: The call.
+            call: The call.
             bucket: What it was replayed in.
             error: What the replay raised; it is raised where the donated arrays are gone.
         """
         try:
-            outputs = without_memory(task, bucket, error)
+            outputs = without_memory(call, bucket, error)
         except BaseException:
-            self.outcomes.add("error", Reason.RUN, task.call.sizes)
+            self.outcomes.add("error", Reason.RUN, call.sizes)
             raise
-        self.outcomes.add("eager", Reason.MEMORY, task.call.sizes)
+        self.outcomes.add("eager", Reason.MEMORY, call.sizes)
         return outputs
 
     def after_fork(self) -> None:
@@ -177,12 +177,12 @@ class Dispatcher:
         return failures.get(bucket, variant) if failures.remembered else None
 
     def serve(
-        self, task: Task, routes: Routes, key: Hashable | None, *, lead: Hashable | None = None
+        self, call: Call, routes: Routes, key: Hashable | None, *, lead: Hashable | None = None
     ) -> PyTree:
         """The outputs of a call that has to be decided; counted once.
 
         Args:
-            task: The call.
+            call: The call.
             routes: Where its route is remembered.
             key: Under what; None: nowhere.
             lead: The same for exact calls, by one array alone; None: nowhere.
@@ -195,12 +195,12 @@ class Dispatcher:
         draft = routes.draft()
         served = None
         while served is None:  # the mode has changed meanwhile, and forbids what was decided
-            decision = self.decide(task.call)
-            logger.debug("%s at %s: %s", task.call.variant.name, task.call.sizes, decision)
+            decision = self.decide(call)
+            logger.debug("%s at %s: %s", call.variant.name, call.sizes, decision)
             try:
-                served = self._act(decision)(task, decision)
+                served = self._act(decision)(call, decision)
             except BaseException as error:
-                self.outcomes.add("error", _error_reason(error, decision), task.call.sizes)
+                self.outcomes.add("error", _error_reason(error, decision), call.sizes)
                 raise
         if served.route is not None and served.route.is_reusable and key is not None:
             draft.add(served.route, key=key, lead=lead)
@@ -218,47 +218,47 @@ class Dispatcher:
             return self._replay_decided
         return self._capture if decision.mode is CUDAGraphMode.CAPTURE else self._eager
 
-    def _queue_and_answer(self, task: Task, decision: Decision) -> Served | None:
-        if not self._queue(task):
+    def _queue_and_answer(self, call: Call, decision: Decision) -> Served | None:
+        if not self._queue(call):
             return None
         queued = decision._replace(in_background=False)
-        return self._act(queued)(task, queued)
+        return self._act(queued)(call, queued)
 
-    def _queue(self, task: Task) -> bool:
+    def _queue(self, call: Call) -> bool:
         """Has the call's bucket captured in the background; False where the mode forbids it."""
         with self.capturer.gate.admission() as admitted:
             if admitted:
-                self.capturer.capture_later(self.bucket_for(task.call), task)
+                self.capturer.capture_later(self.bucket_for(call), call)
             return admitted
 
-    def _replay_decided(self, task: Task, decision: Decision) -> Served:
+    def _replay_decided(self, call: Call, decision: Decision) -> Served:
         entry, reason = decision.entry, Reason.MEMORY
         assert entry is not None  # or this is not what was decided
-        route = entry.route_for(task.call, fit=decision.fit)
+        route = entry.route_for(call, fit=decision.fit)
         try:
-            outputs = route.run(task.call.args, task.call.kwargs)
+            outputs = route.run(call.args, call.kwargs)
             # The bucket that is being captured takes over as soon as it is there.
             return Served(outputs, None if decision.is_passing else route)
         except Exception as error:
             failure = error
         if entry.is_loaded and not entry.replay_count:
-            outputs = without_entry(self.capturer, task, route.bucket, failure)
+            outputs = without_entry(self.capturer, call, route.bucket, failure)
             reason = Reason.FAILED
         else:
-            outputs = without_memory(task, route.bucket, failure)
-        self.outcomes.add("eager", reason, task.call.sizes)
+            outputs = without_memory(call, route.bucket, failure)
+        self.outcomes.add("eager", reason, call.sizes)
         return Served(outputs)
 
-    def _capture(self, task: Task, decision: Decision) -> Served | None:
-        call, bucket = task.call, decision.bucket
+    def _capture(self, call: Call, decision: Decision) -> Served | None:
+        bucket = decision.bucket
         assert bucket is not None  # or this is not what was decided
         with self.capturer.gate.admission() as admitted:
             if not admitted:
                 return None
             try:
-                made = self.capturer.capture(task, bucket)
+                made = self.capturer.capture(call, bucket)
             except CaptureError as error:
-                answer = partial(without_bucket, self.capturer, task, bucket, error)
+                answer = partial(without_bucket, self.capturer, call, bucket, error)
             else:
                 try:
                     route = made.value.route_for(call)
@@ -268,53 +268,50 @@ class Dispatcher:
                         self.outcomes.add("capture", decision.reason, call.sizes)
                     return Served(outputs, route)
                 except Exception as error:
-                    answer = partial(without_entry, self.capturer, task, bucket, error)
+                    answer = partial(without_entry, self.capturer, call, bucket, error)
             # Not within the `except`: a mistake in the function is to show its own traceback alone.
             outputs = answer()
         self.outcomes.add("eager", Reason.FAILED, call.sizes)
         return Served(outputs)
 
-    def _split(self, task: Task, decision: Decision) -> Served:
+    def _split(self, call: Call, decision: Decision) -> Served:
         """The call in pieces, each in its bucket; a piece without one runs eagerly."""
-        donated = task.target.donate_argnums
-        parts = [
-            task._replace(call=part)
-            for part in pieces(task.call, largest=self._largest_piece, donate_argnums=donated)
-        ]
-        distinct = {part.call.sizes: part for part in parts}
+        donated = call.target.donate_argnums
+        parts = list(pieces(call, largest=self._largest_piece, donate_argnums=donated))
+        distinct = {part.sizes: part for part in parts}
         held = {sizes: self._held(part) for sizes, part in distinct.items()}
-        first = held[parts[0].call.sizes]
+        first = held[parts[0].sizes]
         if first is None:
-            return self._eager(task, decision)
+            return self._eager(call, decision)
         outputs = first.value.outputs
         error = unjoinable(outputs)
         if error is not None:
             raise error
-        results = [self._run_piece(part, held[part.call.sizes]) for part in parts]
-        rows = [part.call.sizes.batch_size for part in parts]
-        whole = joined(results, outputs, rows, seq_len=task.call.sizes.seq_len)
-        delete_donated(task.call, donated)
-        self.outcomes.add("split", Reason.OVERFLOW, task.call.sizes)
+        results = [self._run_piece(part, held[part.sizes]) for part in parts]
+        rows = [part.sizes.batch_size for part in parts]
+        whole = joined(results, outputs, rows, seq_len=call.sizes.seq_len)
+        delete_donated(call, donated)
+        self.outcomes.add("split", Reason.OVERFLOW, call.sizes)
         return Served(whole)
 
-    def _run_piece(self, task: Task, made: Made[CUDAGraphEntry] | None) -> PyTree:
+    def _run_piece(self, call: Call, made: Made[CUDAGraphEntry] | None) -> PyTree:
         if made is None:
-            return answer_eagerly(task)
-        route = piece_route(made.value, task.call)
+            return answer_eagerly(call)
+        route = piece_route(made.value, call)
         try:
-            return route.run(task.call.args, task.call.kwargs)
+            return route.run(call.args, call.kwargs)
         except Exception as error:
             if made.is_new:
-                return without_entry(self.capturer, task, route.bucket, error)
-            return without_memory(task, route.bucket, error)
+                return without_entry(self.capturer, call, route.bucket, error)
+            return without_memory(call, route.bucket, error)
 
-    def _held(self, task: Task) -> Made[CUDAGraphEntry] | None:
+    def _held(self, call: Call) -> Made[CUDAGraphEntry] | None:
         """The entry that serves a piece, captured where that is allowed."""
         while True:
-            decision = self.decide(task.call)
+            decision = self.decide(call)
             if decision.error is not None:
                 raise decision.error
-            if decision.in_background and not self._queue(task):
+            if decision.in_background and not self._queue(call):
                 continue
             if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
                 return None if decision.entry is None else Made(decision.entry, is_new=False)
@@ -322,20 +319,20 @@ class Dispatcher:
                 if not admitted:
                     continue
                 try:
-                    return self.capturer.capture(task, decision.bucket)
+                    return self.capturer.capture(call, decision.bucket)
                 except CaptureError as error:
-                    self.capturer.failures.remember(decision.bucket, task.call.variant, error)
+                    self.capturer.failures.remember(decision.bucket, call.variant, error)
                     if isinstance(error, PaddingLeakError):
                         raise
                     return None
 
-    def _eager(self, task: Task, decision: Decision) -> Served:
-        outputs = answer_eagerly(task)
-        self.outcomes.add("eager", decision.reason, task.call.sizes)
+    def _eager(self, call: Call, decision: Decision) -> Served:
+        outputs = answer_eagerly(call)
+        self.outcomes.add("eager", decision.reason, call.sizes)
         return Served(outputs)
 
 
-def _refuse(task: Task, decision: Decision) -> Served:
+def _refuse(call: Call, decision: Decision) -> Served:
     assert decision.error is not None  # or this is not what was decided
     raise decision.error
 
@@ -391,19 +388,18 @@ def replayable(dispatcher: Dispatcher, sizes: Bucket) -> list[CUDAGraphEntry]:
     return []
 
 
-def answer_eagerly(task: Task) -> PyTree:
+def answer_eagerly(call: Call) -> PyTree:
     """The plain function's answer."""
-    call = task.call
-    return run_eagerly(task.target, call.args, call.kwargs, call.sizes)
+    return run_eagerly(call.target, call.args, call.kwargs, call.sizes)
 
 
-def without_bucket(capturer: Capturer, task: Task, bucket: Bucket, error: CaptureError) -> PyTree:
+def without_bucket(capturer: Capturer, call: Call, bucket: Bucket, error: CaptureError) -> PyTree:
     """The answer where `bucket` could not be captured, which is remembered.
 
     Raises:
         PaddingLeakError: That is why.
     """
-    failures, variant = capturer.failures, task.call.variant
+    failures, variant = capturer.failures, call.variant
     if isinstance(error, PaddingLeakError):
         failures.remember(bucket, variant, error)
         raise error
@@ -411,7 +407,7 @@ def without_bucket(capturer: Capturer, task: Task, bucket: Bucket, error: Captur
     # One that is known comes from the same attempt, which was waited for.
     is_new = failures.get(bucket, variant) is None and failures.note(bucket, variant, error)
     try:
-        outputs = answer_eagerly(task)
+        outputs = answer_eagerly(call)
     except BaseException:
         # A mistake in the function itself surfaces here, as it would without this package, and may
         # be gone the next time. What XLA could not compile has its pause all the same.
@@ -423,7 +419,7 @@ def without_bucket(capturer: Capturer, task: Task, bucket: Bucket, error: Captur
     return outputs
 
 
-def without_entry(capturer: Capturer, task: Task, bucket: Bucket, error: Exception) -> PyTree:
+def without_entry(capturer: Capturer, call: Call, bucket: Bucket, error: Exception) -> PyTree:
     """The answer where the first run of a new entry failed; the entry is dropped.
 
     Raises:
@@ -431,23 +427,23 @@ def without_entry(capturer: Capturer, task: Task, bucket: Bucket, error: Excepti
     """
     failure = CaptureError(f"{bucket} was compiled, but does not run: {error}", stage="run")
     failure.__cause__ = error
-    capturer.registry.discard_broken(bucket, task.call.variant, failure)
-    if was_donated(task.call, task.target.donate_argnums):
-        capturer.failures.note(bucket, task.call.variant, failure)
+    capturer.registry.discard_broken(bucket, call.variant, failure)
+    if was_donated(call, call.target.donate_argnums):
+        capturer.failures.note(bucket, call.variant, failure)
         raise error
-    return without_bucket(capturer, task, bucket, failure)
+    return without_bucket(capturer, call, bucket, failure)
 
 
-def without_memory(task: Task, bucket: Bucket, error: BaseException) -> PyTree:
+def without_memory(call: Call, bucket: Bucket, error: BaseException) -> PyTree:
     """The answer where there was no memory for a replay.
 
     Raises:
         BaseException: `error`, where it is another one, or the call's donated arrays are gone.
     """
-    if not is_out_of_memory(error) or was_donated(task.call, task.target.donate_argnums):
+    if not is_out_of_memory(error) or was_donated(call, call.target.donate_argnums):
         raise error
-    logger.warning("%s runs eagerly at %s: %s", task.target.name, bucket, error)
-    return answer_eagerly(task)
+    logger.warning("%s runs eagerly at %s: %s", call.target.name, bucket, error)
+    return answer_eagerly(call)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

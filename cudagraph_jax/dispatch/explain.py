@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
-from cudagraph_jax.capture.capturer import Task
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import Decision, Reason
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
@@ -27,9 +26,8 @@ _MISSING = (
 )
 
 
-def explain(dispatcher: Dispatcher, task: Task) -> Explanation:
+def explain(dispatcher: Dispatcher, call: Call) -> Explanation:
     """What would be done with a call, why, and what to change; nothing is run."""
-    call = task.call
     decision = dispatcher.decide(call)
     reason, remedy = _words(dispatcher, call, decision)
     if decision.reason in _MISSING:
@@ -41,7 +39,7 @@ def explain(dispatcher: Dispatcher, task: Task) -> Explanation:
         reason = f"{reason}; {near}" if near else reason
     shelf, bucket = dispatcher.registry.shelf, decision.bucket
     if shelf is not None and decision.mode is CUDAGraphMode.CAPTURE and bucket is not None:
-        executable = request_for(Program(task.target, call), bucket, config=dispatcher.config)
+        executable = request_for(Program(call), bucket, config=dispatcher.config)
         reason = f"{reason}; {shelf.explain(executable)}"
     return Explanation(
         name=call.variant.name,

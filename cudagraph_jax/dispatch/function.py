@@ -16,7 +16,6 @@ from numpy import ndarray
 
 from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax._base.text import one_line
-from cudagraph_jax.capture.capturer import Task
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.dispatch.decision import Reason
 from cudagraph_jax.dispatch.dispatcher import REFUSED
@@ -26,15 +25,16 @@ from cudagraph_jax.program.arguments import leading_leaf
 from cudagraph_jax.program.binding import ALL, Binder, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.program.call import (
     Args,
+    Call,
     Declared,
     Statics,
+    Target,
     describe_call,
     has_tracers,
     placement,
     refuse_abstract,
 )
 from cudagraph_jax.program.eager import run_traced
-from cudagraph_jax.program.program import Target
 from cudagraph_jax.shapes.pytrees import PyTree
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ class BucketedFunction(Generic[P, R]):
                 failure = error
         # Nothing is called within an `except`: who looks for a mistake of theirs sees it alone.
         if sure and refused is None:
-            task = self._task(self._bind(args, kwargs))
-            outputs = self.manager.dispatcher.rescue(task, route.bucket, failure)
+            call = self._describe(self._bind(args, kwargs))
+            outputs = self.manager.dispatcher.rescue(call, route.bucket, failure)
             return outputs
         return self._call_bound(args, kwargs, refused=refused)
 
@@ -151,13 +151,13 @@ class BucketedFunction(Generic[P, R]):
         """Which dimensions of the arguments are the batch and the sequence, as declared."""
         return jax.tree.map(attrgetter("text"), self._binder.in_axes)
 
-    def task(self, *args: P.args, **kwargs: P.kwargs) -> Task:
-        """A call as the manager's dispatcher takes it."""
-        return self.task_of(args, kwargs)
+    def describe(self, *args: PyTree, **kwargs: PyTree) -> Call:
+        """A call with these arguments, described; nothing is run or compiled.
 
-    def task_of(self, args: Args, kwargs: Mapping[str, PyTree]) -> Task:
-        """As `task`, with the arguments together."""
-        return self._task(self._bind(args, kwargs))
+        Raises:
+            InputShapeError: The arguments do not fit `in_axes`, as in the call itself.
+        """
+        return self._describe(self._bind(args, kwargs))
 
     def with_manager(self, manager: CUDAGraphManager) -> BucketedFunction[P, R]:
         """The same function, decided and counted by another manager."""
@@ -184,24 +184,26 @@ class BucketedFunction(Generic[P, R]):
             and route.takes(bound.args, bound.kwargs)
             and route.takes_numpy(bound.args)
         ):
-            outputs = dispatcher.replay(route, bound.args, bound.kwargs, lambda: self._task(bound))
+            outputs = dispatcher.replay(
+                route, bound.args, bound.kwargs, lambda: self._describe(bound)
+            )
             if outputs is not REFUSED:
                 return outputs
         try:
             if has_tracers(bound.args, bound.kwargs):
-                task = None
+                call = None
             else:
-                task = self._task(bound)
-                refuse_abstract(task.call)
+                call = self._describe(bound)
+                refuse_abstract(call)
         except BaseException:
             self._outcomes.add("error", Reason.INPUT)
             raise
-        if task is None:
+        if call is None:
             self._outcomes.add("eager", Reason.TRANSFORMED)
             target, declared = self._declared(bound, jax.tree.structure((bound.args, bound.kwargs)))
             outputs = run_traced(target, bound.args, bound.kwargs, declared)
         else:
-            outputs = dispatcher.serve(task, self._routes, key, lead=self._lead_shape(bound))
+            outputs = dispatcher.serve(call, self._routes, key, lead=self._lead_shape(bound))
         return outputs
 
     def _lead_shape(self, bound: Bound) -> Hashable | None:
@@ -243,20 +245,19 @@ class BucketedFunction(Generic[P, R]):
             arrays = (arrays, placed)
         return arrays if form.plain else (form, bound.statics, arrays)
 
-    def _task(self, bound: Bound) -> Task:
+    def _describe(self, bound: Bound) -> Call:
         leaves, structure = jax.tree.flatten((bound.args, bound.kwargs))
         target, declared = self._declared(bound, structure)
-        call = describe_call(
+        return describe_call(
             # Where each argument stands is part of what is computed.
             (self, bound.form.places),
             bound.args,
             bound.kwargs,
             declared=declared,
-            name=target.name,
+            target=target,
             statics=bound.statics,
             flat=(leaves, structure),
         )
-        return Task(call, target)
 
     def _declared(self, bound: Bound, structure: PyTreeDef) -> tuple[Target, Declared]:
         """What calls of one form and structure share, whatever their shapes."""
@@ -317,14 +318,14 @@ class BucketedFunction(Generic[P, R]):
             >>> double.warmup(np.ones((1, 3), np.float32), progress=False).captured
             2
         """
-        task = self.task_of(args, kwargs)
+        call = self.describe(*args, **kwargs)
         # Here, because importing this package is to cost little.
         from cudagraph_jax.capture.warmup import warm_grid
         from cudagraph_jax.report.progress import Progress
 
         return warm_grid(
             self.manager.dispatcher.capturer,
-            task,
+            call,
             progress=Progress(progress),
             workers=positive_size(workers, name="workers"),
         )
@@ -365,4 +366,4 @@ class BucketedFunction(Generic[P, R]):
         """
         from cudagraph_jax.dispatch.explain import explain
 
-        return explain(self.manager.dispatcher, self.task_of(args, kwargs))
+        return explain(self.manager.dispatcher, self.describe(*args, **kwargs))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from cudagraph_jax._base.checks import require_bool
 from cudagraph_jax._base.fork import use_jax
-from cudagraph_jax.capture.capturer import Capturer, Task
+from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import Reason
@@ -22,18 +22,16 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.replay_counts import Fit
 from cudagraph_jax.graphs.route import Routes
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import has_tracers, refuse_abstract
-from cudagraph_jax.program.program import Compiler, Program
+from cudagraph_jax.program.call import Call, has_tracers, refuse_abstract
+from cudagraph_jax.program.program import Compiler
 from cudagraph_jax.program.single_input import (
     any_function,
     capture_sizes,
     check_inputs,
-    check_outputs,
     request_sizes,
     route_key,
     single_call,
     single_program,
-    single_target,
 )
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -137,14 +135,14 @@ class CUDAGraphManager:
         sizes = capture_sizes(batch_size, seq_len)
         if not self.config.should_use_cudagraph(*sizes):
             return None
-        program, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
+        _, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
         bucket = self.config.bucket_for(*sizes)
         entry = self.registry.find(bucket, call.variant)
-        capturer, task = self.dispatcher.capturer, Task(call, program.target, single_input=True)
+        capturer = self.dispatcher.capturer
         with capturer.gate.admission() as admitted:
             if entry is None and admitted:
                 iterations = self.config.warmup_iterations
-                entry = capturer.capture(task, bucket, iterations=iterations).value
+                entry = capturer.capture(call, bucket, iterations=iterations).value
         return entry if self.is_enabled() else None
 
     def replay_graph(self, batch_size: int, seq_len: int, inputs: PyTree) -> PyTree | None:
@@ -214,14 +212,8 @@ class CUDAGraphManager:
         """
         outcomes = self.dispatcher.outcomes
 
-        def check(program: Program) -> None:
-            if output_shapes is not None:
-                check_outputs(program, sizes, output_shapes)
-
-        def task() -> Task:
-            call = single_call(execute_fn, inputs, sizes)
-            target = single_target(execute_fn)
-            return Task(call, target, single_input=True, before_capture=check)
+        def describe() -> Call:
+            return single_call(execute_fn, inputs, sizes, output_shapes=output_shapes)
 
         with outcomes.counting_input_errors():
             sizes = request_sizes(batch_size, seq_len)
@@ -230,17 +222,17 @@ class CUDAGraphManager:
             key = route_key(execute_fn, inputs, sizes)
         route = None if key is None else self._routes.table.get(key)
         if route is not None and route.takes((inputs,)):
-            outputs = self.dispatcher.replay(route, (inputs,), {}, task)
+            outputs = self.dispatcher.replay(route, (inputs,), {}, describe)
             if outputs is not REFUSED:
                 return outputs
         with outcomes.counting_input_errors():
-            described = None if has_tracers(inputs) else task()
-            if described is not None:
-                refuse_abstract(described.call)
-        if described is None:
+            call = None if has_tracers(inputs) else describe()
+            if call is not None:
+                refuse_abstract(call)
+        if call is None:
             outcomes.add("eager", Reason.TRANSFORMED)
             return execute_fn(inputs)
-        return self.dispatcher.serve(described, self._routes, key)
+        return self.dispatcher.serve(call, self._routes, key)
 
     def annotate(self, *, replays: bool) -> None:
         """Shows each replay in the profiles of `jax.profiler`, such as `replay embed 8x128`.

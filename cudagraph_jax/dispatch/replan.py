@@ -190,7 +190,7 @@ def _capture_and_switch(dispatcher: Dispatcher, config: CUDAGraphConfig) -> None
 def _built(registry: CUDAGraphRegistry, entry: CUDAGraphEntry, bucket: Bucket) -> CUDAGraphEntry:
     program = entry.program
     with program.settings.applied():
-        return registry.build(program, bucket, program.example, single_input=entry.single_input)
+        return registry.build(program, bucket, program.example)
 
 
 def _missing(

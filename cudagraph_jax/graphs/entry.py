@@ -42,8 +42,6 @@ class CUDAGraphEntry:
         outputs: Where its outputs carry the two sizes.
         graph_id: A number that no other entry of the registry has had.
         options: The compiler options that it was compiled with.
-        single_input: Whether `replay` takes one pytree (the specification's calls) or the tuple of
-            a function's positional arguments (`bucket_jit`).
         copies_inputs: Whether `replay` pads; otherwise inputs must have the bucket's shape.
         waits: Whether each replay waits for the device (`debug_mode`).
         journal: The records of its replays.
@@ -56,7 +54,6 @@ class CUDAGraphEntry:
     outputs: Outputs = field(repr=False)
     graph_id: int
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
-    single_input: bool = False
     copies_inputs: bool = True
     waits: bool = False
     journal: Journal = field(repr=False)
@@ -84,6 +81,11 @@ class CUDAGraphEntry:
     def variant(self) -> Variant:
         """What else distinguishes it: function, dtypes, other dimensions, static arguments."""
         return self.program.variant
+
+    @property
+    def single_input(self) -> bool:
+        """Whether `replay` takes one pytree, as the specification has it, or a tuple."""
+        return self.program.target.single_input
 
     @property
     def is_loaded(self) -> bool:
@@ -254,7 +256,7 @@ class CUDAGraphEntry:
                 f"{self.variant.structure}: give the same pytree of arrays"
             )
         call = describe_call(
-            self.variant.function, args, {}, declared=declared, name=self.variant.name
+            self.variant.function, args, {}, declared=declared, target=self.program.target
         )
         if call.variant.leaves != self.variant.leaves:
             raise InputShapeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeGuard
 
@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from cudagraph_jax.errors import InputShapeError
+from cudagraph_jax.program.fingerprint import Fingerprint
 from cudagraph_jax.shapes.axes import PASS_THROUGH, AxisPattern, Leaf, LeafAxes, sizes_of
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import PadValue, check_pad_value
@@ -36,6 +37,34 @@ class Declared(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """The function of a call, and what is asked of its outputs.
+
+    Attributes:
+        function: Takes the program's arguments.
+        name: What profiles and messages call it.
+        unpad: A pytree prefix of `Unpad` for the outputs.
+        out_axes: A pytree prefix of axis patterns for the outputs; None: they are found.
+        donate_argnums: Positions of the arguments whose buffers may be taken over.
+        mask_argname: The keyword that takes `bool[batch, seq]`, True where an element is real.
+        fingerprint: What its code and constants are known by; None: by what they lower to.
+        single_input: Whether it takes one pytree (the specification's calls).
+        output_shapes: What it is expected to give at a call's own sizes, which is checked before
+            a bucket is compiled; None: anything.
+    """
+
+    function: Callable[..., PyTree]
+    name: str
+    unpad: PyTree = "host"
+    out_axes: PyTree = None
+    donate_argnums: tuple[int, ...] = ()
+    mask_argname: str | None = None
+    fingerprint: Fingerprint | None = None
+    single_input: bool = False
+    output_shapes: PyTree = None
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One call as the manager sees it.
 
@@ -47,6 +76,7 @@ class Call:
         declared: What was declared for those of `args`.
         sizes: The call's (batch, seq_len).
         variant: What identifies its program.
+        target: Its function, and what is asked of the outputs.
     """
 
     args: Args
@@ -56,6 +86,7 @@ class Call:
     declared: Declared
     sizes: Bucket
     variant: Variant
+    target: Target
 
     @property
     def carries_batch(self) -> bool:
@@ -74,7 +105,7 @@ def describe_call(
     kwargs: Mapping[str, PyTree],
     *,
     declared: Declared,
-    name: str,
+    target: Target,
     statics: Statics = (),
     flat: tuple[list[PyTree], jax.tree_util.PyTreeDef] | None = None,
 ) -> Call:
@@ -85,7 +116,7 @@ def describe_call(
         args: Its positional arguments: arrays or `jax.ShapeDtypeStruct`.
         kwargs: Its keyword arguments.
         declared: The declarations for the leaves of `args`.
-        name: The function's name.
+        target: The function, and what is asked of its outputs.
         statics: The static arguments.
         flat: The leaves and the structure of `(args, kwargs)`, where they are known.
 
@@ -104,8 +135,8 @@ def describe_call(
         names = argument_leaf_names(declared.argument_names, args, kwargs)
         described = _describe_leaves(leaves, patterns, pads, names)
     sizes, axes, abstract = described
-    variant = Variant(function, name, structure, abstract, statics)
-    return Call(args, dict(kwargs), tuple(leaves), axes, declared, sizes, variant)
+    variant = Variant(function, target.name, structure, abstract, statics)
+    return Call(args, dict(kwargs), tuple(leaves), axes, declared, sizes, variant, target)
 
 
 def refuse_abstract(call: Call) -> None:

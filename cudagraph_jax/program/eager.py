@@ -8,8 +8,7 @@ import jax
 import numpy as np
 
 from cudagraph_jax._base.fork import use_jax
-from cudagraph_jax.program.call import Declared, traced_sizes
-from cudagraph_jax.program.program import Target
+from cudagraph_jax.program.call import Declared, Target, traced_sizes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
 from cudagraph_jax.xla.stages import tracing_refusals

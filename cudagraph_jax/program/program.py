@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -24,7 +23,6 @@ from cudagraph_jax.program.call import (
     copied_key,
     is_key,
 )
-from cudagraph_jax.program.fingerprint import Fingerprint
 from cudagraph_jax.program.outputs import (
     Outputs,
     declared_outputs,
@@ -41,37 +39,14 @@ from cudagraph_jax.xla.settings import ThreadSettings
 from cudagraph_jax.xla.stages import Executable, Lowering, evaluate_shapes, lower_function
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The function of a program, and what is asked of its outputs.
-
-    Attributes:
-        function: Takes the program's arguments.
-        name: What profiles and messages call it.
-        unpad: A pytree prefix of `Unpad` for the outputs.
-        out_axes: A pytree prefix of axis patterns for the outputs; None: they are found.
-        donate_argnums: Positions of the arguments whose buffers may be taken over.
-        mask_argname: The keyword that takes `bool[batch, seq]`, True where an element is real.
-        fingerprint: What its code and constants are known by; None: by what they lower to.
-    """
-
-    function: Callable[..., PyTree]
-    name: str
-    unpad: PyTree = "host"
-    out_axes: PyTree = None
-    donate_argnums: tuple[int, ...] = ()
-    mask_argname: str | None = None
-    fingerprint: Fingerprint | None = None
-
-
 class Program:
     """A function with its arguments described: it can compile itself for any bucket.
 
     Args:
-        target: The function and what is asked of its outputs.
         call: A call whose arrays have the program's dtypes and other dimensions.
 
     Attributes:
+        target: The function and what is asked of its outputs.
         example: A call without its arrays.
         leaf_indices: The arguments with the index of each leaf in its place.
         carries_batch: Whether any input carries the batch.
@@ -81,8 +56,8 @@ class Program:
         settings: Those of the thread that called first, for threads that capture in its place.
     """
 
-    def __init__(self, target: Target, call: Call) -> None:
-        self.target = target
+    def __init__(self, call: Call) -> None:
+        self.target = call.target
         self.variant: Variant = call.variant
         self.axes: tuple[LeafAxes, ...] = call.axes
         self.pad_values: tuple[PadValue, ...] = tuple(call.declared.pad_values)

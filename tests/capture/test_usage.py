@@ -43,7 +43,7 @@ class Watched(GraphStore):
 
     def __init__(self, path):
         super().__init__(path)
-        self.told = queue.SimpleQueue()
+        self.told: queue.SimpleQueue[object] = queue.SimpleQueue()
 
     def remember_hot(self, hot):
         super().remember_hot(hot)

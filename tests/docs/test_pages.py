@@ -22,7 +22,10 @@ pytestmark = pytest.mark.skipif(
     not (ROOT / "docs").is_dir(), reason="a source distribution has no documentation"
 )
 each_page = pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
-WITH_CODE = [page for page in pages.PAGES if pages.blocks(page)]
+# The code of recipes runs in test_recipes.py.
+WITH_CODE = [
+    page for page in pages.PAGES if pages.blocks(page) and page.parent.name != "recipes"
+]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=pages.name_of)

@@ -7,6 +7,7 @@ read as text.
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def _layers() -> list[list[str]]:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contract = settings["tool"]["importlinter"]["contracts"][0]
     return [
-        [name.strip(" ()").removeprefix(f"{PACKAGE}.") for name in layer.replace(":", "|").split("|")]
+        [name.strip(" ()").removeprefix(f"{PACKAGE}.") for name in re.split("[|:]", layer)]
         for layer in contract["layers"]
     ]
 
@@ -114,7 +115,7 @@ def _imported(path: Path, public: dict[str, str]) -> Iterator[str]:
 
 
 def draw(boxes: list[Box], imports: Counter[tuple[str, str]]) -> str:
-    """The picture: boxes on the diagonal; an arrow goes right from a box and down to what it uses."""
+    """The picture: boxes on the diagonal; arrows go right from a box and down to what it uses."""
     at = {box.name: (LEFT + STEP_X * i, TOP + STEP_Y * i) for i, box in enumerate(boxes)}
     width = LEFT + STEP_X * (len(boxes) - 1) + BOX_WIDTH + 10
     height = TOP + STEP_Y * (len(boxes) - 1) + BOX_HEIGHT + 12
@@ -122,8 +123,9 @@ def draw(boxes: list[Box], imports: Counter[tuple[str, str]]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}"'
         f' height="{height}" font-family="system-ui, sans-serif" role="img">',
         f"<title>Imports between the folders of {PACKAGE}</title>",
-        f'<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8"'
-        f' markerHeight="8" orient="auto"><path d="M0 0.5 L8 4 L0 7.5z" fill="{LINE}"/></marker></defs>',
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8"'
+        f' markerHeight="8" orient="auto"><path d="M0 0.5 L8 4 L0 7.5z" fill="{LINE}"/>'
+        "</marker></defs>",
         *_rungs(boxes, width),
         *_arrows(boxes, imports, at),
         *(_box(box, *at[box.name]) for box in boxes),

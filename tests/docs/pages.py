@@ -45,9 +45,7 @@ def name_of(page: Path) -> str:
 def blocks(page: Path) -> list[Block]:
     """The page's Python, in order."""
     text = page.read_text(encoding="utf-8")
-    return [
-        Block(found[1], text.count("\n", 0, found.start(1))) for found in FENCED.finditer(text)
-    ]
+    return [Block(found[1], text.count("\n", 0, found.start(1))) for found in FENCED.finditer(text)]
 
 
 def run(page: Path) -> Names:
@@ -74,8 +72,8 @@ def _run_block(page: Path, block: Block, names: Names) -> None:
     def checked_print(*values: object, **options: Any) -> None:
         """Prints, and compares with the comment behind the call, where there is one."""
         said = PRINTED.search(lines[sys._getframe(1).f_lineno - 1])
-        if said:
-            assert " ".join(map(str, values)) == said[1]
+        text = " ".join(map(str, values))
+        assert said is None or text == said[1], f"{text} is printed, not {said[1]}"
         print(*values, **options)
 
     names["print"] = checked_print

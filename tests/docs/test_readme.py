@@ -1,41 +1,43 @@
-"""The README's code runs as it stands there."""
+"""The README is short, and its example and the pages that go on from it do what they say."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Any
+import pytest
 
 import cudagraph_jax
+from tests.docs import pages
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-QUICKSTART, *FURTHER = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+MOST_BYTES = 8192
+
+needs_pages = pytest.mark.skipif(
+    not pages.DOCS.is_dir(), reason="a source distribution has no documentation"
+)
+
+
+def test_short():
+    """The README is read on one page; what is longer stands in docs/."""
+    assert pages.README.stat().st_size <= MOST_BYTES
+
+
+@needs_pages
+def test_one_example():
+    """The README's example is that of the page that others go on from."""
+    (readme,) = pages.blocks(pages.README)
+    (page,) = pages.blocks(pages.DOCS / "get_started.md")
+    assert readme.code == page.code
 
 
 def test_quickstart(capsys):
-    """The quickstart prints what its comments say, and compiles nothing after warm-up."""
-    exec(QUICKSTART, {})
+    """The example prints what its comments say, and compiles nothing after warm-up."""
+    pages.run(pages.README)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "(3, 384)"
     assert printed[1].startswith("embed at 3x57: REPLAY in the bucket 4x64")
 
 
-def test_further_code(tmp_path, monkeypatch):
-    """What follows the quickstart runs after it, in order."""
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(QUICKSTART, names)
-    for code in FURTHER:
-        exec(code, names)
-    names["embed"].manager.wait()
-    assert names["embed"].manager.config.buckets() == names["plan"].buckets()
-    assert (tmp_path / "cache.html").read_text(encoding="utf-8").lower().startswith("<!doctype")
-
-
 def test_quickstart_stands_debug_mode():
-    """The quickstart's function, whose mask is an ordinary input, is not accused of a leak."""
-    names: dict[str, Any] = {}
-    exec(QUICKSTART, names)
+    """The example's function, whose mask is an ordinary input, is not accused of a leak."""
+    names = pages.run(pages.README)
     config = cudagraph_jax.CUDAGraphConfig(
         capture_sizes=(4,), capture_seq_lens=(64,), debug_mode=True
     )
@@ -47,7 +49,8 @@ def test_quickstart_stands_debug_mode():
     assert checked(*arguments).shape == (3, 384)
 
 
-def test_every_error_of_the_table_exists():
-    """Errors that the README names are the package's."""
-    for name in set(re.findall(r"`(\w+(?:Error|Warning))`", README)):
-        assert hasattr(cudagraph_jax, name), name
+@needs_pages
+def test_a_plan_is_put_in_place():
+    """What the page on choosing buckets plans is the grid once the background is done."""
+    names = pages.run(pages.DOCS / "choosing_buckets.md")
+    assert names["embed"].manager.config.buckets() == names["plan"].buckets()

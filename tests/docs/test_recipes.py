@@ -23,7 +23,7 @@ from cudagraph_jax import (
 from tests.docs import pages
 
 FOLDER = pages.DOCS / "recipes"
-SIZES = [(1, 1), (1, 16), (2, 17), (3, 57), (4, 64), (5, 3), (7, 33), (8, 64)]
+SIZES = [(1, 1), (2, 17), (3, 57), (4, 64), (5, 3), (8, 33)]
 ONE_BUCKET = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0)
 
 Names = dict[str, Any]
@@ -139,7 +139,7 @@ def test_a_recipe(name, tmp_path, monkeypatch):
     passed = [eval(part, names) for part in recipe.passed]
     random = np.random.default_rng(0)
     for rows, length in SIZES:
-        if rows > served.manager.config.max_batch_size or length > served.manager.config.max_seq_len:
+        if not served.manager.config.should_use_cudagraph(rows, length):
             continue
         inputs = recipe.inputs(random, rows, length)
         with no_compiles():
@@ -149,7 +149,7 @@ def test_a_recipe(name, tmp_path, monkeypatch):
         else:
             expected = recipe.plain(names, *passed, *inputs)
         np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
-    assert served.stats()["hits"] >= 5
+    assert served.stats()["hits"] > len(SIZES) // 2
 
 
 class Counting(nnx.Module):

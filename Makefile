@@ -55,11 +55,11 @@ notebooks: $(VENV)/.stamp-dev
 		$(BIN)/jupyter-execute --kernel_name=python3 --timeout=600 "$$notebook"; \
 	done
 
-# The site, in docs/_build/index.html; a warning is an error.
+# The site, in docs/_build/html; a warning is an error.
 docs: $(VENV)/.stamp-docs
-	$(BIN)/python -m sphinx -W --keep-going --quiet -b html -d docs/_build/.doctrees $(ARGS) \
-		docs docs/_build
-	@echo "docs/_build/index.html"
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html -d docs/_build/doctrees $(ARGS) \
+		docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 bench: $(VENV)/.stamp-demo
 	$(BIN)/python benchmarks/dispatch.py $(ARGS)

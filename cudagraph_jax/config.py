@@ -72,7 +72,7 @@ class CUDAGraphConfig:
         cudagraph_copy_inputs: Copy inputs into the library's own padded buffers. False: inputs
             must already have a bucket's shape and are passed through untouched.
         warmup_iterations: Runs of a bucket after it is compiled, so that a GPU has recorded its
-            command buffers before the first request (FACTS.md: three).
+            command buffers before the first request (docs/xla.md: three).
         command_buffers: Which XLA operations may be recorded.
         per_layer_graphs: The specification's name for `command_buffers=PIECEWISE`.
         compiler_options: Further XLA options for every bucket; values are kept as text.
@@ -347,7 +347,7 @@ def xla_options(options: object) -> Mapping[str, str]:
     for name in options:
         if not isinstance(name, str):
             raise ConfigError(f"compiler_options has the key {name!r}: option names are text")
-    # 1 and "1" would give the same program two cache keys (FACTS.md).
+    # 1 and "1" would give the same program two cache keys (docs/xla.md).
     return MappingProxyType({name: str(options[name]) for name in sorted(options)})
 
 

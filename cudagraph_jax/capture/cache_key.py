@@ -27,8 +27,20 @@ from cudagraph_jax.xla.stages import Executable, Lowering
 Fields = dict[str, Json]
 
 WHAT_IT_COMPUTES = (
-    *("known_by", "stablehlo", "outputs", "fingerprint", "function", "code", "places", "structure"),
-    *("axes", "statics", "unpad", "out_axes", "mask_argname", "mesh"),
+    "known_by",
+    "stablehlo",
+    "outputs",
+    "fingerprint",
+    "function",
+    "code",
+    "places",
+    "structure",
+    "axes",
+    "statics",
+    "unpad",
+    "out_axes",
+    "mask_argname",
+    "mesh",
 )
 """Fields that are not known, or not there, before a function is lowered."""
 
@@ -119,7 +131,7 @@ def lowered_fields(
         # The text does not say which ones: `a` of (a, b) reads like `b` of (a, b).
         text = program.lower(bucket, keep_unused=True, clock=clock).text
     outputs = [
-        f"{leaf.dtype}{list(leaf.shape)}{' weak' * leaf.weak_type}"
+        f"{leaf.dtype}{list(leaf.shape)}{_weak(leaf.weak_type)}"
         for leaf in jax.tree.leaves(lowering.output_info)
     ]
     return {
@@ -174,14 +186,18 @@ def is_portable(lowering: Lowering) -> bool:
     """Whether the executable can be loaded in a process that has not lowered its function.
 
     Lowering registers what custom calls lead to: without it, LAPACK calls end the process
-    (FACTS.md, "Persisting executables").
+    (docs/xla.md, "Persisting executables").
     """
     return _BUILT_IN.issuperset(_CUSTOM_CALL.findall(lowering.text))
 
 
 def _leaf_text(leaf: AbstractLeaf) -> str:
     placed = "" if leaf.sharding is None else f" {leaf.sharding!r}"
-    return f"{leaf}{' weak' * leaf.weak_type}{placed}"
+    return f"{leaf}{_weak(leaf.weak_type)}{placed}"
+
+
+def _weak(weak_type: bool) -> str:
+    return " weak" if weak_type else ""
 
 
 def _listed(texts: list[str]) -> Json:

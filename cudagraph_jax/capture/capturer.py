@@ -39,7 +39,7 @@ class Capturer:
         registry: Where captured buckets are held, and the configuration.
         clock: Seconds, for the pauses after failed captures.
         captures_evict: Whether a new capture throws recorded graphs away; asked of the backend if
-            None (FACTS.md, "Command buffers").
+            None (docs/xla.md, "Command buffers").
 
     Attributes:
         gate: The mode, and who captures.
@@ -192,6 +192,17 @@ class Capturer:
         self.failures.clear()
         self.is_warm = False
         self.recorded_again = 0
+
+    def end_warmup(self, captured: Collection[CUDAGraphEntry] | None) -> None:
+        """From now on a capture disturbs traffic; runs what this warm-up has thrown away.
+
+        Args:
+            captured: What it ran; None: nothing was captured.
+        """
+        if self.is_warm and captured is not None:
+            # Those of other functions lost what they had recorded.
+            self.record_again(other_than=captured)
+        self.is_warm = True
 
     def record_again(self, *, other_than: Collection[CUDAGraphEntry] = ()) -> None:
         """Runs every bucket once, on backends where a new capture throws recorded graphs away.

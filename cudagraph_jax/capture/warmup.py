@@ -39,7 +39,7 @@ def warm_up(
 ) -> WarmupReport:
     """Captures `buckets` in their order, and only then runs each of them.
 
-    On a GPU every new command buffer throws away those that are recorded (FACTS.md, "Command
+    On a GPU every new command buffer throws away those that are recorded (docs/xla.md, "Command
     buffers"), so that running between captures would be for nothing.
 
     Args:
@@ -179,10 +179,7 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
             broken=lambda entry, error: registry.discard_broken(entry.bucket, entry.variant, error),
             progress=progress,
         )
-    if capturer.is_warm and (report.captured or report.loaded):
-        # Those of other functions lost what they had recorded.
-        capturer.record_again(other_than=captured)
-    capturer.is_warm = True
+    capturer.end_warmup(captured if report.captured or report.loaded else None)
     return report
 
 

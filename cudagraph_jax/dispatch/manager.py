@@ -1,4 +1,4 @@
-"""The only place that decides: replay, capture or run eagerly."""
+"""`CUDAGraphManager`: what may be done with calls, what is held for them, and what they did."""
 
 from __future__ import annotations
 
@@ -47,9 +47,12 @@ if TYPE_CHECKING:
 
 
 class CUDAGraphManager:
-    """Decides for each call whether to replay, capture or run eagerly, and does it.
+    """Has each call replayed, captured or run eagerly, as its mode and its policies say.
 
-    All methods are safe to call from many threads.
+    It holds the buckets of any number of functions, says what may be done from when to when (modes,
+    sealing, closing), plans its grid anew, and shows what it knows. One call is decided and served
+    by its dispatcher, the same for `bucket_jit` and for `execute_or_capture`. All methods are safe
+    to call from many threads.
 
     Args:
         config: Limits and policies.

@@ -177,7 +177,7 @@ def _capture_and_switch(dispatcher: Dispatcher, config: CUDAGraphConfig) -> None
     while missing := _missing(registry, config, new):
         try:
             built = [_built(registry, entry, bucket) for entry, bucket in missing]
-            # Only now: every capture throws away what is recorded (FACTS.md, "Command buffers").
+            # Only now: every capture throws away what is recorded (docs/xla.md, "Command buffers").
             for entry in built:
                 run_idle(entry, config.warmup_iterations)
         finally:

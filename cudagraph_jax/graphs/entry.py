@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cudagraph_jax.report.command_buffers import Inspection
 
 # Of the first XLA may run the thunks one by one, with the second it records, with the third it
-# replays (FACTS.md, "Command buffers").
+# replays (docs/xla.md, "Command buffers").
 _RUNS_UNTIL_WARM = 3
 
 

@@ -105,8 +105,8 @@ class Observers(Generic[E]):
     def is_replaying(self, graph_id: int) -> bool:
         """Whether the last profile showed it for an entry, and nothing was compiled since.
 
-        What this package compiles anywhere in the process may throw recorded graphs away (FACTS.md,
-        "Command buffers").
+        What this package compiles anywhere in the process may throw recorded graphs away
+        (docs/xla.md, "Command buffers").
         """
         return graph_id in self._replaying and self._seen_at == compiled_so_far()
 

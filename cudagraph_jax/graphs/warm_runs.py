@@ -23,7 +23,7 @@ def run_idle(entry: CUDAGraphEntry, iterations: int, *, leaves: Sequence[object]
 
     Args:
         entry: What to run.
-        iterations: How often. XLA records a command buffer on the second run (FACTS.md).
+        iterations: How often. XLA records a command buffer on the second run (docs/xla.md).
         leaves: The leaves of a call of the entry's variant: what is passed through is taken from
             them. Where they are shapes, or none are given, it is what the entry was captured
             with, while that is alive; else zeros.

@@ -1,6 +1,6 @@
 """What JAX itself reports about compiling, through `jax.monitoring`.
 
-The events' names are not promised (FACTS.md, "Compiling, freeing, counting"). Where they are
+The events' names are not promised (docs/xla.md, "Compiling, freeing, counting"). Where they are
 absent `compiles_are_reported` says so, instead of a count of zero that would prove nothing.
 """
 

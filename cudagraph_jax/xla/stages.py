@@ -165,7 +165,7 @@ def lower_function(
     """
     start = clock()
     # JAX keeps an executable for as long as the function object lives: a new one for each bucket
-    # is freed together with its entry (FACTS.md, "Compiling, freeing, counting").
+    # is freed together with its entry (docs/xla.md, "Compiling, freeing, counting").
     fresh = _fresh(function, name)
     donated = tuple(donate_argnums)
     with stage_errors("trace", name), tracing_refusals():

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import cudagraph_jax
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -20,6 +22,7 @@ def test_quickstart(capsys):
     assert printed[1].startswith("embed at 3x57: REPLAY in the bucket 4x64")
 
 
+@pytest.mark.slow  # all that the README does
 def test_further_code(tmp_path, monkeypatch):
     """What follows the quickstart runs after it, in order."""
     monkeypatch.chdir(tmp_path)

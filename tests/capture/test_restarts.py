@@ -16,6 +16,9 @@ from tests.helpers.programs.server import BUCKETS, ROOT, start, started
 
 WITH_FINGERPRINT = ["--fingerprint=v1"]
 
+# Each server is a process that starts JAX, which takes more than a second.
+pytestmark = pytest.mark.slow
+
 
 def counts(found):
     """Captured and loaded buckets of a server whose answer was right, without a warning."""
@@ -75,8 +78,8 @@ def test_a_server_that_hangs_is_not_waited_for(tmp_path):
 def test_killed_at_any_moment(tmp_path):
     """A server that is killed while it warms up leaves a store from which the next one is right.
 
-    Slow: each server is a process that starts JAX. Every step of one write is tried where no
-    process has to start, in `store/test_many_processes.py`.
+    Every step of one write is tried where no process has to start, in
+    `store/test_many_processes.py`.
     """
     for step in (0, 2, 5, 7):
         found = start(tmp_path, f"--dies-at={step}", check=False)

@@ -66,6 +66,7 @@ def expected():
     )
 
 
+@pytest.mark.slow  # the same steps are taken eagerly, operation by operation
 def test_two_hundred_steps_equal_the_eager_loop(decoder, expected):
     """Prefill and 200 steps through growing buckets compile nothing and give the eager tokens."""
     before = [
@@ -85,6 +86,7 @@ def test_two_hundred_steps_equal_the_eager_loop(decoder, expected):
     assert np.subtract(after, before).tolist() == [1, STEPS]
 
 
+@pytest.mark.slow  # a model of many operations, each compiled for every length
 def test_tokens_equal_the_loop_without_cache_and_padding(decoder):
     """Each prompt alone, read anew at its exact length for every token, gives the same tokens."""
     prompts = [[11, 3], [5, 8, 13]]
@@ -239,6 +241,7 @@ def test_the_default_is_small():
     assert sum(len(function.manager.config.buckets()) for function in grids) == 10
 
 
+@pytest.mark.slow  # a model of many operations, each compiled for every size
 def test_padding_is_not_read(decoder):
     """Neither function reads what a bucket adds, whatever it holds and whatever the sizes are."""
     few = settings(max_examples=8)

@@ -28,6 +28,7 @@ def said_by(script: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow  # hundreds of processes
 def test_killed_writers():
     """However a writer is killed, the file is the old one or the new one, whole."""
     at_every_step, at_any_moment = map(int, said_by("killed_writers.py").split())

@@ -2,6 +2,7 @@
 # Needs Python 3.11 or newer; everything else is installed into $(VENV).
 #   make test PYTHON=python3.12 VENV=.venv-next
 #   make demo ARGS='--limit 40'
+#   make test ARGS='-m "not slow"'
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -33,7 +34,7 @@ demo: $(VENV)/.stamp-demo
 	@$(BIN)/cudagraph-jax demo $(ARGS)
 
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(COVERAGE) $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 $(COVERAGE) $(ARGS)
 
 # XLA compiles for a GPU that is not here, and its runtime replays on a stand-in for the driver.
 test-gpu-compiler: $(VENV)/.stamp-cuda

@@ -22,7 +22,7 @@ from cudagraph_jax.demo.decoder.transformer import KVCache, decode_step, prefill
 from cudagraph_jax.testing import assert_bucketing_preserves, assert_padding_does_not_leak
 from tests.helpers.functions import stats_of
 
-STEPS = 500
+STEPS = 200
 PROMPTS = [[7], list(range(20, 40)), [1, 2, 3, 4, 5, 6, 7], [9, 9, 8]]
 # With this seed no two tokens are nearer to a tie than 9e-4, far above rounding.
 PARAMS = random_params(DecoderConfig(), seed=9)
@@ -66,8 +66,9 @@ def expected():
     )
 
 
-def test_five_hundred_steps_equal_the_eager_loop(decoder, expected):
-    """Prefill and 500 steps through growing buckets compile nothing and give the eager tokens."""
+@pytest.mark.slow  # the same steps are taken eagerly, operation by operation
+def test_two_hundred_steps_equal_the_eager_loop(decoder, expected):
+    """Prefill and 200 steps through growing buckets compile nothing and give the eager tokens."""
     before = [
         stats_of(function)["hits"]
         for function in (decoder.prefill_function, decoder.decode_function)
@@ -85,6 +86,7 @@ def test_five_hundred_steps_equal_the_eager_loop(decoder, expected):
     assert np.subtract(after, before).tolist() == [1, STEPS]
 
 
+@pytest.mark.slow  # a model of many operations, each compiled for every length
 def test_tokens_equal_the_loop_without_cache_and_padding(decoder):
     """Each prompt alone, read anew at its exact length for every token, gives the same tokens."""
     prompts = [[11, 3], [5, 8, 13]]
@@ -239,9 +241,10 @@ def test_the_default_is_small():
     assert sum(len(function.manager.config.buckets()) for function in grids) == 10
 
 
+@pytest.mark.slow  # a model of many operations, each compiled for every size
 def test_padding_is_not_read(decoder):
     """Neither function reads what a bucket adds, whatever it holds and whatever the sizes are."""
-    few = settings(max_examples=12)
+    few = settings(max_examples=8)
     prompt = (decoder.params, np.zeros((1, 3), np.int32), np.ones(1, np.int32))
     options: dict[str, Any] = {"config": grid((2,), (4,)), "settings": few}
     for check in (assert_bucketing_preserves, assert_padding_does_not_leak):

@@ -12,6 +12,9 @@ from cudagraph_jax.demo import DemoError, run_planned
 from cudagraph_jax.demo.corpus import numpy_passages
 from cudagraph_jax.demo.traffic import micro_batches
 
+# The demo's real model, compiled for each size by plain JAX, too.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):

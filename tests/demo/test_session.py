@@ -10,6 +10,9 @@ from cudagraph_jax import ConfigError, InputShapeError
 from cudagraph_jax._base.files import ReportError
 from cudagraph_jax.demo import run
 
+# The demo's real model, compiled for each size by plain JAX, too.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):

@@ -101,11 +101,9 @@ def resident_bytes():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow  # only XLA's own executables hold memory
 def test_more_sizes_than_are_kept():
-    """Eighty sizes with max_graphs=8 leave eight executables, and memory for as many.
-
-    Slow, since only XLA's own executables hold memory.
-    """
+    """Eighty sizes with max_graphs=8 leave eight executables, and memory for as many."""
     if jax.default_backend() != "cpu":
         pytest.skip("what executables hold is on the device, and compiling takes long there")
     table = np.arange(2**18, dtype=np.float32)  # a constant of each executable, of 1 MiB

@@ -53,6 +53,7 @@ def warm(name):
     return WARM[name]
 
 
+@pytest.mark.slow  # grids of eleven functions, and a compile for each plain answer
 @given(st.sampled_from(JOINED), st.integers(5, 13), st.integers(1, 5), st.integers(0, 99))
 @settings(max_examples=25)
 def test_pieces_equal_the_plain_function(name, batch, seq, seed):

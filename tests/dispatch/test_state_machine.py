@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -144,5 +145,5 @@ class OneManager(RuleBasedStateMachine):
         self.captures = captures
 
 
-TestOneManager = OneManager.TestCase
+TestOneManager = pytest.mark.slow(OneManager.TestCase)  # compiles in any order of events
 TestOneManager.settings = settings(max_examples=10, stateful_step_count=25, deadline=None)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -176,5 +177,5 @@ class Served(RuleBasedStateMachine):
         assert not refused or self.on_miss == "error" or self.manager.config.on_overflow == "exact"
 
 
-TestServed = Served.TestCase
+TestServed = pytest.mark.slow(Served.TestCase)  # threads that compete for the interpreter
 TestServed.settings = settings(max_examples=8, stateful_step_count=15, deadline=None)

@@ -78,6 +78,7 @@ def eager_loop():
         yield tokens[:rows].copy(), np.asarray(logits)[:rows]
 
 
+@pytest.mark.slow  # the same steps are taken eagerly, operation by operation
 def test_a_decode_loop_equals_the_eager_loop():
     """A thousand steps through growing buckets compile nothing and give the eager tokens."""
     function: Any = bucket_jit(

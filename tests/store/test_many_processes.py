@@ -28,11 +28,12 @@ def said_by(script: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow  # hundreds of processes
 def test_killed_writers():
     """However a writer is killed, the file is the old one or the new one, whole."""
     at_every_step, at_any_moment = map(int, said_by("killed_writers.py").split())
     assert at_every_step > 250
-    assert at_any_moment == 400
+    assert at_any_moment == 150
 
 
 def test_shared_directory():

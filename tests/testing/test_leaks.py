@@ -72,6 +72,7 @@ def means_of_tokens(ids):
     return (TABLE[ids] * real).sum(axis=1) / jnp.maximum(real.sum(axis=1), 1)
 
 
+@pytest.mark.slow  # operation by operation, each compiled for every size
 def test_padding_that_the_function_knows():
     """A pad value that is chosen, be it 0, is one that the function ignores; the default is not."""
     options: dict[str, Any] = {"in_axes": ("batch seq",), "dtypes": "int32"}

@@ -176,6 +176,7 @@ def test_the_cause_by_the_tolerance():
     assert "padding is counted in" in message
 
 
+@pytest.mark.slow  # products of matrices, each compiled for every size
 def test_bfloat16():
     """A sound model of few digits is not accused."""
     options: dict[str, Any] = {"in_axes": (X,), "dtypes": "bfloat16", "config": NARROW}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,9 +109,7 @@ def starts(path: Path, log: Path) -> None:
                 continue
             with log.open("a") as file:
                 file.write(f"{identity['bucket']}\n")
-            until = time.monotonic() + 0.02
-            while time.monotonic() < until:
-                pass
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 20_000)  # compiles, in about 10 ms
             store.put(identity, b"compiled")
 
 

@@ -18,7 +18,7 @@ from cudagraph_jax.store import Files, GraphStore, Identity, Miss, Reason, Store
 IDENTITY: Identity = {"name": "embed", "bucket": [8, 128]}
 KEYS = (None, b"kept outside the directory")
 OLD, NEW = b"old" * 30, b"new" * 40
-RANDOM_KILLS = 400
+RANDOM_KILLS = 150
 
 
 class Dies(Files):

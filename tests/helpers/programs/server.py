@@ -1,7 +1,7 @@
 """A server that starts on a store, in a process of its own; prints what it found as JSON.
 
 python -m tests.helpers.programs.server DIRECTORY [--function NAME] [--fingerprint TEXT]
-    [--jax-cache DIRECTORY] [--limit-bytes N] [--patience SECONDS] [--no-store]
+    [--jax-cache DIRECTORY] [--limit-bytes N] [--patience SECONDS] [--no-store] [--dies-at N]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import subprocess
 import sys
 import warnings
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, GraphStore, bucket_jit
+from cudagraph_jax.store import Files
 
 ROOT = Path(__file__).parents[3]
 CONFIG = CUDAGraphConfig(
@@ -44,6 +46,30 @@ def inverted(x):
 
 
 FUNCTIONS = {"scaled": scaled, "inverted": inverted}
+
+
+class Dies(Files):
+    """System calls that change a store; the process is killed instead of the nth, if any."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    def _count(self) -> None:
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+
+    def write(self, file: int, data: bytes | memoryview) -> int:
+        self._count()
+        return super().write(file, data)
+
+    def sync(self, file: int) -> None:
+        self._count()
+        super().sync(file)
+
+    def rename(self, old: str, new: str, *, directory: int) -> None:
+        self._count()
+        super().rename(old, new, directory=directory)
 
 
 def start(directory: Path, *options: str, check: bool = True, **popen: Any) -> dict[str, Any]:
@@ -76,6 +102,7 @@ def main() -> None:
     parser.add_argument("--limit-bytes", type=int)
     parser.add_argument("--patience", type=float, default=120)
     parser.add_argument("--no-store", action="store_true")
+    parser.add_argument("--dies-at", type=int, default=-1)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.jax_cache:
@@ -84,7 +111,8 @@ def main() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     store = None
     if not options.no_store:
-        store = GraphStore(options.directory, patience_s=options.patience)
+        files = Dies(options.dies_at)
+        store = GraphStore(options.directory, patience_s=options.patience, files=files)
     if options.limit_bytes is not None:
         jax.devices()  # before, since what starts an accelerator may write files of its own
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.limit_bytes, options.limit_bytes))

@@ -1,4 +1,4 @@
-"""`bucket_jit` and the functions that it makes: the door for serving code, and the hot path."""
+"""`BucketedFunction`: what `bucket_jit` makes, the door for serving code and the hot path."""
 
 from __future__ import annotations
 

@@ -140,7 +140,10 @@ class Subject:
         """
         dispatcher = self.bucketed.manager.dispatcher
         bucket = dispatcher.bucket_for(call)
-        return dispatcher.capturer.capture(call, bucket).value
+        program = dispatcher.capturer.program_of(call)
+        # Also of outputs that nobody trims, which serving does not look for: they are compared.
+        program.outputs(bucket, others=dispatcher.config.buckets(seq_len=bucket.seq_len))
+        return dispatcher.capturer.capture(call, bucket, program=program).value
 
     def answers(self, args: tuple[PyTree, ...]) -> Answers:
         """Both answers to a call with these arguments.

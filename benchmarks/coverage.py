@@ -73,8 +73,8 @@ def main() -> int:
     rows = []
     start = time.perf_counter()
     for name, function, args, bucket in asked:
-        task = function.task(*args)
-        found = inspect(Program(task.target, task.call), bucket, scopes, gpu=options.gpu)
+        task = function.describe(*args)
+        found = inspect(Program(task), bucket, scopes, gpu=options.gpu)
         for scope in found.scopes:
             left = ", ".join(f"{kind.kind} {kind.number}" for kind in scope.outside)
             steps = scope.recorded + scope.left

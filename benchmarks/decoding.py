@@ -98,7 +98,7 @@ class Lab:
         state = jax.eval_shape(partial(fresh_state, self.size, batch))
         if isinstance(step, cg.BucketedFunction):
             return step.warmup(self.params, *state, progress=False)
-        # AOT compiling fills the cache of `jax.jit`, too (FACTS.md, "Compiling, freeing").
+        # AOT compiling fills the cache of `jax.jit`, too (docs/xla.md, "Compiling, freeing").
         step.lower(self.params, *state).compile()
         return None
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal, Protocol, Self, cast, get_args
 
@@ -71,7 +72,7 @@ class CUDAGraphConfig:
         cudagraph_copy_inputs: Copy inputs into the library's own padded buffers. False: inputs
             must already have a bucket's shape and are passed through untouched.
         warmup_iterations: Runs of a bucket after it is compiled, so that a GPU has recorded its
-            command buffers before the first request (FACTS.md: three).
+            command buffers before the first request (docs/xla.md: three).
         command_buffers: Which XLA operations may be recorded.
         per_layer_graphs: The specification's name for `command_buffers=PIECEWISE`.
         compiler_options: Further XLA options for every bucket; values are kept as text.
@@ -137,7 +138,7 @@ class CUDAGraphConfig:
 
     def xla_options(self) -> dict[str, str]:
         """The compiler options of every bucket: the scope's, overridden by `compiler_options`."""
-        return {**self.command_buffers.compiler_options(), **self.compiler_options}
+        return dict(_xla_options(self))
 
     def should_use_cudagraph(self, batch_size: int, seq_len: int) -> bool:
         """Whether a call of this size is inside the limits (and the config is enabled)."""
@@ -330,6 +331,11 @@ def command_buffer_scope(scope: object, *, per_layer_graphs: bool) -> CommandBuf
     )
 
 
+@lru_cache(maxsize=64)
+def _xla_options(config: CUDAGraphConfig) -> Mapping[str, str]:
+    return {**config.command_buffers.compiler_options(), **config.compiler_options}
+
+
 def xla_options(options: object) -> Mapping[str, str]:
     """The options, sorted and read-only, with their values as text.
 
@@ -341,7 +347,7 @@ def xla_options(options: object) -> Mapping[str, str]:
     for name in options:
         if not isinstance(name, str):
             raise ConfigError(f"compiler_options has the key {name!r}: option names are text")
-    # 1 and "1" would give the same program two cache keys (FACTS.md).
+    # 1 and "1" would give the same program two cache keys (docs/xla.md).
     return MappingProxyType({name: str(options[name]) for name in sorted(options)})
 
 

@@ -28,7 +28,7 @@ class GraphState(Enum):
     COMPILED = "compiled"
     """Compiled or loaded, and run less than three times."""
     WARMED = "warmed"
-    """Run three times or more: XLA has recorded what it records; FACTS.md, "Command buffers"."""
+    """Run three times or more: XLA has recorded what it records; docs/xla.md, "Command buffers"."""
     REPLAYING = "replaying"
     """A profile showed its command buffers executed, and none recorded or updated meanwhile."""
 
@@ -46,7 +46,7 @@ class CommandBufferScope(Enum):
     """Everything XLA can record, from one operation up; collectives excepted."""
 
     def compiler_options(self) -> dict[str, str]:
-        """The XLA options of this scope; FACTS.md, "Command buffers"."""
+        """The XLA options of this scope; docs/xla.md, "Command buffers"."""
         match self:
             case CommandBufferScope.AUTO:
                 return {}

@@ -51,6 +51,9 @@ class SingleFlightLRU(Generic[K, V]):
         on_drop: Called outside the lock after values have left, whatever the reason.
         on_evict: Called likewise, with those that had to leave because of a limit.
         describe: What errors call a key.
+
+    Attributes:
+        values: What is held, for look-ups that mark nothing as used; not to be changed.
     """
 
     def __init__(
@@ -72,16 +75,16 @@ class SingleFlightLRU(Generic[K, V]):
         self._on_evict = on_evict
         self._describe = describe
         self._lock = forkable_lock()
-        self._values: dict[K, V] = {}
+        self.values: dict[K, V] = {}
         self._flights: dict[K, _Flight[V]] = {}
         self._evictions = 0
         self._generation = 0
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.values)
 
     def __contains__(self, key: K) -> bool:
-        return key in self._values
+        return key in self.values
 
     @property
     def evictions(self) -> int:
@@ -95,12 +98,12 @@ class SingleFlightLRU(Generic[K, V]):
 
     def get(self, key: K) -> V | None:
         """The value of `key`, or None; marks nothing as used."""
-        return self._values.get(key)
+        return self.values.get(key)
 
     def items(self) -> list[tuple[K, V]]:
         """A snapshot of all keys and values, oldest first."""
         with self._lock:
-            return list(self._values.items())
+            return list(self.values.items())
 
     def get_or_make(self, key: K, make: Callable[[], V]) -> Made[V]:
         """The value of `key`, made by `make` where it is absent.
@@ -116,8 +119,8 @@ class SingleFlightLRU(Generic[K, V]):
         own: _Flight[V] = _Flight()
         with self._landing(key, own):
             with self._lock:
-                if key in self._values:
-                    return Made(self._values[key], is_new=False)
+                if key in self.values:
+                    return Made(self.values[key], is_new=False)
                 flight = self._flights.setdefault(key, own)
             if flight is not own:
                 return Made(self._wait(key, flight), is_new=False)
@@ -142,13 +145,13 @@ class SingleFlightLRU(Generic[K, V]):
         with self._lock:
             if self._generation != generation:
                 return False
-            self._values.update(values)
+            self.values.update(values)
             return True
 
     def pop(self, key: K) -> V | None:
         """Takes the value of `key` out; None if absent."""
         with self._lock:
-            value = self._values.pop(key, None)
+            value = self.values.pop(key, None)
         if value is not None:
             self._on_drop([value])
         return value
@@ -157,8 +160,8 @@ class SingleFlightLRU(Generic[K, V]):
         """Takes every value out; what is in the making is not kept either."""
         with self._lock:
             self._generation += 1
-            dropped = list(self._values.values())
-            self._values.clear()
+            dropped = list(self.values.values())
+            self.values.clear()
             self._flights.clear()
         self._on_drop(dropped)
 
@@ -214,19 +217,20 @@ class SingleFlightLRU(Generic[K, V]):
             if self._flights.get(key) is not flight:
                 return
             dropped = self._make_room(weight)
-            self._values[key] = value
-        self._on_drop(dropped)
-        self._on_evict(dropped)
+            self.values[key] = value
+        if dropped:
+            self._on_drop(dropped)
+            self._on_evict(dropped)
 
     def _make_room(self, weight: int) -> list[V]:
         dropped: list[V] = []
-        total = weight + sum(map(self._weight, self._values.values()))
-        while self._values and (
-            (self._max_items is not None and len(self._values) >= self._max_items)
+        total = weight + sum(map(self._weight, self.values.values()))
+        while self.values and (
+            (self._max_items is not None and len(self.values) >= self._max_items)
             or (self._max_weight is not None and total > self._max_weight)
         ):
-            oldest = min(self._values, key=lambda key: self._last_used(self._values[key]))
-            value = self._values.pop(oldest)
+            oldest = min(self.values, key=lambda key: self._last_used(self.values[key]))
+            value = self.values.pop(oldest)
             total -= self._weight(value)
             dropped.append(value)
         self._evictions += len(dropped)

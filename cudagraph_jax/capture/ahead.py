@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from cudagraph_jax._base.fork import forkable_lock
-from cudagraph_jax.capture.compile_request import Compiler, Complete, Wanted, lowered
 from cudagraph_jax.errors import CUDAGraphError
+from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
-from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.program.program import Compiler, CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.stages import Executable, Lowering, stage_errors
 
-Begin = Callable[[Wanted], None]
+Begin = Callable[[CompileRequest], None]
 
 
 class _Begun(NamedTuple):
-    wanted: Wanted
+    request: CompileRequest
     outputs: Outputs
     executable: Future[Executable]
 
@@ -32,15 +32,18 @@ class CompilesAhead:
     time, and threads for it.
 
     Args:
-        compiler: What compiles.
+        compiler: What compiles in the place of XLA; None: XLA.
         clock: Seconds, for capture times.
+
+    Attributes:
+        begun: What may be taken, by bucket and variant; not to be changed.
     """
 
-    def __init__(self, *, compiler: Compiler, clock: Callable[[], float]) -> None:
+    def __init__(self, *, compiler: Compiler | None, clock: Callable[[], float]) -> None:
         self._compiler = compiler
         self._clock = clock
         self._lock = forkable_lock()
-        self._begun: dict[tuple[Bucket, Variant], _Begun] = {}
+        self.begun: dict[tuple[Bucket, Variant], _Begun] = {}
 
     @contextmanager
     def running(
@@ -57,17 +60,17 @@ class CompilesAhead:
         all_begun: list[_Begun] = []
         pool = ThreadPoolExecutor(workers, thread_name_prefix="cudagraph-jax-compile")
 
-        def begin(wanted: Wanted) -> None:
-            key = _key(wanted)
-            if key in self._begun or is_captured(*key):
+        def begin(request: CompileRequest) -> None:
+            key = _key(request)
+            if key in self.begun or is_captured(*key):
                 return
             try:
-                outputs, lowering = lowered(wanted, clock=self._clock)
+                outputs, lowering = request.lower(clock=self._clock)
             except CUDAGraphError:
                 return
-            begun = _Begun(wanted, outputs, Future())
+            begun = _Begun(request, outputs, Future())
             all_begun.append(begun)
-            if self._begun.setdefault(key, begun) is not begun:
+            if self.begun.setdefault(key, begun) is not begun:
                 return
             # Whoever captures it from now on takes it; who began before compiles it already.
             if not (is_captured(*key) and self._remove(begun)):
@@ -83,44 +86,48 @@ class CompilesAhead:
                     begun.executable.cancel()
                     self._remove(begun)
 
-    def take(self, wanted: Wanted) -> Complete | None:
+    def take(self, request: CompileRequest) -> tuple[Outputs, Executable] | None:
         """What was begun for just this, by whomever, once it is compiled; None where nothing was.
 
         Raises:
             CaptureError: It could not be compiled.
         """
-        begun = self._begun.get(_key(wanted))
-        if begun is None or begun.wanted.options != wanted.options or not self._remove(begun):
+        begun = self.begun.get(_key(request))
+        if begun is None or begun.request.options != request.options or not self._remove(begun):
             return None
         try:
             executable = begun.executable.result()
         except CancelledError:
             return None  # the warm-up that began it has ended
-        if begun.wanted.grid == wanted.grid:
-            return begun.outputs, executable
-        # Of another program: the code is the same, the axes may have been found otherwise.
-        return wanted.program.outputs(wanted.bucket, others=wanted.others), executable
+        # Begun by another program of the variant, the code is the same; the axes are its own.
+        is_own = begun.request.program is request.program
+        return begun.outputs if is_own else request.outputs(), executable
 
     def _remove(self, begun: _Begun) -> bool:
         """Whether it was there still, to be taken by one alone."""
-        key = _key(begun.wanted)
+        key = _key(begun.request)
         with self._lock:
-            if self._begun.get(key) is not begun:
+            if self.begun.get(key) is not begun:
                 return False
-            del self._begun[key]
+            del self.begun[key]
             return True
 
     def _compile(self, begun: _Begun, lowering: Lowering) -> None:
         if not begun.executable.set_running_or_notify_cancel():
             return
         try:
-            with stage_errors("compile", str(begun.wanted)):
-                executable = self._compiler(begun.wanted, lowering, clock=self._clock)
+            with stage_errors("compile", str(begun.request)):
+                if self._compiler is None:
+                    executable = lowering.compile(
+                        compiler_options=begun.request.options, clock=self._clock
+                    )
+                else:
+                    executable = self._compiler(begun.request, lowering, clock=self._clock)
         except BaseException as error:
             begun.executable.set_exception(error)
         else:
             begun.executable.set_result(executable)
 
 
-def _key(wanted: Wanted) -> tuple[Bucket, Variant]:
-    return (wanted.bucket, wanted.program.variant)
+def _key(request: CompileRequest) -> tuple[Bucket, Variant]:
+    return (request.bucket, request.program.variant)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.program.call import Variant
 from cudagraph_jax.report.words import things
 from cudagraph_jax.shapes.ladder import Bucket
 

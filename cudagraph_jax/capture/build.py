@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from cudagraph_jax._base.fork import forkable_lock, use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.capture.ahead import CompilesAhead
-from cudagraph_jax.capture.compile_request import Compiler, Complete, Wanted, compiled, wanted_of
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -19,8 +17,9 @@ from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.replay_counts import Journal, Ledger
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.program.call import Call
-from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.program import Compiler, Program, request_for
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.xla.stages import Executable, stage_errors
 
 if TYPE_CHECKING:
     from cudagraph_jax.capture.persistent import Shelf
@@ -34,7 +33,7 @@ class Builder:
         clock: Seconds, for capture times.
         observers: Who watches the entries.
         shelf: Where executables are looked up before they are compiled; None: nowhere.
-        compiler: What compiles without a shelf.
+        compiler: What compiles in the place of XLA, without a shelf; None: XLA.
 
     Attributes:
         captures: How many were compiled.
@@ -50,7 +49,7 @@ class Builder:
         clock: Callable[[], float],
         observers: Observers[CUDAGraphEntry],
         shelf: Shelf | None,
-        compiler: Compiler,
+        compiler: Compiler | None,
     ) -> None:
         self._clock = clock
         self._observers = observers
@@ -70,7 +69,6 @@ class Builder:
         *,
         config: CUDAGraphConfig,
         ledger: Ledger,
-        single_input: bool = False,
         iterations: int = 0,
     ) -> CUDAGraphEntry:
         """A new entry of `program` at `bucket`, complete.
@@ -81,7 +79,6 @@ class Builder:
             call: A call of the program, which `debug_mode` checks against.
             config: Compiler options and checks.
             ledger: Where its replays are added up.
-            single_input: Whether its `replay` takes the function's only argument.
             iterations: Runs of it.
 
         Raises:
@@ -89,19 +86,43 @@ class Builder:
             InputShapeError: An output that must be trimmed cannot be.
         """
         use_jax()
-        make = partial(
-            self._make, program, bucket, config=config, ledger=ledger, single_input=single_input
-        )
-        entry = make()
-        try:
-            _prove(entry, call, config=config, iterations=iterations)
-        except CaptureError as error:
-            if not entry.is_loaded:
-                raise
-            self.reject(entry, error)
-            entry = make()
-            _prove(entry, call, config=config, iterations=iterations)
-        return entry
+        request = request_for(program, bucket, config=config, is_stored=self._shelf is not None)
+        while True:
+            with annotation("capture", program.target.name, bucket):
+                if self._shelf is not None:
+                    outputs, executable = self._shelf.take(request)
+                elif self.ahead.begun and (begun := self.ahead.take(request)) is not None:
+                    outputs, executable = begun
+                else:
+                    outputs, lowering = request.lower(clock=self._clock)
+                    if self._compiler is None:
+                        executable = lowering.compile(
+                            compiler_options=request.options, clock=self._clock
+                        )
+                    else:
+                        with stage_errors("compile", str(request)):
+                            executable = self._compiler(request, lowering, clock=self._clock)
+            self._count(executable)
+            entry = CUDAGraphEntry(
+                bucket=bucket,
+                program=program,
+                executable=executable,
+                outputs=outputs,
+                graph_id=next(self._ids),
+                options=request.options,
+                copies_inputs=config.cudagraph_copy_inputs,
+                waits=config.debug_mode,
+                journal=Journal(bucket, ledger, executable),
+                observers=self._observers,
+            )
+            try:
+                _prove(entry, call, config=config, iterations=iterations)
+            except CaptureError as error:
+                if not entry.is_loaded:
+                    raise
+                self.reject(entry, error)  # and once more, compiled
+            else:
+                return entry
 
     def reject(self, entry: CUDAGraphEntry, error: CaptureError) -> None:
         """Has what was loaded for `entry`, and does not do, compiled the next time instead."""
@@ -113,46 +134,13 @@ class Builder:
             self.loads -= 1
             self.load_ms -= entry.capture_time_ms
 
-    def _make(
-        self,
-        program: Program,
-        bucket: Bucket,
-        *,
-        config: CUDAGraphConfig,
-        ledger: Ledger,
-        single_input: bool,
-    ) -> CUDAGraphEntry:
-        with annotation("capture", program.target.name, bucket):
-            wanted = wanted_of(program, bucket, config=config)
-            outputs, executable = self._complete(wanted)
-        return CUDAGraphEntry(
-            bucket=bucket,
-            program=program,
-            executable=executable,
-            outputs=outputs,
-            graph_id=next(self._ids),
-            options=wanted.options,
-            single_input=single_input,
-            copies_inputs=config.cudagraph_copy_inputs,
-            waits=config.debug_mode,
-            journal=Journal(bucket, ledger, executable),
-            observers=self._observers,
-        )
-
     def forget(self) -> None:
         """Counts from zero again."""
         with self._lock:
             self.captures = self.loads = 0
             self.capture_ms = self.load_ms = 0.0
 
-    def _complete(self, wanted: Wanted) -> Complete:
-        if self._shelf is None:
-            complete = self.ahead.take(wanted) or compiled(
-                wanted, clock=self._clock, compiler=self._compiler
-            )
-        else:
-            complete = self._shelf.take(wanted)
-        executable = complete[1]
+    def _count(self, executable: Executable) -> None:
         with self._lock:
             if executable.is_loaded:
                 self.loads += 1
@@ -160,7 +148,6 @@ class Builder:
             else:
                 self.captures += 1
                 self.capture_ms += executable.compile_ms
-        return complete
 
 
 def _prove(entry: CUDAGraphEntry, call: Call, *, config: CUDAGraphConfig, iterations: int) -> None:
@@ -168,7 +155,8 @@ def _prove(entry: CUDAGraphEntry, call: Call, *, config: CUDAGraphConfig, iterat
         from cudagraph_jax.graphs.check import check_entry
 
         check_entry(entry, call, pads_seq=config.capture_seq_lens is not None)
-    run_idle(entry, iterations, leaves=call.leaves)
+    if iterations:
+        run_idle(entry, iterations, leaves=call.leaves)
 
 
 def shelf_of(

@@ -1,4 +1,4 @@
-"""What identifies the executable of a program at a bucket in a store."""
+"""What identifies the executable of a program in a store, and what is written beside it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import Mesh, NamedSharding, Sharding
 
-from cudagraph_jax.capture.compile_request import Wanted
 from cudagraph_jax.errors import InputShapeError, StoreError
+from cudagraph_jax.program.call import AbstractLeaf, default_device
 from cudagraph_jax.program.fingerprint import written, written_structure
-from cudagraph_jax.program.outputs import Outputs, outputs_from_json, outputs_to_json
+from cudagraph_jax.program.outputs import OutputLeaf, Outputs, Unpad
 from cudagraph_jax.program.program import Program
-from cudagraph_jax.program.variant import AbstractLeaf, default_device
+from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.store import Json, Stored
@@ -27,8 +27,20 @@ from cudagraph_jax.xla.stages import Executable, Lowering
 Fields = dict[str, Json]
 
 WHAT_IT_COMPUTES = (
-    *("known_by", "stablehlo", "outputs", "fingerprint", "function", "code", "places", "structure"),
-    *("axes", "statics", "unpad", "out_axes", "mask_argname", "mesh"),
+    "known_by",
+    "stablehlo",
+    "outputs",
+    "fingerprint",
+    "function",
+    "code",
+    "places",
+    "structure",
+    "axes",
+    "statics",
+    "unpad",
+    "out_axes",
+    "mask_argname",
+    "mesh",
 )
 """Fields that are not known, or not there, before a function is lowered."""
 
@@ -119,7 +131,7 @@ def lowered_fields(
         # The text does not say which ones: `a` of (a, b) reads like `b` of (a, b).
         text = program.lower(bucket, keep_unused=True, clock=clock).text
     outputs = [
-        f"{leaf.dtype}{list(leaf.shape)}{' weak' * leaf.weak_type}"
+        f"{leaf.dtype}{list(leaf.shape)}{_weak(leaf.weak_type)}"
         for leaf in jax.tree.leaves(lowering.output_info)
     ]
     return {
@@ -130,15 +142,13 @@ def lowered_fields(
     }
 
 
-def fingerprint_fields(common: Fields, program: Program) -> Fields | None:
-    """What identifies an executable by its function's fingerprint, so that nothing is traced.
+def fingerprint_fields(program: Program) -> Fields | None:
+    """What identifies a program's executables by its fingerprint, so that nothing is traced.
 
     None where there is no fingerprint, or where something that is part of the program, such as a
     static argument, has no name that another process would give it.
 
-    Args:
-        common: The other fields.
-        program: What is compiled.
+    The same for every bucket of it; the other fields are those of `common_fields`.
 
     Raises:
         StoreError: Another function has this fingerprint, too.
@@ -158,7 +168,6 @@ def fingerprint_fields(common: Fields, program: Program) -> Fields | None:
     if structure is None or None in statics or None in prefixes:
         return None
     return {
-        **common,
         "known_by": "fingerprint",
         "fingerprint": fingerprint.given,
         "function": fingerprint.function,
@@ -170,7 +179,6 @@ def fingerprint_fields(common: Fields, program: Program) -> Fields | None:
         "unpad": prefixes[0],
         "out_axes": prefixes[1],
         "mask_argname": target.mask_argname,
-        "mesh": str(jax.sharding.get_abstract_mesh()),
     }
 
 
@@ -178,14 +186,18 @@ def is_portable(lowering: Lowering) -> bool:
     """Whether the executable can be loaded in a process that has not lowered its function.
 
     Lowering registers what custom calls lead to: without it, LAPACK calls end the process
-    (FACTS.md, "Persisting executables").
+    (docs/xla.md, "Persisting executables").
     """
     return _BUILT_IN.issuperset(_CUSTOM_CALL.findall(lowering.text))
 
 
 def _leaf_text(leaf: AbstractLeaf) -> str:
     placed = "" if leaf.sharding is None else f" {leaf.sharding!r}"
-    return f"{leaf}{' weak' * leaf.weak_type}{placed}"
+    return f"{leaf}{_weak(leaf.weak_type)}{placed}"
+
+
+def _weak(weak_type: bool) -> str:
+    return " weak" if weak_type else ""
 
 
 def _listed(texts: list[str]) -> Json:
@@ -216,39 +228,21 @@ def _order(sharding: Sharding) -> tuple[jax.Device, ...]:
     return devices
 
 
-MOST_GRIDS = 8
-"""How many grids' outputs a file describes; those described first go first."""
 N = TypeVar("N", int, float)
 
 _MOST = 1 << 62
 
 
-def beside(
-    wanted: Wanted, outputs: Outputs, executable: Executable, *, stored: Stored | None = None
-) -> dict[str, Json]:
-    """What is stored beside an executable, so that loading need not find it out again.
-
-    Args:
-        wanted: What it is for.
-        outputs: Its outputs, whose axes were found by the grid of `wanted`.
-        executable: The executable.
-        stored: Where it was loaded from; what stands there of other grids stays.
-    """
+def beside(outputs: Outputs, executable: Executable) -> dict[str, Json]:
+    """What is stored beside an executable, so that loading need not find it out again."""
     own = outputs._replace(structure=jax.tree.structure(executable.output_info))
-    others = {} if stored is None else dict(_by_grid(stored))
-    others.pop(wanted.grid, None)
-    by_grid = [*others.items(), (wanted.grid, outputs_to_json(own))]
     return {
-        "outputs": [list(pair) for pair in by_grid[-MOST_GRIDS:]],
+        # The text in front named a grid once; files have it still.
+        "outputs": [["", outputs_to_json(own)]],
         "memory_bytes": executable.memory_bytes,
         "flops": executable.flops,
         "compile_ms": round(executable.compile_ms, 3),
     }
-
-
-def knows_grid(wanted: Wanted, stored: Stored) -> bool:
-    """Whether it says what the outputs are for this grid, if that can be written at all."""
-    return wanted.grid in dict(_by_grid(stored))
 
 
 def check_outputs(outputs: Outputs, executable: Executable, bucket: Bucket) -> None:
@@ -273,22 +267,79 @@ def number_of(stored: Stored, name: str, kind: type[N]) -> N | None:
     return kind(value) if 0 <= value < _MOST else None
 
 
-def _by_grid(stored: Stored) -> list[tuple[str, Any]]:
-    """What a file says of the outputs for each grid, the newest last."""
-    written: Any = stored.extra.get("outputs")
-    pairs = written if isinstance(written, list) else []
-    return [
-        (pair[0], pair[1])
-        for pair in pairs
-        if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
-    ]
+def outputs_in(stored: Stored) -> Outputs | None:
+    """The outputs; None where the file does not say.
 
-
-def outputs_in(stored: Stored, grid: str | None = None) -> Outputs | None:
-    """The outputs for a grid, or for any; None where the file does not say."""
-    by_grid = _by_grid(stored)
-    written = dict(by_grid).get(grid) if grid is not None else next(iter(by_grid), ("", None))[1]
+    Raises:
+        StoreError: It says something else.
+    """
+    described = stored.extra.get("outputs")
+    if not isinstance(described, list):
+        return None
+    pairs = [pair for pair in described if isinstance(pair, list) and len(pair) == 2]
     try:
-        return outputs_from_json(written)
+        return outputs_from_json(pairs[-1][1]) if pairs else None
     except (LookupError, TypeError, ValueError, InputShapeError) as error:
         raise StoreError(f"its outputs are not described: {error}") from error
+
+
+def outputs_to_json(outputs: Outputs) -> Json:
+    """`outputs` for a header; None where a pytree of the caller's own kinds cannot be written."""
+    try:
+        tree = _tree_to_json(jax.tree.unflatten(outputs.structure, range(len(outputs.leaves))))
+    except TypeError:
+        return None
+    leaves: list[Json] = [
+        [leaf.name, list(leaf.axes), leaf.unpad, leaf.ndim, leaf.comparable]
+        for leaf in outputs.leaves
+    ]
+    return {"tree": tree, "leaves": leaves}
+
+
+def outputs_from_json(written: Any) -> Outputs | None:
+    """What `outputs_to_json` wrote; None where it could not.
+
+    Raises:
+        LookupError, TypeError, ValueError, InputShapeError: It wrote something else.
+    """
+    if written is None:
+        return None
+    structure = jax.tree.structure(_tree_from_json(written["tree"]))
+    leaves = tuple(
+        OutputLeaf(
+            str(name), LeafAxes(*map(_index, axes)), _unpad(unpad), int(ndim), bool(comparable)
+        )
+        for name, axes, unpad, ndim, comparable in written["leaves"]
+    )
+    return Outputs(structure, leaves)
+
+
+def _index(place: Any) -> int | None:
+    return None if place is None else int(place)
+
+
+def _tree_to_json(tree: PyTree) -> Json:
+    """A pytree of built-in containers: a list with its kind in front, or an integer for a leaf."""
+    if tree is None or type(tree) is int:
+        return tree
+    if type(tree) is dict and all(type(key) is str for key in tree):
+        return ["dict", *([key, _tree_to_json(value)] for key, value in tree.items())]
+    if type(tree) in (list, tuple):
+        return [type(tree).__name__, *map(_tree_to_json, tree)]
+    raise TypeError(f"{type(tree).__name__} is no built-in container")
+
+
+def _tree_from_json(tree: Any) -> PyTree:
+    if not isinstance(tree, list):
+        return tree
+    kind, *items = tree
+    if kind == "dict":
+        return {key: _tree_from_json(value) for key, value in items}
+    inner = map(_tree_from_json, items)
+    return list(inner) if kind == "list" else tuple(inner)
+
+
+def _unpad(mode: object) -> Unpad:
+    if mode not in ("host", "device", "none"):
+        raise ValueError(f"unpad={mode!r} is unknown")
+    return mode

@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import jax
 
@@ -21,28 +22,14 @@ from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import Call
-from cudagraph_jax.program.program import Program, Target
+from cudagraph_jax.program.call import Call, Variant
+from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.single_input import check_outputs
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.xla.settings import ThreadSettings
 
 if TYPE_CHECKING:
     from cudagraph_jax.capture.usage import Upkeep
-
-
-class Task(NamedTuple):
-    """A call with the function that it is for.
-
-    Attributes:
-        call: The call.
-        target: Its function.
-        single_input: Whether the function takes one pytree (the specification's calls).
-        before_capture: Called before a new bucket is compiled; what it raises goes through.
-    """
-
-    call: Call
-    target: Target
-    single_input: bool = False
-    before_capture: Callable[[Program], None] | None = None
 
 
 class Capturer:
@@ -52,7 +39,7 @@ class Capturer:
         registry: Where captured buckets are held, and the configuration.
         clock: Seconds, for the pauses after failed captures.
         captures_evict: Whether a new capture throws recorded graphs away; asked of the backend if
-            None (FACTS.md, "Command buffers").
+            None (docs/xla.md, "Command buffers").
 
     Attributes:
         gate: The mode, and who captures.
@@ -86,77 +73,81 @@ class Capturer:
 
             self.upkeep = Upkeep(registry.shelf, registry)
         self._lock = forkable_lock()
+        self._programs: WeakValueDictionary[Variant, Program] = WeakValueDictionary()
         self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
+
+    def program_of(self, call: Call) -> Program:
+        """The one program of the call's variant, for as long as anybody holds it."""
+        with self._lock:
+            program = self._programs.get(call.variant)
+            if program is None:
+                program = self._programs[call.variant] = Program(call)
+                return program
+        program.renew(call)
+        return program
 
     def capture(
         self,
-        program: Program,
+        call: Call,
         bucket: Bucket,
-        task: Task,
         *,
+        program: Program | None = None,
         iterations: int = 0,
         in_warmup: bool = False,
     ) -> Made[CUDAGraphEntry]:
-        """The entry of `program` at `bucket`, published whole.
+        """The entry of a call's program at `bucket`, published whole.
 
         After a warm-up the other buckets are run again where this one threw their recorded graphs
         away.
 
         Args:
-            program: What to compile.
+            call: A call of the program; in `debug_mode` the entry is checked against it.
             bucket: For which sizes.
-            task: A call of the program; in `debug_mode` the entry is checked against it.
+            program: That program, where the caller has it.
             iterations: Runs of a new entry before anybody can see it.
             in_warmup: Whether more captures follow, so that others are not run yet.
 
         Raises:
             CaptureError: It could not be captured, checked or run.
         """
+        program = self.program_of(call) if program is None else program
+        if call.target.output_shapes is not None:
+            check_outputs(program, call.sizes, call.target.output_shapes)
         try:
-            made = self.registry.capture_program(
-                program,
-                bucket,
-                task.call,
-                single_input=task.single_input,
-                iterations=iterations,
-            )
+            made = self.registry.capture_program(program, bucket, call, iterations=iterations)
         except InputShapeError as error:
-            if not task.single_input:
+            if not call.target.single_input:
                 raise
             # Axes were guessed by size, and guessed wrong: nothing that the caller declared.
             raise CaptureError(
                 f"{error} (bucket_jit names axes explicitly)", stage="trace"
             ) from error
         if made.is_new:
-            self.failures.forget(bucket, program.variant)
-            if self.upkeep is not None:
-                self.upkeep.begin()
-            if not _has_place(program, bucket, self.registry.config):
-                # It was decided before the grid changed: whoever asked for it has it all the same.
-                self.registry.discard(bucket, program.variant)
-            if self.is_warm and not in_warmup:
-                self.record_again(other_than={made.value})
+            self._settle(made.value, in_warmup=in_warmup)
         return made
 
-    def capture_now(
-        self, task: Task, bucket: Bucket, *, iterations: int = 0
-    ) -> Made[CUDAGraphEntry]:
-        """The entry of a task's own program at `bucket`; see `capture`."""
-        program = Program(task.target, task.call)
-        if task.before_capture is not None:
-            task.before_capture(program)
-        return self.capture(program, bucket, task, iterations=iterations)
+    def _settle(self, entry: CUDAGraphEntry, *, in_warmup: bool) -> None:
+        """What follows from a new entry."""
+        if self.failures.remembered:
+            self.failures.forget(entry.bucket, entry.variant)
+        if self.upkeep is not None and not self.upkeep.is_begun:
+            self.upkeep.begin()
+        if not _has_place(entry.program, entry.bucket, self.registry.config):
+            # It was decided before the grid changed: whoever asked for it has it all the same.
+            self.registry.discard(entry.bucket, entry.variant)
+        if self.is_warm and not in_warmup:
+            self.record_again(other_than={entry})
 
-    def capture_later(self, bucket: Bucket, task: Task) -> None:
+    def capture_later(self, bucket: Bucket, call: Call) -> None:
         """Captures and warms up `bucket` off the request path, queued once."""
-        variant, config = task.call.variant, self.registry.config
+        variant, config = call.variant, self.registry.config
         generation = self.registry.generation
         # The job must hold no array of the request: it may wait for long.
-        program = Program(task.target, task.call)
-        abstract = task._replace(call=program.example)
-        if task.before_capture is not None:
+        program = self.program_of(call)
+        abstract, settings = program.example, ThreadSettings()
+        if call.target.output_shapes is not None:
             try:
-                task.before_capture(program)
+                check_outputs(program, call.sizes, call.target.output_shapes)
             except CaptureError as error:
                 self.failures.remember(bucket, variant, error)
                 return
@@ -166,8 +157,8 @@ class Capturer:
                 return  # another grid, or dropped since: the next call asks for its own bucket
             iterations = config.warmup_iterations
             try:
-                with program.settings.applied():
-                    self.capture(program, bucket, abstract, iterations=iterations)
+                with settings.applied():
+                    self.capture(abstract, bucket, program=program, iterations=iterations)
             except CaptureError as error:
                 self.failures.remember(bucket, variant, error)
             except CUDAGraphError as error:
@@ -201,6 +192,17 @@ class Capturer:
         self.failures.clear()
         self.is_warm = False
         self.recorded_again = 0
+
+    def end_warmup(self, captured: Collection[CUDAGraphEntry] | None) -> None:
+        """From now on a capture disturbs traffic; runs what this warm-up has thrown away.
+
+        Args:
+            captured: What it ran; None: nothing was captured.
+        """
+        if self.is_warm and captured is not None:
+            # Those of other functions lost what they had recorded.
+            self.record_again(other_than=captured)
+        self.is_warm = True
 
     def record_again(self, *, other_than: Collection[CUDAGraphEntry] = ()) -> None:
         """Runs every bucket once, on backends where a new capture throws recorded graphs away.
@@ -255,10 +257,13 @@ class CaptureGate:
 
     Args:
         mode: The mode to begin with.
+
+    Attributes:
+        mode: The most that may be done; `change` sets it.
     """
 
     def __init__(self, mode: CUDAGraphMode) -> None:
-        self._mode = mode
+        self.mode = mode
         self.after_fork()
         put_right_in_child(self)
 
@@ -270,15 +275,10 @@ class CaptureGate:
         self._inside: dict[object, int] = {}
         self._settling: set[int] = set()
 
-    @property
-    def mode(self) -> CUDAGraphMode:
-        """The most that may be done; setting it is effective for the next admission."""
-        return self._mode
-
-    @mode.setter
-    def mode(self, mode: CUDAGraphMode) -> None:
+    def change(self, mode: CUDAGraphMode) -> None:
+        """Sets the mode; effective for the next admission."""
         with self._lock:
-            self._mode = mode
+            self.mode = mode
 
     @contextmanager
     def admission(self) -> Iterator[bool]:
@@ -286,7 +286,7 @@ class CaptureGate:
         ticket, thread = object(), threading.get_ident()
         try:
             with self._lock:
-                admitted = self._mode is CUDAGraphMode.CAPTURE
+                admitted = self.mode is CUDAGraphMode.CAPTURE
                 if admitted:
                     self._inside[ticket] = thread
             yield admitted

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax.errors import CaptureError, CUDAGraphWarning, PaddingLeakError
-from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.program.call import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 
 FIRST_PAUSE_S = 1.0
@@ -45,39 +45,42 @@ class Failures:
 
     Args:
         clock: Seconds on any scale that grows.
+
+    Attributes:
+        remembered: What failed, by bucket and variant; not to be changed.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = forkable_lock()
-        self._failed: dict[tuple[Bucket, Variant], Failure] = {}
+        self.remembered: dict[tuple[Bucket, Variant], Failure] = {}
         self._reported: dict[tuple[object, str], None] = {}
 
     def __len__(self) -> int:
-        return len(self._failed)
+        return len(self.remembered)
 
     def snapshot(self) -> list[tuple[Bucket, Variant, CaptureError]]:
         """What is remembered now, the oldest first."""
         with self._lock:
-            return [(*key, failure.error) for key, failure in self._failed.items()]
+            return [(*key, failure.error) for key, failure in self.remembered.items()]
 
     def get(self, bucket: Bucket, variant: Variant) -> CaptureError | None:
         """Why this bucket is not tried now; None if it may be."""
-        failure = self._failed.get((bucket, variant))
+        failure = self.remembered.get((bucket, variant))
         if failure is None or self._clock() >= failure.retry_at:
             return None
         return failure.error
 
     def forget(self, bucket: Bucket, variant: Variant) -> None:
         """Forgets a bucket, because it was captured."""
-        if self._failed:
+        if self.remembered:
             with self._lock:
-                self._failed.pop((bucket, variant), None)
+                self.remembered.pop((bucket, variant), None)
 
     def clear(self) -> None:
         """Forgets all, so that every bucket is tried again."""
         with self._lock:
-            self._failed.clear()
+            self.remembered.clear()
             self._reported.clear()
 
     def remember(self, bucket: Bucket, variant: Variant, error: CaptureError) -> None:
@@ -88,7 +91,7 @@ class Failures:
     def note(self, bucket: Bucket, variant: Variant, error: CaptureError) -> bool:
         """Keeps `error`; whether it is new, and not that of the same attempt."""
         with self._lock:
-            before = self._failed.get((bucket, variant))
+            before = self.remembered.get((bucket, variant))
             if (
                 before is not None
                 and (before.error.stage, str(before.error)) == (error.stage, str(error))
@@ -102,9 +105,9 @@ class Failures:
             kept = CaptureError(str(error), stage=error.stage)
             if isinstance(error, PaddingLeakError):
                 kept = PaddingLeakError(str(error))
-            self._failed.pop((bucket, variant), None)
-            self._failed[bucket, variant] = Failure(kept, attempts, retry_at)
-            _shorten(self._failed)
+            self.remembered.pop((bucket, variant), None)
+            self.remembered[bucket, variant] = Failure(kept, attempts, retry_at)
+            _shorten(self.remembered)
         return True
 
     def warn(self, bucket: Bucket, variant: Variant, error: CaptureError) -> None:

@@ -20,10 +20,10 @@ from cudagraph_jax.capture.cache_key import (
     number_of,
     outputs_in,
 )
-from cudagraph_jax.capture.compile_request import Complete, Wanted
 from cudagraph_jax.errors import CUDAGraphError, CUDAGraphWarning, StoreError
+from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
-from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.program.program import CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Miss, Reason, Stored
 from cudagraph_jax.xla import serialize as serial
@@ -36,7 +36,8 @@ MOST_THREADS = 8
 class Found(NamedTuple):
     """What was loaded, and what it was loaded from."""
 
-    complete: Complete
+    outputs: Outputs
+    executable: Executable
     stored: Stored
 
 
@@ -64,14 +65,14 @@ class Loader:
         with self._lock:
             self._distrusted.add((bucket, variant))
 
-    def trust(self, wanted: Wanted) -> None:
+    def trust(self, request: CompileRequest) -> None:
         """Loads this bucket again, since it was stored anew."""
         with self._lock:
-            self._distrusted.discard((wanted.bucket, wanted.program.variant))
+            self._distrusted.discard((request.bucket, request.program.variant))
 
     def load(
         self,
-        wanted: Wanted,
+        request: CompileRequest,
         fields: Fields,
         *,
         lowering: Lowering | None = None,
@@ -80,12 +81,12 @@ class Loader:
         """The executable of `fields`, or why it is not there; None where it cannot be loaded.
 
         Args:
-            wanted: What it is for.
+            request: What it is for.
             fields: What identifies it.
             lowering: Its function, if that had to be lowered to know this.
             is_again: Whether it was just missed by other fields.
         """
-        key = (wanted.bucket, wanted.program.variant)
+        key = (request.bucket, request.program.variant)
         if key in self._distrusted:
             return None
         known, ahead = self._ahead.pop(key, (fields, None))
@@ -94,27 +95,27 @@ class Loader:
             found = ahead.result() if ahead is not None and known == fields else None
         if isinstance(found, Found | Miss):
             return found
-        return self._loaded(wanted, fields, lowering, stored=found, is_again=is_again)
+        return self._loaded(request, fields, lowering, stored=found, is_again=is_again)
 
     @contextmanager
-    def loading_ahead(self, all_wanted: Sequence[tuple[Wanted, Fields]]) -> Iterator[None]:
+    def loading_ahead(self, requests: Sequence[tuple[CompileRequest, Fields]]) -> Iterator[None]:
         """Loads all of them in threads while the block runs, which asks for them in that order."""
-        threads = min(MOST_THREADS, cores(), len(all_wanted))
+        threads = min(MOST_THREADS, cores(), len(requests))
         if threads < 2:
             yield
             return
         pool = ThreadPoolExecutor(threads, thread_name_prefix="cudagraph-jax-load")
-        keys = [(wanted.bucket, wanted.program.variant) for wanted, _ in all_wanted]
+        keys = [(request.bucket, request.program.variant) for request, _ in requests]
         try:
-            for key, (wanted, fields) in zip(keys, all_wanted, strict=True):
-                self._ahead[key] = (fields, pool.submit(self._untraced, wanted, fields))
+            for key, (request, fields) in zip(keys, requests, strict=True):
+                self._ahead[key] = (fields, pool.submit(self._untraced, request, fields))
             yield
         finally:
             pool.shutdown(cancel_futures=True)
             for key in keys:
                 self._ahead.pop(key, None)
 
-    def tell(self, wanted: Wanted, error: StoreError) -> None:
+    def tell(self, request: CompileRequest, error: StoreError) -> None:
         """Warns once of what the store cannot do."""
         # Where a file is meant, its name in the text is another one each time.
         system, reason = error.__cause__, getattr(error, "reason", None)
@@ -125,12 +126,12 @@ class Loader:
             self._told.add(cause)
         if not known:
             warnings.warn(
-                f"{wanted} is served without the store {self._store.path}: {error}",
+                f"{request} is served without the store {self._store.path}: {error}",
                 CUDAGraphWarning,
                 stacklevel=2,
             )
 
-    def _untraced(self, wanted: Wanted, fields: Fields) -> Ahead:
+    def _untraced(self, request: CompileRequest, fields: Fields) -> Ahead:
         """As `load`, in a thread to which what the caller set up for tracing does not apply.
 
         What is stored alone where the function must be traced; None where something is to be told.
@@ -140,16 +141,16 @@ class Loader:
                 answer = self._store.get(fields)
                 if isinstance(answer, Miss):
                     return answer
-                outputs = outputs_in(answer, wanted.grid)
+                outputs = outputs_in(answer)
                 if outputs is None:
                     return answer
-                return self._restored(wanted, answer, outputs)
+                return self._restored(request, answer, outputs)
         except StoreError:
             return None
 
     def _loaded(
         self,
-        wanted: Wanted,
+        request: CompileRequest,
         fields: Fields,
         lowering: Lowering | None,
         *,
@@ -161,35 +162,26 @@ class Loader:
                 answer = self._store.get(fields, is_again=is_again) if stored is None else stored
                 if isinstance(answer, Miss):
                     return answer
-                own = outputs_in(answer, wanted.grid) if lowering is None else None
-                if own is not None:
-                    return self._restored(wanted, answer, own)
-                outputs = wanted.program.outputs(wanted.bucket, others=wanted.others)
-                if lowering is not None:
-                    structure = jax.tree.structure(lowering.output_info)
-                    outputs = outputs._replace(structure=structure)
-                elif (other := outputs_in(answer)) is not None:
-                    if other.structure.num_leaves != outputs.structure.num_leaves:
-                        raise StoreError("its outputs are not those of the function")
-                    outputs = outputs._replace(structure=other.structure)
-                return self._restored(wanted, answer, outputs, lowering=lowering)
+                own = outputs_in(answer) if lowering is None else None
+                outputs = own or request.outputs(lowering)
+                return self._restored(request, answer, outputs, lowering=lowering)
         except StoreError as error:
-            self.tell(wanted, error)
+            self.tell(request, error)
             return None
 
     def _restored(
         self,
-        wanted: Wanted,
+        request: CompileRequest,
         stored: Stored,
         outputs: Outputs,
         *,
         lowering: Lowering | None = None,
     ) -> Found:
         start = self._clock()
-        program = wanted.program
+        program = request.program
         loaded = serial.load(
             stored.payload,
-            inputs=jax.tree.structure(program.arguments(wanted.bucket)),
+            inputs=jax.tree.structure(program.arguments(request.bucket)),
             outputs=outputs.structure,
             devices=execution_devices(program),
         )
@@ -203,26 +195,25 @@ class Loader:
             is_loaded=True,
         )
         if lowering is None:
-            check_outputs(outputs, executable, wanted.bucket)
+            check_outputs(outputs, executable, request.bucket)
         known = program.restore_outputs(outputs)
-        if known.leaves != outputs.leaves:
-            raise StoreError("its outputs are trimmed otherwise than those of other buckets")
-        return Found((known, executable), stored)
+        # A function may give another pytree at each bucket: then each keeps its own.
+        return Found(known if known == outputs else outputs, executable, stored)
 
-    def note(self, wanted: Wanted, fields: Fields, miss: Miss) -> None:
+    def note(self, request: CompileRequest, fields: Fields, miss: Miss) -> None:
         """Logs why an executable is compiled: at INFO where it is only absent."""
         if miss.reason is not Reason.ABSENT:
-            logger.warning("%s is compiled again: %s", wanted, miss)
+            logger.warning("%s is compiled again: %s", request, miss)
         elif logger.isEnabledFor(logging.INFO):
-            name = wanted.program.target.name
+            name = request.program.target.name
             with self._lock:
                 is_first = f"absent {name}" not in self._told
                 self._told.add(f"absent {name}")
             if not is_first:  # the others differ likewise, and looking reads all headers
-                logger.info("%s is not in the store", wanted)
+                logger.info("%s is not in the store", request)
                 return
             near = self._store.nearest(fields, same=("name", "bucket", "known_by"))
-            logger.info("%s is not in the store: %s", wanted, near or "nothing like it is")
+            logger.info("%s is not in the store: %s", request, near or "nothing like it is")
 
 
 @contextmanager

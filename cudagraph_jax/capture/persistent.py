@@ -18,16 +18,16 @@ from cudagraph_jax.capture.cache_key import (
     execution_devices,
     fingerprint_fields,
     is_portable,
-    knows_grid,
     lowered_fields,
 )
-from cudagraph_jax.capture.compile_request import Complete, Wanted, compiled
 from cudagraph_jax.capture.loading import Found, Loader
 from cudagraph_jax.errors import StoreError
+from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
-from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.program.program import CompileRequest, Program
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Miss, Reason
+from cudagraph_jax.store.identity import plain
 from cudagraph_jax.xla import serialize as serial
 from cudagraph_jax.xla.compiles import cache_hits
 from cudagraph_jax.xla.stages import Executable, Lowering
@@ -50,52 +50,57 @@ class Shelf:
         self._patience_s = store.patience_s
         self._loader = Loader(store, clock=clock)
         self._is_writable = store.mode != "ro"
+        self._named: weakref.WeakKeyDictionary[Program, Fields | None] = weakref.WeakKeyDictionary()
         self._homes: weakref.WeakKeyDictionary[Executable, Fields] = weakref.WeakKeyDictionary()
 
     def distrust(self, bucket: Bucket, variant: Variant) -> None:
         """From now on compiles this bucket, and replaces what the store has of it."""
         self._loader.distrust(bucket, variant)
 
-    def take(self, wanted: Wanted) -> Complete:
-        """The executable that is wanted, loaded or compiled, and its outputs.
+    def take(self, request: CompileRequest) -> tuple[Outputs, Executable]:
+        """The executable that is asked for, loaded or compiled, and its outputs.
 
         Raises:
             CaptureError: Tracing, lowering or compiling failed.
             InputShapeError: An output that must be trimmed cannot be.
         """
-        program, bucket = wanted.program, wanted.bucket
+        program, bucket = request.program, request.bucket
         try:
-            common, named = self._fields(wanted)
+            common, named = self._fields(request)
         except StoreError as error:
-            self._loader.tell(wanted, error)
-            return compiled(wanted, clock=self._clock)
-        missed = None if named is None else self._load(wanted, named)
+            self._loader.tell(request, error)
+            return self._compile_unstored(request, *request.lower(clock=self._clock))
+        missed = None if named is None else self._load(request, named)
         if isinstance(missed, Found):
-            return missed.complete
-        outputs = program.outputs(bucket, others=wanted.others)
-        lowering = program.lower(bucket, clock=self._clock)
+            return missed.outputs, missed.executable
+        outputs, lowering = request.lower(clock=self._clock)
         try:
-            exact = lowered_fields(common, program, lowering, bucket, clock=self._clock)
+            exact = _settled(lowered_fields(common, program, lowering, bucket, clock=self._clock))
         except StoreError as error:
-            self._loader.tell(wanted, error)
-            options = wanted.options
-            return outputs, lowering.compile(compiler_options=options, clock=self._clock)
-        found = self._load(wanted, exact, lowering=lowering, is_again=missed is not None)
+            self._loader.tell(request, error)
+            return self._compile_unstored(request, outputs, lowering)
+        found = self._load(request, exact, lowering=lowering, is_again=missed is not None)
         home = exact if named is None or not is_portable(lowering) else named
         if isinstance(found, Found):
-            return self._moved(wanted, found, missed, home=None if home is exact else home)
-        self._note(wanted, [(named or exact, missed), (exact, found)])
-        return self._compile_alone(wanted, outputs, lowering, home=home, is_exact=home is exact)
+            return self._moved(request, found, missed, home=None if home is exact else home)
+        self._note(request, [(named or exact, missed), (exact, found)])
+        return self._compile_alone(request, outputs, lowering, home=home, is_exact=home is exact)
+
+    def _compile_unstored(
+        self, request: CompileRequest, outputs: Outputs, lowering: Lowering
+    ) -> tuple[Outputs, Executable]:
+        options = request.options
+        return outputs, lowering.compile(compiler_options=options, clock=self._clock)
 
     @contextmanager
-    def loading_ahead(self, all_wanted: Iterable[Wanted]) -> Iterator[None]:
+    def loading_ahead(self, requests: Iterable[CompileRequest]) -> Iterator[None]:
         """Loads what has a fingerprint in threads, while the block takes it in that order."""
         named = []
-        for wanted in all_wanted:
+        for request in requests:
             with suppress(StoreError):  # told to who takes it
-                fields = self._fields(wanted)[1]
+                fields = self._fields(request)[1]
                 if fields is not None:
-                    named.append((wanted, fields))
+                    named.append((request, fields))
         with self._loader.loading_ahead(named):
             yield
 
@@ -112,10 +117,10 @@ class Shelf:
         if (fields := self._homes.get(executable)) is not None:
             self.store.touch(fields)
 
-    def explain(self, wanted: Wanted) -> str:
+    def explain(self, request: CompileRequest) -> str:
         """What the store has of an executable, as far as that is known without tracing."""
         try:
-            fields, named = self._fields(wanted)
+            fields, named = self._fields(request)
             if named is not None and named in self.store:
                 return "the store has it"
             near = self.store.nearest(fields, besides=WHAT_IT_COMPUTES)
@@ -127,47 +132,54 @@ class Shelf:
             return f"of the store, {near}"
         return "the store has it, unless the function has changed"
 
-    def _fields(self, wanted: Wanted) -> tuple[Fields, Fields | None]:
+    def _fields(self, request: CompileRequest) -> tuple[Fields, Fields | None]:
         """What identifies an executable beside its code, and with its fingerprint if it has one."""
-        program = wanted.program
-        common = common_fields(program, wanted.bucket, options=wanted.options)
+        program = request.program
+        common = common_fields(program, request.bucket, options=request.options)
         try:
-            named = fingerprint_fields(common, program)
+            # A function that once was the only one of its fingerprint stays so while it is here.
+            if program not in self._named:
+                self._named[program] = fingerprint_fields(program)
         except StoreError as error:
-            self._loader.tell(wanted, error)
-            named = None
-        return common, named
+            self._loader.tell(request, error)
+            return common, None
+        named = self._named[program]
+        if named is None:
+            return common, None
+        mesh = str(jax.sharding.get_abstract_mesh())
+        return common, _settled({**common, **named, "mesh": mesh})
 
     def _moved(
-        self, wanted: Wanted, found: Found, missed: Miss | None, *, home: Fields | None
-    ) -> Complete:
+        self, request: CompileRequest, found: Found, missed: Miss | None, *, home: Fields | None
+    ) -> tuple[Outputs, Executable]:
         """What was found by what it lowers to, from now on to be found as `home`, too."""
         if missed is not None and missed.reason is not Reason.ABSENT:
-            logger.warning("%s is loaded without its fingerprint: %s", wanted, missed)
+            logger.warning("%s is loaded without its fingerprint: %s", request, missed)
         if home is not None:
-            self._put(wanted, home, found.complete, payload=found.stored.payload)
-        return found.complete
+            payload = found.stored.payload
+            self._put(request, home, found.outputs, found.executable, payload=payload)
+        return found.outputs, found.executable
 
-    def _note(self, wanted: Wanted, looks: Iterable[tuple[Fields, Miss | None]]) -> None:
+    def _note(self, request: CompileRequest, looks: Iterable[tuple[Fields, Miss | None]]) -> None:
         """Logs once why an executable is compiled that was looked for in several ways."""
         misses = [(fields, miss) for fields, miss in looks if miss is not None]
         if misses:
             said = next((it for it in misses if it[1].reason is not Reason.ABSENT), misses[0])
-            self._loader.note(wanted, *said)
+            self._loader.note(request, *said)
 
     def _compile_alone(
         self,
-        wanted: Wanted,
+        request: CompileRequest,
         outputs: Outputs,
         lowering: Lowering,
         *,
         home: Fields,
         is_exact: bool,
-    ) -> Complete:
+    ) -> tuple[Outputs, Executable]:
         """The executable, compiled by one process, and put where the others look for it.
 
         Args:
-            wanted: What is wanted.
+            request: What is request.
             outputs: Its outputs.
             lowering: Its function, lowered.
             home: What identifies it.
@@ -177,7 +189,7 @@ class Shelf:
 
         def say() -> None:
             logger.info(
-                "waiting for another process that compiles %s, at most %g s", wanted, patience_s
+                "waiting for another process that compiles %s, at most %g s", request, patience_s
             )
 
         with self.store.lock(home, patience_s, on_wait=say) as is_alone:
@@ -186,30 +198,30 @@ class Shelf:
             # Whoever had the lock may have put it meanwhile; as a start without lowering sees it.
             known = lowering if is_exact else None
             found = (
-                self._load(wanted, home, lowering=known, is_again=True) if self._has(home) else None
+                self._load(request, home, lowering=known, is_again=True)
+                if self._has(home)
+                else None
             )
             if isinstance(found, Found):
-                return found.complete
-            complete, is_storable = self._compiled(wanted, lowering, outputs)
+                return found.outputs, found.executable
+            executable, is_storable = self._compiled(request, lowering)
             if is_storable:
-                self._put(wanted, home, complete)
-        return complete
+                self._put(request, home, outputs, executable)
+        return outputs, executable
 
-    def _compiled(
-        self, wanted: Wanted, lowering: Lowering, outputs: Outputs
-    ) -> tuple[Complete, bool]:
+    def _compiled(self, request: CompileRequest, lowering: Lowering) -> tuple[Executable, bool]:
         """The compiled executable, and whether it can be stored."""
-        options = wanted.options
+        options = request.options
         with cache_hits() as hits:
             executable = lowering.compile(compiler_options=options, clock=self._clock)
         if not hits or not self._is_writable:
-            return (outputs, executable), not hits
+            return executable, not hits
         # What comes out of JAX's own cache cannot be written again: it runs, but what is read back
         # lacks its code. Under a name that is not in there it is compiled.
-        again = wanted.program.lower(
-            wanted.bucket, clock=self._clock, name=f"{lowering.name}_{secrets.token_hex(4)}"
+        again = request.program.lower(
+            request.bucket, clock=self._clock, name=f"{lowering.name}_{secrets.token_hex(4)}"
         )
-        return (outputs, again.compile(compiler_options=options, clock=self._clock)), True
+        return again.compile(compiler_options=options, clock=self._clock), True
 
     def _has(self, fields: Fields) -> bool:
         try:
@@ -219,58 +231,54 @@ class Shelf:
 
     def _load(
         self,
-        wanted: Wanted,
+        request: CompileRequest,
         fields: Fields,
         *,
         lowering: Lowering | None = None,
         is_again: bool = False,
     ) -> Found | Miss | None:
-        found = self._loader.load(wanted, fields, lowering=lowering, is_again=is_again)
+        found = self._loader.load(request, fields, lowering=lowering, is_again=is_again)
         if not isinstance(found, Found):
             return found
-        self._homes[found.complete[1]] = fields
-        if lowering is None and not knows_grid(wanted, found.stored):
-            self._describe(wanted, fields, found)
+        self._homes[found.executable] = fields
         return found
 
-    def _describe(self, wanted: Wanted, fields: Fields, found: Found) -> None:
-        """Writes down the outputs, so that the next start with this grid need not trace for it."""
-        if self.store.mode == "ro":
-            return
-        extra = beside(wanted, *found.complete, stored=found.stored)
-        try:
-            self.store.put(fields, found.stored.payload, extra=extra)
-        except StoreError as error:
-            logger.info(
-                "%s is loaded, but its outputs are found again at each start: %s", wanted, error
-            )
-
     def _put(
-        self, wanted: Wanted, fields: Fields, complete: Complete, *, payload: bytes | None = None
+        self,
+        request: CompileRequest,
+        fields: Fields,
+        outputs: Outputs,
+        executable: Executable,
+        *,
+        payload: bytes | None = None,
     ) -> None:
         """Stores an executable, from the bytes that it was loaded from if it was."""
         if self.store.mode == "ro":
             return
-        outputs, executable = complete
         try:
             if payload is None:
-                _check_devices(wanted, executable)
+                _check_devices(request, executable)
             data = serial.dump(executable.call) if payload is None else payload
-            if lost := [name for name in wanted.options if name.encode() not in data]:
+            if lost := [name for name in request.options if name.encode() not in data]:
                 raise StoreError(f"JAX does not write its compiler options {', '.join(lost)}")
-            self.store.put(fields, data, extra=beside(wanted, outputs, executable))
+            self.store.put(fields, data, extra=beside(outputs, executable))
         except StoreError as error:
             self._is_writable = False
-            self._loader.tell(wanted, error)
+            self._loader.tell(request, error)
         else:
             self._is_writable = True
-            self._loader.trust(wanted)
+            self._loader.trust(request)
             self._homes[executable] = fields
 
 
-def _check_devices(wanted: Wanted, executable: Executable) -> None:
+def _settled(fields: Fields) -> Fields:
+    """The fields in the form that the store compares, so that it need not make it each time."""
+    return plain(fields, name="identity", nested=False)
+
+
+def _check_devices(request: CompileRequest, executable: Executable) -> None:
     """Refuses what runs elsewhere than its arguments say: it would not be loaded there."""
     placed = jax.tree.leaves(executable.call.output_shardings)
     devices = set().union(*(sharding.device_set for sharding in placed))
-    if not devices <= set(execution_devices(wanted.program)):
+    if not devices <= set(execution_devices(request.program)):
         raise StoreError("its function puts it on other devices than its arguments are on")

@@ -12,18 +12,15 @@ from cudagraph_jax._base.fork import forkable_lock, use_jax
 from cudagraph_jax._base.lru import Made, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
 from cudagraph_jax.capture.build import Builder, shelf_of
-from cudagraph_jax.capture.compile_request import Compiler, xla
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.observers import Observers
-from cudagraph_jax.graphs.replay_counts import Ledger, ReplayTotals
-from cudagraph_jax.graphs.route_table import Routes, Watchers
-from cudagraph_jax.program.call import Call
-from cudagraph_jax.program.program import Program
+from cudagraph_jax.graphs.replay_counts import Ledger, ReplayTotals, SizeHistogram
+from cudagraph_jax.graphs.route import Routes, Watchers
+from cudagraph_jax.program.call import Call, Variant
+from cudagraph_jax.program.program import Compiler, Program
 from cudagraph_jax.program.single_input import capture_sizes, single_program
-from cudagraph_jax.program.variant import Variant
-from cudagraph_jax.shapes.histogram import SizeHistogram
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 
@@ -45,7 +42,7 @@ class CUDAGraphRegistry:
         config: Limits, compiler options and the grid.
         clock: Seconds, for capture times.
         store: Where executables are kept; None: in the directory of the config, if it has one.
-        compiler: What compiles; XLA unless a test says otherwise.
+        compiler: What compiles in the place of XLA, as in a test; None: XLA.
 
     Attributes:
         config: Limits, compiler options and the grid; re-planning sets another grid.
@@ -67,11 +64,11 @@ class CUDAGraphRegistry:
         *,
         clock: Callable[[], float] = time.perf_counter,
         store: GraphStore | None = None,
-        compiler: Compiler = xla,
+        compiler: Compiler | None = None,
     ) -> None:
         self.config = checked_config(config)
         self.shelf = shelf_of(self.config.store if store is None else store, clock=clock)
-        if self.shelf is not None and compiler is not xla:
+        if self.shelf is not None and compiler is not None:
             raise ConfigError(
                 f"a store keeps what XLA compiles, not what {compiler!r} makes: {_ONE}"
             )
@@ -165,7 +162,7 @@ class CUDAGraphRegistry:
         sizes = capture_sizes(batch_size, seq_len)
         program, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
         runs = self.config.warmup_iterations
-        return self.capture_program(program, sizes, call, single_input=True, iterations=runs).value
+        return self.capture_program(program, sizes, call, iterations=runs).value
 
     def capture_program(
         self,
@@ -173,7 +170,6 @@ class CUDAGraphRegistry:
         bucket: Bucket,
         call: Call,
         *,
-        single_input: bool = False,
         iterations: int = 0,
     ) -> Made[CUDAGraphEntry]:
         """The entry of `program` at `bucket`, compiled where absent and published whole.
@@ -183,7 +179,6 @@ class CUDAGraphRegistry:
             bucket: For which sizes.
             call: A call of the program: in `debug_mode` a new entry is checked against it, and
                 what it passes through is used in the runs.
-            single_input: Whether the entry's `replay` takes the function's only argument.
             iterations: Runs of a new entry before anybody can see it.
 
         Raises:
@@ -192,10 +187,8 @@ class CUDAGraphRegistry:
             InputShapeError: An output that must be trimmed cannot be.
         """
         use_jax()
-        build = partial(self.build, single_input=single_input, iterations=iterations)
-        made = self._entries.get_or_make(
-            (bucket, program.variant), lambda: build(program, bucket, call)
-        )
+        make = self._building(program, bucket, call, iterations)
+        made = self._entries.get_or_make((bucket, program.variant), make)
         if made.is_new:
             self.observers.captured(made.value)
         return made
@@ -206,17 +199,21 @@ class CUDAGraphRegistry:
         bucket: Bucket,
         call: Call,
         *,
-        single_input: bool = False,
         iterations: int = 0,
     ) -> CUDAGraphEntry:
         """A new entry that is not held yet; as for `capture_program`."""
-        return self._builder.build(
+        return self._building(program, bucket, call, iterations)()
+
+    def _building(
+        self, program: Program, bucket: Bucket, call: Call, iterations: int
+    ) -> Callable[[], CUDAGraphEntry]:
+        return partial(
+            self._builder.build,
             program,
             bucket,
             call,
             config=self.config,
             ledger=self._ledger,
-            single_input=single_input,
             iterations=iterations,
         )
 
@@ -234,7 +231,7 @@ class CUDAGraphRegistry:
 
     def find(self, bucket: Bucket, variant: Variant) -> CUDAGraphEntry | None:
         """The entry of exactly this bucket and variant."""
-        return self._entries.get((bucket, variant))
+        return self._entries.values.get((bucket, variant))
 
     def remove(self, batch_size: int, seq_len: int, *, variant: Variant | None = None) -> bool:
         """Drops the entries of exactly this size; whether there were any.

@@ -18,7 +18,7 @@ from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.store.safety import is_refused
+from cudagraph_jax.store.folder import is_refused
 
 if TYPE_CHECKING:
     from cudagraph_jax.capture.persistent import Shelf
@@ -68,14 +68,14 @@ class Upkeep:
         self._process: int | None = None
         self._seen: Counter[int] = Counter()
         self._has_told = False
+        self.is_begun = shelf.store.mode == "ro"
 
     def begin(self) -> None:
         """Starts the thread, once, where the store may be written."""
-        if self._shelf.store.mode == "ro" or self._at_exit is not None:
-            return
         with self._lock:
-            if self._at_exit is not None or self._is_ended:
+            if self.is_begun or self._is_ended:
                 return
+            self.is_begun = True
             self._at_exit = partial(_write, weakref.ref(self))
             self._process = os.getpid()
         arguments = (weakref.ref(self), self._told, self._interval_s)

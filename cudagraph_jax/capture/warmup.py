@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from cudagraph_jax._base.lru import Made
 from cudagraph_jax.capture.budget import Budget
-from cudagraph_jax.capture.capturer import Capturer, Task, is_stale
-from cudagraph_jax.capture.compile_request import wanted_of
+from cudagraph_jax.capture.capturer import Capturer, is_stale
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, PaddingLeakError, SealedError
@@ -17,7 +16,7 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import Call
-from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.program import Program, request_for
 from cudagraph_jax.report.progress import Progress
 from cudagraph_jax.report.warmup_report import BucketWarmup, Status, WarmupReport
 from cudagraph_jax.shapes.ladder import Bucket
@@ -40,7 +39,7 @@ def warm_up(
 ) -> WarmupReport:
     """Captures `buckets` in their order, and only then runs each of them.
 
-    On a GPU every new command buffer throws away those that are recorded (FACTS.md, "Command
+    On a GPU every new command buffer throws away those that are recorded (docs/xla.md, "Command
     buffers"), so that running between captures would be for nothing.
 
     Args:
@@ -104,15 +103,15 @@ def _record(made: Made[CUDAGraphEntry]) -> BucketWarmup:
 
 
 def warm_grid(
-    capturer: Capturer, task: Task, *, progress: Progress, workers: int = 1
+    capturer: Capturer, call: Call, *, progress: Progress, workers: int = 1
 ) -> WarmupReport:
-    """Captures and runs every bucket of the grid for calls like that of `task`.
+    """Captures and runs every bucket of the grid for calls like `call`.
 
     A switched off manager has nothing to warm up: the report is empty.
 
     Args:
         capturer: Whose grid.
-        task: An example call.
+        call: An example call.
         progress: Told of every step.
         workers: How many buckets XLA compiles at a time, at most.
 
@@ -123,13 +122,13 @@ def warm_grid(
         InputShapeError: An output that must be trimmed cannot be.
     """
     if capturer.gate.mode is CUDAGraphMode.DISABLED:
-        return WarmupReport(task.target.name, (), 0.0)
+        return WarmupReport(call.target.name, (), 0.0)
     with capturer.gate.admission() as admitted:
         if not admitted:
             raise sealed_error(capturer.gate.mode)
         while True:
             config = capturer.registry.config
-            report = _warm_grid(capturer, task, progress, workers)
+            report = _warm_grid(capturer, call, progress, workers)
             if capturer.registry.config == config:
                 return report
             # There is another grid by now.
@@ -138,12 +137,11 @@ def warm_grid(
                     capturer.registry.discard(entry.bucket, entry.variant)
 
 
-def _warm_grid(capturer: Capturer, task: Task, progress: Progress, workers: int) -> WarmupReport:
-    call, target = task.call, task.target
+def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int) -> WarmupReport:
+    target = call.target
     registry, config = capturer.registry, capturer.registry.config
-    buckets = grid(config, call)
-    largest = max(buckets, key=lambda bucket: bucket.elements)
-    program = Program(target, call, reference=largest)
+    buckets = grid(config, call, call.sizes)
+    program = capturer.program_of(call)
     budget = Budget(registry, call.variant, buckets)
     captured: set[CUDAGraphEntry] = set()
 
@@ -155,7 +153,7 @@ def _warm_grid(capturer: Capturer, task: Task, progress: Progress, workers: int)
         budget.check(bucket)
         begin_from(bucket)
         try:
-            made = capturer.capture(program, bucket, task, in_warmup=True)
+            made = capturer.capture(call, bucket, in_warmup=True)
         except CaptureError as error:
             budget.refuse(error)
             raise
@@ -181,10 +179,7 @@ def _warm_grid(capturer: Capturer, task: Task, progress: Progress, workers: int)
             broken=lambda entry, error: registry.discard_broken(entry.bucket, entry.variant, error),
             progress=progress,
         )
-    if capturer.is_warm and (report.captured or report.loaded):
-        # Those of other functions lost what they had recorded.
-        capturer.record_again(other_than=captured)
-    capturer.is_warm = True
+    capturer.end_warmup(captured if report.captured or report.loaded else None)
     return report
 
 
@@ -196,7 +191,7 @@ def _loading_ahead(
         return nullcontext()
     absent = [bucket for bucket in order if registry.find(bucket, program.variant) is None]
     return registry.shelf.loading_ahead(
-        wanted_of(program, bucket, config=registry.config) for bucket in absent
+        request_for(program, bucket, config=registry.config, is_stored=True) for bucket in absent
     )
 
 
@@ -225,7 +220,7 @@ def _compiling_ahead(
                 if place and not budget.has_room(other, beside=coming[:place]):
                     return  # what it needs is known better when its turn comes
                 if registry.find(other, program.variant) is None:
-                    begin(wanted_of(program, other, config=registry.config))
+                    begin(request_for(program, other, config=registry.config))
 
         yield begin_from
 
@@ -238,15 +233,14 @@ def sealed_error(mode: CUDAGraphMode) -> SealedError:
     )
 
 
-def grid(config: CUDAGraphConfig, call: Call) -> list[Bucket]:
-    """The buckets for calls like `call`; sizes that no array carries stay as they are."""
-    buckets = config.buckets(seq_len=call.sizes.seq_len)
+def grid(config: CUDAGraphConfig, carrier: Call | Program, sizes: Bucket) -> list[Bucket]:
+    """The buckets for calls like one of `sizes`; sizes that no array carries stay as they are."""
     return list(
         dict.fromkeys(
             Bucket(
-                bucket.batch_size if call.carries_batch else call.sizes.batch_size,
-                bucket.seq_len if call.carries_seq else call.sizes.seq_len,
+                bucket.batch_size if carrier.carries_batch else sizes.batch_size,
+                bucket.seq_len if carrier.carries_seq else sizes.seq_len,
             )
-            for bucket in buckets
+            for bucket in config.buckets(seq_len=sizes.seq_len)
         )
     )

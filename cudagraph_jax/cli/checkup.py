@@ -10,8 +10,8 @@ from typing import NamedTuple
 MIN_JAX = (0, 10)
 """As in the dependencies of the package."""
 MIN_CUDA = (12, 3)
-"""XLA records command buffers from this version on (FACTS.md, "Command buffers")."""
-# XLA's defaults in jaxlib 0.12 (FACTS.md, "Command buffers"): +X and -X change these.
+"""XLA records command buffers from this version on (docs/xla.md, "Command buffers")."""
+# XLA's defaults in jaxlib 0.12 (docs/xla.md, "Command buffers"): +X and -X change these.
 DEFAULT_COMMANDS = frozenset(
     {
         "FUSION",

@@ -216,8 +216,8 @@ def without_cache() -> Iterator[None]:
 
 def _program(bucketed: Bucketed, args: tuple[Any, ...], bucket: Bucket) -> Program:
     if args:
-        task = bucketed.task(*args)
-        return Program(task.target, task.call)
+        task = bucketed.describe(*args)
+        return Program(task)
     captured = bucketed.registry.entries()
     if not captured:
         raise ConfigError(

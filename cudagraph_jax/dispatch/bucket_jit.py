@@ -13,8 +13,8 @@ from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.dispatch.manager import CUDAGraphManager
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.program.binding import Binder
+from cudagraph_jax.program.call import Target
 from cudagraph_jax.program.fingerprint import Fingerprint, fingerprint_of
-from cudagraph_jax.program.program import Target
 from cudagraph_jax.program.single_input import function_name
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.padding import UNCHOSEN

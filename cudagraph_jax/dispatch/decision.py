@@ -49,6 +49,9 @@ class Reason(Enum):
     DISABLE_JIT = "disable_jit"
 
 
+_FITS = {Reason.EXACT: Fit.EXACT, Reason.PADDED: Fit.PADDED, Reason.LARGER: Fit.LARGER}
+
+
 class Decision(NamedTuple):
     """What is done with a call.
 
@@ -87,7 +90,7 @@ class Decision(NamedTuple):
     @property
     def fit(self) -> Fit:
         """How the call fits the entry that serves it."""
-        return Fit(self.reason.value)
+        return _FITS[self.reason]
 
 
 class Holdings(NamedTuple):
@@ -113,7 +116,7 @@ def decide(
     bucket: Bucket,
     holdings: Holdings,
 ) -> Decision:
-    """The decision for one call; the table is in README.md, "Modes".
+    """The decision for one call; the table is in docs/misses.md.
 
     Args:
         config: Limits and policies.

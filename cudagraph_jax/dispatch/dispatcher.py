@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import NamedTuple
 
-from cudagraph_jax._base.fork import use_jax
+from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Made
-from cudagraph_jax.capture.capturer import Capturer, Task
+from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.capture.failures import is_final
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
@@ -24,9 +26,9 @@ from cudagraph_jax.dispatch.split import (
 from cudagraph_jax.dispatch.stats import Outcomes
 from cudagraph_jax.errors import CaptureError, InputShapeError, PaddingLeakError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.route import Route
+from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.call import Args, Call, Variant
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -45,6 +47,11 @@ class Served(NamedTuple):
     route: Route | None = None
 
 
+Act = Callable[[Call, Decision], Served | None]
+REFUSED = object()
+"""What `Dispatcher.replay` gives for arguments that the compiled function does not take."""
+
+
 class Dispatcher:
     """Serves calls: the state and the steps that `CUDAGraphManager` and `bucket_jit` share.
 
@@ -60,6 +67,8 @@ class Dispatcher:
         self.registry = registry
         self.capturer = capturer
         self.outcomes = Outcomes(registry.sizes)
+        self._is_child = False
+        put_right_in_child(self)
 
     @property
     def mode(self) -> CUDAGraphMode:
@@ -104,7 +113,7 @@ class Dispatcher:
         holdings = Holdings(
             find=lambda bucket: self.registry.find(bucket, call.variant),
             find_larger=lambda: self.registry.find_larger(sizes, call.variant),
-            failed=lambda bucket: self.capturer.failures.get(bucket, call.variant),
+            failed=lambda bucket: self._failure(bucket, call.variant),
             queues=lambda bucket: self.capturer.background.accepts((bucket, call.variant)),
         )
         while True:
@@ -115,143 +124,194 @@ class Dispatcher:
             if config is self.config:
                 return decision
 
-    def serve(self, task: Task) -> Served:
-        """The outputs of a call, by whichever way was decided; counted once.
+    def replay(
+        self, route: Route, args: Args, kwargs: Mapping[str, PyTree], describe: Callable[[], Call]
+    ) -> PyTree:
+        """The outputs of a call whose route is known, or `REFUSED`; counted once unless refused.
+
+        Args:
+            route: The route of calls with these shapes.
+            args: The positional arguments.
+            kwargs: The keyword arguments.
+            describe: Describes the call, where it has to be answered in another way.
+        """
+        try:
+            return route.run(args, kwargs)
+        except (TypeError, ValueError):
+            return REFUSED
+        except BaseException as error:
+            if not self.may_answer(route, error):
+                raise
+            failure = error
+        return self.rescue(describe(), route.bucket, failure)
+
+    def may_answer(self, route: Route, error: BaseException) -> bool:
+        """Whether a replay failed for want of memory, alone; counts what failed otherwise."""
+        if is_out_of_memory(error):
+            return True
+        self.outcomes.add("error", Reason.RUN, route.request.sizes)
+        return False
+
+    def rescue(self, call: Call, bucket: Bucket, error: BaseException) -> PyTree:
+        """The eager answer to a call for whose replay there was no memory; counted once.
+
+        Args:
+            call: The call.
+            bucket: What it was replayed in.
+            error: What the replay raised; it is raised where the donated arrays are gone.
+        """
+        try:
+            outputs = without_memory(call, bucket, error)
+        except BaseException:
+            self.outcomes.add("error", Reason.RUN, call.sizes)
+            raise
+        self.outcomes.add("eager", Reason.MEMORY, call.sizes)
+        return outputs
+
+    def after_fork(self) -> None:
+        """In a child, which may not use JAX where its parent did."""
+        self._is_child = True
+
+    def _failure(self, bucket: Bucket, variant: Variant) -> CaptureError | None:
+        failures = self.capturer.failures
+        return failures.get(bucket, variant) if failures.remembered else None
+
+    def serve(
+        self, call: Call, routes: Routes, key: Hashable | None, *, lead: Hashable | None = None
+    ) -> PyTree:
+        """The outputs of a call that has to be decided; counted once.
+
+        Args:
+            call: The call.
+            routes: Where its route is remembered.
+            key: Under what; None: nowhere.
+            lead: The same for exact calls, by one array alone; None: nowhere.
 
         Raises:
             CUDAGraphError: What the policies turn into an error, and leaks in `debug_mode`.
         """
-        use_jax()
+        if self._is_child:
+            use_jax()
+        draft = routes.draft()
         served = None
-        while served is None:
-            decision = self.decide(task.call)
-            logger.debug("%s at %s: %s", task.call.variant.name, task.call.sizes, decision)
+        while served is None:  # the mode has changed meanwhile, and forbids what was decided
+            decision = self.decide(call)
+            logger.debug("%s at %s: %s", call.variant.name, call.sizes, decision)
             try:
-                served = self._act(decision, task)
+                served = self._act(decision)(call, decision)
             except BaseException as error:
-                self.outcomes.add("error", _error_reason(error, decision), task.call.sizes)
+                self.outcomes.add("error", _error_reason(error, decision), call.sizes)
                 raise
-        return served
+        if served.route is not None and served.route.is_reusable and key is not None:
+            draft.add(served.route, key=key, lead=lead)
+        return served.outputs
 
-    def _act(self, decision: Decision, task: Task) -> Served | None:
-        """Does what was decided; None where the mode has changed since, and forbids it."""
-        call = task.call
+    def _act(self, decision: Decision) -> Act:
+        """What does as was decided; it gives None where the mode forbids that by now."""
         if decision.error is not None:
-            raise decision.error
+            return _refuse
         if decision.in_pieces:
-            return self._split(task)
-        if decision.in_background and not self._queue(task):
-            return None
+            return self._split
+        if decision.in_background:
+            return self._queue_and_answer
         if decision.entry is not None:
-            served = self._replay(
-                task, decision.entry, decision.entry.route_for(call, fit=decision.fit)
-            )
-            # The bucket that is being captured takes over as soon as it is there.
-            return served._replace(route=None) if decision.is_passing else served
-        if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
-            return self._eager(task, decision.reason)
-        with self.capturer.gate.admission() as admitted:
-            if not admitted:
-                return None
-            return self._capture_and_run(task, decision.bucket, decision.reason)
+            return self._replay_decided
+        return self._capture if decision.mode is CUDAGraphMode.CAPTURE else self._eager
 
-    def _queue(self, task: Task) -> bool:
+    def _queue_and_answer(self, call: Call, decision: Decision) -> Served | None:
+        if not self._queue(call):
+            return None
+        queued = decision._replace(in_background=False)
+        return self._act(queued)(call, queued)
+
+    def _queue(self, call: Call) -> bool:
         """Has the call's bucket captured in the background; False where the mode forbids it."""
         with self.capturer.gate.admission() as admitted:
             if admitted:
-                self.capturer.capture_later(self.bucket_for(task.call), task)
+                self.capturer.capture_later(self.bucket_for(call), call)
             return admitted
 
-    def _replay(self, task: Task, entry: CUDAGraphEntry, route: Route) -> Served:
-        call, reason = task.call, Reason.MEMORY
+    def _replay_decided(self, call: Call, decision: Decision) -> Served:
+        entry, reason = decision.entry, Reason.MEMORY
+        assert entry is not None  # or this is not what was decided
+        route = entry.route_for(call, fit=decision.fit)
         try:
-            return Served(route.run(call.args, call.kwargs), route)
+            outputs = route.run(call.args, call.kwargs)
+            # The bucket that is being captured takes over as soon as it is there.
+            return Served(outputs, None if decision.is_passing else route)
         except Exception as error:
-            if entry.is_loaded and not entry.replay_count:
-                outputs = without_entry(self.capturer, task, route.bucket, error)
-                reason = Reason.FAILED
-            else:
-                outputs = without_memory(task, route.bucket, error)
+            failure = error
+        if entry.is_loaded and not entry.replay_count:
+            outputs = without_entry(self.capturer, call, route.bucket, failure)
+            reason = Reason.FAILED
+        else:
+            outputs = without_memory(call, route.bucket, failure)
         self.outcomes.add("eager", reason, call.sizes)
         return Served(outputs)
 
-    def _capture_and_run(self, task: Task, bucket: Bucket, reason: Reason) -> Served:
-        call = task.call
-        try:
-            made = self.capturer.capture_now(task, bucket)
-        except CaptureError as error:
-            outputs = without_bucket(self.capturer, task, bucket, error)
-        else:
+    def _capture(self, call: Call, decision: Decision) -> Served | None:
+        bucket = decision.bucket
+        assert bucket is not None  # or this is not what was decided
+        with self.capturer.gate.admission() as admitted:
+            if not admitted:
+                return None
             try:
-                route = made.value.route_for(call)
-                run = route.execute if made.is_new else route.run
-                outputs = run(call.args, call.kwargs)
-            except Exception as error:
-                outputs = without_entry(self.capturer, task, bucket, error)
+                made = self.capturer.capture(call, bucket)
+            except CaptureError as error:
+                answer = partial(without_bucket, self.capturer, call, bucket, error)
             else:
-                if made.is_new:
-                    self.outcomes.add("capture", reason, call.sizes)
-                return Served(outputs, route)
+                try:
+                    route = made.value.route_for(call)
+                    run = route.execute if made.is_new else route.run
+                    outputs = run(call.args, call.kwargs)
+                    if made.is_new:
+                        self.outcomes.add("capture", decision.reason, call.sizes)
+                    return Served(outputs, route)
+                except Exception as error:
+                    answer = partial(without_entry, self.capturer, call, bucket, error)
+            # Not within the `except`: a mistake in the function is to show its own traceback alone.
+            outputs = answer()
         self.outcomes.add("eager", Reason.FAILED, call.sizes)
         return Served(outputs)
 
-    def rescue(self, task: Task, bucket: Bucket, error: BaseException) -> PyTree:
-        """The eager answer to a call for whose replay there was no memory; counted once.
-
-        Args:
-            task: The call.
-            bucket: What it was replayed in.
-            error: What the replay raised; it goes through where it is anything else.
-        """
-        try:
-            outputs = without_memory(task, bucket, error)
-        except BaseException:
-            self.outcomes.add("error", Reason.RUN, task.call.sizes)
-            raise
-        self.outcomes.add("eager", Reason.MEMORY, task.call.sizes)
-        return outputs
-
-    def _split(self, task: Task) -> Served:
+    def _split(self, call: Call, decision: Decision) -> Served:
         """The call in pieces, each in its bucket; a piece without one runs eagerly."""
-        donated = task.target.donate_argnums
-        parts = [
-            task._replace(call=part)
-            for part in pieces(task.call, largest=self._largest_piece, donate_argnums=donated)
-        ]
-        distinct = {part.call.sizes: part for part in parts}
+        donated = call.target.donate_argnums
+        parts = list(pieces(call, largest=self._largest_piece, donate_argnums=donated))
+        distinct = {part.sizes: part for part in parts}
         held = {sizes: self._held(part) for sizes, part in distinct.items()}
-        first = held[parts[0].call.sizes]
+        first = held[parts[0].sizes]
         if first is None:
-            return self._eager(task, Reason.OVERFLOW)
+            return self._eager(call, decision)
         outputs = first.value.outputs
         error = unjoinable(outputs)
         if error is not None:
             raise error
-        results = [self._run_piece(part, held[part.call.sizes]) for part in parts]
-        rows = [part.call.sizes.batch_size for part in parts]
-        whole = joined(results, outputs, rows, seq_len=task.call.sizes.seq_len)
-        delete_donated(task.call, donated)
-        self.outcomes.add("split", Reason.OVERFLOW, task.call.sizes)
+        results = [self._run_piece(part, held[part.sizes]) for part in parts]
+        rows = [part.sizes.batch_size for part in parts]
+        whole = joined(results, outputs, rows, seq_len=call.sizes.seq_len)
+        delete_donated(call, donated)
+        self.outcomes.add("split", Reason.OVERFLOW, call.sizes)
         return Served(whole)
 
-    def _run_piece(self, task: Task, made: Made[CUDAGraphEntry] | None) -> PyTree:
+    def _run_piece(self, call: Call, made: Made[CUDAGraphEntry] | None) -> PyTree:
         if made is None:
-            return answer_eagerly(task)
-        route = piece_route(made.value, task.call)
+            return answer_eagerly(call)
+        route = piece_route(made.value, call)
         try:
-            return route.run(task.call.args, task.call.kwargs)
+            return route.run(call.args, call.kwargs)
         except Exception as error:
             if made.is_new:
-                return without_entry(self.capturer, task, route.bucket, error)
-            return without_memory(task, route.bucket, error)
+                return without_entry(self.capturer, call, route.bucket, error)
+            return without_memory(call, route.bucket, error)
 
-    def _held(self, task: Task) -> Made[CUDAGraphEntry] | None:
+    def _held(self, call: Call) -> Made[CUDAGraphEntry] | None:
         """The entry that serves a piece, captured where that is allowed."""
         while True:
-            decision = self.decide(task.call)
+            decision = self.decide(call)
             if decision.error is not None:
                 raise decision.error
-            if decision.in_background and not self._queue(task):
+            if decision.in_background and not self._queue(call):
                 continue
             if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
                 return None if decision.entry is None else Made(decision.entry, is_new=False)
@@ -259,17 +319,22 @@ class Dispatcher:
                 if not admitted:
                     continue
                 try:
-                    return self.capturer.capture_now(task, decision.bucket)
+                    return self.capturer.capture(call, decision.bucket)
                 except CaptureError as error:
-                    self.capturer.failures.remember(decision.bucket, task.call.variant, error)
+                    self.capturer.failures.remember(decision.bucket, call.variant, error)
                     if isinstance(error, PaddingLeakError):
                         raise
                     return None
 
-    def _eager(self, task: Task, reason: Reason) -> Served:
-        outputs = answer_eagerly(task)
-        self.outcomes.add("eager", reason, task.call.sizes)
+    def _eager(self, call: Call, decision: Decision) -> Served:
+        outputs = answer_eagerly(call)
+        self.outcomes.add("eager", decision.reason, call.sizes)
         return Served(outputs)
+
+
+def _refuse(call: Call, decision: Decision) -> Served:
+    assert decision.error is not None  # or this is not what was decided
+    raise decision.error
 
 
 def _error_reason(error: BaseException, decision: Decision) -> Reason:
@@ -323,19 +388,18 @@ def replayable(dispatcher: Dispatcher, sizes: Bucket) -> list[CUDAGraphEntry]:
     return []
 
 
-def answer_eagerly(task: Task) -> PyTree:
+def answer_eagerly(call: Call) -> PyTree:
     """The plain function's answer."""
-    call = task.call
-    return run_eagerly(task.target, call.args, call.kwargs, call.sizes)
+    return run_eagerly(call.target, call.args, call.kwargs, call.sizes)
 
 
-def without_bucket(capturer: Capturer, task: Task, bucket: Bucket, error: CaptureError) -> PyTree:
+def without_bucket(capturer: Capturer, call: Call, bucket: Bucket, error: CaptureError) -> PyTree:
     """The answer where `bucket` could not be captured, which is remembered.
 
     Raises:
         PaddingLeakError: That is why.
     """
-    failures, variant = capturer.failures, task.call.variant
+    failures, variant = capturer.failures, call.variant
     if isinstance(error, PaddingLeakError):
         failures.remember(bucket, variant, error)
         raise error
@@ -343,7 +407,7 @@ def without_bucket(capturer: Capturer, task: Task, bucket: Bucket, error: Captur
     # One that is known comes from the same attempt, which was waited for.
     is_new = failures.get(bucket, variant) is None and failures.note(bucket, variant, error)
     try:
-        outputs = answer_eagerly(task)
+        outputs = answer_eagerly(call)
     except BaseException:
         # A mistake in the function itself surfaces here, as it would without this package, and may
         # be gone the next time. What XLA could not compile has its pause all the same.
@@ -355,7 +419,7 @@ def without_bucket(capturer: Capturer, task: Task, bucket: Bucket, error: Captur
     return outputs
 
 
-def without_entry(capturer: Capturer, task: Task, bucket: Bucket, error: Exception) -> PyTree:
+def without_entry(capturer: Capturer, call: Call, bucket: Bucket, error: Exception) -> PyTree:
     """The answer where the first run of a new entry failed; the entry is dropped.
 
     Raises:
@@ -363,21 +427,25 @@ def without_entry(capturer: Capturer, task: Task, bucket: Bucket, error: Excepti
     """
     failure = CaptureError(f"{bucket} was compiled, but does not run: {error}", stage="run")
     failure.__cause__ = error
-    capturer.registry.discard_broken(bucket, task.call.variant, failure)
-    if was_donated(task.call, task.target.donate_argnums):
-        capturer.failures.note(bucket, task.call.variant, failure)
+    capturer.registry.discard_broken(bucket, call.variant, failure)
+    if was_donated(call, call.target.donate_argnums):
+        capturer.failures.note(bucket, call.variant, failure)
         raise error
-    return without_bucket(capturer, task, bucket, failure)
+    return without_bucket(capturer, call, bucket, failure)
 
 
-def without_memory(task: Task, bucket: Bucket, error: BaseException) -> PyTree:
+def without_memory(call: Call, bucket: Bucket, error: BaseException) -> PyTree:
     """The answer where there was no memory for a replay.
 
     Raises:
         BaseException: `error`, where it is another one, or the call's donated arrays are gone.
     """
-    gone = was_donated(task.call, task.target.donate_argnums)
-    if gone or not isinstance(error, Exception) or "RESOURCE_EXHAUSTED" not in str(error):
+    if not is_out_of_memory(error) or was_donated(call, call.target.donate_argnums):
         raise error
-    logger.warning("%s runs eagerly at %s: %s", task.target.name, bucket, error)
-    return answer_eagerly(task)
+    logger.warning("%s runs eagerly at %s: %s", call.target.name, bucket, error)
+    return answer_eagerly(call)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device had no memory for a run."""
+    return isinstance(error, Exception) and "RESOURCE_EXHAUSTED" in str(error)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
-from cudagraph_jax.capture.capturer import Task
-from cudagraph_jax.capture.compile_request import wanted_of
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import Decision, Reason
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import Call, argument_leaf_names
-from cudagraph_jax.program.program import Program
-from cudagraph_jax.program.variant import AbstractLeaf
+from cudagraph_jax.program.call import AbstractLeaf, Call, argument_leaf_names
+from cudagraph_jax.program.program import Program, request_for
 from cudagraph_jax.report.explanation import Explanation
 from cudagraph_jax.shapes.ladder import Bucket
 
@@ -29,21 +26,20 @@ _MISSING = (
 )
 
 
-def explain(dispatcher: Dispatcher, task: Task) -> Explanation:
+def explain(dispatcher: Dispatcher, call: Call) -> Explanation:
     """What would be done with a call, why, and what to change; nothing is run."""
-    call = task.call
     decision = dispatcher.decide(call)
     reason, remedy = _words(dispatcher, call, decision)
     if decision.reason in _MISSING:
         entries = dispatcher.registry.entries()
-        wanted = decision.bucket or dispatcher.bucket_for(call)
+        own = decision.bucket or dispatcher.bucket_for(call)
         if decision.reason is Reason.LARGER:
-            wanted = dispatcher.bucket_for(call)
-        near = nearest_entry(entries, call, wanted)
+            own = dispatcher.bucket_for(call)
+        near = nearest_entry(entries, call, own)
         reason = f"{reason}; {near}" if near else reason
     shelf, bucket = dispatcher.registry.shelf, decision.bucket
     if shelf is not None and decision.mode is CUDAGraphMode.CAPTURE and bucket is not None:
-        executable = wanted_of(Program(task.target, call), bucket, config=dispatcher.config)
+        executable = request_for(Program(call), bucket, config=dispatcher.config)
         reason = f"{reason}; {shelf.explain(executable)}"
     return Explanation(
         name=call.variant.name,

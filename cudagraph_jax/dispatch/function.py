@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from operator import attrgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
 
 import jax
+from jax.tree_util import PyTreeDef
 from numpy import ndarray
 
 from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax._base.text import one_line
-from cudagraph_jax.capture.capturer import Task
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.dispatch.decision import Reason
+from cudagraph_jax.dispatch.dispatcher import REFUSED
 from cudagraph_jax.dispatch.manager import CUDAGraphManager, PlanOptions
-from cudagraph_jax.graphs.arguments import leading_leaf
-from cudagraph_jax.graphs.route import Route
-from cudagraph_jax.graphs.route_table import Routes
+from cudagraph_jax.graphs.route import Route, Routes
+from cudagraph_jax.program.arguments import leading_leaf
 from cudagraph_jax.program.binding import ALL, Binder, Bound, Form, Pick, picker, unbound
-from cudagraph_jax.program.call import describe_call, refuse_abstract
-from cudagraph_jax.program.eager import has_tracers, run_traced
-from cudagraph_jax.program.program import Target
-from cudagraph_jax.program.variant import placement
+from cudagraph_jax.program.call import (
+    Args,
+    Call,
+    Declared,
+    Statics,
+    Target,
+    describe_call,
+    has_tracers,
+    placement,
+    refuse_abstract,
+)
+from cudagraph_jax.program.eager import run_traced
 from cudagraph_jax.shapes.pytrees import PyTree
 
 if TYPE_CHECKING:
@@ -39,6 +47,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+MAX_DECLARATIONS = 256
+"""Forms, static values and structures of calls whose declarations are remembered."""
 
 _shape_and_dtype = attrgetter("shape", "dtype")
 
@@ -67,6 +78,7 @@ class BucketedFunction(Generic[P, R]):
         self._routes = Routes()
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
         self._picks: dict[Form, Pick] = {}
+        self._declarations: dict[tuple[Form, Statics, PyTreeDef], tuple[Target, Declared]] = {}
         self._pick = picker(binder.bucketed_places) if binder.has_entries else ALL
         self._lead = binder.lead
         self._leads_in_tree = False
@@ -78,6 +90,8 @@ class BucketedFunction(Generic[P, R]):
         """The function's outputs, trimmed to the real sizes and handed out as `unpad` says."""
         if kwargs or self._binds_all:
             return self._call_bound(args, kwargs)
+        refused = None
+        outputs: R
         try:
             lead = args[self._lead]
             if self._leads_in_tree:
@@ -93,31 +107,36 @@ class BucketedFunction(Generic[P, R]):
                     if type(args[position]) is ndarray:
                         sure = False
         except (KeyError, AttributeError, IndexError, TypeError):
-            return self._call_bound(args, kwargs)
-        direct = route.direct
-        if not sure or (direct is None and not route.takes(args)):
-            return self._call_bound(args, kwargs)
-        outputs: R
-        try:
-            if direct is not None:
-                start = perf_counter()
-                outputs = direct(*args)
-                if route.finish is not None:
-                    outputs = route.finish(outputs)
-                tally = route.tally
-                tally.used_at = end = perf_counter()
-                tally.seconds += end - start
-                next(tally.count)
-            else:
-                outputs = route.run(args)
-        except (TypeError, ValueError):
-            # The compiled function refuses what does not fit it: other parameters, tracers.
-            # Refusals are slow, so calls that alternate are told apart by all their arrays.
-            self._routes.exact.clear()
-            outputs = self._call_bound(args, kwargs, refused=route)
-        except BaseException as error:
-            outputs = self._rescued(self._bind(args, kwargs), route, error)
-        return outputs
+            sure = False
+        if sure and ((direct := route.direct) is not None or route.takes(args)):
+            try:
+                if direct is not None:
+                    start = perf_counter()
+                    outputs = direct(*args)
+                    if route.finish is not None:
+                        outputs = route.finish(outputs)
+                    tally = route.tally
+                    tally.used_at = end = perf_counter()
+                    tally.seconds += end - start
+                    next(tally.count)
+                else:
+                    outputs = route.run(args)
+                return outputs
+            except (TypeError, ValueError):
+                # The compiled function refuses what does not fit it: other parameters, tracers.
+                # Refusals are slow, so calls that alternate are told apart by all their arrays.
+                self._routes.exact.clear()
+                refused = route
+            except BaseException as error:
+                if not self.manager.dispatcher.may_answer(route, error):
+                    raise
+                failure = error
+        # Nothing is called within an `except`: who looks for a mistake of theirs sees it alone.
+        if sure and refused is None:
+            call = self._describe(self._bind(args, kwargs))
+            outputs = self.manager.dispatcher.rescue(call, route.bucket, failure)
+            return outputs
+        return self._call_bound(args, kwargs, refused=refused)
 
     def __repr__(self) -> str:
         return one_line(f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)")
@@ -132,13 +151,13 @@ class BucketedFunction(Generic[P, R]):
         """Which dimensions of the arguments are the batch and the sequence, as declared."""
         return jax.tree.map(attrgetter("text"), self._binder.in_axes)
 
-    def task(self, *args: P.args, **kwargs: P.kwargs) -> Task:
-        """A call as the manager's dispatcher takes it."""
-        return self.task_of(args, kwargs)
+    def describe(self, *args: PyTree, **kwargs: PyTree) -> Call:
+        """A call with these arguments, described; nothing is run or compiled.
 
-    def task_of(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Task:
-        """As `task`, with the arguments together."""
-        return self._task(self._bind(args, kwargs))
+        Raises:
+            InputShapeError: The arguments do not fit `in_axes`, as in the call itself.
+        """
+        return self._describe(self._bind(args, kwargs))
 
     def with_manager(self, manager: CUDAGraphManager) -> BucketedFunction[P, R]:
         """The same function, decided and counted by another manager."""
@@ -147,56 +166,45 @@ class BucketedFunction(Generic[P, R]):
         )
 
     def _call_bound(
-        self,
-        args: Sequence[PyTree],
-        kwargs: Mapping[str, PyTree],
-        *,
-        refused: Route | None = None,
+        self, args: Args, kwargs: Mapping[str, PyTree], *, refused: Route | None = None
     ) -> R:
         """Any call: with keywords, static arguments or pytrees, refused, or of a new shape."""
-        with self._outcomes.counting_input_errors():
+        dispatcher = self.manager.dispatcher
+        outputs: R
+        try:
             bound = self._bind(args, kwargs)
             key = self._key(bound)
+        except BaseException:
+            self._outcomes.add("error", Reason.INPUT)
+            raise
         route = None if key is None else self._routes.table.get(key)
-        outputs: R
         if (
             route is not None
             and route is not refused
             and route.takes(bound.args, bound.kwargs)
             and route.takes_numpy(bound.args)
         ):
-            try:
-                outputs = route.run(bound.args, bound.kwargs)
-            except (TypeError, ValueError):
-                pass  # refused as in __call__, and decided anew
-            except BaseException as error:
-                return self._rescued(bound, route, error)
-            else:
+            outputs = dispatcher.replay(
+                route, bound.args, bound.kwargs, lambda: self._describe(bound)
+            )
+            if outputs is not REFUSED:
                 return outputs
-        outputs = self._decided(bound, key)
-        return outputs
-
-    def _rescued(self, bound: Bound, route: Route, error: BaseException) -> R:
-        """The answer to a call whose replay failed, where it can be had another way."""
-        outputs: R = self.manager.dispatcher.rescue(self._task(bound), route.bucket, error)
-        return outputs
-
-    def _decided(self, bound: Bound, key: Hashable | None) -> Any:
-        """A call that has to be decided; its route is remembered under `key`."""
-        with self._outcomes.counting_input_errors():
-            traced = has_tracers(bound.args, bound.kwargs)
-        if traced:
+        try:
+            if has_tracers(bound.args, bound.kwargs):
+                call = None
+            else:
+                call = self._describe(bound)
+                refuse_abstract(call)
+        except BaseException:
+            self._outcomes.add("error", Reason.INPUT)
+            raise
+        if call is None:
             self._outcomes.add("eager", Reason.TRANSFORMED)
-            target = replace(self._target, function=unbound(self._function, bound))
-            return run_traced(target, bound.args, bound.kwargs, self._binder.declared(bound))
-        draft = self._routes.draft()
-        with self._outcomes.counting_input_errors():
-            task = self._task(bound)
-            refuse_abstract(task.call)
-        served = self.manager.dispatcher.serve(task)
-        if served.route is not None and served.route.is_reusable and key is not None:
-            draft.add(served.route, key=key, lead=self._lead_shape(bound))
-        return served.outputs
+            target, declared = self._declared(bound, jax.tree.structure((bound.args, bound.kwargs)))
+            outputs = run_traced(target, bound.args, bound.kwargs, declared)
+        else:
+            outputs = dispatcher.serve(call, self._routes, key, lead=self._lead_shape(bound))
+        return outputs
 
     def _lead_shape(self, bound: Bound) -> Hashable | None:
         """The key for exact calls with JAX arrays alone; None where one array does not decide."""
@@ -208,11 +216,13 @@ class BucketedFunction(Generic[P, R]):
             lead = leading_leaf(lead)
         return getattr(lead, "shape", None)
 
-    def _bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:
+    def _bind(self, args: Args, kwargs: Mapping[str, PyTree]) -> Bound:
         written = (len(args), tuple(kwargs))
         form = self._forms.get(written)
         if form is None:
             form = self._forms[written] = self._binder.form(*written)
+        if form.plain:
+            return Bound(form, (*args, *kwargs.values()), {}, ())
         return form.bind(args, kwargs)
 
     def _key(self, bound: Bound) -> Hashable | None:
@@ -235,24 +245,37 @@ class BucketedFunction(Generic[P, R]):
             arrays = (arrays, placed)
         return arrays if form.plain else (form, bound.statics, arrays)
 
-    def _task(self, bound: Bound) -> Task:
-        call = describe_call(
+    def _describe(self, bound: Bound) -> Call:
+        leaves, structure = jax.tree.flatten((bound.args, bound.kwargs))
+        target, declared = self._declared(bound, structure)
+        return describe_call(
             # Where each argument stands is part of what is computed.
             (self, bound.form.places),
             bound.args,
             bound.kwargs,
-            declared=self._binder.declared(bound),
-            name=self._target.name,
+            declared=declared,
+            target=target,
             statics=bound.statics,
+            flat=(leaves, structure),
         )
-        fingerprint = self._target.fingerprint
-        target = replace(
-            self._target,
-            function=unbound(self._function, bound),
-            donate_argnums=self._binder.donated(bound.form),
-            fingerprint=fingerprint and fingerprint._replace(places=bound.form.places),
-        )
-        return Task(call, target)
+
+    def _declared(self, bound: Bound, structure: PyTreeDef) -> tuple[Target, Declared]:
+        """What calls of one form and structure share, whatever their shapes."""
+        key = (bound.form, bound.statics, structure)
+        known = self._declarations.get(key)
+        if known is None:
+            fingerprint = self._target.fingerprint
+            target = replace(
+                self._target,
+                function=unbound(self._function, bound),
+                donate_argnums=self._binder.donated(bound.form),
+                fingerprint=fingerprint and fingerprint._replace(places=bound.form.places),
+            )
+            known = (target, self._binder.declared(bound))
+            if len(self._declarations) >= MAX_DECLARATIONS:
+                self._declarations.clear()
+            self._declarations[key] = known
+        return known
 
     @property
     def registry(self) -> CUDAGraphRegistry:
@@ -295,14 +318,14 @@ class BucketedFunction(Generic[P, R]):
             >>> double.warmup(np.ones((1, 3), np.float32), progress=False).captured
             2
         """
-        task = self.task_of(args, kwargs)
+        call = self.describe(*args, **kwargs)
         # Here, because importing this package is to cost little.
         from cudagraph_jax.capture.warmup import warm_grid
         from cudagraph_jax.report.progress import Progress
 
         return warm_grid(
             self.manager.dispatcher.capturer,
-            task,
+            call,
             progress=Progress(progress),
             workers=positive_size(workers, name="workers"),
         )
@@ -343,4 +366,4 @@ class BucketedFunction(Generic[P, R]):
         """
         from cudagraph_jax.dispatch.explain import explain
 
-        return explain(self.manager.dispatcher, self.task_of(args, kwargs))
+        return explain(self.manager.dispatcher, self.describe(*args, **kwargs))

@@ -1,4 +1,4 @@
-"""The only place that decides: replay, capture or run eagerly."""
+"""`CUDAGraphManager`: what may be done with calls, what is held for them, and what they did."""
 
 from __future__ import annotations
 
@@ -11,31 +11,27 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from cudagraph_jax._base.checks import require_bool
 from cudagraph_jax._base.fork import use_jax
-from cudagraph_jax.capture.capturer import Capturer, Task
-from cudagraph_jax.capture.compile_request import Compiler, xla
+from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import Reason
-from cudagraph_jax.dispatch.dispatcher import Dispatcher, mode_for, replayable
+from cudagraph_jax.dispatch.dispatcher import REFUSED, Dispatcher, mode_for, replayable
 from cudagraph_jax.dispatch.stats import manager_stats
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.replay_counts import Fit
-from cudagraph_jax.graphs.route_table import Routes
+from cudagraph_jax.graphs.route import Routes
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import refuse_abstract
-from cudagraph_jax.program.eager import has_tracers
-from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.call import Call, has_tracers, refuse_abstract
+from cudagraph_jax.program.program import Compiler
 from cudagraph_jax.program.single_input import (
     any_function,
     capture_sizes,
     check_inputs,
-    check_outputs,
     request_sizes,
     route_key,
     single_call,
     single_program,
-    single_target,
 )
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -51,15 +47,18 @@ if TYPE_CHECKING:
 
 
 class CUDAGraphManager:
-    """Decides for each call whether to replay, capture or run eagerly, and does it.
+    """Has each call replayed, captured or run eagerly, as its mode and its policies say.
 
-    All methods are safe to call from many threads.
+    It holds the buckets of any number of functions, says what may be done from when to when (modes,
+    sealing, closing), plans its grid anew, and shows what it knows. One call is decided and served
+    by its dispatcher, the same for `bucket_jit` and for `execute_or_capture`. All methods are safe
+    to call from many threads.
 
     Args:
         config: Limits and policies.
         clock: Seconds, for capture times.
         store: Where executables are kept; None: in the directory of the config, if it has one.
-        compiler: What compiles; XLA unless a test says otherwise.
+        compiler: What compiles in the place of XLA, as in a test; None: XLA.
 
     Attributes:
         registry: The captured buckets.
@@ -82,7 +81,7 @@ class CUDAGraphManager:
         *,
         clock: Callable[[], float] = time.perf_counter,
         store: GraphStore | None = None,
-        compiler: Compiler = xla,
+        compiler: Compiler | None = None,
     ) -> None:
         self.registry = CUDAGraphRegistry(config, clock=clock, store=store, compiler=compiler)
         self.dispatcher = Dispatcher(self.registry, capturer=Capturer(self.registry))
@@ -139,14 +138,14 @@ class CUDAGraphManager:
         sizes = capture_sizes(batch_size, seq_len)
         if not self.config.should_use_cudagraph(*sizes):
             return None
-        program, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
+        _, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
         bucket = self.config.bucket_for(*sizes)
         entry = self.registry.find(bucket, call.variant)
-        capturer, task = self.dispatcher.capturer, Task(call, program.target, single_input=True)
+        capturer = self.dispatcher.capturer
         with capturer.gate.admission() as admitted:
             if entry is None and admitted:
                 iterations = self.config.warmup_iterations
-                entry = capturer.capture(program, bucket, task, iterations=iterations).value
+                entry = capturer.capture(call, bucket, iterations=iterations).value
         return entry if self.is_enabled() else None
 
     def replay_graph(self, batch_size: int, seq_len: int, inputs: PyTree) -> PyTree | None:
@@ -215,6 +214,10 @@ class CUDAGraphManager:
             SealedError: The bucket is not captured and `on_miss="error"`.
         """
         outcomes = self.dispatcher.outcomes
+
+        def describe() -> Call:
+            return single_call(execute_fn, inputs, sizes, output_shapes=output_shapes)
+
         with outcomes.counting_input_errors():
             sizes = request_sizes(batch_size, seq_len)
             if input_shapes is not None:
@@ -222,33 +225,17 @@ class CUDAGraphManager:
             key = route_key(execute_fn, inputs, sizes)
         route = None if key is None else self._routes.table.get(key)
         if route is not None and route.takes((inputs,)):
-            try:
-                return route.run((inputs,))
-            except (TypeError, ValueError):
-                pass  # the compiled function refuses what does not fit it; decided anew
-            except BaseException as error:
-                call = single_call(execute_fn, inputs, sizes)
-                task = Task(call, single_target(execute_fn), single_input=True)
-                return self.dispatcher.rescue(task, route.bucket, error)
+            outputs = self.dispatcher.replay(route, (inputs,), {}, describe)
+            if outputs is not REFUSED:
+                return outputs
         with outcomes.counting_input_errors():
-            traced = has_tracers(inputs)
-        if traced:
+            call = None if has_tracers(inputs) else describe()
+            if call is not None:
+                refuse_abstract(call)
+        if call is None:
             outcomes.add("eager", Reason.TRANSFORMED)
             return execute_fn(inputs)
-        draft = self._routes.draft()
-        with outcomes.counting_input_errors():
-            call = single_call(execute_fn, inputs, sizes)
-            refuse_abstract(call)
-
-        def check(program: Program) -> None:
-            if output_shapes is not None:
-                check_outputs(program, sizes, output_shapes)
-
-        task = Task(call, single_target(execute_fn), single_input=True, before_capture=check)
-        served = self.dispatcher.serve(task)
-        if served.route is not None and served.route.is_reusable and key is not None:
-            draft.add(served.route, key=key, lead=None)
-        return served.outputs
+        return self.dispatcher.serve(call, self._routes, key)
 
     def annotate(self, *, replays: bool) -> None:
         """Shows each replay in the profiles of `jax.profiler`, such as `replay embed 8x128`.
@@ -293,7 +280,7 @@ class CUDAGraphManager:
                 f"mode={mode.name} cannot be set while the config has enabled=False: "
                 "make a manager with an enabled config"
             )
-        self.dispatcher.capturer.gate.mode = mode
+        self.dispatcher.capturer.gate.change(mode)
         self.registry.changed()
 
     def is_enabled(self) -> bool:

@@ -20,7 +20,7 @@ from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.planning.costs import Cost
 from cudagraph_jax.planning.plan import BucketPlan
 from cudagraph_jax.planning.planner import Headroom, plan_buckets
-from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.program.call import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 
 Entries = dict[tuple[Bucket, Variant], CUDAGraphEntry]
@@ -104,7 +104,7 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool
     """
     config = planned_config(dispatcher.config, plan, keeps_limits=keeps_limits)
     programs = _programs(dispatcher.registry)
-    grids = [len(grid(config, entry.program.example)) for entry in programs]
+    grids = [len(grid(config, entry.program, entry.bucket)) for entry in programs]
     _check_count(config, sum(grids) or plan.num_graphs)
     capturer, turn = dispatcher.capturer, object()
 
@@ -177,7 +177,7 @@ def _capture_and_switch(dispatcher: Dispatcher, config: CUDAGraphConfig) -> None
     while missing := _missing(registry, config, new):
         try:
             built = [_built(registry, entry, bucket) for entry, bucket in missing]
-            # Only now: every capture throws away what is recorded (FACTS.md, "Command buffers").
+            # Only now: every capture throws away what is recorded (docs/xla.md, "Command buffers").
             for entry in built:
                 run_idle(entry, config.warmup_iterations)
         finally:
@@ -190,7 +190,7 @@ def _capture_and_switch(dispatcher: Dispatcher, config: CUDAGraphConfig) -> None
 def _built(registry: CUDAGraphRegistry, entry: CUDAGraphEntry, bucket: Bucket) -> CUDAGraphEntry:
     program = entry.program
     with program.settings.applied():
-        return registry.build(program, bucket, program.example, single_input=entry.single_input)
+        return registry.build(program, bucket, program.example)
 
 
 def _missing(
@@ -200,7 +200,7 @@ def _missing(
     missing = [
         (entry, bucket)
         for entry in _programs(registry)
-        for bucket in grid(config, entry.program.example)
+        for bucket in grid(config, entry.program, entry.bucket)
         if (bucket, entry.variant) not in new and registry.find(bucket, entry.variant) is None
     ]
     return sorted(missing, key=lambda found: found[1].elements, reverse=True)

@@ -10,8 +10,8 @@ from typing import Any
 from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.dispatch.decision import Reason
+from cudagraph_jax.graphs.replay_counts import SizeHistogram
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.shapes.histogram import SizeHistogram
 from cudagraph_jax.shapes.ladder import Bucket
 
 

@@ -14,9 +14,8 @@ from cudagraph_jax.errors import CaptureError, CUDAGraphError, PaddingLeakError
 from cudagraph_jax.graphs.compare import EXACT, USUAL, worst_difference
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.trial import Poison, Poisonable, example_call, poison, poisonable
-from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.call import Call, copied_key, is_key
 from cudagraph_jax.program.eager import run_eagerly
-from cudagraph_jax.program.prng import copied_key, is_key
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, PadValue, real_index
 from cudagraph_jax.shapes.pytrees import leaf_names

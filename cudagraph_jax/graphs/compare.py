@@ -22,7 +22,7 @@ class Tolerance(NamedTuple):
     """How far answers may be apart: `atol + rtol * abs(expected)`, as in `numpy.allclose`.
 
     Where both are None it is half of the digits of the largest element: buckets agree to rounding,
-    not bit for bit (FACTS.md), and a bucket may be reduced in another order than the eager
+    not bit for bit (docs/xla.md), and a bucket may be reduced in another order than the eager
     operations. Where all are small they may come from larger ones that cancel: then it is 32 times
     the rounding of 1. Integers and bools must be equal.
     """

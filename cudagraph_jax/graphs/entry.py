@@ -16,10 +16,9 @@ from cudagraph_jax.graphs.observers import Observers
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, ReplayTotals, Request
 from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.modes import CommandBufferScope, GraphState
-from cudagraph_jax.program.call import Call, Declared, describe_call
+from cudagraph_jax.program.call import Call, Declared, Variant, describe_call
 from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.program import Program
-from cudagraph_jax.program.variant import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.stages import Executable
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from cudagraph_jax.report.command_buffers import Inspection
 
 # Of the first XLA may run the thunks one by one, with the second it records, with the third it
-# replays (FACTS.md, "Command buffers").
+# replays (docs/xla.md, "Command buffers").
 _RUNS_UNTIL_WARM = 3
 
 
@@ -43,8 +42,6 @@ class CUDAGraphEntry:
         outputs: Where its outputs carry the two sizes.
         graph_id: A number that no other entry of the registry has had.
         options: The compiler options that it was compiled with.
-        single_input: Whether `replay` takes one pytree (the specification's calls) or the tuple of
-            a function's positional arguments (`bucket_jit`).
         copies_inputs: Whether `replay` pads; otherwise inputs must have the bucket's shape.
         waits: Whether each replay waits for the device (`debug_mode`).
         journal: The records of its replays.
@@ -57,7 +54,6 @@ class CUDAGraphEntry:
     outputs: Outputs = field(repr=False)
     graph_id: int
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
-    single_input: bool = False
     copies_inputs: bool = True
     waits: bool = False
     journal: Journal = field(repr=False)
@@ -85,6 +81,11 @@ class CUDAGraphEntry:
     def variant(self) -> Variant:
         """What else distinguishes it: function, dtypes, other dimensions, static arguments."""
         return self.program.variant
+
+    @property
+    def single_input(self) -> bool:
+        """Whether `replay` takes one pytree, as the specification has it, or a tuple."""
+        return self.program.target.single_input
 
     @property
     def is_loaded(self) -> bool:
@@ -255,7 +256,7 @@ class CUDAGraphEntry:
                 f"{self.variant.structure}: give the same pytree of arrays"
             )
         call = describe_call(
-            self.variant.function, args, {}, declared=declared, name=self.variant.name
+            self.variant.function, args, {}, declared=declared, target=self.program.target
         )
         if call.variant.leaves != self.variant.leaves:
             raise InputShapeError(

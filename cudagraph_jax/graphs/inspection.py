@@ -45,7 +45,7 @@ def inspect(
 
     On a CPU it is only lowered, unless `gpu` is given. Elsewhere it is compiled once for each of
     `scopes`, and what was compiled is dropped again. On a GPU the graphs that the process has
-    recorded are then recorded again at their next run (FACTS.md, "Command buffers"): inspect before
+    recorded are then recorded again at their next run (docs/xla.md): inspect before
     traffic, or in a process of its own.
 
     Args:

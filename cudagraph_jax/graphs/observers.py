@@ -11,7 +11,7 @@ import jax
 
 from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax._base.log import logger
-from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.program.call import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.stages import compiled_so_far
 
@@ -60,6 +60,7 @@ class Observers(Generic[E]):
 
     Attributes:
         number: What a profile tells replays of different registries by.
+        watches_replays: Whether a route that is made now has to be watched.
     """
 
     _numbers = itertools.count()
@@ -72,6 +73,7 @@ class Observers(Generic[E]):
         self._on_replay: tuple[OnReplay, ...] = ()
         self._annotate_replays = False
         self._addresses: AddressBook | None = None
+        self.watches_replays = False
         self._replaying: frozenset[int] = frozenset()
         self._seen_at = -1
 
@@ -84,7 +86,7 @@ class Observers(Generic[E]):
     def annotate_replays(self, annotate: bool) -> None:
         if annotate != self._annotate_replays:
             self._annotate_replays = annotate
-            self._changed()
+            self._rewatch()
 
     @property
     def addresses(self) -> AddressBook | None:
@@ -94,12 +96,7 @@ class Observers(Generic[E]):
     @addresses.setter
     def addresses(self, addresses: AddressBook | None) -> None:
         self._addresses = addresses
-        self._changed()
-
-    @property
-    def watches_replays(self) -> bool:
-        """Whether a route that is made now has to be watched."""
-        return bool(self._annotate_replays or self._on_replay or self._addresses)
+        self._rewatch()
 
     def saw_replaying(self, graph_ids: frozenset[int]) -> None:
         """A profile showed these entries, and no others, replay what was recorded."""
@@ -108,8 +105,8 @@ class Observers(Generic[E]):
     def is_replaying(self, graph_id: int) -> bool:
         """Whether the last profile showed it for an entry, and nothing was compiled since.
 
-        What this package compiles anywhere in the process may throw recorded graphs away (FACTS.md,
-        "Command buffers").
+        What this package compiles anywhere in the process may throw recorded graphs away
+        (docs/xla.md, "Command buffers").
         """
         return graph_id in self._replaying and self._seen_at == compiled_so_far()
 
@@ -125,7 +122,7 @@ class Observers(Generic[E]):
         """
         with self._lock:
             self._on_replay += (callback,)
-        self._changed()
+        self._rewatch()
 
     def remove(self, callback: Callable[..., None]) -> None:
         """Calls `callback` no more; nothing happens if it is unknown."""
@@ -134,7 +131,11 @@ class Observers(Generic[E]):
             watched = self._on_replay
             self._on_replay = tuple(known for known in watched if known != callback)
         if self._on_replay != watched:
-            self._changed()
+            self._rewatch()
+
+    def _rewatch(self) -> None:
+        self.watches_replays = bool(self._annotate_replays or self._on_replay or self._addresses)
+        self._changed()
 
     def captured(self, entry: E) -> None:
         """Tells of a new entry, which anybody can find by now."""

@@ -1,29 +1,83 @@
-"""The way of one request shape through a captured bucket: pad, call, trim."""
+"""The way of one request shape through a captured bucket: pad, call, trim; and remembered ways."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from cudagraph_jax.graphs.arguments import numbers_of, other_arrays, pads_for, passed_arrays
+from cudagraph_jax._base.fork import forkable_lock, put_right_in_child
 from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, Request
+from cudagraph_jax.program.call import is_weak
 from cudagraph_jax.program.donation import on_device, use_up
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs
 from cudagraph_jax.program.program import Program
-from cudagraph_jax.program.variant import is_weak
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import Index, real_index
+from cudagraph_jax.shapes.padding import Index, Padder, padder, real_index
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.profile import REPLAY
 
 NO_KWARGS: Mapping[str, PyTree] = {}
+
+
+class Pads(NamedTuple):
+    """What has to be padded in the positional arguments.
+
+    Attributes:
+        arrays: Position and padder of each argument that is an array itself.
+        trees: Position of each argument that is a pytree, with a padder for every leaf of it; None
+            for those that fit.
+        donated: Positions of those of both whose buffers are the callee's to take.
+    """
+
+    arrays: tuple[tuple[int, Padder], ...] = ()
+    trees: tuple[tuple[int, tuple[Padder | None, ...]], ...] = ()
+    donated: tuple[int, ...] = ()
+
+
+def pads_for(
+    program: Program, shapes: Sequence[tuple[int, ...]], *, sizes: Bucket, bucket: Bucket
+) -> Pads:
+    """What a request of these shapes needs padded."""
+    args, _ = program.leaf_indices
+    arrays: list[tuple[int, Padder]] = []
+    trees: list[tuple[int, tuple[Padder | None, ...]]] = []
+    for position, value in enumerate(args):
+        padders = tuple(
+            _leaf_padder(program, index, shapes[index], sizes, bucket)
+            for index in jax.tree.leaves(value)
+        )
+        needed = [pad for pad in padders if pad is not None]
+        if isinstance(value, int):
+            arrays += [(position, pad) for pad in needed]
+        elif needed:
+            trees.append((position, padders))
+    padded = {position for position, _ in (*arrays, *trees)}
+    donated = padded.intersection(program.target.donate_argnums)
+    return Pads(tuple(arrays), tuple(trees), tuple(sorted(donated)))
+
+
+def _leaf_padder(
+    program: Program, index: int, shape: tuple[int, ...], sizes: Bucket, bucket: Bucket
+) -> Padder | None:
+    axes = program.axes[index]
+    if axes.passes_through:
+        return None
+    return padder(
+        shape,
+        np.dtype(program.variant.leaves[index].dtype),
+        axes=axes,
+        sizes=sizes,
+        bucket=bucket,
+        value=program.pad_values[index],
+    )
 
 
 class Route:
@@ -91,9 +145,9 @@ class Route:
             # Now, also where another function is being traced around this call.
             with jax.ensure_compile_time_eval():
                 self._full_mask = jax.device_put(np.ones(bucket, np.bool_))
-        self._numbers = numbers_of(program)
-        self._passed = passed_arrays(program)
-        self.others = other_arrays(program)
+        self._numbers = program.checks.numbers
+        self._passed = program.checks.passed
+        self.others = program.checks.others
         untouched = not (self._pads_any or self._mask_argname or wait or any(self._numbers))
         self.direct = call if untouched else None
 
@@ -284,3 +338,83 @@ def _leaf_finisher(leaf: OutputLeaf, sizes: Bucket | None) -> Callable[[PyTree],
     if leaf.unpad == "device" and trims:
         return lambda array: array[index]
     return None
+
+
+MAX_ROUTES = 1 << 14
+"""Shapes remembered by one function; beyond that it starts anew (some 10 MB)."""
+
+RouteTable = dict[Hashable, Route]
+
+
+class Routes:
+    """The routes of one caller; valid until an entry is dropped or the mode changes.
+
+    Both tables are read without a lock. Forgetting swaps the dictionaries, so that a thread that
+    decided before cannot add its route to those in use: take a `draft` first, decide, then `add`.
+
+    Attributes:
+        table: Routes by the shapes and dtypes of all bucketed arrays.
+        exact: Routes that pad nothing, by the shape of the array that carries the sizes: the
+            compiled function refuses other arrays that do not fit it.
+    """
+
+    __slots__ = ("__weakref__", "exact", "table")
+
+    def __init__(self) -> None:
+        self.forget_routes()
+
+    def forget_routes(self) -> None:
+        """Decides every call anew from now on."""
+        self.table: RouteTable = {}
+        self.exact: RouteTable = {}
+
+    def draft(self) -> Draft:
+        """Where the route of a decision that is yet to be taken may be added."""
+        return Draft(self.table, self.exact)
+
+
+class Draft(NamedTuple):
+    """The tables that were in use before a decision."""
+
+    table: RouteTable
+    exact: RouteTable
+
+    def add(self, route: Route, *, key: Hashable, lead: Hashable | None) -> None:
+        """Remembers `route`.
+
+        Args:
+            route: The route of a call.
+            key: The call's key in `table`.
+            lead: Its key in `exact`; None where it has none.
+        """
+        for table in self:
+            if len(table) >= MAX_ROUTES:
+                table.clear()
+        self.table[key] = route
+        if lead is not None and route.pads_nothing:
+            self.exact[lead] = route
+
+
+class Watchers:
+    """All the routes that have to be forgotten when an entry is dropped; held weakly."""
+
+    def __init__(self) -> None:
+        self._lock = forkable_lock()
+        self._routes: weakref.WeakSet[Routes] = weakref.WeakSet()
+        put_right_in_child(self)
+
+    def add(self, routes: Routes) -> None:
+        """Forgets `routes` too, from now on."""
+        with self._lock:
+            self._routes.add(routes)
+
+    def forget(self) -> None:
+        """Decides every call anew from now on."""
+        with self._lock:
+            routes = list(self._routes)
+        for watcher in routes:
+            watcher.forget_routes()
+
+    def after_fork(self) -> None:
+        """Has a forked child decide every call anew, so that it is told that it is one."""
+        self.forget()

@@ -11,10 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.program.call import Call
-from cudagraph_jax.program.prng import copied_key
+from cudagraph_jax.program.call import AbstractLeaf, Call, copied_key
 from cudagraph_jax.program.program import Program
-from cudagraph_jax.program.variant import AbstractLeaf
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, Array, PadValue

@@ -11,8 +11,7 @@ import numpy as np
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.prng import copied_key
-from cudagraph_jax.program.variant import AbstractLeaf
+from cudagraph_jax.program.call import AbstractLeaf, copied_key
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import EDGE, Array, PadValue
@@ -24,7 +23,7 @@ def run_idle(entry: CUDAGraphEntry, iterations: int, *, leaves: Sequence[object]
 
     Args:
         entry: What to run.
-        iterations: How often. XLA records a command buffer on the second run (FACTS.md).
+        iterations: How often. XLA records a command buffer on the second run (docs/xla.md).
         leaves: The leaves of a call of the entry's variant: what is passed through is taken from
             them. Where they are shapes, or none are given, it is what the entry was captured
             with, while that is alive; else zeros.

@@ -167,13 +167,16 @@ class Binder:
                     (statics if key in self.static_argnames else kwargs).append((key, item))
             else:
                 kwargs.append((name, value))
+        indices = tuple(index for _, _, index in args)
+        places = tuple(place for place, _, _ in args)
         return Form(
-            args=tuple(index for _, _, index in args),
+            args=indices,
             names=tuple(name for _, name, _ in args),
-            places=tuple(place for place, _, _ in args),
+            places=places,
             kwargs=tuple(kwargs),
             statics=tuple(statics),
             static_places=tuple(static_places),
+            plain=indices == places == tuple(range(len(args))) and not (kwargs or statics),
         )
 
     def _place(self, name: str) -> int:
@@ -293,6 +296,7 @@ class Form:
         kwargs: Names and indices of the keyword-only arguments.
         statics: Names and indices of the static arguments.
         static_places: Where the positional ones of those stand in the signature.
+        plain: Whether a call is its positional arguments and nothing else.
     """
 
     args: tuple[int, ...]
@@ -301,12 +305,7 @@ class Form:
     kwargs: tuple[tuple[str, int], ...]
     statics: tuple[tuple[str, int], ...]
     static_places: tuple[tuple[int, str], ...]
-
-    @property
-    def plain(self) -> bool:
-        """Whether a call is its positional arguments and nothing else."""
-        in_order = tuple(range(len(self.args)))
-        return self.args == self.places == in_order and not (self.kwargs or self.statics)
+    plain: bool
 
     def bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:
         """The arguments of a call that is written like this.

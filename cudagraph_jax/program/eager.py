@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from cudagraph_jax.program.call import Declared, traced_sizes
-from cudagraph_jax.program.program import Target
+from cudagraph_jax._base.fork import use_jax
+from cudagraph_jax.program.call import Declared, Target, traced_sizes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
-from cudagraph_jax.xla.compiles import tracing_refusals
+from cudagraph_jax.xla.stages import tracing_refusals
 
 
 def run_eagerly(
@@ -24,6 +24,7 @@ def run_eagerly(
     Raises:
         UnexpectedCompileError: An operation had to be compiled inside `no_compiles()`.
     """
+    use_jax()
     args, kwargs = jax.tree.map(_on_device, (tuple(args), dict(kwargs)))
     if target.mask_argname is not None:
         kwargs = {**kwargs, target.mask_argname: jax.device_put(np.ones(sizes, np.bool_))}
@@ -56,8 +57,3 @@ def _on_host(leaf: PyTree) -> PyTree:
 
 def _on_device(leaf: PyTree) -> PyTree:
     return jax.device_put(leaf) if isinstance(leaf, np.ndarray) else leaf
-
-
-def has_tracers(*trees: PyTree) -> bool:
-    """Whether a JAX transformation is under way over any of these arguments."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))

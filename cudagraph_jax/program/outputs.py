@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from cudagraph_jax._base.text import Json
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
@@ -72,6 +71,14 @@ def named_shapes(tree: PyTree) -> list[OutputShape]:
     return found
 
 
+def untrimmed_outputs(tree: PyTree) -> list[OutputAxes]:
+    """Outputs whose axes nobody asks for."""
+    return [
+        OutputAxes(name, LeafAxes(), f"the axes of {name} were not looked for")
+        for name, _ in named_shapes(tree)
+    ]
+
+
 def declared_outputs(out_axes: PyTree, tree: PyTree, bucket: Bucket) -> list[OutputAxes]:
     """The axes of outputs as they were declared.
 
@@ -118,59 +125,3 @@ def check_unpad(mode: object) -> Unpad:
     if mode == "host" or mode == "device" or mode == "none":
         return mode
     raise InputShapeError(f'unpad={mode!r} is unknown: use "host", "device" or "none"')
-
-
-def outputs_to_json(outputs: Outputs) -> Json:
-    """`outputs` for a header; None where a pytree of the caller's own kinds cannot be written."""
-    try:
-        tree = _tree_to_json(jax.tree.unflatten(outputs.structure, range(len(outputs.leaves))))
-    except TypeError:
-        return None
-    leaves: list[Json] = [
-        [leaf.name, list(leaf.axes), leaf.unpad, leaf.ndim, leaf.comparable]
-        for leaf in outputs.leaves
-    ]
-    return {"tree": tree, "leaves": leaves}
-
-
-def outputs_from_json(written: Any) -> Outputs | None:
-    """What `outputs_to_json` wrote; None where it could not.
-
-    Raises:
-        LookupError, TypeError, ValueError, InputShapeError: It wrote something else.
-    """
-    if written is None:
-        return None
-    structure = jax.tree.structure(_tree_from_json(written["tree"]))
-    leaves = tuple(
-        OutputLeaf(
-            str(name), LeafAxes(*map(_index, axes)), check_unpad(unpad), int(ndim), bool(comparable)
-        )
-        for name, axes, unpad, ndim, comparable in written["leaves"]
-    )
-    return Outputs(structure, leaves)
-
-
-def _index(place: Any) -> int | None:
-    return None if place is None else int(place)
-
-
-def _tree_to_json(tree: PyTree) -> Json:
-    """A pytree of built-in containers: a list with its kind in front, or an integer for a leaf."""
-    if tree is None or type(tree) is int:
-        return tree
-    if type(tree) is dict and all(type(key) is str for key in tree):
-        return ["dict", *([key, _tree_to_json(value)] for key, value in tree.items())]
-    if type(tree) in (list, tuple):
-        return [type(tree).__name__, *map(_tree_to_json, tree)]
-    raise TypeError(f"{type(tree).__name__} is no built-in container")
-
-
-def _tree_from_json(tree: Any) -> PyTree:
-    if not isinstance(tree, list):
-        return tree
-    kind, *items = tree
-    if kind == "dict":
-        return {key: _tree_from_json(value) for key, value in items}
-    inner = map(_tree_from_json, items)
-    return list(inner) if kind == "list" else tuple(inner)

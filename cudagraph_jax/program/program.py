@@ -1,77 +1,80 @@
-"""A function whose inputs are fixed but for the two sizes: what every bucket of it shares."""
+"""A function whose inputs are fixed but for the two sizes, and what to compile of it."""
 
 from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from cudagraph_jax._base.fork import forkable_lock
-from cudagraph_jax.errors import CaptureError
-from cudagraph_jax.program.call import Call, abstract_call
-from cudagraph_jax.program.fingerprint import Fingerprint
-from cudagraph_jax.program.outputs import Outputs, declared_outputs, named_shapes, outputs_of
-from cudagraph_jax.program.prng import copied_key, is_key
-from cudagraph_jax.program.variant import AbstractLeaf, Variant
+from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.program.arguments import checks_of
+from cudagraph_jax.program.call import (
+    AbstractLeaf,
+    Call,
+    Variant,
+    abstract_call,
+    copied_key,
+    is_key,
+)
+from cudagraph_jax.program.outputs import (
+    Outputs,
+    declared_outputs,
+    named_shapes,
+    outputs_of,
+    untrimmed_outputs,
+)
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.output_axes import OutputAxes, infer_output_axes
 from cudagraph_jax.shapes.padding import PadValue
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.settings import ThreadSettings
-from cudagraph_jax.xla.stages import Lowering, evaluate_shapes, lower_function
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The function of a program, and what is asked of its outputs.
-
-    Attributes:
-        function: Takes the program's arguments.
-        name: What profiles and messages call it.
-        unpad: A pytree prefix of `Unpad` for the outputs.
-        out_axes: A pytree prefix of axis patterns for the outputs; None: they are found.
-        donate_argnums: Positions of the arguments whose buffers may be taken over.
-        mask_argname: The keyword that takes `bool[batch, seq]`, True where an element is real.
-        fingerprint: What its code and constants are known by; None: by what they lower to.
-    """
-
-    function: Callable[..., PyTree]
-    name: str
-    unpad: PyTree = "host"
-    out_axes: PyTree = None
-    donate_argnums: tuple[int, ...] = ()
-    mask_argname: str | None = None
-    fingerprint: Fingerprint | None = None
+from cudagraph_jax.xla.stages import Executable, Lowering, evaluate_shapes, lower_function
 
 
 class Program:
     """A function with its arguments described: it can compile itself for any bucket.
 
     Args:
-        target: The function and what is asked of its outputs.
         call: A call whose arrays have the program's dtypes and other dimensions.
 
     Attributes:
-        example: That call without its arrays.
-        reference: The bucket by which the outputs' axes are found; None: the first one asked for.
-        settings: Those of the thread that made it, for threads that capture in its place.
+        target: The function and what is asked of its outputs.
+        example: A call without its arrays.
+        leaf_indices: The arguments with the index of each leaf in its place.
+        carries_batch: Whether any input carries the batch.
+        carries_seq: Whether any input carries the sequence.
+        checks: What the arguments of its calls must be, beside what the executable checks.
+        known_outputs: Its outputs, once they were found.
+        settings: Those of the thread that called first, for threads that capture in its place.
     """
 
-    def __init__(self, target: Target, call: Call, *, reference: Bucket | None = None) -> None:
-        self.target = target
-        self.reference = reference
+    def __init__(self, call: Call) -> None:
+        self.target = call.target
         self.variant: Variant = call.variant
         self.axes: tuple[LeafAxes, ...] = call.axes
         self.pad_values: tuple[PadValue, ...] = tuple(call.declared.pad_values)
         self.argument_names = tuple(call.declared.argument_names)
+        self.leaf_indices: tuple[tuple[PyTree, ...], dict[str, PyTree]] = jax.tree.unflatten(
+            call.variant.structure, range(len(call.axes))
+        )
+        self.carries_batch, self.carries_seq = call.carries_batch, call.carries_seq
+        self.checks = checks_of(call.variant, call.axes)
+        self.settings = ThreadSettings()
+        self.known_outputs: Outputs | None = None
+        self._passed: dict[int, weakref.ref[Any]] = {}
+        self._lock = forkable_lock()
+        self.renew(call)
+
+    def renew(self, call: Call) -> None:
+        """Takes what runs without a request borrow from another call of the same variant."""
         # Keys cannot be made up for a run without a request, and take next to no memory.
         donated = self.donated_leaves
         self.keys = {
@@ -80,20 +83,17 @@ class Program:
             if is_key(leaf)
         }
         self.example = abstract_call(call)
-        self.settings = ThreadSettings()
         # Parameters live on with the server; a run without a request borrows them while they do.
-        self._passed = {
+        self._passed |= {
             index: weakref.ref(leaf)
             for index, (leaf, axes) in enumerate(zip(call.leaves, call.axes, strict=True))
             if axes.passes_through and isinstance(leaf, jax.Array | np.ndarray) and leaf.ndim
         }
-        self._outputs: Outputs | None = None
-        self._lock = forkable_lock()
 
     @property
     def donated_leaves(self) -> list[int]:
         """The places of the leaves whose buffers a run may use up."""
-        args, _ = jax.tree.unflatten(self.variant.structure, range(len(self.axes)))
+        args, _ = self.leaf_indices
         return jax.tree.leaves([args[position] for position in self.target.donate_argnums])
 
     def known_leaves(self) -> list[object]:
@@ -113,16 +113,6 @@ class Program:
     def leaf_pads(self) -> tuple[PadValue, ...]:
         """What each leaf is padded with, those of keyword arguments included."""
         return self.pad_values + (0,) * (len(self.axes) - len(self.pad_values))
-
-    @property
-    def carries_batch(self) -> bool:
-        """Whether any input carries the batch."""
-        return any(axes.batch is not None for axes in self.axes)
-
-    @property
-    def carries_seq(self) -> bool:
-        """Whether any input carries the sequence."""
-        return any(axes.seq is not None for axes in self.axes)
 
     def arguments(self, bucket: Bucket) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
         """Positional and keyword arguments of `bucket`'s size, as `jax.ShapeDtypeStruct`."""
@@ -168,12 +158,21 @@ class Program:
             clock=clock,
         )
 
-    def outputs(self, bucket: Bucket, *, others: Sequence[Bucket] = ()) -> Outputs:
-        """The outputs' axes; found once, by abstract evaluation at up to three sizes.
+    def outputs(
+        self,
+        bucket: Bucket,
+        *,
+        tree: PyTree = None,
+        others: Sequence[Bucket] = (),
+        searches: bool = True,
+    ) -> Outputs:
+        """The outputs' axes; found at one bucket, and the same for the next.
 
         Args:
             bucket: A size that the function takes.
+            tree: The outputs there, as a trace gave them; traced here if None.
             others: Further sizes that it probably takes, best first.
+            searches: Whether to find the axes of outputs that nobody trims, too.
 
         Raises:
             CaptureError: The function cannot be traced at `bucket`.
@@ -181,16 +180,20 @@ class Program:
                 without being one of them, or `out_axes` or `unpad` do not fit the outputs.
         """
         with self._lock:
-            if self._outputs is None:
-                self._outputs = self._outputs_at(bucket, others)
-            return self._outputs
+            known = self.known_outputs
+            if known is not None and (tree is None or _fits(known, tree, bucket)):
+                return known
+            found = self._find_outputs(bucket, tree, others, searches)
+            if known is None:
+                self.known_outputs = found
+            return found
 
     def restore_outputs(self, outputs: Outputs) -> Outputs:
         """The outputs, from now on those given unless they are known already."""
         with self._lock:
-            if self._outputs is None:
-                self._outputs = outputs
-            return self._outputs
+            if self.known_outputs is None:
+                self.known_outputs = outputs
+            return self.known_outputs
 
     def evaluate(self, bucket: Bucket) -> PyTree:
         """The outputs at `bucket`, as `jax.ShapeDtypeStruct`; compiles nothing.
@@ -201,30 +204,38 @@ class Program:
         args, kwargs = self.arguments(bucket)
         return evaluate_shapes(self.target.function, args, kwargs, name=self.target.name)
 
-    def _outputs_at(self, bucket: Bucket, others: Sequence[Bucket]) -> Outputs:
-        if self.reference is not None and self.reference != bucket:
-            with suppress(CaptureError):  # a bucket that cannot be traced is no reference
-                return self._find_outputs(self.reference, others)
-        return self._find_outputs(bucket, others)
-
-    def _find_outputs(self, bucket: Bucket, others: Sequence[Bucket]) -> Outputs:
-        tree = self.evaluate(bucket)
-        found = (
-            self._infer(bucket, others)
-            if self.target.out_axes is None
-            else declared_outputs(self.target.out_axes, tree, bucket)
-        )
+    def _find_outputs(
+        self, bucket: Bucket, tree: PyTree, others: Sequence[Bucket], searches: bool
+    ) -> Outputs:
+        tree = self.evaluate(bucket) if tree is None else tree
+        if self.target.out_axes is not None:
+            found: Sequence[OutputAxes] = declared_outputs(self.target.out_axes, tree, bucket)
+        elif not searches and set(jax.tree.leaves(self.target.unpad)) == {"none"}:
+            found = untrimmed_outputs(tree)
+        else:
+            found = self._infer(bucket, tree, others)
         return outputs_of(tree, found, unpad=self.target.unpad)
 
-    def _infer(self, bucket: Bucket, others: Sequence[Bucket]) -> tuple[OutputAxes, ...]:
+    def _infer(
+        self, bucket: Bucket, tree: PyTree, others: Sequence[Bucket]
+    ) -> tuple[OutputAxes, ...]:
         batches = [size.batch_size for size in others] + [bucket.batch_size * 2]
         lengths = [size.seq_len for size in others] + [bucket.seq_len * 2]
         return infer_output_axes(
-            lambda size: named_shapes(self.evaluate(size)),
+            lambda size: named_shapes(tree if size == bucket else self.evaluate(size)),
             base=bucket,
             batches=_distinct(batches, bucket.batch_size) if self.carries_batch else (),
             lengths=_distinct(lengths, bucket.seq_len) if self.carries_seq else (),
         )
+
+
+def _fits(outputs: Outputs, tree: PyTree, bucket: Bucket) -> bool:
+    """Whether outputs of these shapes, at `bucket`, are those that are known."""
+    arrays, structure = jax.tree.flatten(tree)
+    return structure == outputs.structure and all(
+        leaf.ndim == len(array.shape) and leaf.axes.resize(array.shape, bucket) == array.shape
+        for leaf, array in zip(outputs.leaves, arrays, strict=True)
+    )
 
 
 def _struct(leaf: AbstractLeaf, axes: LeafAxes, bucket: Bucket) -> jax.ShapeDtypeStruct:
@@ -243,3 +254,82 @@ def _placed(struct: jax.ShapeDtypeStruct, *, device: jax.Device) -> jax.ShapeDty
 
 def _distinct(sizes: Sequence[int], known: int) -> list[int]:
     return [size for size in dict.fromkeys(sizes) if size != known]
+
+
+class CompileRequest(NamedTuple):
+    """What an entry needs.
+
+    Attributes:
+        program: What to compile.
+        bucket: For which sizes.
+        options: The compiler options.
+        others: Further sizes of the grid, to find the outputs' axes by.
+        searches: Whether the axes of outputs that nobody trims are found, too.
+    """
+
+    program: Program
+    bucket: Bucket
+    options: Mapping[str, str]
+    others: Sequence[Bucket]
+    searches: bool
+
+    def __str__(self) -> str:
+        return f"{self.program.target.name} {self.bucket}"
+
+    def outputs(self, lowering: Lowering | None = None) -> Outputs:
+        """The outputs, read off what was lowered, else by tracing.
+
+        Raises:
+            CaptureError: Tracing failed.
+            InputShapeError: An output that must be trimmed cannot be.
+        """
+        return self.program.outputs(
+            self.bucket,
+            tree=None if lowering is None else lowering.output_info,
+            others=self.others,
+            searches=self.searches,
+        )
+
+    def lower(self, *, clock: Callable[[], float]) -> tuple[Outputs, Lowering]:
+        """The outputs, and what to compile: one trace, and two more for a new program.
+
+        Raises:
+            CaptureError: Tracing or lowering failed.
+            InputShapeError: An output that must be trimmed cannot be.
+        """
+        lowering = self.program.lower(self.bucket, clock=clock)
+        return self.outputs(lowering), lowering
+
+
+def request_for(
+    program: Program, bucket: Bucket, *, config: CUDAGraphConfig, is_stored: bool = False
+) -> CompileRequest:
+    """What `program` needs at `bucket` under `config`.
+
+    Args:
+        program: What to compile.
+        bucket: For which sizes.
+        config: Compiler options, the grid and policies.
+        is_stored: Whether a store keeps the outputs' axes, for servers of any policy.
+    """
+    return CompileRequest(
+        program,
+        bucket,
+        options=config.xla_options(),
+        others=config.buckets(seq_len=bucket.seq_len),
+        # Who compares outputs, or joins pieces of them, needs axes that nobody trims by.
+        searches=is_stored or config.debug_mode or config.on_overflow == "split",
+    )
+
+
+class Compiler(Protocol):
+    """Makes executables in the place of XLA; a test may have one that takes no time."""
+
+    def __call__(
+        self, request: CompileRequest, lowering: Lowering, *, clock: Callable[[], float]
+    ) -> Executable:
+        """The executable of `lowering`, which is that of `request`.
+
+        Raises:
+            CaptureError: It could not be compiled.
+        """

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.program.call import Call, Declared, describe_call
-from cudagraph_jax.program.program import Program, Target
+from cudagraph_jax.program.call import Call, Declared, Target, describe_call
+from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes, axes_by_size
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import UNCHOSEN
@@ -42,8 +42,16 @@ def function_name(function: Callable[..., PyTree]) -> str:
     return str(getattr(function, "__name__", type(function).__name__)).strip("<>")
 
 
-def single_call(function: Function, inputs: PyTree, sizes: Bucket) -> Call:
+def single_call(
+    function: Function, inputs: PyTree, sizes: Bucket, *, output_shapes: PyTree = None
+) -> Call:
     """The description of `function(inputs)`.
+
+    Args:
+        function: The function.
+        inputs: Its only argument.
+        sizes: The call's (batch, seq_len).
+        output_shapes: What it is expected to give at these sizes; None: anything.
 
     Raises:
         InputShapeError: A leaf of `inputs` is nothing that JAX computes with.
@@ -54,7 +62,9 @@ def single_call(function: Function, inputs: PyTree, sizes: Bucket) -> Call:
         (inputs,),
         {},
         declared=Declared(patterns, [UNCHOSEN] * len(patterns), ("inputs",)),
-        name=function_name(function),
+        target=Target(
+            function, function_name(function), single_input=True, output_shapes=output_shapes
+        ),
     )
     # The caller's word counts, also where no array carries a size.
     return dataclasses.replace(call, sizes=sizes)
@@ -85,11 +95,6 @@ def _sizes(batch_size: int, seq_len: int, *, minimum: int) -> Bucket:
     return Bucket(operator.index(batch_size), operator.index(seq_len))
 
 
-def single_target(function: Function) -> Target:
-    """`function` as what a program is made of."""
-    return Target(function, function_name(function))
-
-
 def single_program(
     function: Function, input_shapes: PyTree, output_shapes: PyTree, sizes: Bucket
 ) -> tuple[Program, Call]:
@@ -100,7 +105,7 @@ def single_program(
         CaptureError: The function cannot be traced.
     """
     call = single_call(function, as_structs(input_shapes, name="input_shapes"), sizes)
-    program = Program(single_target(function), call)
+    program = Program(call)
     if output_shapes is not None:
         check_outputs(program, sizes, output_shapes)
     return program, call

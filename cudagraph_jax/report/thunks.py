@@ -95,7 +95,7 @@ _MIN_SIZE = "xla_gpu_graph_min_graph_size"
 _UNROLL = "xla_gpu_command_buffer_unroll_loops"
 _VALUE = re.compile(rf"^\s*({_MIN_SIZE}|{_UNROLL}): (\w+)$", re.MULTILINE)
 _ADVICE = str({_UNROLL: "True"})
-# Those of jaxlib 0.12; FACTS.md, "Command buffers".
+# Those of jaxlib 0.12; docs/xla.md, "Command buffers".
 _DEFAULT_MIN_SIZE = "5"
 _DEFAULT_ENABLED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION"
 

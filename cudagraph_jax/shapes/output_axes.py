@@ -54,7 +54,7 @@ def infer_output_axes(
     batches: Sequence[int],
     lengths: Sequence[int],
 ) -> tuple[OutputAxes, ...]:
-    """The axes of every output, from evaluations that differ in one size at a time.
+    """The axes of every output, from evaluations at other sizes: mostly two.
 
     A dimension that changes with the batch alone, and equals it, is the batch; likewise the
     sequence. One that changes otherwise (batch * seq, seq - 1, both) gets a `problem`.
@@ -67,6 +67,75 @@ def infer_output_axes(
         lengths: Other sequence lengths, likewise.
     """
     here = evaluate(base)
+    found = None
+    if batches and lengths:
+        found = _from_two(evaluate, here, base=base, batches=batches, lengths=lengths)
+    if found is None:
+        found = _size_by_size(evaluate, here, base=base, batches=batches, lengths=lengths)
+    return found
+
+
+def _from_two(
+    evaluate: Evaluate,
+    here: Sequence[OutputShape],
+    *,
+    base: Bucket,
+    batches: Sequence[int],
+    lengths: Sequence[int],
+) -> tuple[OutputAxes, ...] | None:
+    """The axes by two further evaluations that change both sizes; None where that is not enough.
+
+    First the batch grows while the sequence shrinks, so that what follows one of them in another
+    way (half of it, one more) does not pass for the other. Each size is once below every bucket.
+    """
+    larger = next((rows for rows in batches if rows > base.batch_size), 2 * base.batch_size)
+    first = _first_that_evaluates(evaluate, (Bucket(larger, length) for length in _SMALLEST))
+    # A length above the grid comes last: models often know a longest one.
+    ordered = sorted(lengths, key=lambda n: (n == 2 * base.seq_len, n < base.seq_len))
+    second = _first_that_evaluates(evaluate, (Bucket(1, length) for length in ordered))
+    if first is None or second is None:
+        return None
+    samples = [(here, base), first, second]
+    names = [[out.name for out in shapes] for shapes, _ in samples]
+    if names[0] != names[1] or names[0] != names[2]:
+        return None
+    found = []
+    for index, out in enumerate(here):
+        axes = _common_axes([_Sample(shapes[index], size) for shapes, size in samples])
+        if axes is None:
+            return None
+        found.append(OutputAxes(out.name, axes))
+    return tuple(found)
+
+
+def _common_axes(samples: Sequence[_Sample]) -> LeafAxes | None:
+    """The axes that one output has in all samples; None where a dimension is something else."""
+    batch: int | None = None
+    seq: int | None = None
+    if len({len(sample.out.shape) for sample in samples}) > 1:
+        return None
+    for axis in range(len(samples[0].out.shape)):
+        extents = [sample.out.shape[axis] for sample in samples]
+        if len(set(extents)) == 1:
+            continue
+        if batch is None and extents == [sample.size.batch_size for sample in samples]:
+            batch = axis
+        elif seq is None and extents == [sample.size.seq_len for sample in samples]:
+            seq = axis
+        else:
+            return None
+    return LeafAxes(batch, seq)
+
+
+def _size_by_size(
+    evaluate: Evaluate,
+    here: Sequence[OutputShape],
+    *,
+    base: Bucket,
+    batches: Sequence[int],
+    lengths: Sequence[int],
+) -> tuple[OutputAxes, ...]:
+    """The axes by evaluations that differ in one size at a time, which say what is wrong."""
     taller = _first_that_evaluates(evaluate, (base._replace(batch_size=n) for n in batches))
     longer = _first_that_evaluates(evaluate, (base._replace(seq_len=n) for n in lengths))
     # What is cut to a fixed length looks constant in the grid, and is not below it.

@@ -21,6 +21,10 @@ _SHOWN = 60
 _MOST = 4
 
 
+class Plain(dict[str, Any]):
+    """What `plain` gives: it is not looked through again."""
+
+
 class Difference(NamedTuple):
     """A field in which two identities differ.
 
@@ -49,12 +53,16 @@ def plain(values: object, *, name: str, nested: bool) -> dict[str, Any]:
     Raises:
         ConfigError: It is no such mapping, or a value is of another kind.
     """
+    if isinstance(values, Plain):
+        return values
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{name}={values!r} is no mapping of text to values: give a dict")
-    return {
-        str(key): _plain(values[key], where=f"{name}[{key!r}]", nested=nested, depth=_DEPTH)
-        for key in values
-    }
+    return Plain(
+        {
+            str(key): _plain(values[key], where=f"{name}[{key!r}]", nested=nested, depth=_DEPTH)
+            for key in values
+        }
+    )
 
 
 def text_of(values: Mapping[str, Any]) -> str:
@@ -73,6 +81,8 @@ def file_name(identity: Mapping[str, Any]) -> str:
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Difference, ...]:
     """The fields in which two identities differ, by name."""
+    if text_of(stored) == text_of(wanted):
+        return ()
     pairs = ((field, _text(stored, field), _text(wanted, field)) for field in {**stored, **wanted})
     return tuple(sorted(Difference(*pair) for pair in pairs if pair[1] != pair[2]))
 

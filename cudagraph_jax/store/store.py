@@ -25,7 +25,7 @@ from cudagraph_jax.store.entries import (
     read_entry,
     read_file,
 )
-from cudagraph_jax.store.folder import Files, Folder, opened
+from cudagraph_jax.store.folder import Files, Folder, checked_key, no_directory, not_written, opened
 from cudagraph_jax.store.format import Header, pack
 from cudagraph_jax.store.hot import MANIFEST, Hot, add_to_manifest, read_manifest
 from cudagraph_jax.store.identity import Identity, differences, file_name, in_words, plain
@@ -42,7 +42,6 @@ from cudagraph_jax.store.outcomes import (
     Stored,
     UnusableError,
 )
-from cudagraph_jax.store.safety import checked_key, no_directory, not_written
 
 _MANIFEST_WAIT_S = 2.0
 """Who writes the hot buckets has the lock for milliseconds."""

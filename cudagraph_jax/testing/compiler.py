@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.stages import Compiled
 
-from cudagraph_jax.capture.compile_request import Wanted
 from cudagraph_jax.errors import CaptureError, CUDAGraphError
-from cudagraph_jax.program.eager import has_tracers
+from cudagraph_jax.program.call import has_tracers
+from cudagraph_jax.program.program import CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.stages import Executable, Lowering
@@ -83,19 +83,19 @@ class FakeCompiler:
             return list(self._made)
 
     def __call__(
-        self, wanted: Wanted, lowering: Lowering, *, clock: Callable[[], float]
+        self, request: CompileRequest, lowering: Lowering, *, clock: Callable[[], float]
     ) -> Executable:
         """An executable that XLA has not seen; called by the manager.
 
         Raises:
             CaptureError: `before` raised.
         """
-        made = Made(wanted.program.target.name, wanted.bucket)
+        made = Made(request.program.target.name, request.bucket)
         start = clock()
         self._ask(made)
         with self._lock:
             self._made.append(made)
-        call = _Fake(wanted, lowering, runs=self._runs)
+        call = _Fake(request, lowering, runs=self._runs)
         return Executable(
             call=cast(Compiled, call),
             compile_ms=lowering.took_ms + (clock() - start) * 1e3,
@@ -120,12 +120,12 @@ class FakeCompiler:
 class _Fake:
     """What `jax.stages.Compiled` is to a bucket."""
 
-    def __init__(self, wanted: Wanted, lowering: Lowering, *, runs: bool) -> None:
+    def __init__(self, request: CompileRequest, lowering: Lowering, *, runs: bool) -> None:
         self.out_info = lowering.output_info
-        self._inputs = wanted.program.arguments(wanted.bucket)
+        self._inputs = request.program.arguments(request.bucket)
         self._structure = jax.tree.structure(self._inputs)
-        self._function = wanted.program.target.function if runs else None
-        self._donated = wanted.program.target.donate_argnums
+        self._function = request.program.target.function if runs else None
+        self._donated = request.program.target.donate_argnums
 
     def __call__(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
         self._refuse(args, kwargs)

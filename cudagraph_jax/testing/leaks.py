@@ -63,9 +63,9 @@ def assert_padding_does_not_leak(
     pads_seq = subject.config.capture_seq_lens is not None
 
     def check(args: tuple[PyTree, ...]) -> None:
-        task = subject.task(args)
+        call = subject.described(args)
         try:
-            check_entry(subject.captured(task), task.call, pads_seq=pads_seq)
+            check_entry(subject.captured(call), call, pads_seq=pads_seq)
         except PaddingLeakError as error:
             raise AssertionError(str(error)) from error
 

@@ -13,7 +13,6 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from cudagraph_jax.capture.capturer import Task
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.bucket_jit import bucket_jit
 from cudagraph_jax.dispatch.function import BucketedFunction
@@ -37,21 +36,16 @@ class Answers(NamedTuple):
     """One call, answered by a bucket and by the plain function.
 
     Attributes:
-        task: The call.
+        call: The call.
         entry: The bucket that served it.
         found: Its outputs, at the real sizes, those that can be compared.
         expected: The plain function's.
     """
 
-    task: Task
+    call: Call
     entry: CUDAGraphEntry
     found: list[Array]
     expected: list[Array]
-
-    @property
-    def call(self) -> Call:
-        """The call."""
-        return self.task.call
 
     @property
     def names(self) -> list[str]:
@@ -60,7 +54,7 @@ class Answers(NamedTuple):
 
     def compiled(self) -> list[Array]:
         """What the function gives when it is compiled for the real sizes."""
-        run = jax.jit(partial(_plain, self.task))
+        run = jax.jit(partial(_plain, self.call))
         return _comparable(self.entry, run(self.call.args, self.call.kwargs))
 
 
@@ -125,7 +119,7 @@ class Subject:
 
     def shown(self, args: tuple[PyTree, ...]) -> Example:
         """The arguments, of which the bucketed ones are shown."""
-        call = self.task(args).call
+        call = self.described(args)
         names = leaf_names(call.declared.argument_names, call.args)
         shown = {
             name: leaf
@@ -134,19 +128,19 @@ class Subject:
         }
         return Example(args, shown)
 
-    def task(self, args: tuple[PyTree, ...]) -> Task:
+    def described(self, args: tuple[PyTree, ...]) -> Call:
         """A call with these arguments."""
-        return self.bucketed.task(*args, **self.kwargs)
+        return self.bucketed.describe(*args, **self.kwargs)
 
-    def captured(self, task: Task) -> CUDAGraphEntry:
+    def captured(self, call: Call) -> CUDAGraphEntry:
         """The bucket of a call, captured if it was not.
 
         Raises:
             CaptureError: It cannot be.
         """
         dispatcher = self.bucketed.manager.dispatcher
-        bucket = dispatcher.bucket_for(task.call)
-        return dispatcher.capturer.capture_now(task, bucket).value
+        bucket = dispatcher.bucket_for(call)
+        return dispatcher.capturer.capture(call, bucket).value
 
     def answers(self, args: tuple[PyTree, ...]) -> Answers:
         """Both answers to a call with these arguments.
@@ -155,11 +149,11 @@ class Subject:
             CaptureError: Its bucket cannot be captured.
             AssertionError: The two are different pytrees.
         """
-        task = self.task(args)
-        entry = self.captured(task)
-        expected = _plain(task, task.call.args, task.call.kwargs)
+        call = self.described(args)
+        entry = self.captured(call)
+        expected = _plain(call, call.args, call.kwargs)
         before = entry.replay_count
-        if task.target.donate_argnums:
+        if call.target.donate_argnums:
             args = jax.tree.map(_copied, args)
         found = self.bucketed(*args, **self.kwargs)
         if entry.replay_count == before:
@@ -168,15 +162,15 @@ class Subject:
         if have != (want := jax.tree.structure(expected)):
             raise AssertionError(f"a bucket gives {have}, but the plain function {want}")
         arrays = [
-            _real(output, leaf, task.call)
+            _real(output, leaf, call)
             for output, leaf in zip(jax.tree.leaves(found), entry.outputs.leaves, strict=True)
         ]
-        return Answers(task, entry, _comparable(entry, arrays), _comparable(entry, expected))
+        return Answers(call, entry, _comparable(entry, arrays), _comparable(entry, expected))
 
 
-def _plain(task: Task, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree]) -> PyTree:
+def _plain(call: Call, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree]) -> PyTree:
     """The plain function's outputs, as JAX arrays."""
-    return run_eagerly(replace(task.target, unpad="none"), args, kwargs, task.call.sizes)
+    return run_eagerly(replace(call.target, unpad="none"), args, kwargs, call.sizes)
 
 
 def _comparable(entry: CUDAGraphEntry, outputs: PyTree) -> list[Array]:

@@ -1,6 +1,6 @@
 """What JAX itself reports about compiling, through `jax.monitoring`.
 
-The events' names are not promised (FACTS.md, "Compiling, freeing, counting"). Where they are
+The events' names are not promised (docs/xla.md, "Compiling, freeing, counting"). Where they are
 absent `compiles_are_reported` says so, instead of a count of zero that would prove nothing.
 """
 
@@ -18,6 +18,7 @@ import jax.monitoring
 import numpy as np
 
 from cudagraph_jax.errors import UnexpectedCompileError
+from cudagraph_jax.xla.stages import REFUSAL, tracing_refusals
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
@@ -110,7 +111,7 @@ def no_compiles() -> Iterator[None]:
 
     def on_duration(event: str, duration_secs: float, **kwargs: object) -> None:
         if event == COMPILE_EVENT and threading.get_ident() == owner:
-            raise UnexpectedCompileError(f"{kwargs.get('fun_name', 'a program')} {_COMPILED}")
+            raise UnexpectedCompileError(f"{kwargs.get('fun_name', 'a program')} {REFUSAL}")
 
     jax.monitoring.register_event_duration_secs_listener(on_duration)
     try:
@@ -118,26 +119,6 @@ def no_compiles() -> Iterator[None]:
             yield
     finally:
         jax.monitoring.unregister_event_duration_listener(on_duration)
-
-
-@contextmanager
-def tracing_refusals() -> Iterator[None]:
-    """Raises JAX's refusal to trace inside `no_compiles()` as an `UnexpectedCompileError`."""
-    try:
-        yield
-    except UnexpectedCompileError:
-        raise
-    except RuntimeError as error:
-        # JAX has no class of its own for this; the option's name is in every such message.
-        if "no_tracing" not in str(error):
-            raise
-        raise UnexpectedCompileError(f"a function {_COMPILED} ({error})") from error
-
-
-_COMPILED = (
-    "had to be compiled inside no_compiles(): warm the bucket up first, keep sizes inside the "
-    'limits, and pad and trim in NumPy (unpad="host")'
-)
 
 
 _HIT = "/jax/compilation_cache/cache_hits"

@@ -101,11 +101,19 @@ def _xla_flags() -> tuple[str, ...]:
 def _settings() -> dict[str, Json]:
     """JAX's settings, also those of this thread; a setting that is new to us counts."""
     values: dict[str, object] = jax.config.values
-    return {
-        f"setting {name}": value if isinstance(value, bool | int | float | str) else str(value)
-        for name, value in sorted(values.items())
-        if value is not None and not any(part in name for part in _NO_MATTER)
-    }
+    found: dict[str, Json] = {}
+    for name in _names_that_matter(frozenset(values)):
+        value = values[name]
+        if value is not None:
+            text = f"setting {name}"
+            found[text] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found
+
+
+@cache
+def _names_that_matter(names: frozenset[str]) -> tuple[str, ...]:
+    """The settings that may change a program; there are hundreds, and they seldom become more."""
+    return tuple(name for name in sorted(names) if not any(part in name for part in _NO_MATTER))
 
 
 @cache

@@ -11,9 +11,14 @@ from typing import Any
 import jax
 from jax.stages import Compiled, Lowered
 
-from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError
+from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError, UnexpectedCompileError
 from cudagraph_jax.shapes.pytrees import PyTree
-from cudagraph_jax.xla.compiles import tracing_refusals
+
+REFUSAL = (
+    "had to be compiled inside no_compiles(): warm the bucket up first, keep sizes inside the "
+    'limits, and pad and trim in NumPy (unpad="host")'
+)
+"""What is said of a function that would compile inside `no_compiles()`."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -160,7 +165,7 @@ def lower_function(
     """
     start = clock()
     # JAX keeps an executable for as long as the function object lives: a new one for each bucket
-    # is freed together with its entry (FACTS.md, "Compiling, freeing, counting").
+    # is freed together with its entry (docs/xla.md, "Compiling, freeing, counting").
     fresh = _fresh(function, name)
     donated = tuple(donate_argnums)
     with stage_errors("trace", name), tracing_refusals():
@@ -232,3 +237,17 @@ def _flops(compiled: Compiled) -> float | None:
     first = report[0] if isinstance(report, list) and report else report
     flops = first.get("flops") if isinstance(first, dict) else None
     return None if flops is None else float(flops)
+
+
+@contextmanager
+def tracing_refusals() -> Iterator[None]:
+    """Raises JAX's refusal to trace inside `no_compiles()` as an `UnexpectedCompileError`."""
+    try:
+        yield
+    except UnexpectedCompileError:
+        raise
+    except RuntimeError as error:
+        # JAX has no class of its own for this; the option's name is in every such message.
+        if "no_tracing" not in str(error):
+            raise
+        raise UnexpectedCompileError(f"a function {REFUSAL} ({error})") from error

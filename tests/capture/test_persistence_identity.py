@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import logging
 import warnings
 from typing import Any
 
@@ -23,7 +21,6 @@ from cudagraph_jax import (
 )
 from cudagraph_jax.capture.cache_key import loading_keeps_options
 from tests.helpers.functions import assert_close, floats, tokens
-from tests.helpers.stores import Failing
 from tests.helpers.warm_servers import SMALL, Counted, X, closing_over, loaded, warmed
 
 
@@ -267,41 +264,20 @@ def test_grids_that_take_turns(tmp_path):
         return store.stats()["written"], function.calls - before
 
     servers: list[Any] = [(SMALL, True), (WIDER, True), (SMALL, False), (WIDER, False)]
-    assert all(start(config, warms=warms)[0] for config, warms in servers)
+    for config, warms in servers:
+        start(config, warms=warms)
     for _ in range(2):
         assert [start(config, warms=warms) for config, warms in servers] == [(0, 0)] * 4
-    for size in range(3, 20):  # so many that the first is forgotten, and learned again
-        start(dataclasses.replace(SMALL, capture_sizes=(2, size), max_capture_batch_size=None))
-    for record in GraphStore(tmp_path).ls():
-        assert len(record.extra["outputs"]) <= 8
-    assert [start(SMALL)[0], start(SMALL)] == [1, (0, 0)]
 
 
-@pytest.mark.parametrize("how", ["full", "ro"])
-def test_a_new_grid_that_cannot_be_kept(tmp_path, how, caplog):
-    """It is traced for at each start, and nothing is warned of."""
-    function = Counted(tanh_of)
-    small = dataclasses.replace(WIDER, capture_sizes=(2,), max_capture_batch_size=3)
-    warmed(function, tmp_path, config=WIDER, fingerprint=how)
-    files = Failing("write", errno.ENOSPC)
-    store = GraphStore(tmp_path, files=files) if how == "full" else GraphStore(tmp_path, mode="ro")
-    for _ in range(2):
-        before = function.calls
-        with caplog.at_level(logging.INFO):
-            assert loaded(function, store, config=small, fingerprint=how)
-        assert function.calls > before
-    assert store.stats()["hits"] == 2
-    assert (how == "full") == ("its outputs are found again at each start" in caplog.text)
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-def test_axes_are_those_of_the_grid(tmp_path):
-    """How outputs are trimmed is not loaded from a grid that saw less of the function."""
+def test_axes_that_another_grid_did_not_see(tmp_path):
+    """What a larger bucket shows of a function is an error there, and no answer gets wrong."""
     small = CUDAGraphConfig(capture_sizes=(1, 2), capture_seq_lens=(4,), warmup_iterations=0)
     large = dataclasses.replace(small, capture_sizes=(2, 16), max_capture_batch_size=None)
     warmed(first_four, tmp_path, X[:2], config=small, fingerprint="v1")
     bucketed = bucket_jit(
         first_four, in_axes=("batch seq",), config=large, store=tmp_path, fingerprint="v1"
     )
+    assert_close(bucketed(X[:2]), X[:2])
     with pytest.raises(InputShapeError, match="output"):
-        bucketed(X[:2])
+        bucketed(floats(0, 9, 4))

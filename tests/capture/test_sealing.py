@@ -43,7 +43,7 @@ def test_settling_waits_for_those_inside():
             log.append("captured")
 
     def settle():
-        gate.mode = CUDAGraphMode.REPLAY
+        gate.change(CUDAGraphMode.REPLAY)
         leave.set()
         gate.settle()
         log.append("settled")
@@ -67,7 +67,7 @@ def test_a_block_that_raises_has_ended():
     with ThreadPoolExecutor(2) as pool:
         assert isinstance(pool.submit(fail).exception(60), LookupError)
         gate.settle()
-        gate.mode = CUDAGraphMode.NONE
+        gate.change(CUDAGraphMode.NONE)
         with gate.admission() as admitted:
             assert not admitted
             pool.submit(gate.settle).result(60)

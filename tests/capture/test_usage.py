@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ class Watched(GraphStore):
 
     def __init__(self, path):
         super().__init__(path)
-        self.told = queue.SimpleQueue()
+        self.told: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def remember_hot(self, hot):
         super().remember_hot(hot)

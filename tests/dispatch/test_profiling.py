@@ -20,7 +20,6 @@ from cudagraph_jax import (
     bucket_jit,
     no_compiles,
 )
-from cudagraph_jax.capture.compile_request import xla
 from cudagraph_jax.graphs.route import Route, WatchedRoute
 from tests.helpers.functions import GRID, double, floats
 
@@ -32,7 +31,7 @@ class Graphics:
         self.kinds = kinds
 
     def __call__(self, wanted, lowering, *, clock):
-        executable = xla(wanted, lowering, clock=clock)
+        executable = lowering.compile(compiler_options=wanted.options, clock=clock)
 
         def run(*args, **kwargs):
             for kind in self.kinds:

@@ -26,7 +26,6 @@ from cudagraph_jax import (
     bucket_jit,
     no_compiles,
 )
-from cudagraph_jax.capture.compile_request import xla
 from cudagraph_jax.dispatch.replan import plan_from
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.helpers.functions import assert_close, double, floats
@@ -415,7 +414,7 @@ def test_a_plan_that_fails_again_is_logged_again(caplog):
         if compiled:
             raise CaptureError("no compiler today", stage="compile")
         compiled.append(wanted)
-        return xla(wanted, lowering, clock=clock)
+        return lowering.compile(compiler_options=wanted.options, clock=clock)
 
     manager = CUDAGraphManager(POWERS, compiler=once)
     function = bucket_jit(scaled, in_axes="batch seq", manager=manager)

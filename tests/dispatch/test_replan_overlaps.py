@@ -138,14 +138,14 @@ def test_a_capture_decided_before_the_change(monkeypatch):
         function(floats(0, rows, 4))
     manager = function.manager
     capturer = manager.dispatcher.capturer
-    capture_now = capturer.capture_now
+    capture = capturer.capture
 
     def replan_and_capture(*args, **options):
         manager.replan(max_graphs=2, headroom=0.0)
         manager.wait()
-        return capture_now(*args, **options)
+        return capture(*args, **options)
 
-    monkeypatch.setattr(capturer, "capture_now", replan_and_capture)
+    monkeypatch.setattr(capturer, "capture", replan_and_capture)
     assert_close(function(floats(0, 15, 4)), floats(0, 15, 4) * 2)
     assert manager.config.capture_sizes == (3, 7)
     assert {entry.batch_size for entry in manager.registry.entries()} == {3, 7}

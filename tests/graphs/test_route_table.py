@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
-from cudagraph_jax.graphs.route_table import MAX_ROUTES, Routes
+from cudagraph_jax.graphs.route import MAX_ROUTES, Routes
 
 FITS: Any = cast(Any, SimpleNamespace(pads_nothing=True))
 PADS: Any = cast(Any, SimpleNamespace(pads_nothing=False))

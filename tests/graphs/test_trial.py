@@ -9,8 +9,8 @@ import pytest
 
 from cudagraph_jax import InputShapeError
 from cudagraph_jax.graphs.trial import example_call, poison, poisonable
-from cudagraph_jax.program.call import Declared, describe_call
-from cudagraph_jax.program.program import Program, Target
+from cudagraph_jax.program.call import Declared, Target, describe_call
+from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import UNCHOSEN
@@ -23,8 +23,9 @@ def program_of(*args, axes, pads=None, donate=()):
     patterns = [None if text is None else AxisPattern.parse(text) for text in axes]
     names = [f"arg{position}" for position in range(len(args))]
     declared = Declared(patterns, pads or [UNCHOSEN] * len(args), names)
-    call = describe_call(double, args, {}, declared=declared, name="double")
-    return Program(Target(double, "double", donate_argnums=donate), call), call
+    target = Target(double, "double", donate_argnums=donate)
+    call = describe_call(double, args, {}, declared=declared, target=target)
+    return Program(call), call
 
 
 def example_of(*args, axes, sizes=SIZES, **options):

@@ -12,7 +12,7 @@ import numpy as np
 from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, CUDAGraphRegistry, bucket_jit
 from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
-from cudagraph_jax.graphs.route_table import Routes
+from cudagraph_jax.graphs.route import Routes
 from tests.helpers.functions import GRID
 
 NO_MEMORY = "RESOURCE_EXHAUSTED: out of memory"

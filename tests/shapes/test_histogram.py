@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudagraph_jax.shapes.histogram import SizeHistogram
+from cudagraph_jax.graphs.replay_counts import SizeHistogram
 from cudagraph_jax.shapes.ladder import Bucket
 
 SIZES = st.builds(Bucket, st.integers(1, 60), st.integers(1, 900))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cudagraph_jax.errors import ConfigError
-from cudagraph_jax.store.safety import checked_key, danger
+from cudagraph_jax.store.folder import checked_key, danger
 
 ME, OTHER, ROOT = 1000, 1001, 0
 PATH = Path("/srv/my graphs")

@@ -212,7 +212,7 @@ def test_before_may_raise():
 
     function = faked(FakeCompiler(before=broken))
     with pytest.raises(CaptureError, match="cannot compile double 4x8: OSError: no space") as error:
-        function.manager.dispatcher.capturer.capture_now(function.task(ones(4, 8)), Bucket(4, 8))
+        function.manager.dispatcher.capturer.capture(function.describe(ones(4, 8)), Bucket(4, 8))
     assert error.value.stage == "compile"
     assert isinstance(error.value.__cause__, OSError)
     assert asked == [Made("double", Bucket(4, 8))]
@@ -229,7 +229,7 @@ def test_before_may_raise_what_the_package_raises():
     compiler = FakeCompiler(before=broken)
     function = faked(compiler)
     with pytest.raises(CaptureError) as caught:
-        function.manager.dispatcher.capturer.capture_now(function.task(ones(4, 8)), Bucket(4, 8))
+        function.manager.dispatcher.capturer.capture(function.describe(ones(4, 8)), Bucket(4, 8))
     assert caught.value is own
     assert compiler.made == []
 

@@ -19,8 +19,8 @@ from typing import IO, BinaryIO
 from cudagraph_jax._base.files import check_writable
 from cudagraph_jax.errors import CUDAGraphError, StoreError
 from cudagraph_jax.store.entries import as_miss, is_entry, read_data
+from cudagraph_jax.store.folder import danger
 from cudagraph_jax.store.outcomes import UnusableError
-from cudagraph_jax.store.safety import danger
 
 # An image whose builder unpacks it by itself (ADD of a Dockerfile) may serve as another user.
 _MODE = 0o644

@@ -15,7 +15,7 @@ from cudagraph_jax.cli.store.shown import bucket_of, entries_text, field, size_t
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store import GraphStore, Miss, Record
 from cudagraph_jax.store.entries import problem_in
-from cudagraph_jax.store.safety import checked_key
+from cudagraph_jax.store.folder import checked_key
 
 _MOST_NAMED = 8
 

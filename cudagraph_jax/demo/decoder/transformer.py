@@ -3,7 +3,7 @@
 RMSNorm before each part, rotary positions, grouped-query attention and SwiGLU, as in
 https://arxiv.org/abs/2302.13971 and https://arxiv.org/abs/2305.13245. The sizes are those of the
 weights. Layers are unrolled, not scanned: XLA records no loop into command buffers by itself
-(FACTS.md, "Command buffers").
+(docs/xla.md, "Command buffers").
 
 Rows are padded on the right. A place attends only to itself and to what is before it, so that
 neither the padding of a row nor another row can change its answer, and places of the cache at or

@@ -111,7 +111,7 @@ class _Session:
         planned = Encoder(grid, store=self.store)
         warmups.append(self._warm_up(planned, "The planned grid"))
         if environment.backend != "cpu":
-            # A new command buffer evicts all recorded ones (FACTS.md, "Command buffers"): the
+            # A new command buffer evicts all recorded ones (docs/xla.md, "Command buffers"): the
             # first grid's buckets record theirs again before they are timed.
             self.guessed.warmup(progress=False)
         grids, served = self._serve([self.guessed, planned], warmups)

@@ -1,11 +1,9 @@
-"""The README's models of other libraries run as they stand there, and give the plain answers."""
+"""The recipes run as they stand on their pages, and give the plain answers at every size."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import haiku as hk
@@ -22,96 +20,136 @@ from cudagraph_jax import (
     bucket_jit,
     no_compiles,
 )
+from tests.docs import pages
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("\n## Model libraries\n")[1].split("\n## ")[0]
-PLAIN, NNX, EQUINOX, HAIKU, DECODER = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
-QUICKSTART = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
-SIZES = [(1, 1), (1, 16), (2, 17), (3, 57), (4, 64), (5, 3), (7, 33), (8, 64)]
+FOLDER = pages.DOCS / "recipes"
+SIZES = [(1, 1), (2, 17), (3, 57), (4, 64), (5, 3), (8, 33)]
 ONE_BUCKET = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0)
 
 Names = dict[str, Any]
-Answer = Callable[[Names, np.ndarray, np.ndarray], Any]
+Arguments = tuple[Any, ...]
+
+needs_pages = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason="a source distribution has no documentation"
+)
 
 
-@pytest.fixture(scope="module")
-def quickstart() -> Names:
-    names: Names = {}
-    exec(QUICKSTART, names)
-    return names
+class Recipe(NamedTuple):
+    """What a page's `served` is tried with, beside what the page itself does.
+
+    Attributes:
+        passed: The names of what is passed through.
+        inputs: The other arguments for two sizes.
+        plain: The same answer without this package; `served`'s own function if None.
+    """
+
+    passed: tuple[str, ...]
+    inputs: Callable[[np.random.Generator, int, int], Arguments]
+    plain: Callable[..., Any] | None = None
 
 
-def run(code: str, quickstart: Names) -> Names:
-    """The names after the snippet, which starts from the quickstart's."""
-    names = dict(quickstart)
-    exec(code, names)
-    return names
+def ids(random: np.random.Generator, rows: int, length: int) -> Arguments:
+    """Token ids, none of them 0."""
+    return (random.integers(1, 1000, (rows, length), np.int32),)
 
 
-def batch(rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+def ids_and_mask(random: np.random.Generator, rows: int, length: int) -> Arguments:
     """Token ids and a mask of ragged rows."""
-    random = np.random.default_rng(rows * length)
     lengths = random.integers(1, length, rows, endpoint=True)
     mask = (np.arange(length) < lengths[:, None]).astype(np.float32)
-    return random.integers(0, 1000, (rows, length), np.int32), mask
+    return *ids(random, rows, length), mask
 
 
-def plain_function(names: Names, ids: np.ndarray, mask: np.ndarray) -> Any:
-    return names["features"].__wrapped__(names["weights"], ids)
+def encoding(random: np.random.Generator, rows: int, length: int) -> Arguments:
+    """What a tokenizer returns; no padding, whose hidden states nobody asks for."""
+    tokens = ids(random, rows, length)[0]
+    return ({"input_ids": tokens, "attention_mask": np.ones_like(tokens)},)
 
 
-def nnx_model(names: Names, ids: np.ndarray, mask: np.ndarray) -> Any:
-    return names["classifier"](ids, mask)
+def graph(random: np.random.Generator, nodes: int, edges: int) -> Arguments:
+    features = random.standard_normal((nodes, 16), np.float32)
+    senders, receivers = random.integers(0, nodes, (2, edges), np.int32)
+    return features, senders, receivers
 
 
-def equinox_model(names: Names, ids: np.ndarray, mask: np.ndarray) -> Any:
-    return jax.vmap(jax.vmap(names["tagger"]))(ids)
+def image(random: np.random.Generator, height: int, width: int) -> Arguments:
+    return (random.standard_normal((height, width, 3), np.float32),)
 
 
-def haiku_apply(names: Names, ids: np.ndarray, mask: np.ndarray) -> Any:
-    return names["network"].apply(names["haiku_params"], ids, mask)
+def utterances(random: np.random.Generator, rows: int, frames: int) -> Arguments:
+    """Features, labels, and where either is padding; some rows have fewer frames."""
+    real = random.integers(max(frames // 2, 1), frames, rows, endpoint=True)
+    labels = random.integers(1, 32, (rows, 10), np.int32)
+    given = random.integers(0, max(min(frames // 4, 10), 1), rows)
+    return (
+        random.standard_normal((rows, frames, 20), np.float32),
+        (np.arange(frames) >= real[:, None]).astype(np.float32),
+        labels,
+        (np.arange(10) >= given[:, None]).astype(np.float32),
+    )
 
 
-@pytest.mark.parametrize(
-    ("code", "function", "first", "takes_mask", "plain", "printed"),
-    [
-        pytest.param(
-            PLAIN, "features", "weights", False, plain_function, "(3, 57, 64)", id="plain"
-        ),
-        pytest.param(NNX, "classify", "state", True, nnx_model, "(3, 10)", id="nnx"),
-        pytest.param(EQUINOX, "tag", "arrays", False, equinox_model, "(3, 57, 5)", id="equinox"),
-        pytest.param(HAIKU, "scores", "haiku_params", True, haiku_apply, "(3, 1)", id="haiku"),
-    ],
-)
-def test_a_library(
-    quickstart: Names,
-    capsys: pytest.CaptureFixture[str],
-    code: str,
-    function: str,
-    first: str,
-    takes_mask: bool,
-    plain: Answer,
-    printed: str,
-) -> None:
-    """After warm-up ragged calls compile nothing, and give what the library's own call gives."""
-    capsys.readouterr()
-    names = run(code, quickstart)
-    assert capsys.readouterr().out == f"{printed}\n"
-    served: BucketedFunction = names[function]
+def prompts(random: np.random.Generator, rows: int, length: int) -> Arguments:
+    tokens = ids(random, rows, length)[0]
+    return tokens, random.integers(1, length, rows, np.int32, endpoint=True)
+
+
+def segmented(names: Names, kernels: Any, picture: np.ndarray) -> Any:
+    """The image's own convolutions, where every pixel is real."""
+    return names["segment"](kernels, picture, mask=jnp.ones(picture.shape[:2], bool))
+
+
+RECIPES = {
+    "plain": Recipe(("weights",), ids),
+    "nnx": Recipe(("state",), ids_and_mask, lambda names, _, *inputs: names["classifier"](*inputs)),
+    "linen": Recipe(("variables",), ids_and_mask),
+    "equinox": Recipe(
+        ("arrays",), ids, lambda names, _, ids: jax.vmap(jax.vmap(names["tagger"]))(ids)
+    ),
+    "haiku": Recipe(("params",), ids_and_mask),
+    "keras": Recipe(
+        ("trainable", "fixed"), ids, lambda names, _, __, ids: names["model"](ids, training=False)
+    ),
+    "huggingface": Recipe(
+        ("model.params",),
+        encoding,
+        lambda names, params, encoding: names["model"](**encoding)["last_hidden_state"],
+    ),
+    "gnn": Recipe(("params",), graph),
+    "images": Recipe(("kernels",), image, segmented),
+    "ctc": Recipe(("kernel",), utterances),
+    "generation": Recipe(("params",), prompts),
+}
+
+
+@needs_pages
+def test_every_recipe_is_tried():
+    """Every page of the folder is in the table above."""
+    assert {path.stem for path in FOLDER.glob("*.md")} == {*RECIPES, "index"}
+
+
+@needs_pages
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe(name, tmp_path, monkeypatch):
+    """A page prints what it says; ragged calls then compile nothing and give the plain answer."""
+    monkeypatch.chdir(tmp_path)
+    names = pages.run(FOLDER / f"{name}.md")
+    recipe = RECIPES[name]
+    served: BucketedFunction[..., Any] = names["served"]
+    passed = [eval(part, names) for part in recipe.passed]
+    random = np.random.default_rng(0)
     for rows, length in SIZES:
-        ids, mask = batch(rows, length)
-        arguments = (names[first], ids, mask)[: 2 + takes_mask]
+        if not served.manager.config.should_use_cudagraph(rows, length):
+            continue
+        inputs = recipe.inputs(random, rows, length)
         with no_compiles():
-            found = served(*arguments)
-        np.testing.assert_allclose(found, plain(names, ids, mask), 1e-5, 1e-5)
-
-
-def test_the_decoder(quickstart: Names, capsys: pytest.CaptureFixture[str]) -> None:
-    """The decoder's snippet serves 500 steps without a compile."""
-    capsys.readouterr()
-    names = run(DECODER, quickstart)
-    assert capsys.readouterr().out == "(3, 501)\n"
-    assert names["decoder"].decode_function.stats()["hits"] == 500
+            found = served(*passed, *inputs)
+        if recipe.plain is None:
+            expected = served.__wrapped__(*passed, *map(jnp.asarray, inputs))
+        else:
+            expected = recipe.plain(names, *passed, *inputs)
+        np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
+    assert served.stats()["hits"] > len(SIZES) // 2
 
 
 class Counting(nnx.Module):

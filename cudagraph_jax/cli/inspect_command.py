@@ -216,8 +216,8 @@ def without_cache() -> Iterator[None]:
 
 def _program(bucketed: Bucketed, args: tuple[Any, ...], bucket: Bucket) -> Program:
     if args:
-        task = bucketed.describe(*args)
-        return Program(task)
+        call = bucketed.describe(*args)
+        return Program(call)
     captured = bucketed.registry.entries()
     if not captured:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""`bucket_jit` and the functions that it makes: the door for serving code, and the hot path."""
+"""`BucketedFunction`: what `bucket_jit` makes, the door for serving code and the hot path."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class BucketedFunction(Generic[P, R]):
         """The function's outputs, trimmed to the real sizes and handed out as `unpad` says."""
         if kwargs or self._binds_all:
             return self._call_bound(args, kwargs)
-        refused = None
+        refused = failure = None
         outputs: R
         try:
             lead = args[self._lead]
@@ -132,7 +132,7 @@ class BucketedFunction(Generic[P, R]):
                     raise
                 failure = error
         # Nothing is called within an `except`: who looks for a mistake of theirs sees it alone.
-        if sure and refused is None:
+        if failure is not None:
             call = self._describe(self._bind(args, kwargs))
             outputs = self.manager.dispatcher.rescue(call, route.bucket, failure)
             return outputs

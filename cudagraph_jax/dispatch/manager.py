@@ -84,7 +84,8 @@ class CUDAGraphManager:
         compiler: Compiler | None = None,
     ) -> None:
         self.registry = CUDAGraphRegistry(config, clock=clock, store=store, compiler=compiler)
-        self.dispatcher = Dispatcher(self.registry, capturer=Capturer(self.registry))
+        self._capturer = Capturer(self.registry)
+        self.dispatcher = Dispatcher(self.registry, capturer=self._capturer)
         self._routes = Routes()
         self.registry.watch(self._routes)
 
@@ -141,11 +142,10 @@ class CUDAGraphManager:
         _, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
         bucket = self.config.bucket_for(*sizes)
         entry = self.registry.find(bucket, call.variant)
-        capturer = self.dispatcher.capturer
-        with capturer.gate.admission() as admitted:
+        with self._capturer.gate.admission() as admitted:
             if entry is None and admitted:
                 iterations = self.config.warmup_iterations
-                entry = capturer.capture(call, bucket, iterations=iterations).value
+                entry = self._capturer.capture(call, bucket, iterations=iterations).value
         return entry if self.is_enabled() else None
 
     def replay_graph(self, batch_size: int, seq_len: int, inputs: PyTree) -> PyTree | None:
@@ -259,7 +259,7 @@ class CUDAGraphManager:
         Times are milliseconds unless named otherwise; `waste` is the part of all elements computed
         by replays that was padding, from 0 to 1.
         """
-        return manager_stats(self.dispatcher.outcomes, self.dispatcher.capturer)
+        return manager_stats(self.dispatcher.outcomes, self._capturer)
 
     @property
     def config(self) -> CUDAGraphConfig:
@@ -280,7 +280,7 @@ class CUDAGraphManager:
                 f"mode={mode.name} cannot be set while the config has enabled=False: "
                 "make a manager with an enabled config"
             )
-        self.dispatcher.capturer.gate.change(mode)
+        self._capturer.gate.change(mode)
         self.registry.changed()
 
     def is_enabled(self) -> bool:
@@ -295,18 +295,18 @@ class CUDAGraphManager:
         within a warm-up or a capture, as by a callback of one, it does not wait for that one.
         """
         self.mode = CUDAGraphMode.REPLAY
-        capturer = self.dispatcher.capturer
+        capturer = self._capturer
         capturer.gate.settle(is_waited_for=capturer.background.runs_here())
         self.wait()
-        self.dispatcher.capturer.record_again()
+        self._capturer.record_again()
 
     def wait(self) -> None:
         """Waits until every capture that is queued in the background has ended."""
-        self.dispatcher.capturer.background.drain()
+        self._capturer.background.drain()
 
     def close(self) -> None:
         """Ends the background worker; what waits is dropped, and calls are served on."""
-        self.dispatcher.capturer.close()
+        self._capturer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -317,7 +317,7 @@ class CUDAGraphManager:
     def reset(self) -> None:
         """Drops all buckets, counts and remembered failures; the mode stays."""
         # What waits goes first, so that none of it begins between the two.
-        self.dispatcher.capturer.reset()
+        self._capturer.reset()
         self.registry.reset()
         self.dispatcher.outcomes.clear()
 
@@ -393,7 +393,7 @@ class CUDAGraphManager:
             sizes=self.sizes(),
             failures=[
                 (str(bucket), str(variant), str(error))
-                for bucket, variant, error in self.dispatcher.capturer.failures.snapshot()
+                for bucket, variant, error in self._capturer.failures.snapshot()
             ],
         )
         if path is not None:

@@ -18,6 +18,7 @@ from cudagraph_jax import (
     bucket_jit,
     no_compiles,
 )
+from cudagraph_jax.store import GraphStore, Stored
 from tests.helpers.functions import GRID, PARAMS, assert_close, dense, double, floats
 from tests.helpers.warm_servers import BUCKETS, SMALL, Counted, X, loaded, warmed
 
@@ -172,3 +173,20 @@ def test_hot_buckets_do_not_change_the_outputs_axes(tmp_path):
             bucket_jit(function, in_axes=("batch seq",), manager=m)(floats(0, 2, 4))
         with pytest.raises(InputShapeError):
             warmed(function, tmp_path, config=large, fingerprint=fingerprint)
+
+
+def test_a_file_that_describes_its_outputs_for_several_grids(tmp_path):
+    """Files of former versions are loaded, and nothing is traced for them."""
+    function = Counted(double)
+    warmed(function, tmp_path, fingerprint="several grids")
+    store = GraphStore(tmp_path)
+    for record in store.ls():
+        stored = store.read(record.file)
+        assert isinstance(stored, Stored)
+        ((_, outputs),) = stored.extra["outputs"]
+        grids = {**stored.extra, "outputs": [["0123456789abcdef", None], ["fedcba", outputs]]}
+        store.put(stored.identity, stored.payload, extra=grids)
+    function.calls = 0
+    bucketed, report = warmed(function, tmp_path, fingerprint="several grids")
+    assert (report.loaded, function.calls) == (1, 0)
+    assert_close(bucketed(X), X * 2)

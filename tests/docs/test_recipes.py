@@ -130,6 +130,7 @@ def test_every_recipe_is_tried():
 
 @needs_pages
 @pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.slow  # another library is imported, and its model runs operation by operation
 def test_a_recipe(name, tmp_path, monkeypatch):
     """A page prints what it says; ragged calls then compile nothing and give the plain answer."""
     monkeypatch.chdir(tmp_path)

@@ -84,8 +84,7 @@ class CUDAGraphManager:
         compiler: Compiler | None = None,
     ) -> None:
         self.registry = CUDAGraphRegistry(config, clock=clock, store=store, compiler=compiler)
-        self._capturer = Capturer(self.registry)
-        self.dispatcher = Dispatcher(self.registry, capturer=self._capturer)
+        self.dispatcher = Dispatcher(self.registry, capturer=Capturer(self.registry))
         self._routes = Routes()
         self.registry.watch(self._routes)
 
@@ -97,6 +96,10 @@ class CUDAGraphManager:
         from cudagraph_jax.report.summary import stats_html
 
         return stats_html("CUDAGraphManager", self.stats())
+
+    @property
+    def _capturer(self) -> Capturer:
+        return self.dispatcher.capturer
 
     @property
     def store(self) -> GraphStore | None:

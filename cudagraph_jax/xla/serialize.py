@@ -9,21 +9,20 @@ from jax.experimental import serialize_executable
 from jax.stages import Compiled
 
 from cudagraph_jax.errors import StoreError
-from cudagraph_jax.xla import unpickle as pickled
+from cudagraph_jax.xla import unpickle
 
 
 def dump(compiled: Compiled) -> bytes:
     """An executable as bytes, for this version of JAX and this kind of device.
 
     Raises:
-        StoreError: It cannot be written, or its pickle holds what `load` would refuse. That may
-            be a class that this version of JAX has elsewhere, and is named.
+        StoreError: It cannot be written, or its pickle names what `load` would refuse.
     """
     try:
         data: bytes = serialize_executable.serialize(compiled)[0]
     except Exception as error:
-        raise StoreError(f"JAX cannot write it: {pickled.reason(error)}") from error
-    pickled.check(data)
+        raise StoreError(f"JAX cannot write it: {unpickle.reason(error)}") from error
+    unpickle.check(data)
     return data
 
 
@@ -37,8 +36,7 @@ def load(
     """The executable that `dump` wrote.
 
     It is native code, which nothing here looks at, so the caller must know that the bytes come
-    from `dump`: the store's digest, or its key, is what says so. `pickled.check` is a second
-    line: reading the pickle imports nothing, and calls nothing but what JAX's own pickles call.
+    from `dump`: the store's digest, or its key, is what says so.
 
     Args:
         data: What `dump` gave.
@@ -49,11 +47,11 @@ def load(
     Raises:
         StoreError: It holds something that no executable needs, or cannot be loaded here.
     """
-    pickled.check(data)
+    unpickle.check(data)
     try:
         compiled: Compiled = serialize_executable.deserialize_and_load(
             data, inputs, outputs, backend=devices[0].platform, execution_devices=list(devices)
         )
     except Exception as error:
-        raise StoreError(f"JAX cannot load it: {pickled.reason(error)}") from error
+        raise StoreError(f"JAX cannot load it: {unpickle.reason(error)}") from error
     return compiled

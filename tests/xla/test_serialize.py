@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import StoreError
-from cudagraph_jax.xla import serialize as serial
+from cudagraph_jax.xla import serialize
 from tests.helpers.processes import said_by
 
 STRUCT = jax.ShapeDtypeStruct
@@ -25,9 +27,9 @@ def compiled_of(function, *args, **options):
     """A compiled function, its bytes, and a way to load them."""
     lowered = jax.jit(function, **options).lower(*args)
     compiled = lowered.compile()
-    data = serial.dump(compiled)
+    data = serialize.dump(compiled)
     load = functools.partial(
-        serial.load,
+        serialize.load,
         inputs=jax.tree.structure((args, {})),
         outputs=jax.tree.structure(lowered.out_info),
         devices=jax.devices()[:1],
@@ -69,6 +71,37 @@ def test_random_keys(impl):
     assert np.array_equal(jax.random.key_data(keys), jax.random.key_data(compiled(key)[0]))
 
 
+def test_a_new_process_loads_everything(tmp_path):
+    """Nothing that an executable names is missing in a process that has compiled nothing."""
+    keys = [jax.random.key(3, impl=impl) for impl in ("threefry2x32", "rbg", "unsafe_rbg")]
+    called = [*FUNCTIONS.values(), *((jax.random.split, [key]) for key in keys)]
+    for number, (function, args) in enumerate(called):
+        # Compiled anew: XLA cannot write a sort that has run.
+        data = compiled_of(functools.partial(function), *args)[1]
+        (tmp_path / str(number)).write_bytes(data)
+    program = f"""
+        import pathlib
+        import cudagraph_jax
+        from cudagraph_jax.xla import unpickle
+        for path in pathlib.Path({str(tmp_path)!r}).iterdir():
+            unpickle.check(path.read_bytes())
+            print(path.name)
+    """
+    assert len(said_by(program).split()) == len(called)
+
+
+def test_what_jax_has_moved(monkeypatch):
+    """A JAX that has its classes in other modules of its own is no obstacle."""
+    function, args = FUNCTIONS["matrix"]
+    compiled, data, load = compiled_of(function, *args)
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("jax._src"):
+            monkeypatch.setitem(sys.modules, name.replace("_src", "_new"), module)
+    moved = re.sub(rb"(\x8c.jax\.)_src\.", rb"\1_new.", data, flags=re.DOTALL)
+    assert moved != data
+    assert np.array_equal(load(moved)(*args), compiled(*args))
+
+
 def test_donation_is_kept():
     """A loaded function uses up what the compiled one did."""
     x = jnp.ones((64, 64))
@@ -85,7 +118,7 @@ def test_what_calls_the_host_cannot_be_written():
 
     compiled = jax.jit(function).lower(STRUCT((3,), np.float32)).compile()
     with pytest.raises(StoreError, match="JAX cannot write it"):
-        serial.dump(compiled)
+        serialize.dump(compiled)
 
 
 class Planted:
@@ -113,15 +146,15 @@ def test_two_devices():
     program = """
         import jax
         import numpy as np
-        from cudagraph_jax.xla import serialize as serial
+        from cudagraph_jax.xla import serialize
         from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
         def back(devices, sharding):
             x = jax.device_put(np.arange(8.0).reshape(4, 2), sharding)
             lowered = jax.jit(lambda x: (x * 2, x.sum())).lower(x)
             compiled = lowered.compile()
-            loaded = serial.load(
-                serial.dump(compiled), inputs=jax.tree.structure(((x,), {})),
+            loaded = serialize.load(
+                serialize.dump(compiled), inputs=jax.tree.structure(((x,), {})),
                 outputs=jax.tree.structure(lowered.out_info), devices=devices)
             for found, expected in zip(loaded(x), compiled(x)):
                 assert np.array_equal(found, expected)
@@ -144,13 +177,13 @@ def test_two_devices():
 def test_what_is_no_pickle(data):
     """Bytes that are no pickle are an error of the store."""
     with pytest.raises(StoreError, match="cannot be followed"):
-        serial.load(data, inputs=None, outputs=None, devices=jax.devices())
+        serialize.load(data, inputs=None, outputs=None, devices=jax.devices())
 
 
 def test_a_pickle_of_something_else():
     """A pickle that is harmless and no executable is an error of the store, too."""
     with pytest.raises(StoreError, match="JAX cannot load it"):
-        serial.load(
+        serialize.load(
             pickle.dumps((1, 2)),
             inputs=jax.tree.structure(1),
             outputs=jax.tree.structure(1),

@@ -1,15 +1,19 @@
-"""Compiled functions as bytes: the only door to `jax.experimental.serialize_executable`."""
+"""Executables as bytes: written, checked, loaded by `jax.experimental.serialize_executable`."""
 
 from __future__ import annotations
 
+import io
+import pickle
+import pickletools
+import sys
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import serialize_executable
 from jax.stages import Compiled
 
 from cudagraph_jax.errors import StoreError
-from cudagraph_jax.xla import unpickle
 
 
 def dump(compiled: Compiled) -> bytes:
@@ -21,8 +25,8 @@ def dump(compiled: Compiled) -> bytes:
     try:
         data: bytes = serialize_executable.serialize(compiled)[0]
     except Exception as error:
-        raise StoreError(f"JAX cannot write it: {unpickle.reason(error)}") from error
-    unpickle.check(data)
+        raise StoreError(f"JAX cannot write it: {_reason(error)}") from error
+    check_pickle(data)
     return data
 
 
@@ -47,11 +51,103 @@ def load(
     Raises:
         StoreError: It holds something that no executable needs, or cannot be loaded here.
     """
-    unpickle.check(data)
+    check_pickle(data)
     try:
         compiled: Compiled = serialize_executable.deserialize_and_load(
             data, inputs, outputs, backend=devices[0].platform, execution_devices=list(devices)
         )
     except Exception as error:
-        raise StoreError(f"JAX cannot load it: {unpickle.reason(error)}") from error
+        raise StoreError(f"JAX cannot load it: {_reason(error)}") from error
     return compiled
+
+
+_OF_JAX = frozenset({"jax", "jaxlib"})
+_OF_PYTHON = {
+    "builtins": frozenset({"bytearray", "complex", "frozenset", "range", "set", "slice"}),
+    "collections": frozenset({"OrderedDict", "defaultdict", "deque"}),
+}
+"""Classes of plain values, which may be made while the pickle is looked at."""
+
+
+def check_pickle(data: bytes) -> None:
+    """Accepts a pickle that names only what executables are made of, and makes none of it.
+
+    Such are classes of JAX, its own functions that unpickle, NumPy's arrays and types of numbers,
+    and a few containers. Other functions of JAX may be handed on (a kind of random keys has some),
+    and not called. No module is imported for a name. Names are resolved, and what counts is where
+    the thing found was defined: it does not matter in which of its modules JAX keeps a class, and
+    nothing is reached through a module that JAX has imported.
+
+    This is defence in depth and no sandbox. An executable is native code, which nothing looks at,
+    and a pickle made for the purpose can still misuse a class of JAX, or take all memory. So the
+    bytes of strangers are never safe to load: what says that they come from `dump` is the store's
+    digest, the owner of its files, and its key.
+
+    Raises:
+        StoreError: It names something else, or is no pickle.
+    """
+    try:
+        # The unpickler may take an extension from a cache, without asking `find_class`.
+        if any(opcode.name.startswith("EXT") for opcode, _, _ in pickletools.genops(data)):
+            raise StoreError("its pickle uses an extension, which no executable needs")
+        _Checker(io.BytesIO(data)).load()
+    except StoreError:
+        raise
+    except Exception as error:
+        raise StoreError(f"its pickle cannot be followed: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The kind and the first line of an error."""
+    return f"{type(error).__name__}: {error}".split("\n", 1)[0]
+
+
+class _Made:
+    """Stands for a class, and its instances for what JAX's unpickler would make with it."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _HandedOn:
+    """Stands for a function that is neither called nor changed: an attempt is a `TypeError`."""
+
+    __slots__ = ()
+
+
+class _Checker(pickle.Unpickler):
+    """Follows the same instructions as JAX's unpickler, which asks for the same names."""
+
+    def find_class(self, module: str, name: str) -> object:
+        """What stands for something named."""
+        found: object = sys.modules.get(module)
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        home = getattr(found, "__module__", None)
+        root = home.partition(".")[0] if isinstance(home, str) else ""
+        if root in _OF_PYTHON and module == root and name in _OF_PYTHON[root]:
+            return found
+        if module.partition(".")[0] in {*_OF_JAX, "numpy", "ml_dtypes"} and callable(found):
+            if root in _OF_JAX:
+                called = isinstance(found, type) or "unpickle" in name
+                return _Made if called else _HandedOn()
+            if (root, name) == ("numpy", "_reconstruct") or _is_numeric(found):
+                return _Made
+        raise StoreError(f"its pickle names {module}.{name}, which no executable needs")
+
+    def persistent_load(self, pid: object) -> _Made:
+        """What stands for something of the process that loads it."""
+        match pid:
+            case ("exec", bytes()) | ("device", int()) | ("client",):
+                return _Made()
+        raise StoreError("its pickle refers to something else than devices and their code")
+
+
+def _is_numeric(found: object) -> bool:
+    """Whether it is an array's class, or a type of numbers of NumPy or of ml_dtypes."""
+    return found is np.ndarray or (
+        isinstance(found, type) and issubclass(found, (np.generic, np.dtype))
+    )

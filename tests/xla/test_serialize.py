@@ -82,9 +82,9 @@ def test_a_new_process_loads_everything(tmp_path):
     program = f"""
         import pathlib
         import cudagraph_jax
-        from cudagraph_jax.xla import unpickle
+        from cudagraph_jax.xla import serialize
         for path in pathlib.Path({str(tmp_path)!r}).iterdir():
-            unpickle.check(path.read_bytes())
+            serialize.check_pickle(path.read_bytes())
             print(path.name)
     """
     assert len(said_by(program).split()) == len(called)

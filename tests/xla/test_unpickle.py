@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cudagraph_jax import StoreError
-from cudagraph_jax.xla import unpickle
+from cudagraph_jax.xla import serialize
 from tests.helpers.processes import said_by
 
 
@@ -28,7 +28,7 @@ def test_names_that_no_executable_needs(name):
     """Python's functions, NumPy's other ones, and modules that are not imported are refused."""
     module, _, called = name.rpartition(".")
     with pytest.raises(StoreError, match=f"names {name}, which no executable needs"):
-        unpickle.check(b"\x80\x04" + named(module, called) + b".")
+        serialize.check_pickle(b"\x80\x04" + named(module, called) + b".")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_names_that_no_executable_needs(name):
 def test_names_that_walk_out(module, name):
     """What a module of JAX has only imported is not JAX's, by whatever way it is named."""
     with pytest.raises(StoreError, match="which no executable needs"):
-        unpickle.check(b"\x80\x04" + named(module, name) + b".")
+        serialize.check_pickle(b"\x80\x04" + named(module, name) + b".")
 
 
 ATTACKS = {
@@ -66,7 +66,7 @@ ATTACKS = {
 def test_what_executables_never_do(attack):
     """Functions are not called, nothing named is changed, and nothing is taken from a cache."""
     with pytest.raises(StoreError, match="its pickle"):
-        unpickle.check(b"\x80\x04" + ATTACKS[attack] + b".")
+        serialize.check_pickle(b"\x80\x04" + ATTACKS[attack] + b".")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_executables_never_do(attack):
 )  # fmt: skip
 def test_classes_that_may_be_named(module, name):
     """Classes of JAX, by whatever module has them, types of numbers, and plain containers."""
-    unpickle.check(b"\x80\x04" + named(module, name) + b".")
+    serialize.check_pickle(b"\x80\x04" + named(module, name) + b".")
 
 
 ATTACK = """

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from sizes import SIZES
 
 import cudagraph_jax as cg
-from cudagraph_jax.demo.decoder.decoder_params import Params, param_shapes
+from cudagraph_jax.demo.decoder.decoder_params import DecoderParams, param_shapes
 from cudagraph_jax.demo.decoder.transformer import KVCache, greedy_prefill, greedy_step
 
 CONTEXT, PROMPT = 1024, 512
@@ -50,7 +50,7 @@ class Steps:
     """
 
     step: Step
-    params: Params
+    params: DecoderParams
     state: tuple[Any, ...]
     step_ms: list[float] = field(default_factory=list)
     host_us: list[float] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Lab:
         self._steps: dict[int, dict[str, Step]] = {}
 
     @cached_property
-    def params(self) -> Params:
+    def params(self) -> DecoderParams:
         """The weights, made when they are first asked for."""
         return random_on_device(self.size)
 
@@ -140,12 +140,12 @@ def first_alone(*tasks: Callable[[], Any]) -> None:
     side_by_side(*others)
 
 
-def random_on_device(size: str) -> Params:
+def random_on_device(size: str) -> DecoderParams:
     """Random weights, made on the device: billions of them take NumPy minutes."""
     leaves, structure = jax.tree.flatten(param_shapes(SIZES[size]))
     keys = jax.random.split(jax.random.key(0), len(leaves))
     made = [_kernel(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
-    found: Params = jax.tree.unflatten(structure, made)
+    found: DecoderParams = jax.tree.unflatten(structure, made)
     return found
 
 

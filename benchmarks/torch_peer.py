@@ -27,7 +27,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from sizes import SIZES
 
-from cudagraph_jax.demo.decoder.decoder_params import Array, DecoderConfig, Params, random_params
+from cudagraph_jax.demo.decoder.decoder_params import (
+    Array,
+    DecoderConfig,
+    DecoderParams,
+    random_params,
+)
 
 try:
     import torch
@@ -62,7 +67,7 @@ class Weights(NamedTuple):
     head: Tensor  # (vocab, hidden)
 
 
-def from_numpy(params: Params, device: str) -> Weights:
+def from_numpy(params: DecoderParams, device: str) -> Weights:
     """The weights of `random_params` in this model's layout."""
 
     def tensor(array: Array) -> Tensor:

@@ -15,7 +15,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Made(NamedTuple, Generic[V]):
+class Cached(NamedTuple, Generic[V]):
     """The outcome of `get_or_make`.
 
     Attributes:
@@ -105,7 +105,7 @@ class SingleFlightLRU(Generic[K, V]):
         with self._lock:
             return list(self.values.items())
 
-    def get_or_make(self, key: K, make: Callable[[], V]) -> Made[V]:
+    def get_or_make(self, key: K, make: Callable[[], V]) -> Cached[V]:
         """The value of `key`, made by `make` where it is absent.
 
         One caller makes it; the others wait for that one. A value made while the cache was cleared
@@ -120,13 +120,13 @@ class SingleFlightLRU(Generic[K, V]):
         with self._landing(key, own):
             with self._lock:
                 if key in self.values:
-                    return Made(self.values[key], is_new=False)
+                    return Cached(self.values[key], is_new=False)
                 flight = self._flights.setdefault(key, own)
             if flight is not own:
-                return Made(self._wait(key, flight), is_new=False)
+                return Cached(self._wait(key, flight), is_new=False)
             own.value = make()
             self._admit(key, own, own.value)
-            return Made(own.value, is_new=True)
+            return Cached(own.value, is_new=True)
 
     def is_making(self, key: K) -> bool:
         """Whether the value of `key` is in the making."""

@@ -13,7 +13,7 @@ import jax
 
 from cudagraph_jax._base.fork import forkable_lock, put_right_in_child
 from cudagraph_jax._base.log import logger
-from cudagraph_jax._base.lru import Made
+from cudagraph_jax._base.lru import Cached
 from cudagraph_jax._base.worker import Background
 from cudagraph_jax.capture.failures import Failures
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
@@ -94,7 +94,7 @@ class Capturer:
         program: Program | None = None,
         iterations: int = 0,
         in_warmup: bool = False,
-    ) -> Made[CUDAGraphEntry]:
+    ) -> Cached[CUDAGraphEntry]:
         """The entry of a call's program at `bucket`, published whole.
 
         After a warm-up the other buckets are run again where this one threw their recorded graphs

@@ -25,7 +25,7 @@ from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.program import CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.store import GraphStore, Miss, Reason, Stored
+from cudagraph_jax.store import GraphStore, Miss, MissReason, Stored
 from cudagraph_jax.xla import serialize as serial
 from cudagraph_jax.xla.environment import cores
 from cudagraph_jax.xla.stages import Executable, Lowering, count_executable
@@ -202,7 +202,7 @@ class Loader:
 
     def note(self, request: CompileRequest, fields: Fields, miss: Miss) -> None:
         """Logs why an executable is compiled: at INFO where it is only absent."""
-        if miss.reason is not Reason.ABSENT:
+        if miss.reason is not MissReason.ABSENT:
             logger.warning("%s is compiled again: %s", request, miss)
         elif logger.isEnabledFor(logging.INFO):
             name = request.program.target.name

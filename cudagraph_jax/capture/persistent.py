@@ -26,7 +26,7 @@ from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.program import CompileRequest, Program
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.store import GraphStore, Miss, Reason
+from cudagraph_jax.store import GraphStore, Miss, MissReason
 from cudagraph_jax.store.identity import plain
 from cudagraph_jax.xla import serialize as serial
 from cudagraph_jax.xla.compiles import cache_hits
@@ -153,7 +153,7 @@ class Shelf:
         self, request: CompileRequest, found: Found, missed: Miss | None, *, home: Fields | None
     ) -> tuple[Outputs, Executable]:
         """What was found by what it lowers to, from now on to be found as `home`, too."""
-        if missed is not None and missed.reason is not Reason.ABSENT:
+        if missed is not None and missed.reason is not MissReason.ABSENT:
             logger.warning("%s is loaded without its fingerprint: %s", request, missed)
         if home is not None:
             payload = found.stored.payload
@@ -164,7 +164,7 @@ class Shelf:
         """Logs once why an executable is compiled that was looked for in several ways."""
         misses = [(fields, miss) for fields, miss in looks if miss is not None]
         if misses:
-            said = next((it for it in misses if it[1].reason is not Reason.ABSENT), misses[0])
+            said = next((it for it in misses if it[1].reason is not MissReason.ABSENT), misses[0])
             self._loader.note(request, *said)
 
     def _compile_alone(

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cudagraph_jax._base.fork import forkable_lock, use_jax
-from cudagraph_jax._base.lru import Made, SingleFlightLRU
+from cudagraph_jax._base.lru import Cached, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
 from cudagraph_jax.capture.build import Builder, shelf_of
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
@@ -171,7 +171,7 @@ class CUDAGraphRegistry:
         call: Call,
         *,
         iterations: int = 0,
-    ) -> Made[CUDAGraphEntry]:
+    ) -> Cached[CUDAGraphEntry]:
         """The entry of `program` at `bucket`, compiled where absent and published whole.
 
         Args:

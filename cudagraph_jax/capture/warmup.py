@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from cudagraph_jax._base.lru import Made
+from cudagraph_jax._base.lru import Cached
 from cudagraph_jax.capture.budget import Budget
 from cudagraph_jax.capture.capturer import Capturer, is_stale
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
@@ -21,7 +21,7 @@ from cudagraph_jax.report.progress import Progress
 from cudagraph_jax.report.warmup_report import BucketWarmup, Status, WarmupReport
 from cudagraph_jax.shapes.ladder import Bucket
 
-Capture = Callable[[Bucket], Made[CUDAGraphEntry]]
+Capture = Callable[[Bucket], Cached[CUDAGraphEntry]]
 Failed = Callable[[Bucket, CaptureError], None]
 
 
@@ -91,7 +91,7 @@ def warm_up(
     return WarmupReport(name, tuple(records.values()), (clock() - start) * 1e3)
 
 
-def _record(made: Made[CUDAGraphEntry]) -> BucketWarmup:
+def _record(made: Cached[CUDAGraphEntry]) -> BucketWarmup:
     entry = made.value
     how: Status = "loaded" if entry.is_loaded else "captured"
     return BucketWarmup(
@@ -149,7 +149,7 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
         capturer.failures.remember(bucket, call.variant, error)
         registry.discard_broken(bucket, call.variant, error)
 
-    def capture(bucket: Bucket) -> Made[CUDAGraphEntry]:
+    def capture(bucket: Bucket) -> Cached[CUDAGraphEntry]:
         budget.check(bucket)
         begin_from(bucket)
         try:

@@ -13,7 +13,7 @@ from cudagraph_jax._base.text import text_pairs, text_table
 from cudagraph_jax.cli.checkup import Finding, Snapshot, findings
 from cudagraph_jax.cli.store.shown import NO_ENTRIES
 from cudagraph_jax.errors import StoreError
-from cudagraph_jax.store import Checked, GraphStore, Reason
+from cudagraph_jax.store import Checked, GraphStore, MissReason
 
 if TYPE_CHECKING:
     from cudagraph_jax.cli.options import Commands
@@ -152,7 +152,9 @@ def _findings(
 ) -> Iterator[Finding]:
     # Those that a key authenticates cannot be checked without it.
     bad = [
-        file for file in files if file.problem and file.problem.reason is not Reason.NOT_AUTHENTIC
+        file
+        for file in files
+        if file.problem and file.problem.reason is not MissReason.NOT_AUTHENTIC
     ]
     old = [file for file in files if file.is_whole and _is_of_others(file, versions)]
     if bad:

@@ -55,7 +55,7 @@ def micro_batches(rows: Sequence[Row], *, max_size: int, seed: int = 0) -> list[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class ServedBatch:
     """One micro-batch's answer.
 
     Attributes:
@@ -75,7 +75,7 @@ class Served:
 class Traffic:
     """A stream that was served, in order."""
 
-    served: tuple[Served, ...]
+    served: tuple[ServedBatch, ...]
 
     def __getitem__(self, part: slice) -> Traffic:
         return Traffic(served=self.served[part])
@@ -150,7 +150,7 @@ def drive_in_turn(
         step: Called with each micro-batch's shape when all have served it.
         clock: Seconds.
     """
-    served: list[list[Served]] = [[] for _ in serves]
+    served: list[list[ServedBatch]] = [[] for _ in serves]
     with CompileCounter() as counter:
         for turn, batch in enumerate(batches):
             for place in range(len(serves)):
@@ -162,10 +162,10 @@ def drive_in_turn(
 
 def _serve_one(
     serve: Serve, batch: MicroBatch, counter: CompileCounter, clock: Callable[[], float]
-) -> Served:
+) -> ServedBatch:
     before, start = counter.compiles, clock()
     vectors = serve(batch.ids, batch.mask)
     latency_ms = (clock() - start) * 1e3
-    return Served(
+    return ServedBatch(
         batch=batch, vectors=vectors, latency_ms=latency_ms, compiles=counter.compiles - before
     )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.log import logger
-from cudagraph_jax._base.lru import Made
+from cudagraph_jax._base.lru import Cached
 from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.capture.failures import is_final
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
@@ -34,7 +34,7 @@ from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.shapes.pytrees import PyTree
 
 
-class Served(NamedTuple):
+class Reply(NamedTuple):
     """The answer to a call.
 
     Attributes:
@@ -47,7 +47,7 @@ class Served(NamedTuple):
     route: Route | None = None
 
 
-Act = Callable[[Call, Decision], Served | None]
+Act = Callable[[Call, Decision], Reply | None]
 REFUSED = object()
 """What `Dispatcher.replay` gives for arguments that the compiled function does not take."""
 
@@ -218,7 +218,7 @@ class Dispatcher:
             return self._replay_decided
         return self._capture if decision.mode is CUDAGraphMode.CAPTURE else self._eager
 
-    def _queue_and_answer(self, call: Call, decision: Decision) -> Served | None:
+    def _queue_and_answer(self, call: Call, decision: Decision) -> Reply | None:
         if not self._queue(call):
             return None
         queued = decision._replace(in_background=False)
@@ -231,14 +231,14 @@ class Dispatcher:
                 self.capturer.capture_later(self.bucket_for(call), call)
             return admitted
 
-    def _replay_decided(self, call: Call, decision: Decision) -> Served:
+    def _replay_decided(self, call: Call, decision: Decision) -> Reply:
         entry, reason = decision.entry, Reason.MEMORY
         assert entry is not None  # or this is not what was decided
         route = entry.route_for(call, fit=decision.fit)
         try:
             outputs = route.run(call.args, call.kwargs)
             # The bucket that is being captured takes over as soon as it is there.
-            return Served(outputs, None if decision.is_passing else route)
+            return Reply(outputs, None if decision.is_passing else route)
         except Exception as error:
             failure = error
         if entry.is_loaded and not entry.replay_count:
@@ -247,9 +247,9 @@ class Dispatcher:
         else:
             outputs = without_memory(call, route.bucket, failure)
         self.outcomes.add("eager", reason, call.sizes)
-        return Served(outputs)
+        return Reply(outputs)
 
-    def _capture(self, call: Call, decision: Decision) -> Served | None:
+    def _capture(self, call: Call, decision: Decision) -> Reply | None:
         bucket = decision.bucket
         assert bucket is not None  # or this is not what was decided
         with self.capturer.gate.admission() as admitted:
@@ -266,15 +266,15 @@ class Dispatcher:
                     outputs = run(call.args, call.kwargs)
                     if made.is_new:
                         self.outcomes.add("capture", decision.reason, call.sizes)
-                    return Served(outputs, route)
+                    return Reply(outputs, route)
                 except Exception as error:
                     answer = partial(without_entry, self.capturer, call, bucket, error)
             # Not within the `except`: a mistake in the function is to show its own traceback alone.
             outputs = answer()
         self.outcomes.add("eager", Reason.FAILED, call.sizes)
-        return Served(outputs)
+        return Reply(outputs)
 
-    def _split(self, call: Call, decision: Decision) -> Served:
+    def _split(self, call: Call, decision: Decision) -> Reply:
         """The call in pieces, each in its bucket; a piece without one runs eagerly."""
         donated = call.target.donate_argnums
         parts = list(pieces(call, largest=self._largest_piece, donate_argnums=donated))
@@ -292,9 +292,9 @@ class Dispatcher:
         whole = joined(results, outputs, rows, seq_len=call.sizes.seq_len)
         delete_donated(call, donated)
         self.outcomes.add("split", Reason.OVERFLOW, call.sizes)
-        return Served(whole)
+        return Reply(whole)
 
-    def _run_piece(self, call: Call, made: Made[CUDAGraphEntry] | None) -> PyTree:
+    def _run_piece(self, call: Call, made: Cached[CUDAGraphEntry] | None) -> PyTree:
         if made is None:
             return answer_eagerly(call)
         route = piece_route(made.value, call)
@@ -305,7 +305,7 @@ class Dispatcher:
                 return without_entry(self.capturer, call, route.bucket, error)
             return without_memory(call, route.bucket, error)
 
-    def _held(self, call: Call) -> Made[CUDAGraphEntry] | None:
+    def _held(self, call: Call) -> Cached[CUDAGraphEntry] | None:
         """The entry that serves a piece, captured where that is allowed."""
         while True:
             decision = self.decide(call)
@@ -314,7 +314,7 @@ class Dispatcher:
             if decision.in_background and not self._queue(call):
                 continue
             if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
-                return None if decision.entry is None else Made(decision.entry, is_new=False)
+                return None if decision.entry is None else Cached(decision.entry, is_new=False)
             with self.capturer.gate.admission() as admitted:
                 if not admitted:
                     continue
@@ -326,13 +326,13 @@ class Dispatcher:
                         raise
                     return None
 
-    def _eager(self, call: Call, decision: Decision) -> Served:
+    def _eager(self, call: Call, decision: Decision) -> Reply:
         outputs = answer_eagerly(call)
         self.outcomes.add("eager", decision.reason, call.sizes)
-        return Served(outputs)
+        return Reply(outputs)
 
 
-def _refuse(call: Call, decision: Decision) -> Served:
+def _refuse(call: Call, decision: Decision) -> Reply:
     assert decision.error is not None  # or this is not what was decided
     raise decision.error
 

@@ -51,7 +51,7 @@ USUAL = Tolerance()
 EXACT = Tolerance(0.0, 0.0)
 
 
-class Difference(NamedTuple):
+class ArrayDifference(NamedTuple):
     """An element that is off by more than it may be.
 
     Attributes:
@@ -71,7 +71,7 @@ class Difference(NamedTuple):
 
 def worst_difference(
     found: Array, expected: Array, *, tolerance: Tolerance = USUAL
-) -> Difference | None:
+) -> ArrayDifference | None:
     """The element that is furthest beyond the tolerance; None where all are within.
 
     Raises:
@@ -91,7 +91,9 @@ def worst_difference(
     if excess[worst] <= 0:
         return None
     at = tuple(int(place) for place in worst)
-    return Difference(at, found[worst], expected[worst], float(off[worst]), float(allowed[worst]))
+    return ArrayDifference(
+        at, found[worst], expected[worst], float(off[worst]), float(allowed[worst])
+    )
 
 
 def _distances(

@@ -13,7 +13,7 @@ from cudagraph_jax.planning.evaluation import evaluate, standard_grids, waste
 from cudagraph_jax.planning.observed import LARGEST_SIZE, Floats, Ints, Observed, Sizes
 from cudagraph_jax.planning.partition import worthwhile
 from cudagraph_jax.planning.plan import BucketPlan, PlanPoint, PlanRow
-from cudagraph_jax.planning.search import Grid, Problem, best_grids, places_of
+from cudagraph_jax.planning.search import Problem, ProductGrid, best_grids, places_of
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 
 Headroom = int | float | tuple[int, int]
@@ -149,7 +149,7 @@ def _choices(cost: Cost, batches: Ints, seqs: Ints) -> tuple[Ints, Ints, Floats]
     return batches[kept], seqs, unit[kept]
 
 
-def _curve(grids: list[Grid], ideal: float) -> tuple[PlanPoint, ...]:
+def _curve(grids: list[ProductGrid], ideal: float) -> tuple[PlanPoint, ...]:
     """The waste of each number of buckets, up to where more of them are worth nothing."""
     useful = max(grid.graphs for grid in grids)
     return tuple(

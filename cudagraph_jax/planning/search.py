@@ -17,7 +17,7 @@ MOST_WORK = 3e8
 """Array elements to go through up to which all ladders of one axis are tried: a second or two."""
 
 
-class Grid(NamedTuple):
+class ProductGrid(NamedTuple):
     """A product of two ladders, as places among the candidates of each axis.
 
     Attributes:
@@ -35,9 +35,9 @@ class Grid(NamedTuple):
         """How many buckets it has."""
         return len(self.batches) * len(self.seqs)
 
-    def transposed(self) -> Grid:
+    def transposed(self) -> ProductGrid:
         """The same with the axes exchanged."""
-        return Grid(self.cost, self.seqs, self.batches)
+        return ProductGrid(self.cost, self.seqs, self.batches)
 
 
 class Problem(NamedTuple):
@@ -74,13 +74,13 @@ class Problem(NamedTuple):
         weight, unit = _merged(np.diff(self.upto[batches], axis=0, prepend=0.0), self.unit[batches])
         return Axis(_from_zero(weight), _from_zero(unit))
 
-    def grid(self, batches: Ints, seqs: Ints) -> Grid:
+    def grid(self, batches: Ints, seqs: Ints) -> ProductGrid:
         """The grid of two ladders."""
         at = seqs + 1
         gaps = self.axis(batches).gap(np.append(0, at[:-1]), at)
-        return Grid(float(gaps.sum()), tuple(batches.tolist()), tuple(seqs.tolist()))
+        return ProductGrid(float(gaps.sum()), tuple(batches.tolist()), tuple(seqs.tolist()))
 
-    def grids(self, batches: Ints, max_graphs: int, *, optimal: bool = True) -> list[Grid]:
+    def grids(self, batches: Ints, max_graphs: int, *, optimal: bool = True) -> list[ProductGrid]:
         """The ladder of the first axis with the best of the second, for every length of that.
 
         Args:
@@ -91,7 +91,7 @@ class Problem(NamedTuple):
         result = partition(self.axis(batches), max_graphs // len(batches), optimal=optimal)
         chosen = tuple(batches.tolist())
         return [
-            Grid(float(cost), chosen, tuple(result.ladder(index + 1).tolist()))
+            ProductGrid(float(cost), chosen, tuple(result.ladder(index + 1).tolist()))
             for index, cost in enumerate(result.costs)
             if index == 0 or cost < result.costs[index - 1]
         ]
@@ -103,7 +103,7 @@ def best_grids(
     starts: Iterable[tuple[Ints, Ints]],
     *,
     most_work: float = MOST_WORK,
-) -> list[Grid]:
+) -> list[ProductGrid]:
     """The best grid found with at most 1, 2 … `max_graphs` buckets.
 
     Where one axis has few candidates, all its ladders are tried, each with the optimum of the
@@ -121,7 +121,7 @@ def best_grids(
         grids = _enumerated(problem, max_graphs)
     else:
         grids = _descended(problem, max_graphs, starts)
-    best: dict[int, Grid] = {}
+    best: dict[int, ProductGrid] = {}
     for grid in grids:
         if grid.graphs not in best or grid.cost < best[grid.graphs].cost:
             best[grid.graphs] = grid
@@ -132,7 +132,7 @@ def best_grids(
     return found
 
 
-def _enumerated(problem: Problem, max_graphs: int) -> Iterator[Grid]:
+def _enumerated(problem: Problem, max_graphs: int) -> Iterator[ProductGrid]:
     if problem.unit.shape[0] > problem.unit.shape[1]:
         for grid in _enumerated(problem.transposed(), max_graphs):
             yield grid.transposed()
@@ -145,7 +145,7 @@ def _enumerated(problem: Problem, max_graphs: int) -> Iterator[Grid]:
 
 def _descended(
     problem: Problem, max_graphs: int, starts: Iterable[tuple[Ints, Ints]]
-) -> Iterator[Grid]:
+) -> Iterator[ProductGrid]:
     sides = (problem, problem.transposed())
     seen: set[tuple[int, tuple[int, ...]]] = set()
     # A single bucket, whatever the starts are worth.
@@ -170,7 +170,7 @@ def _improved(
     ladder: Ints,
     max_graphs: int,
     seen: set[tuple[int, tuple[int, ...]]],
-) -> Iterator[Grid]:
+) -> Iterator[ProductGrid]:
     """From the ladder of one axis, each axis in turn made the best for the other one.
 
     It ends where it gains nothing, or where another start has been before.

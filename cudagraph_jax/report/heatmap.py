@@ -117,7 +117,7 @@ _NEVER = "–"
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class HeatGrid:
     """Replays and padding by bucket, all variants of a bucket together.
 
     Attributes:
@@ -133,7 +133,7 @@ class Grid:
     seq_lens: Sequence[int]
 
     @classmethod
-    def of(cls, stats: Mapping[str, Any], *, most: tuple[int, int]) -> Grid:
+    def of(cls, stats: Mapping[str, Any], *, most: tuple[int, int]) -> HeatGrid:
         """The grid of a manager's statistics.
 
         Args:

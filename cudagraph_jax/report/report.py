@@ -13,7 +13,7 @@ from cudagraph_jax._base.files import write_whole
 from cudagraph_jax._base.html import escaped, pairs_fragment, styled, table_fragment
 from cudagraph_jax._base.text import one_line, text_pairs, text_table
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.report.heatmap import ON_A_PAGE, Grid
+from cudagraph_jax.report.heatmap import ON_A_PAGE, HeatGrid
 from cudagraph_jax.report.page import page, section
 from cudagraph_jax.report.summary import alerts, headline, stats_text, tiles, totals, troubles
 from cudagraph_jax.report.tables import buckets_html, sizes_html, sizes_text
@@ -91,7 +91,7 @@ class Report:
         stats = self.stats
         maps: list[str] = []
         if stats["registry"]["graphs"]:
-            grid = Grid.of(stats, most=ON_A_PAGE)
+            grid = HeatGrid.of(stats, most=ON_A_PAGE)
             maps = [grid.hits_map().html(), grid.waste_map().html()]
         failures = table_fragment("Failures", _FAILURES, self.failures) if self.failures else ""
         environment = list(self.environment.items())

@@ -7,7 +7,7 @@ from typing import Any
 
 from cudagraph_jax._base.html import escaped, styled
 from cudagraph_jax._base.text import one_line, text_pairs
-from cudagraph_jax.report.heatmap import ON_A_TERMINAL, Grid
+from cudagraph_jax.report.heatmap import ON_A_TERMINAL, HeatGrid
 from cudagraph_jax.report.tables import NONE_YET, buckets_html, buckets_text
 from cudagraph_jax.report.words import exact, listed, part, seconds, things
 
@@ -145,7 +145,7 @@ def stats_text(name: str, stats: Mapping[str, Any]) -> str:
     head = [one_line(name), *troubles(stats), text_pairs(totals(stats))]
     if not stats["registry"]["graphs"]:
         return "\n\n".join(["\n".join(head), NONE_YET])
-    grid = Grid.of(stats, most=ON_A_TERMINAL)
+    grid = HeatGrid.of(stats, most=ON_A_TERMINAL)
     maps = [grid.hits_map().text(), grid.waste_map().text()]
     return "\n\n".join(["\n".join(head), *maps, buckets_text(stats)])
 

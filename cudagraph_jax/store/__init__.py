@@ -3,7 +3,16 @@
 from cudagraph_jax._base.text import Json
 from cudagraph_jax.store.folder import Files
 from cudagraph_jax.store.identity import Difference, Identity
-from cudagraph_jax.store.outcomes import Beside, Checked, Miss, Near, Pruned, Reason, Record, Stored
+from cudagraph_jax.store.outcomes import (
+    Beside,
+    Checked,
+    Miss,
+    MissReason,
+    Near,
+    Pruned,
+    Record,
+    Stored,
+)
 from cudagraph_jax.store.store import GraphStore
 
 __all__ = [
@@ -15,9 +24,9 @@ __all__ = [
     "Identity",
     "Json",
     "Miss",
+    "MissReason",
     "Near",
     "Pruned",
-    "Reason",
     "Record",
     "Stored",
 ]

@@ -11,7 +11,7 @@ from typing import IO
 from cudagraph_jax.store.folder import Folder
 from cudagraph_jax.store.format import PREFIX_BYTES, read_header, read_prefix, unpack
 from cudagraph_jax.store.identity import SUFFIX, file_name
-from cudagraph_jax.store.outcomes import SPOILED, Miss, Reason, Record, Stored, UnusableError
+from cudagraph_jax.store.outcomes import SPOILED, Miss, MissReason, Record, Stored, UnusableError
 
 BAD = ".bad"
 MOST_BAD = 16
@@ -116,14 +116,14 @@ def problem_in(name: str, data: bytes, *, key: bytes | None) -> Miss | None:
     """Why bytes would not be loaded as the entry of a name; None if they would."""
     try:
         if not is_entry(name):
-            raise UnusableError("it has no name of an entry", reason=Reason.FOREIGN)
+            raise UnusableError("it has no name of an entry", reason=MissReason.FOREIGN)
         header, _ = unpack(data, key=key)
     except UnusableError as problem:
         return as_miss(name, problem)
     if file_name(header.identity) == name:
         return None
     detail = "its name is not that of what it holds"
-    return Miss(file=name, reason=Reason.DIFFERS, detail=detail)
+    return Miss(file=name, reason=MissReason.DIFFERS, detail=detail)
 
 
 def as_miss(name: str, problem: UnusableError, *, moved_to: str | None = None) -> Miss:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cudagraph_jax.errors import ConfigError
-from cudagraph_jax.store.outcomes import Reason, UnusableError
+from cudagraph_jax.store.outcomes import MissReason, UnusableError
 
 TEMPORARY = ".tmp"
 
@@ -109,7 +109,7 @@ class Folder:
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
-                raise UnusableError("it is no ordinary file", reason=Reason.FOREIGN)
+                raise UnusableError("it is no ordinary file", reason=MissReason.FOREIGN)
             unsafe = danger(status, self.path / name, uid=os.geteuid())
             if unsafe is not None and not self._is_trusted:
                 raise UnusableError(unsafe)
@@ -119,7 +119,9 @@ class Folder:
             problem.seen = status and (status.st_dev, status.st_ino)
             raise
         except OSError as error:
-            raise UnusableError(f"it cannot be read: {error}", reason=Reason.UNREADABLE) from error
+            raise UnusableError(
+                f"it cannot be read: {error}", reason=MissReason.UNREADABLE
+            ) from error
         finally:
             os.close(file)
 
@@ -183,7 +185,7 @@ def opened(path: Path, *, is_trusted: bool, files: Files) -> Iterator[Folder]:
     try:
         descriptor = os.open(path, _READ | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UnusableError(no_directory(path), reason=Reason.ABSENT) from error
+        raise UnusableError(no_directory(path), reason=MissReason.ABSENT) from error
     except OSError as error:
         raise _unreadable(path, error) from error
     try:
@@ -214,15 +216,17 @@ def _unreadable(path: Path, error: OSError) -> UnusableError:
             f": it is its owner's alone; run as that user, or make it over: chown -R "
             f"{os.geteuid()} {path}"
         )
-    return UnusableError(what, reason=Reason.UNREADABLE)
+    return UnusableError(what, reason=MissReason.UNREADABLE)
 
 
 def _not_opened(error: OSError) -> UnusableError:
     if error.errno == errno.ENOENT:
-        return UnusableError("there is no such file", reason=Reason.ABSENT)
+        return UnusableError("there is no such file", reason=MissReason.ABSENT)
     if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
-        return UnusableError("it is a link or a socket", reason=Reason.FOREIGN)
-    return UnusableError(f"it cannot be read: {error.strerror or error}", reason=Reason.UNREADABLE)
+        return UnusableError("it is a link or a socket", reason=MissReason.FOREIGN)
+    return UnusableError(
+        f"it cannot be read: {error.strerror or error}", reason=MissReason.UNREADABLE
+    )
 
 
 _ROOT = 0

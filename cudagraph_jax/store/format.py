@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store.identity import text_of
-from cudagraph_jax.store.outcomes import Reason, UnusableError
+from cudagraph_jax.store.outcomes import MissReason, UnusableError
 
 MAGIC = b"\x89CGJ\r\n\x1a\n"
 VERSION = 1
@@ -102,21 +102,21 @@ def read_prefix(start: bytes, *, file_bytes: int) -> Prefix:
         UnusableError: It is foreign, outdated, truncated, or states what cannot be.
     """
     if start[:8] != MAGIC[: len(start)]:
-        _refuse(Reason.FOREIGN, "it does not start like a file of this package")
+        _refuse(MissReason.FOREIGN, "it does not start like a file of this package")
     if len(start) >= _VERSION.size:
         _, version = _VERSION.unpack_from(start)
         if version != VERSION:
-            _refuse(Reason.OUTDATED, f"format version {version}, where {VERSION} is read")
+            _refuse(MissReason.OUTDATED, f"format version {version}, where {VERSION} is read")
     if len(start) < PREFIX_BYTES:
-        _refuse(Reason.TRUNCATED, f"{file_bytes} bytes are not even its beginning")
+        _refuse(MissReason.TRUNCATED, f"{file_bytes} bytes are not even its beginning")
     _, _, keyed, header_bytes, payload_bytes = _PREFIX.unpack_from(start)
     if keyed > 1 or header_bytes > MAX_HEADER_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
-        _refuse(Reason.CORRUPT, f"no file has {header_bytes=}, {payload_bytes=}, {keyed=}")
+        _refuse(MissReason.CORRUPT, f"no file has {header_bytes=}, {payload_bytes=}, {keyed=}")
     prefix = Prefix(header_bytes, payload_bytes, keyed == 1)
     if file_bytes < prefix.file_bytes:
-        _refuse(Reason.TRUNCATED, f"it has {file_bytes:,} of {prefix.file_bytes:,} bytes")
+        _refuse(MissReason.TRUNCATED, f"it has {file_bytes:,} of {prefix.file_bytes:,} bytes")
     if file_bytes > prefix.file_bytes:
-        _refuse(Reason.CORRUPT, f"it has {file_bytes - prefix.file_bytes:,} bytes too many")
+        _refuse(MissReason.CORRUPT, f"it has {file_bytes - prefix.file_bytes:,} bytes too many")
     return prefix
 
 
@@ -132,7 +132,7 @@ def unpack(data: bytes, *, key: bytes | None) -> tuple[Header, bytes]:
     end = PREFIX_BYTES + prefix.header_bytes + prefix.payload_bytes
     digest = data[end : end + _DIGEST_BYTES]
     if not hmac.compare_digest(_digest(memoryview(data)[:end]), digest):
-        _refuse(Reason.CORRUPT, "its checksum is wrong")
+        _refuse(MissReason.CORRUPT, "its checksum is wrong")
     _authenticate(digest, data[end + _DIGEST_BYTES :], key)
     start = PREFIX_BYTES + prefix.header_bytes
     return read_header(data[PREFIX_BYTES:start]), data[start:end]
@@ -155,11 +155,11 @@ def read_header(text: bytes) -> Header:
 
 def _authenticate(digest: bytes, tag: bytes, key: bytes | None) -> None:
     if key is None and tag:
-        _refuse(Reason.NOT_AUTHENTIC, "it was written with a key, and this store has none")
+        _refuse(MissReason.NOT_AUTHENTIC, "it was written with a key, and this store has none")
     if key is not None and not tag:
-        _refuse(Reason.NOT_AUTHENTIC, "it was written without a key, and this store has one")
+        _refuse(MissReason.NOT_AUTHENTIC, "it was written without a key, and this store has one")
     if key is not None and not hmac.compare_digest(_tag(key, digest), tag):
-        _refuse(Reason.NOT_AUTHENTIC, "it was not written with this store's key")
+        _refuse(MissReason.NOT_AUTHENTIC, "it was not written with this store's key")
 
 
 def _digest(*pieces: bytes | memoryview) -> bytes:
@@ -184,8 +184,8 @@ def _no_number(constant: str) -> NoReturn:
 
 
 def _no_header() -> NoReturn:
-    _refuse(Reason.CORRUPT, "its header is no header of this package")
+    _refuse(MissReason.CORRUPT, "its header is no header of this package")
 
 
-def _refuse(reason: Reason, message: str) -> NoReturn:
+def _refuse(reason: MissReason, message: str) -> NoReturn:
     raise UnusableError(message, reason=reason)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.store.folder import Folder
-from cudagraph_jax.store.outcomes import Reason, UnusableError
+from cudagraph_jax.store.outcomes import MissReason, UnusableError
 
 MANIFEST = "hot.json"
 
@@ -58,7 +58,7 @@ def _read(folder: Folder) -> tuple[dict[str, dict[str, int]], float]:
             for name, counts in json.loads(text).items()
         }
     except UnusableError as problem:
-        if problem.reason is not Reason.ABSENT:
+        if problem.reason is not MissReason.ABSENT:
             logger.warning("%s is not used: %s", folder.path / MANIFEST, problem)
         return {}, 0.0
     except (ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:

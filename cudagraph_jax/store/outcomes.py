@@ -10,7 +10,7 @@ from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store.identity import Difference, in_words
 
 
-class Reason(Enum):
+class MissReason(Enum):
     """Why a file gives no payload."""
 
     ABSENT = "absent"
@@ -33,7 +33,9 @@ class Reason(Enum):
     """Somebody else may change it, and there is no key to notice that."""
 
 
-SPOILED = frozenset({Reason.TRUNCATED, Reason.CORRUPT, Reason.FOREIGN, Reason.OUTDATED})
+SPOILED = frozenset(
+    {MissReason.TRUNCATED, MissReason.CORRUPT, MissReason.FOREIGN, MissReason.OUTDATED}
+)
 """What is moved aside: such a file is of use to nobody who reads this directory."""
 
 
@@ -42,7 +44,7 @@ class UnusableError(StoreError):
 
     Attributes:
         reason: Why, in one word.
-        differences: Where its identity is another one, with `Reason.DIFFERS`.
+        differences: Where its identity is another one, with `MissReason.DIFFERS`.
         seen: Device and inode of the file that was opened; None if none was.
     """
 
@@ -50,7 +52,7 @@ class UnusableError(StoreError):
         self,
         message: str,
         *,
-        reason: Reason = Reason.UNSAFE,
+        reason: MissReason = MissReason.UNSAFE,
         differences: tuple[Difference, ...] = (),
     ) -> None:
         super().__init__(message)
@@ -88,12 +90,12 @@ class Miss:
         file: The name that its file has, or would have.
         reason: Why, in one word.
         detail: Why, in a sentence for the log.
-        differences: The fields that differ, with `Reason.DIFFERS`.
+        differences: The fields that differ, with `MissReason.DIFFERS`.
         moved_to: The name under which the file was put aside; None if it was left.
     """
 
     file: str
-    reason: Reason
+    reason: MissReason
     detail: str
     differences: tuple[Difference, ...] = ()
     moved_to: str | None = None

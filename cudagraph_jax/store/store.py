@@ -35,9 +35,9 @@ from cudagraph_jax.store.outcomes import (
     Beside,
     Checked,
     Miss,
+    MissReason,
     Near,
     Pruned,
-    Reason,
     Record,
     Stored,
     UnusableError,
@@ -127,7 +127,7 @@ class GraphStore:
         except UnusableError as problem:
             if not is_again:
                 self._counts.miss(problem.reason)
-            if problem.reason is Reason.UNSAFE:
+            if problem.reason is MissReason.UNSAFE:
                 raise
             return as_miss(name, problem)
 
@@ -267,9 +267,9 @@ class GraphStore:
             stored = read_entry(folder, name, key=self._key)
             if found := differences(stored.identity, wanted):
                 message = f"it holds another executable, with {in_words(found)}"
-                raise UnusableError(message, reason=Reason.DIFFERS, differences=found)
+                raise UnusableError(message, reason=MissReason.DIFFERS, differences=found)
         except UnusableError as problem:
-            if problem.reason is Reason.UNSAFE:
+            if problem.reason is MissReason.UNSAFE:
                 raise
             moved = None
             if self.mode == "rw":
@@ -342,7 +342,7 @@ class GraphStore:
         try:
             with self._opened() as folder:
                 if not is_entry(file):
-                    raise UnusableError("it is no name of an entry", reason=Reason.ABSENT)
+                    raise UnusableError("it is no name of an entry", reason=MissReason.ABSENT)
                 return read_entry(folder, file, key=self._key)
         except UnusableError as problem:
             return as_miss(file, problem)
@@ -355,7 +355,7 @@ class GraphStore:
         with self._opened() as folder:
             if not is_entry(file):
                 detail = "it is no name of an entry"
-                return Miss(file=file, reason=Reason.ABSENT, detail=detail)
+                return Miss(file=file, reason=MissReason.ABSENT, detail=detail)
             return read_file(folder, file, key=self._key)
 
     def nearest(
@@ -443,7 +443,7 @@ class GraphStore:
             try:
                 folder = stack.enter_context(self._opened())
             except UnusableError as problem:
-                if problem.reason is not Reason.ABSENT:
+                if problem.reason is not MissReason.ABSENT:
                     raise
             yield folder
 
@@ -492,7 +492,7 @@ class Counts:
     def __init__(self) -> None:
         self._lock = forkable_lock()
         self._hits = 0
-        self._misses: Counter[Reason] = Counter()
+        self._misses: Counter[MissReason] = Counter()
         self._moved_aside = 0
         self._written = 0
 
@@ -501,7 +501,7 @@ class Counts:
         with self._lock:
             self._hits += 1
 
-    def miss(self, reason: Reason) -> None:
+    def miss(self, reason: MissReason) -> None:
         """An executable was not found."""
         with self._lock:
             self._misses[reason] += 1
@@ -521,7 +521,7 @@ class Counts:
         with self._lock:
             return {
                 "hits": self._hits,
-                "misses": {reason.value: self._misses[reason] for reason in Reason},
+                "misses": {reason.value: self._misses[reason] for reason in MissReason},
                 "moved_aside": self._moved_aside,
                 "written": self._written,
             }

@@ -10,7 +10,7 @@ import numpy as np
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.graphs.check import Trial
-from cudagraph_jax.graphs.compare import Difference, Tolerance, worst_difference
+from cudagraph_jax.graphs.compare import ArrayDifference, Tolerance, worst_difference
 from cudagraph_jax.graphs.trial import poison, poisonable
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.testing.examples import check_examples
@@ -84,7 +84,7 @@ def assert_bucketing_preserves(
     check_examples(check, drawn, settings=settings)
 
 
-def _message(answers: Answers, name: str, worst: Difference, tolerance: Tolerance) -> str:
+def _message(answers: Answers, name: str, worst: ArrayDifference, tolerance: Tolerance) -> str:
     call, bucket = answers.call, answers.entry.bucket
     allowed = f", and {worst.allowed:.2g} is allowed" if worst.allowed else ""
     off = "" if isinstance(worst.found, (np.integer, np.bool_)) else f": off by {worst.off:.3g}"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cudagraph_jax.demo.traffic import (
     MicroBatch,
-    Served,
+    ServedBatch,
     Traffic,
     drive,
     drive_in_turn,
@@ -111,7 +111,7 @@ def test_percentiles(percent, expected):
     """A percentile is a latency that was measured."""
     batch = MicroBatch(places=(0,), ids=np.ones((1, 1), np.int32), mask=np.ones((1, 1), np.int32))
     served = tuple(
-        Served(
+        ServedBatch(
             batch=batch, vectors=np.zeros((1, 1), np.float32), latency_ms=float(latency), compiles=0
         )
         for latency in range(100, 0, -1)

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudagraph_jax.report.heatmap import LEVELS, ON_A_PAGE, Grid
+from cudagraph_jax.report.heatmap import LEVELS, ON_A_PAGE, HeatGrid
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.helpers.snapshots import STATS, graph, manager_stats
 
 
 def grid(*graphs, most=ON_A_PAGE):
-    return Grid.of(manager_stats(*graphs), most=most)
+    return HeatGrid.of(manager_stats(*graphs), most=most)
 
 
 def test_variants_of_a_bucket_are_added_up():
@@ -68,7 +68,7 @@ def test_shades_grow_with_the_number(counts):
 @given(STATS.filter(lambda stats: stats["registry"]["graphs"]), st.integers(1, 30))
 def test_any_snapshot(stats, most):
     """Any statistics give maps within their limits, of which every cell has a shade."""
-    found = Grid.of(stats, most=(most, most))
+    found = HeatGrid.of(stats, most=(most, most))
     for shown in (found.hits_map(), found.waste_map()):
         assert max(len(shown.batch_sizes), len(shown.seq_lens)) <= most
         assert all(0 <= cell.level < LEVELS for cell in shown.cells.values())

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from cudagraph_jax.errors import ConfigError
-from cudagraph_jax.store import Difference, GraphStore, Miss, Reason, Stored
+from cudagraph_jax.store import Difference, GraphStore, Miss, MissReason, Stored
 from cudagraph_jax.store.identity import file_name
 from tests.helpers.stores import (
     EXTRA,
@@ -72,7 +72,7 @@ def test_ls_reads_no_payload(tmp_path):
     (tmp_path / FILE).write_bytes(content)
     assert store.ls()[0].problem is None
     assert store.verify()[0].problem == Miss(
-        file=FILE, reason=Reason.CORRUPT, detail="its checksum is wrong"
+        file=FILE, reason=MissReason.CORRUPT, detail="its checksum is wrong"
     )
 
 
@@ -82,7 +82,11 @@ def test_ls_names_what_cannot_be_read(tmp_path):
     (tmp_path / FILE).write_bytes(b"spoiled")
     (record,) = store.ls()
     assert record.problem is not None
-    assert (record.problem.reason, record.identity, record.size_bytes) == (Reason.FOREIGN, {}, 7)
+    assert (record.problem.reason, record.identity, record.size_bytes) == (
+        MissReason.FOREIGN,
+        {},
+        7,
+    )
 
 
 def test_verify(store):
@@ -94,8 +98,8 @@ def test_verify(store):
     problems = {checked.record.file: checked.problem for checked in store.verify()}
     assert {name: problem and problem.reason for name, problem in problems.items()} == {
         names[0]: None,
-        names[1]: Reason.TRUNCATED,
-        names[3]: Reason.DIFFERS,
+        names[1]: MissReason.TRUNCATED,
+        names[3]: MissReason.DIFFERS,
         names[4]: None,
     }
     assert [checked.is_whole for checked in store.verify()].count(True) == 2
@@ -107,7 +111,7 @@ def test_verify_with_another_key(tmp_path):
     filled(tmp_path, key=KEY)
     (checked,) = GraphStore(tmp_path, key=OTHER_KEY).verify()
     assert checked.problem is not None
-    assert checked.problem.reason is Reason.NOT_AUTHENTIC
+    assert checked.problem.reason is MissReason.NOT_AUTHENTIC
 
 
 def test_read(store):
@@ -120,7 +124,7 @@ def test_read(store):
     for name in (f"../{FILE}", FILE, "", "/etc/passwd"):
         answer = store.read(name)
         assert isinstance(answer, Miss)
-        assert answer.reason is Reason.ABSENT
+        assert answer.reason is MissReason.ABSENT
 
 
 def test_nearest(tmp_path):

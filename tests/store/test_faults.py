@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cudagraph_jax.errors import StoreError
-from cudagraph_jax.store import Files, GraphStore, Reason
+from cudagraph_jax.store import Files, GraphStore, MissReason
 from cudagraph_jax.store.entries import is_bad
 from tests.helpers.stores import (
     FILE,
@@ -76,7 +76,7 @@ def test_every_truncation(tmp_path, key):
     for length in range(len(data)):
         (tmp_path / FILE).write_bytes(data[:length])
         miss = missed(store)
-        assert (miss.reason, miss.moved_to) == (Reason.TRUNCATED, f"{FILE}.bad")
+        assert (miss.reason, miss.moved_to) == (MissReason.TRUNCATED, f"{FILE}.bad")
     assert store.stats()["moved_aside"] == len(data)
 
 
@@ -87,7 +87,7 @@ def test_an_absurd_length_takes_no_memory(tmp_path):
     with open(tmp_path / FILE, "wb") as file:
         file.write(start)
         file.truncate(1 << 40)
-    assert missed(store).reason is Reason.CORRUPT
+    assert missed(store).reason is MissReason.CORRUPT
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_unreadable(tmp_path, code):
     filled(tmp_path)
     store = GraphStore(tmp_path, files=Failing("open", code))
     miss = missed(store)
-    assert (miss.reason, miss.moved_to) == (Reason.UNREADABLE, None)
+    assert (miss.reason, miss.moved_to) == (MissReason.UNREADABLE, None)
     assert os.strerror(code) in miss.detail
     assert store.ls()[0].problem is not None
     assert os.listdir(tmp_path) == [FILE]
@@ -164,10 +164,10 @@ def test_a_directory_of_which_nothing_is_said(tmp_path, call, code):
     for ask in asked:
         with pytest.raises(StoreError, match=f"cannot be read: .*{os.strerror(code)}") as raised:
             ask()
-        assert getattr(raised.value, "reason", None) is Reason.UNREADABLE
+        assert getattr(raised.value, "reason", None) is MissReason.UNREADABLE
     assert found(store).payload == PAYLOAD
     (tmp_path / FILE).write_bytes(b"spoiled")
-    assert missed(store).reason in (Reason.FOREIGN, Reason.TRUNCATED)
+    assert missed(store).reason in (MissReason.FOREIGN, MissReason.TRUNCATED)
 
 
 def test_a_directory_that_is_deleted_while_it_is_listed(tmp_path):
@@ -182,7 +182,7 @@ def test_a_file_that_cannot_be_moved_aside(tmp_path):
     (tmp_path / FILE).write_bytes(b"spoiled")
     store = GraphStore(tmp_path, files=Failing("rename", errno.EROFS))
     for _ in range(2):
-        assert (missed(store).reason, missed(store).moved_to) == (Reason.FOREIGN, None)
+        assert (missed(store).reason, missed(store).moved_to) == (MissReason.FOREIGN, None)
     assert os.listdir(tmp_path) == [FILE]
 
 
@@ -197,7 +197,7 @@ def test_a_limit_on_file_sizes(tmp_path):
         store.put({"n": 2}, PAYLOAD)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert missed(store, OTHER).reason is Reason.ABSENT
+    assert missed(store, OTHER).reason is MissReason.ABSENT
     assert found(store, {"n": 2}).payload == found(store).payload == PAYLOAD
     assert len(os.listdir(tmp_path)) == 2
 
@@ -243,7 +243,7 @@ def test_a_directory_that_becomes_a_file(tmp_path):
     store = filled(tmp_path / "graphs")
     shutil.rmtree(store.path)
     store.path.touch()
-    assert missed(store).reason is Reason.ABSENT
+    assert missed(store).reason is MissReason.ABSENT
 
 
 def test_a_link_to_the_directory(tmp_path):
@@ -262,7 +262,7 @@ def test_links_in_a_circle(tmp_path):
     store = filled(tmp_path / "graphs")
     store.path.rename(tmp_path / "real")
     store.path.symlink_to(tmp_path / "graphs")
-    assert missed(store).reason is Reason.UNREADABLE
+    assert missed(store).reason is MissReason.UNREADABLE
     for operation in (store.ls, lambda: GraphStore(store.path, mode="ro")):
         with pytest.raises(StoreError, match=r"cannot be read: .*symbolic links"):
             operation()
@@ -277,7 +277,7 @@ def test_a_link_for_a_file(tmp_path, key):
     (store.path / FILE).symlink_to(target)
     assert store.ls()[0].problem is not None
     miss = missed(store)
-    assert (miss.reason, miss.moved_to) == (Reason.FOREIGN, f"{FILE}.bad")
+    assert (miss.reason, miss.moved_to) == (MissReason.FOREIGN, f"{FILE}.bad")
     (store.path / FILE).symlink_to(target)
     before = target.read_bytes()
     store.put(IDENTITY, b"new")
@@ -298,7 +298,7 @@ def test_no_ordinary_file(tmp_path, monkeypatch, kind):
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(FILE)
     assert store.verify()[0].problem is not None
-    assert (missed(store).reason, os.listdir(tmp_path)) == (Reason.FOREIGN, [f"{FILE}.bad"])
+    assert (missed(store).reason, os.listdir(tmp_path)) == (MissReason.FOREIGN, [f"{FILE}.bad"])
     store.put(IDENTITY, PAYLOAD)
     assert found(store).payload == PAYLOAD
 
@@ -316,7 +316,7 @@ def test_whatever_lies_aside_already(tmp_path, kind, aside):
             path.write_text("something else")
     kept = [path.read_text() for path in tmp_path.glob("*/mine")]
     miss = missed(store)
-    assert miss.reason is Reason.FOREIGN
+    assert miss.reason is MissReason.FOREIGN
     assert miss.moved_to is not None
     assert is_bad(miss.moved_to)
     assert (tmp_path / miss.moved_to).exists()
@@ -359,7 +359,7 @@ def test_a_file_that_others_can_write(tmp_path, mode):
     before = snapshot(tmp_path)
     with pytest.raises(StoreError, match=f"run chmod go-w {tmp_path / FILE}, or give"):
         store.get(IDENTITY)
-    assert [c.problem and c.problem.reason for c in store.verify()].count(Reason.UNSAFE) == 1
+    assert [c.problem and c.problem.reason for c in store.verify()].count(MissReason.UNSAFE) == 1
     assert snapshot(tmp_path) == before
     assert found(store, OTHER).payload == PAYLOAD
     store.put(IDENTITY, PAYLOAD)

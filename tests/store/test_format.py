@@ -20,7 +20,7 @@ from cudagraph_jax.store.format import (
     unpack,
 )
 from cudagraph_jax.store.identity import differences
-from cudagraph_jax.store.outcomes import Reason, UnusableError
+from cudagraph_jax.store.outcomes import MissReason, UnusableError
 from tests.helpers.stores import EXTRA, IDENTITY, KEY, OTHER_KEY, PAYLOAD
 
 HEADER = Header(dict(IDENTITY), dict(EXTRA), 12.5)
@@ -52,9 +52,9 @@ def test_round_trip(identity, extra, payload, key):
 @given(st.binary(max_size=300), keys)
 def test_any_bytes(data, key):
     """Bytes that are no file are refused by name, whatever they are."""
-    assert refusal(data, key=key) in (Reason.FOREIGN, Reason.TRUNCATED)
-    assert isinstance(refusal(MAGIC + data, key=key), Reason)
-    assert isinstance(refusal(PLAIN[:16] + data, key=key), Reason)
+    assert refusal(data, key=key) in (MissReason.FOREIGN, MissReason.TRUNCATED)
+    assert isinstance(refusal(MAGIC + data, key=key), MissReason)
+    assert isinstance(refusal(PLAIN[:16] + data, key=key), MissReason)
 
 
 def test_layout():
@@ -75,15 +75,15 @@ def test_every_flipped_bit(data, key):
     for position in range(8 * len(data)):
         flipped = bytearray(data)
         flipped[position // 8] ^= 1 << position % 8
-        assert isinstance(refusal(bytes(flipped), key=key), Reason)
+        assert isinstance(refusal(bytes(flipped), key=key), MissReason)
 
 
 @pytest.mark.parametrize(("data", "key"), [(PLAIN, None), (SEALED, KEY)], ids=["plain", "sealed"])
 def test_every_truncation(data, key):
     """A file that lacks its end is truncated, at whatever length it stops."""
     reasons = {refusal(data[:length], key=key) for length in range(len(data))}
-    assert reasons == {Reason.TRUNCATED}
-    assert refusal(data + b"\0", key=key) is Reason.CORRUPT
+    assert reasons == {MissReason.TRUNCATED}
+    assert refusal(data + b"\0", key=key) is MissReason.CORRUPT
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_keys(data, key, words):
     """With the wrong key, without one, or with one too many, nothing is taken."""
     with pytest.raises(UnusableError, match=f"^{words}$") as raised:
         unpack(data, key=key)
-    assert raised.value.reason is Reason.NOT_AUTHENTIC
+    assert raised.value.reason is MissReason.NOT_AUTHENTIC
 
 
 def test_a_forged_file():
@@ -106,15 +106,15 @@ def test_a_forged_file():
     end = len(SEALED) - 64
     forged = SEALED[: end - 1] + bytes([SEALED[end - 1] ^ 1])
     forged += hashlib.sha256(forged).digest() + SEALED[-32:]
-    assert refusal(forged, key=KEY) is Reason.NOT_AUTHENTIC
+    assert refusal(forged, key=KEY) is MissReason.NOT_AUTHENTIC
 
 
 @pytest.mark.parametrize("version", [0, 2, 1 << 31])
 def test_other_versions(version):
     """Another format version is named before anything else of the file is looked at."""
     other = MAGIC + struct.pack("<I", version)
-    assert refusal(other) is Reason.OUTDATED
-    assert refusal(other + PLAIN[12:]) is Reason.OUTDATED
+    assert refusal(other) is MissReason.OUTDATED
+    assert refusal(other + PLAIN[12:]) is MissReason.OUTDATED
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_absurd_lengths(header_bytes, payload_bytes):
     start = struct.pack("<8sIIQQ", MAGIC, 1, 0, header_bytes, payload_bytes)
     with pytest.raises(UnusableError, match="no file has header_bytes=") as raised:
         read_prefix(start, file_bytes=1 << 65)
-    assert raised.value.reason is Reason.CORRUPT
+    assert raised.value.reason is MissReason.CORRUPT
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_headers_that_are_none(text):
     """A header that is not this package's is corrupt, whatever else it is."""
     with pytest.raises(UnusableError, match="its header is no header") as raised:
         read_header(text)
-    assert raised.value.reason is Reason.CORRUPT
+    assert raised.value.reason is MissReason.CORRUPT
 
 
 def test_too_large():

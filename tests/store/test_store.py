@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import cudagraph_jax.store
 from cudagraph_jax.errors import ConfigError, CUDAGraphError, StoreError
-from cudagraph_jax.store import Difference, GraphStore, Reason
+from cudagraph_jax.store import Difference, GraphStore, MissReason
 from cudagraph_jax.store.identity import file_name
 from tests.helpers.stores import (
     EXTRA,
@@ -88,7 +88,7 @@ def test_put_replaces(path):
 def test_absent(path):
     """What is not there is absent; the words say so."""
     miss = missed(GraphStore(path))
-    assert (miss.file, miss.reason, miss.moved_to) == (FILE, Reason.ABSENT, None)
+    assert (miss.file, miss.reason, miss.moved_to) == (FILE, MissReason.ABSENT, None)
     assert str(miss) == "absent: there is no such file"
 
 
@@ -97,7 +97,7 @@ def test_differs(path):
     store = filled(path)
     (path / FILE).rename(path / file_name(OTHER))
     miss = missed(store, OTHER)
-    assert miss.reason is Reason.DIFFERS
+    assert miss.reason is MissReason.DIFFERS
     assert miss.differences == (Difference("jax", '"0.12.0"', '"0.10.2"'),)
     assert str(miss) == 'differs: it holds another executable, with jax "0.12.0", not "0.10.2"'
     assert len(store) == 1
@@ -108,7 +108,7 @@ def test_another_key(path, first, then):
     """Files of another key are misses; they stay, for those who have it, until the next put."""
     filled(path, key=first)
     store = GraphStore(path, key=then)
-    assert missed(store).reason is Reason.NOT_AUTHENTIC
+    assert missed(store).reason is MissReason.NOT_AUTHENTIC
     assert found(GraphStore(path, key=first)).payload == PAYLOAD
     store.put(IDENTITY, b"new")
     assert found(store).payload == b"new"
@@ -117,11 +117,11 @@ def test_another_key(path, first, then):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", Reason.TRUNCATED),
-        (b"\x89CGJ\r\n\x1a\n\1\0\0\0", Reason.TRUNCATED),
-        (b"\x89CGJ\r\n\x1a\n\2\0\0\0", Reason.OUTDATED),
-        (b"\x89CGJ\r\n\x1a\n\1\0\0\0" + b"\xff" * 20, Reason.CORRUPT),
-        (b"#!/bin/sh\n", Reason.FOREIGN),
+        (b"", MissReason.TRUNCATED),
+        (b"\x89CGJ\r\n\x1a\n\1\0\0\0", MissReason.TRUNCATED),
+        (b"\x89CGJ\r\n\x1a\n\2\0\0\0", MissReason.OUTDATED),
+        (b"\x89CGJ\r\n\x1a\n\1\0\0\0" + b"\xff" * 20, MissReason.CORRUPT),
+        (b"#!/bin/sh\n", MissReason.FOREIGN),
     ],
 )
 def test_moved_aside(path, content, reason):
@@ -132,7 +132,7 @@ def test_moved_aside(path, content, reason):
     assert (miss.reason, miss.moved_to) == (reason, f"{FILE}.bad")
     assert str(miss).endswith(f"; moved aside to {FILE}.bad")
     assert (path / f"{FILE}.bad").read_bytes() == content
-    assert missed(store).reason is Reason.ABSENT
+    assert missed(store).reason is MissReason.ABSENT
     store.put(IDENTITY, PAYLOAD)
     assert found(store).payload == PAYLOAD
     assert store.stats()["moved_aside"] == 1
@@ -155,7 +155,7 @@ def test_counts(path):
     missed(store, OTHER)
     assert store.stats() == {
         "hits": 1,
-        "misses": {**{reason.value: 0 for reason in Reason}, "absent": 2},
+        "misses": {**{reason.value: 0 for reason in MissReason}, "absent": 2},
         "moved_aside": 0,
         "written": 1,
     }

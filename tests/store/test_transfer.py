@@ -7,7 +7,7 @@ import os
 import pytest
 
 from cudagraph_jax.errors import StoreError
-from cudagraph_jax.store import GraphStore, Miss, Reason
+from cudagraph_jax.store import GraphStore, Miss, MissReason
 from cudagraph_jax.store.entries import problem_in
 from cudagraph_jax.store.identity import file_name
 from tests.helpers.stores import (
@@ -62,21 +62,26 @@ def test_files_that_are_not_whole(tmp_path):
     (tmp_path / FILE).write_bytes(content[:-1])
     answers.append(store.file_bytes(FILE))
     reasons = [answer.reason for answer in answers if isinstance(answer, Miss)]
-    assert reasons == [Reason.DIFFERS, Reason.ABSENT, Reason.ABSENT, Reason.TRUNCATED]
-    assert store.stats()["misses"] == {reason.value: 0 for reason in Reason}
+    assert reasons == [
+        MissReason.DIFFERS,
+        MissReason.ABSENT,
+        MissReason.ABSENT,
+        MissReason.TRUNCATED,
+    ]
+    assert store.stats()["misses"] == {reason.value: 0 for reason in MissReason}
 
 
 @pytest.mark.parametrize(
     ("name", "key", "flip", "reason"),
     [
         (FILE, KEY, None, None),
-        (FILE, KEY, 40, Reason.CORRUPT),
-        (FILE, KEY, -1, Reason.NOT_AUTHENTIC),
-        (FILE, OTHER_KEY, None, Reason.NOT_AUTHENTIC),
-        (FILE, None, None, Reason.NOT_AUTHENTIC),
-        (OTHER_FILE, KEY, None, Reason.DIFFERS),
-        (f"../{FILE}", KEY, None, Reason.FOREIGN),
-        (f"{FILE}\n", KEY, None, Reason.FOREIGN),
+        (FILE, KEY, 40, MissReason.CORRUPT),
+        (FILE, KEY, -1, MissReason.NOT_AUTHENTIC),
+        (FILE, OTHER_KEY, None, MissReason.NOT_AUTHENTIC),
+        (FILE, None, None, MissReason.NOT_AUTHENTIC),
+        (OTHER_FILE, KEY, None, MissReason.DIFFERS),
+        (f"../{FILE}", KEY, None, MissReason.FOREIGN),
+        (f"{FILE}\n", KEY, None, MissReason.FOREIGN),
     ],
 )
 def test_problem_in(tmp_path, name, key, flip, reason):

@@ -15,7 +15,7 @@ from cudagraph_jax import (
     bucket_jit,
 )
 from cudagraph_jax._base.checks import positive_size
-from cudagraph_jax.demo.decoder.decoder_params import DecoderConfig, Params, random_params
+from cudagraph_jax.demo.decoder.decoder_params import DecoderConfig, DecoderParams, random_params
 from cudagraph_jax.demo.decoder.prompts import Prompt, checked_prompts
 from cudagraph_jax.demo.decoder.state import DecodeState, gathered
 from cudagraph_jax.demo.decoder.transformer import greedy_prefill, greedy_step
@@ -57,7 +57,7 @@ class Decoder:
 
     def __init__(
         self,
-        params: Params | None = None,
+        params: DecoderParams | None = None,
         *,
         prefill_config: CUDAGraphConfig | None = None,
         decode_config: CUDAGraphConfig | None = None,
@@ -74,7 +74,7 @@ class Decoder:
                 f"prefill bucket, {self._prefill_limit}: add decode sizes"
             )
         params = random_params(DecoderConfig()) if params is None else params
-        self.params: Params = jax.device_put(params)
+        self.params: DecoderParams = jax.device_put(params)
         self.prefill_function = bucket_jit(
             greedy_prefill,
             in_axes=(None, "batch seq", "batch"),

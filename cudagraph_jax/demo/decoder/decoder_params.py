@@ -60,7 +60,7 @@ class DecoderConfig:
             )
 
 
-class Layer(NamedTuple):
+class DecoderLayer(NamedTuple):
     """One block. Kernels are (out, in), and those that read the same input are one.
 
     `qkv` carries the heads in its shape, so that the model needs no sizes. Query heads are grouped
@@ -75,16 +75,16 @@ class Layer(NamedTuple):
     down: Array  # (hidden, intermediate)
 
 
-class Params(NamedTuple):
+class DecoderParams(NamedTuple):
     """All weights."""
 
     embedding: Array  # (vocab, hidden)
-    layers: tuple[Layer, ...]
+    layers: tuple[DecoderLayer, ...]
     norm: Array  # (hidden,)
     head: Array  # (vocab, hidden)
 
 
-def random_params(config: DecoderConfig, *, seed: int = 0) -> Params:
+def random_params(config: DecoderConfig, *, seed: int = 0) -> DecoderParams:
     """Random weights as NumPy arrays: the same for the same sizes and seed, whatever the dtype.
 
     Each kernel is scaled by the square root of its inputs, so that activations keep their size.
@@ -104,7 +104,7 @@ def random_params(config: DecoderConfig, *, seed: int = 0) -> Params:
     return _params(config, kernel, scale=np.ones(config.hidden_size, dtype))
 
 
-def param_shapes(config: DecoderConfig) -> Params:
+def param_shapes(config: DecoderConfig) -> DecoderParams:
     """The same pytree without the numbers, of `jax.ShapeDtypeStruct`."""
     dtype = jnp.dtype(config.dtype)
 
@@ -114,14 +114,14 @@ def param_shapes(config: DecoderConfig) -> Params:
     return _params(config, kernel, scale=jax.ShapeDtypeStruct((config.hidden_size,), dtype))
 
 
-def _params(config: DecoderConfig, kernel: Callable[..., Any], *, scale: Any) -> Params:
+def _params(config: DecoderConfig, kernel: Callable[..., Any], *, scale: Any) -> DecoderParams:
     """The pytree, of what `kernel(*shape, inputs=…)` gives."""
     hidden, kv_heads, width = config.hidden_size, config.num_kv_heads, config.head_dim
     group, inner = config.num_heads // kv_heads, config.intermediate_size
     heads = config.num_heads * width
 
-    def layer() -> Layer:
-        return Layer(
+    def layer() -> DecoderLayer:
+        return DecoderLayer(
             attention_norm=scale,
             qkv=kernel(kv_heads, group + 2, width, hidden, inputs=hidden),
             output=kernel(hidden, heads, inputs=heads),
@@ -130,7 +130,7 @@ def _params(config: DecoderConfig, kernel: Callable[..., Any], *, scale: Any) ->
             down=kernel(hidden, inner, inputs=inner),
         )
 
-    return Params(
+    return DecoderParams(
         embedding=kernel(config.vocab_size, hidden, inputs=1),
         layers=tuple(layer() for _ in range(config.num_layers)),
         norm=scale,

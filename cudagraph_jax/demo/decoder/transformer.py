@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cudagraph_jax.demo.decoder.decoder_params import Array, Layer, Params
+from cudagraph_jax.demo.decoder.decoder_params import Array, DecoderLayer, DecoderParams
 
 ROPE_THETA = 10_000.0
 NORM_EPS = 1e-6
@@ -40,7 +40,9 @@ class KVCache(NamedTuple):
     values: tuple[jax.Array, ...]
 
 
-def prefill(params: Params, tokens: ArrayLike, lengths: ArrayLike) -> tuple[KVCache, jax.Array]:
+def prefill(
+    params: DecoderParams, tokens: ArrayLike, lengths: ArrayLike
+) -> tuple[KVCache, jax.Array]:
     """Reads whole prompts.
 
     Args:
@@ -69,7 +71,7 @@ def prefill(params: Params, tokens: ArrayLike, lengths: ArrayLike) -> tuple[KVCa
 
 
 def decode_step(
-    params: Params, cache: KVCache, tokens: ArrayLike, positions: ArrayLike
+    params: DecoderParams, cache: KVCache, tokens: ArrayLike, positions: ArrayLike
 ) -> tuple[KVCache, jax.Array]:
     """Reads one more token of each row.
 
@@ -98,7 +100,7 @@ def decode_step(
 
 
 def greedy_prefill(
-    params: Params, tokens: ArrayLike, lengths: ArrayLike
+    params: DecoderParams, tokens: ArrayLike, lengths: ArrayLike
 ) -> tuple[KVCache, jax.Array, jax.Array]:
     """`prefill`, and the likeliest token after each prompt.
 
@@ -115,7 +117,7 @@ def greedy_prefill(
 
 
 def greedy_step(
-    params: Params, cache: KVCache, tokens: ArrayLike, positions: ArrayLike
+    params: DecoderParams, cache: KVCache, tokens: ArrayLike, positions: ArrayLike
 ) -> tuple[KVCache, jax.Array, jax.Array]:
     """`decode_step`, and the likeliest tokens: what it returns is what the next step takes.
 
@@ -136,13 +138,13 @@ def _likeliest(logits: jax.Array) -> jax.Array:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def _embed(params: Params, tokens: jax.Array) -> jax.Array:
+def _embed(params: DecoderParams, tokens: jax.Array) -> jax.Array:
     # clip, not fill: an id out of range in a padded place must not become NaN.
     return jnp.take(jnp.asarray(params.embedding), tokens, axis=0, mode="clip")
 
 
 def _project(
-    layer: Layer, hidden: jax.Array, places: jax.Array
+    layer: DecoderLayer, hidden: jax.Array, places: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries (batch, kv_heads, group, t, head_dim); keys and values, without group.
 
@@ -170,7 +172,7 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array)
     return attended.reshape(*attended.shape[:2], -1)
 
 
-def _block(layer: Layer, hidden: jax.Array, attended: jax.Array) -> jax.Array:
+def _block(layer: DecoderLayer, hidden: jax.Array, attended: jax.Array) -> jax.Array:
     """What follows the attention: its projection, and SwiGLU."""
     hidden = hidden + _einsum("bti,hi->bth", attended, layer.output)
     x = _norm(layer.mlp_norm, hidden)
@@ -178,7 +180,7 @@ def _block(layer: Layer, hidden: jax.Array, attended: jax.Array) -> jax.Array:
     return hidden + _einsum("bti,hi->bth", jax.nn.silu(gate) * up, layer.down)
 
 
-def _logits(params: Params, hidden: jax.Array) -> jax.Array:
+def _logits(params: DecoderParams, hidden: jax.Array) -> jax.Array:
     """Logits float32 (batch, vocab) of hidden (batch, 1, hidden)."""
     x = _norm(params.norm, hidden[:, 0])
     return jnp.einsum(

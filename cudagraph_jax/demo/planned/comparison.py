@@ -68,14 +68,14 @@ def run_planned(
     if json_path is not None:
         check_writable(json_path)
     config = powers_of_two() if config is None else config
-    session = _Session(config, store, numpy_passages(limit=limit), progress, Screen(output))
+    session = _Comparison(config, store, numpy_passages(limit=limit), progress, Screen(output))
     result = session.measure(queries, started=start)
     if json_path is not None:
         write_json(json_path, result.to_dict())
     return result
 
 
-class _Session:
+class _Comparison:
     """The steps of one run, each printed as soon as it is done."""
 
     def __init__(

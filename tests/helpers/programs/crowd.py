@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from cudagraph_jax.store import GraphStore, Identity, Reason, Stored
+from cudagraph_jax.store import GraphStore, Identity, MissReason, Stored
 
 PROCESSES = 8
 ROUNDS = 150
@@ -55,7 +55,9 @@ def reads_and_writes(path: Path, seed: int) -> None:
             assert whole(found)
             assert found.identity == identity
         else:
-            assert found.reason in (Reason.ABSENT, Reason.TRUNCATED, Reason.FOREIGN), found
+            assert found.reason in (MissReason.ABSENT, MissReason.TRUNCATED, MissReason.FOREIGN), (
+                found
+            )
 
 
 def spoils(path: Path, seed: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cudagraph_jax.store import Files, GraphStore, Identity, Miss, Reason, Stored
+from cudagraph_jax.store import Files, GraphStore, Identity, Miss, MissReason, Stored
 
 IDENTITY: Identity = {"name": "embed", "bucket": [8, 128]}
 KEYS = (None, b"kept outside the directory")
@@ -83,7 +83,7 @@ def dies_at(step: int, path: Path, key: bytes | None, *, is_replaced: bool) -> b
     if isinstance(found, Stored):
         assert found.payload == NEW or (is_replaced and was_killed and found.payload == OLD)
     else:
-        assert found.reason is Reason.ABSENT
+        assert found.reason is MissReason.ABSENT
         assert was_killed
         assert not is_replaced
     assert all(checked.is_whole for checked in store.verify())
@@ -133,7 +133,9 @@ def at_any_moment() -> int:
             draw.random()  # so that the next fork draws another time
             assert killed_by(write) == signal.SIGALRM
             found = store.get(IDENTITY)
-            assert isinstance(found, Stored) or (not was_there and found.reason is Reason.ABSENT)
+            assert isinstance(found, Stored) or (
+                not was_there and found.reason is MissReason.ABSENT
+            )
             assert not isinstance(found, Stored) or found.payload in payloads
         assert isinstance(found, Stored)
         left = drafts(path)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
 from cudagraph_jax._base.fork import forkable_lock
-from cudagraph_jax.errors import CaptureError, CUDAGraphError
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -25,6 +24,21 @@ class Cached(NamedTuple, Generic[V]):
 
     value: V
     is_new: bool
+
+
+class Errors(NamedTuple):
+    """What a cache raises.
+
+    Attributes:
+        shared: Errors of makers that those who wait get as they are.
+        not_made: Makes what they get of any other one, and of a recursion, from its text.
+        too_heavy: Makes what is raised for one value above the limit, from the name of its key, its
+            weight and the limit.
+    """
+
+    shared: type[Exception]
+    not_made: Callable[[str], Exception]
+    too_heavy: Callable[[str, int, int], Exception]
 
 
 class _Flight(Generic[V]):
@@ -51,6 +65,7 @@ class SingleFlightLRU(Generic[K, V]):
         on_drop: Called outside the lock after values have left, whatever the reason.
         on_evict: Called likewise, with those that had to leave because of a limit.
         describe: What errors call a key.
+        errors: What is raised.
 
     Attributes:
         values: What is held, for look-ups that mark nothing as used; not to be changed.
@@ -66,6 +81,7 @@ class SingleFlightLRU(Generic[K, V]):
         on_drop: Callable[[list[V]], None] = lambda values: None,
         on_evict: Callable[[list[V]], None] = lambda values: None,
         describe: Callable[[K], str] = str,
+        errors: Errors,
     ) -> None:
         self._last_used = last_used
         self._weight = weight
@@ -74,6 +90,7 @@ class SingleFlightLRU(Generic[K, V]):
         self._on_drop = on_drop
         self._on_evict = on_evict
         self._describe = describe
+        self._errors = errors
         self._lock = forkable_lock()
         self.values: dict[K, V] = {}
         self._flights: dict[K, _Flight[V]] = {}
@@ -112,9 +129,8 @@ class SingleFlightLRU(Generic[K, V]):
         is given to its callers and not kept.
 
         Raises:
-            CaptureError: To those who waited, when the maker failed (an error of this package comes
-                as it is, any other is the cause), and to a `make` that asks for its own key. The
-                maker gets its own error.
+            Exception: To those who waited, when the maker failed, and to a `make` that asks for its
+                own key; see `Errors`. The maker gets its own error.
         """
         own: _Flight[V] = _Flight()
         with self._landing(key, own):
@@ -168,14 +184,16 @@ class SingleFlightLRU(Generic[K, V]):
     def _wait(self, key: K, flight: _Flight[V]) -> V:
         if flight.owner == threading.get_ident():
             name = self._describe(key)
-            raise CaptureError(f"making {name} asked for {name} itself: break the recursion")
+            raise self._errors.not_made(
+                f"making {name} asked for {name} itself: break the recursion"
+            )
         flight.done.wait()
-        if isinstance(flight.error, CUDAGraphError):
+        if isinstance(flight.error, self._errors.shared):
             # A copy: raising one object in many threads would mix their tracebacks.
             raise copy.copy(flight.error) from flight.error.__cause__
         if flight.error is not None:
             kind = type(flight.error).__name__
-            raise CaptureError(
+            raise self._errors.not_made(
                 f"{self._describe(key)} was not made: {kind} in another thread"
             ) from flight.error
         assert flight.value is not None  # set before `done`, unless there was an error
@@ -208,11 +226,7 @@ class SingleFlightLRU(Generic[K, V]):
     def _admit(self, key: K, flight: _Flight[V], value: V) -> None:
         weight = self._weight(value)
         if self._max_weight is not None and weight > self._max_weight:
-            raise CaptureError(
-                f"{self._describe(key)} needs {weight:,} bytes, more than the whole budget of "
-                f"{self._max_weight:,}: raise memory_pool_size_mb or leave the bucket out",
-                stage="budget",
-            )
+            raise self._errors.too_heavy(self._describe(key), weight, self._max_weight)
         with self._lock:
             if self._flights.get(key) is not flight:
                 return

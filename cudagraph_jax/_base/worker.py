@@ -1,4 +1,4 @@
-"""Captures off the request path: a bounded queue and one worker."""
+"""Jobs in the background: a bounded queue and one worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cudagraph_jax._base.fork import put_right_in_child
 from cudagraph_jax._base.log import logger
 
 MAX_QUEUED = 64
-"""Captures that may wait or run; a request beyond that is served all the same, and asks again."""
+"""Jobs that may wait or run; one beyond that is not taken."""
 
 Job = Callable[[], None]
 
@@ -138,7 +138,7 @@ class Background:
             # Memory; or Python 3.12.0 to 3.12.2 after the main thread (python/cpython#113964).
             self._waiting.clear()
             if not self._lacks_thread:
-                logger.warning("nothing is captured in the background for now: %s", error)
+                logger.warning("nothing runs in the background for now: %s", error)
             self._lacks_thread = True
             return False
         self._lacks_thread = False
@@ -152,7 +152,7 @@ class Background:
                     job()
                 except BaseException:
                     # Nobody waits for the result; the request that queued the job was served.
-                    logger.exception("a capture in the background failed")
+                    logger.exception("a job in the background failed")
         except BaseException:
             # A handler of the log that raises, say. Another worker takes the queue over.
             with self._changed:

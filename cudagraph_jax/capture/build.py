@@ -47,7 +47,7 @@ class Builder:
         self,
         *,
         clock: Callable[[], float],
-        observers: Observers[CUDAGraphEntry],
+        observers: Observers,
         shelf: Shelf | None,
         compiler: Compiler | None,
     ) -> None:

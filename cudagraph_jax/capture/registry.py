@@ -9,11 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cudagraph_jax._base.fork import forkable_lock, use_jax
-from cudagraph_jax._base.lru import Cached, SingleFlightLRU
+from cudagraph_jax._base.lru import Cached, Errors, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
 from cudagraph_jax.capture.build import Builder, shelf_of
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
-from cudagraph_jax.errors import CaptureError, ConfigError
+from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.observers import Observers
 from cudagraph_jax.graphs.replay_counts import Ledger, ReplayTotals, SizeHistogram
@@ -30,6 +30,18 @@ if TYPE_CHECKING:
 
 Key = tuple[Bucket, Variant]
 _ONE = "give a store or a compiler"
+
+
+def _too_heavy(name: str, memory_bytes: int, budget_bytes: int) -> CaptureError:
+    return CaptureError(
+        f"{name} needs {memory_bytes:,} bytes, more than the whole budget of {budget_bytes:,}: "
+        "raise memory_pool_size_mb or leave the bucket out",
+        stage="budget",
+    )
+
+
+ERRORS = Errors(shared=CUDAGraphError, not_made=CaptureError, too_heavy=_too_heavy)
+"""What is raised to those who wait for a capture that fails, and for a bucket without room."""
 
 
 class CUDAGraphRegistry:
@@ -76,7 +88,7 @@ class CUDAGraphRegistry:
         self._ledger = Ledger(self.sizes)
         self._lock = forkable_lock()
         self._watchers = Watchers()
-        self.observers: Observers[CUDAGraphEntry] = Observers(self._watchers.forget)
+        self.observers: Observers = Observers(self._watchers.forget)
         self._builder = Builder(
             clock=clock, observers=self.observers, shelf=self.shelf, compiler=compiler
         )
@@ -89,6 +101,7 @@ class CUDAGraphRegistry:
             on_drop=lambda entries: self.changed() if entries else None,
             on_evict=self.observers.evicted,
             describe=lambda key: f"{key[1].name} at {key[0]}",
+            errors=ERRORS,
         )
 
     def __repr__(self) -> str:

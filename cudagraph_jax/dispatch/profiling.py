@@ -74,7 +74,7 @@ def _profile(directory: str) -> Iterator[None]:
 
 
 @contextmanager
-def _watched(observers: Observers[CUDAGraphEntry]) -> Iterator[AddressBook]:
+def _watched(observers: Observers) -> Iterator[AddressBook]:
     """Every replay annotated, and the addresses of its arguments written down."""
     annotated = observers.annotate_replays
     observers.addresses = addresses = AddressBook()

@@ -57,7 +57,7 @@ class CUDAGraphEntry:
     copies_inputs: bool = True
     waits: bool = False
     journal: Journal = field(repr=False)
-    observers: Observers[CUDAGraphEntry] = field(repr=False)
+    observers: Observers = field(repr=False)
 
     def __repr__(self) -> str:
         return one_line(f"CUDAGraphEntry({self.bucket}, {self.variant}, graph_id={self.graph_id})")

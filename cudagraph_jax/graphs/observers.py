@@ -5,50 +5,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 import jax
 
 from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax._base.log import logger
-from cudagraph_jax.program.call import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.stages import compiled_so_far
 
 if TYPE_CHECKING:
     from cudagraph_jax.graphs.addresses import AddressBook
+    from cudagraph_jax.graphs.entry import CUDAGraphEntry
 
 OnReplay = Callable[[Bucket, float], None]
 
 
-class Captured(Protocol):
-    """What is told of a new bucket: `CUDAGraphEntry` has it."""
-
-    @property
-    def bucket(self) -> Bucket:
-        """Its sizes."""
-
-    @property
-    def variant(self) -> Variant:
-        """What else distinguishes it."""
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether it was loaded from a store instead of compiled."""
-
-    @property
-    def capture_time_ms(self) -> float:
-        """Milliseconds to trace, lower and compile it, or to load it."""
-
-    @property
-    def replay_count(self) -> int:
-        """How often it was replayed."""
-
-
-E = TypeVar("E", bound=Captured)
-
-
-class Observers(Generic[E]):
+class Observers:
     """Tells the log and the callbacks of one registry what happens to its buckets.
 
     A callback that raises is logged and costs neither the request nor the other callbacks. All
@@ -69,7 +42,7 @@ class Observers(Generic[E]):
         self.number = next(self._numbers)
         self._changed = changed
         self._lock = forkable_lock()
-        self._on_capture: tuple[Callable[[E], None], ...] = ()
+        self._on_capture: tuple[Callable[[CUDAGraphEntry], None], ...] = ()
         self._on_replay: tuple[OnReplay, ...] = ()
         self._annotate_replays = False
         self._addresses: AddressBook | None = None
@@ -110,7 +83,7 @@ class Observers(Generic[E]):
         """
         return graph_id in self._replaying and self._seen_at == compiled_so_far()
 
-    def on_capture(self, callback: Callable[[E], None]) -> None:
+    def on_capture(self, callback: Callable[[CUDAGraphEntry], None]) -> None:
         """Calls `callback(entry)` after each capture from now on, in the thread that captured."""
         with self._lock:
             self._on_capture += (callback,)
@@ -137,7 +110,7 @@ class Observers(Generic[E]):
         self.watches_replays = bool(self._annotate_replays or self._on_replay or self._addresses)
         self._changed()
 
-    def captured(self, entry: E) -> None:
+    def captured(self, entry: CUDAGraphEntry) -> None:
         """Tells of a new entry, which anybody can find by now."""
         how = "loaded" if entry.is_loaded else "captured"
         logger.info(
@@ -145,7 +118,7 @@ class Observers(Generic[E]):
         )
         _tell(self._on_capture, entry)
 
-    def evicted(self, entries: list[E]) -> None:
+    def evicted(self, entries: list[CUDAGraphEntry]) -> None:
         """Tells of entries that had to leave because of a limit."""
         for entry in entries:
             logger.info(

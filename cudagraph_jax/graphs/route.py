@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -259,7 +259,7 @@ class WatchedRoute(Route):
         outputs: Outputs,
         journal: Journal,
         wait: bool,
-        observers: Observers[Any],
+        observers: Observers,
         graph_id: int,
     ) -> None:
         super().__init__(

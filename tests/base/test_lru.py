@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cudagraph_jax import CaptureError, InputShapeError, PaddingLeakError
 from cudagraph_jax._base.lru import SingleFlightLRU
+from cudagraph_jax.capture.registry import ERRORS
 
 keys = st.sampled_from("abcdef")
 
@@ -31,6 +32,7 @@ class Value:
 
 def cache_of(max_items=None, max_weight=None, on_drop=lambda values: None):
     return SingleFlightLRU(
+        errors=ERRORS,
         last_used=lambda value: value.used,
         weight=lambda value: value.weight,
         max_items=max_items,
@@ -279,7 +281,7 @@ def test_only_what_a_limit_drops_is_evicted():
     """on_evict gets what had to leave because of a limit, and not what was taken out."""
     evicted: list[str] = []
     cache: SingleFlightLRU[str, str] = SingleFlightLRU(
-        last_used=ord, max_items=2, on_evict=evicted.extend
+        errors=ERRORS, last_used=ord, max_items=2, on_evict=evicted.extend
     )
     for key in "abc":
         cache.get_or_make(key, partial(str, key))
@@ -291,6 +293,7 @@ def test_only_what_a_limit_drops_is_evicted():
 def test_errors_describe_keys_in_the_callers_words():
     """What is too large, is asked for by its own maker, or dies under its waiters is named well."""
     cache: SingleFlightLRU[Any, Value] = SingleFlightLRU(
+        errors=ERRORS,
         last_used=lambda value: value.used,
         weight=lambda value: value.weight,
         max_weight=10,

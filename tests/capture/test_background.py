@@ -573,7 +573,7 @@ def test_captures_go_on_after_the_main_thread():
     if STARTS_NO_LATE_THREADS:
         assert done.stdout == "0 0\n"
         assert done.stderr.count("\n") == 1
-        assert done.stderr.startswith("nothing is captured in the background for now: can't create")
+        assert done.stderr.startswith("nothing runs in the background for now: can't create")
     else:
         assert (done.stdout, done.stderr) == ("4 4\n", "")
 
@@ -622,7 +622,7 @@ def test_without_threads_nothing_is_captured_and_that_is_said_once(caplog):
     worker.drain()
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("cudagraph_jax", "WARNING")
-    assert "nothing is captured in the background for now" in record.message
+    assert "nothing runs in the background for now" in record.message
     assert "can't start new thread" in record.message
     broken = False
     assert worker.submit("a", lambda: ran.append(1))

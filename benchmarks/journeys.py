@@ -36,6 +36,7 @@ import numpy as np
 import cudagraph_jax as cg
 
 ROOT = str(Path(cg.__file__).parent) + "/"
+DEMO = ROOT + "demo/"  # a user's code, as far as the library is concerned
 COMPILE = ("jax/_src/stages.py", "compile")  # JAX's last Python call of its own before XLA's
 CONFIG = cg.CUDAGraphConfig(capture_sizes=(1, 2, 4, 8), capture_seq_lens=(8, 16, 32))
 COLUMNS = ("files", "functions", "calls", "returns", "depth", "traces", "to XLA")
@@ -67,7 +68,7 @@ class Recorder:
 
     def _event(self, frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
-        if code.co_filename.startswith(ROOT):
+        if _is_ours(frame):
             if event == "call":
                 self._enter(code.co_filename.removeprefix(ROOT), code.co_qualname)
             elif event == "return":
@@ -83,6 +84,11 @@ class Recorder:
         self.depth = max(self.depth, len(self._open))
 
 
+def _is_ours(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename
+    return file.startswith(ROOT) and not file.startswith(DEMO)
+
+
 def _is_compile(frame: FrameType) -> bool:
     file, function = COMPILE
     return frame.f_code.co_name == function and frame.f_code.co_filename.endswith(file)
@@ -92,7 +98,7 @@ def _frames_of_ours(frame: FrameType | None) -> Iterator[str]:
     """The library's frames, from the innermost outwards."""
     while frame is not None:
         code = frame.f_code
-        if code.co_filename.startswith(ROOT):
+        if _is_ours(frame):
             yield f"{code.co_filename.removeprefix(ROOT)}:{code.co_qualname}"
         frame = frame.f_back
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.errors import CaptureError, ConfigError
@@ -40,7 +40,7 @@ class Budget:
         self._variant = variant
         self._buckets = frozenset(buckets)
         self._evictions = registry.evictions
-        self._measured: list[CUDAGraphEntry] = []
+        self._measured: dict[int, int] = {}
         self._to_stay = dict.fromkeys(self._held())
         limit, others = registry.config.max_graphs, self._others
         if limit is not None and len(buckets) + others > limit:
@@ -56,28 +56,21 @@ class Budget:
         Raises:
             ConfigError: It does not; the message has the sizes.
         """
-        limit, needed = self._registry.config.memory_budget_bytes, self._estimate(bucket)
-        if limit is None or needed is None:
-            return
-        if self._registry.find(bucket, self._variant) is not None:
-            return
-        held = self._held()
-        taken = sum(entry.memory_bytes or 0 for entry in held)
-        if taken + needed > limit:
+        if self._registry.find(bucket, self._variant) is None and not self.has_room([bucket]):
+            held = self._held()
             raise ConfigError(
                 f"the grid does not fit into {self._pool}: {things(len(held), 'bucket')} with "
-                f"{taken:,} bytes are held, and the next one, {bucket}, needs about {needed:,}, "
-                f"but the budget is {limit:,}: {self._remedy}"
+                f"{_bytes(held):,} bytes are held, and the next one, {bucket}, needs about "
+                f"{self._share(bucket):,}, but the budget is "
+                f"{self._registry.config.memory_budget_bytes:,}: {self._remedy}"
             )
 
-    def has_room(self, bucket: Bucket, *, beside: Sequence[Bucket]) -> bool:
-        """Whether `bucket` fits for sure, as far as is measured, beside some that come first."""
+    def has_room(self, buckets: Sequence[Bucket]) -> bool:
+        """Whether all of `buckets` probably fit; before one is measured, one alone is tried."""
         limit = self._registry.config.memory_budget_bytes
-        if limit is None:
-            return True
-        needed = [self._estimate(each) for each in (bucket, *beside)]
-        held = sum(entry.memory_bytes or 0 for entry in self._held())
-        return None not in needed and held + sum(map(int, filter(None, needed))) <= limit
+        if limit is None or not self._measured:
+            return limit is None or len(buckets) == 1
+        return _bytes(self._held()) + sum(map(self._share, buckets)) <= limit
 
     def refuse(self, error: CaptureError) -> None:
         """Raises if a bucket could not be captured because it needs more than the whole budget.
@@ -94,17 +87,22 @@ class Budget:
         Raises:
             ConfigError: It has driven out another one: more was needed than was estimated.
         """
-        self._measured.append(entry)
+        self._measured[entry.bucket.elements] = entry.memory_bytes or 0
         self._to_stay[entry] = None
         if self._registry.evictions <= self._evictions:
             return
-        lost = self._to_stay.keys() - self._registry.entries()
-        if lost:
+        if lost := self._to_stay.keys() - self._registry.entries():
             names = sorted(f"{known.variant.name} at {known.bucket}" for known in lost)
             raise ConfigError(
                 f"the grid does not fit into {self._exceeded()}, so that {', '.join(names)} had to "
                 f"leave when {entry.bucket} was captured: {self._remedy}"
             )
+
+    def _share(self, bucket: Bucket) -> int:
+        """About the bytes that `bucket` needs: its share of what the nearest one does."""
+        elements = bucket.elements
+        nearest = min(self._measured, key=lambda size: abs(size - elements))
+        return int(self._measured[nearest] * min(1.0, elements / nearest))
 
     def _held(self) -> list[CUDAGraphEntry]:
         """What is to stay of the entries that are held now."""
@@ -114,31 +112,8 @@ class Budget:
             if entry.variant != self._variant or entry.bucket in self._buckets
         ]
 
-    def _estimate(self, bucket: Bucket) -> int | None:
-        """The bytes that `bucket` is going to need; None where none is measured.
-
-        Part of the memory grows with the elements, and part is the same for all buckets: a line
-        through the two of nearest size tells them apart. Where there is one, all of it is taken to
-        grow. No more is needed than for a bucket that is at least as large.
-        """
-        elements = bucket.elements
-        measured = {
-            entry.bucket.elements: entry.memory_bytes
-            for entry in self._measured
-            if entry.memory_bytes is not None
-        }
-        if not measured:
-            return None
-        nearest, *others = sorted(measured, key=lambda size: abs(size - elements))
-        other = others[0] if others else 0
-        growth = (measured[nearest] - measured.get(other, 0)) / (nearest - other)
-        estimate = int(measured[nearest] + growth * (elements - nearest))
-        enough = (needed for size, needed in measured.items() if size >= elements)
-        return max(0, min([estimate, *enough]))
-
     def _exceeded(self) -> str:
-        needed = sum(entry.memory_bytes or 0 for entry in self._to_stay)
-        config = self._registry.config
+        needed, config = _bytes(self._to_stay), self._registry.config
         budget = config.memory_budget_bytes
         if config.max_graphs is not None and (budget is None or needed <= budget):
             return f"max_graphs={config.max_graphs}"
@@ -156,3 +131,7 @@ class Budget:
     @property
     def _pool(self) -> str:
         return f"memory_pool_size_mb={self._registry.config.memory_pool_size_mb}"
+
+
+def _bytes(entries: Iterable[CUDAGraphEntry]) -> int:
+    return sum(entry.memory_bytes or 0 for entry in entries)

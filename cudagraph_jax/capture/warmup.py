@@ -117,7 +117,7 @@ def warm_grid(
 
     Raises:
         ConfigError: The grid does not fit into `max_graphs` or the memory budget; said before the
-            first bucket over it is compiled.
+            first bucket over it is compiled, as far as the ones before tell what it needs.
         SealedError: The mode does not allow captures.
         InputShapeError: An output that must be trimmed cannot be.
     """
@@ -217,7 +217,7 @@ def _compiling_ahead(
             first = places[bucket]
             coming = order[first : first + workers]
             for place, other in enumerate(coming):
-                if place and not budget.has_room(other, beside=coming[:place]):
+                if place and not budget.has_room(coming[: place + 1]):
                     return  # what it needs is known better when its turn comes
                 if registry.find(other, program.variant) is None:
                     begin(request_for(program, other, config=registry.config))

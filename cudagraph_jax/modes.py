@@ -81,3 +81,15 @@ _RECORDABLE = (
     "WHILE",
     "CONVOLUTION",
 )
+
+DEFAULT_COMMANDS = (
+    "FUSION",
+    "CUBLAS",
+    "CUBLASLT",
+    "CUDNN",
+    "CUSTOM_CALL",
+    "CONDITIONAL",
+    "DYNAMIC_SLICE_FUSION",
+    "COLLECTIVES_KERNEL",
+)
+"""What XLA records by default in jaxlib 0.12 (docs/xla.md, "Command buffers")."""

@@ -7,24 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cudagraph_jax.modes import DEFAULT_COMMANDS
+
 MIN_JAX = (0, 10)
 """As in the dependencies of the package."""
 MIN_CUDA = (12, 3)
 """XLA records command buffers from this version on (docs/xla.md, "Command buffers")."""
-# XLA's defaults in jaxlib 0.12 (docs/xla.md, "Command buffers"): +X and -X change these.
-DEFAULT_COMMANDS = frozenset(
-    {
-        "FUSION",
-        "CUBLAS",
-        "CUBLASLT",
-        "CUDNN",
-        "CUSTOM_CALL",
-        "CONDITIONAL",
-        "DYNAMIC_SLICE_FUSION",
-        "COLLECTIVES_KERNEL",
-    }
-)
-
 _COMMAND_BUFFER_FLAG = re.compile(r"--xla_gpu_enable_command_buffer=(\S*)")
 # What each of these settings of JAX does to a server, and its name.
 _SETTINGS = {
@@ -242,7 +230,7 @@ def commands_of(xla_flags: str) -> frozenset[str] | None:
         return frozenset(items)
     added = {item[1:] for item in items if item[0] == "+"}
     removed = {item[1:] for item in items if item[0] == "-"}
-    return (DEFAULT_COMMANDS | added) - removed
+    return (frozenset(DEFAULT_COMMANDS) | added) - removed
 
 
 def _options(snapshot: Snapshot) -> Iterator[Finding]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from cudagraph_jax.modes import DEFAULT_COMMANDS
+
 # "<indent><id>: kKernel  <tab>details"; what is nested is indented further, under headings such
 # as "condition:" (XLA, `ThunkSequence::ToString`).
 _THUNK = re.compile(r"(?P<indent> *)\d+: (?P<kind>k[A-Z]\w*)")
@@ -97,7 +99,7 @@ _VALUE = re.compile(rf"^\s*({_MIN_SIZE}|{_UNROLL}): (\w+)$", re.MULTILINE)
 _ADVICE = str({_UNROLL: "True"})
 # Those of jaxlib 0.12; docs/xla.md, "Command buffers".
 _DEFAULT_MIN_SIZE = "5"
-_DEFAULT_ENABLED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION"
+_DEFAULT_ENABLED = ",".join(DEFAULT_COMMANDS)
 
 
 def effective_options(config: str) -> dict[str, str]:

@@ -27,8 +27,18 @@ from cudagraph_jax.cli.store.shown import (
 from cudagraph_jax.store import Record
 
 _HEADER = (
-    *("file", "name", "bucket", "known by", "code", "device", "jax", "jaxlib"),
-    *("size", "last used", "key", "problem"),
+    "file",
+    "name",
+    "bucket",
+    "known by",
+    "code",
+    "device",
+    "jax",
+    "jaxlib",
+    "size",
+    "last used",
+    "key",
+    "problem",
 )
 
 

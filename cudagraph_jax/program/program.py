@@ -69,6 +69,7 @@ class Program:
         self.checks = checks_of(call.variant, call.axes)
         self.settings = ThreadSettings()
         self.known_outputs: Outputs | None = None
+        self._known_shapes: list[tuple[int, ...]] | None = None
         self._passed: dict[int, weakref.ref[Any]] = {}
         self._lock = forkable_lock()
         self.renew(call)
@@ -181,11 +182,12 @@ class Program:
         """
         with self._lock:
             known = self.known_outputs
-            if known is not None and (tree is None or _fits(known, tree, bucket)):
+            if known is not None and (tree is None or self._fits(known, tree, bucket)):
                 return known
+            tree = self.evaluate(bucket) if tree is None else tree
             found = self._find_outputs(bucket, tree, others, searches)
             if known is None:
-                self.known_outputs = found
+                self.known_outputs, self._known_shapes = found, _shapes(tree)
             return found
 
     def restore_outputs(self, outputs: Outputs) -> Outputs:
@@ -204,10 +206,24 @@ class Program:
         args, kwargs = self.arguments(bucket)
         return evaluate_shapes(self.target.function, args, kwargs, name=self.target.name)
 
+    def _fits(self, outputs: Outputs, tree: PyTree, bucket: Bucket) -> bool:
+        """Whether outputs of these shapes, at `bucket`, are those that are known.
+
+        What was constant at the first bucket has to be so here: it may be the lesser of two sizes.
+        """
+        if jax.tree.structure(tree) != outputs.structure:
+            return False
+        shapes = _shapes(tree)
+        before = shapes if self._known_shapes is None else self._known_shapes
+        return all(
+            leaf.ndim == len(shape)
+            and (not leaf.comparable or leaf.axes.resize(first, bucket) == shape)
+            for leaf, first, shape in zip(outputs.leaves, before, shapes, strict=True)
+        )
+
     def _find_outputs(
         self, bucket: Bucket, tree: PyTree, others: Sequence[Bucket], searches: bool
     ) -> Outputs:
-        tree = self.evaluate(bucket) if tree is None else tree
         if self.target.out_axes is not None:
             found: Sequence[OutputAxes] = declared_outputs(self.target.out_axes, tree, bucket)
         elif not searches and set(jax.tree.leaves(self.target.unpad)) == {"none"}:
@@ -229,13 +245,8 @@ class Program:
         )
 
 
-def _fits(outputs: Outputs, tree: PyTree, bucket: Bucket) -> bool:
-    """Whether outputs of these shapes, at `bucket`, are those that are known."""
-    arrays, structure = jax.tree.flatten(tree)
-    return structure == outputs.structure and all(
-        leaf.ndim == len(array.shape) and leaf.axes.resize(array.shape, bucket) == array.shape
-        for leaf, array in zip(outputs.leaves, arrays, strict=True)
-    )
+def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
+    return [array.shape for array in jax.tree.leaves(tree)]
 
 
 def _struct(leaf: AbstractLeaf, axes: LeafAxes, bucket: Bucket) -> jax.ShapeDtypeStruct:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, bucket_jit
+from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, InputShapeError, bucket_jit
 from tests.helpers.warm_servers import Counted
 
 GRID = CUDAGraphConfig(
@@ -83,3 +83,15 @@ def test_outputs_that_one_bucket_has_otherwise():
         by_size, in_axes="batch seq", out_axes="batch ...", unpad="none", config=GRID
     )
     assert [len(call(np.ones((rows, 8), np.float32))) for rows in (4, 2, 8, 1)] == [2, 1, 2, 1]
+
+
+def test_a_dimension_that_is_constant_at_the_first_bucket():
+    """The lesser of both sizes looks constant where the batch is 1, and is refused elsewhere."""
+
+    def lesser(x):
+        return x[0, : min(x.shape), None]
+
+    call: Any = bucket_jit(lesser, in_axes="batch seq", config=GRID)
+    assert call(np.ones((1, 8), np.float32)).shape == (1, 1)
+    with pytest.raises(InputShapeError, match="cannot be trimmed"):
+        call(np.ones((3, 8), np.float32))

@@ -196,7 +196,7 @@ class Loader:
         )
         if lowering is None:
             check_outputs(outputs, executable, request.bucket)
-        known = program.restore_outputs(outputs)
+        known = program.restore_outputs(outputs, executable.output_info)
         # A function may give another pytree at each bucket: then each keeps its own.
         return Found(known if known == outputs else outputs, executable, stored)
 

@@ -179,7 +179,7 @@ class Shelf:
         """The executable, compiled by one process, and put where the others look for it.
 
         Args:
-            request: What is request.
+            request: What is asked for.
             outputs: Its outputs.
             lowering: Its function, lowered.
             home: What identifies it.

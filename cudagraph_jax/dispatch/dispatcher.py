@@ -143,7 +143,10 @@ class Dispatcher:
             if not self.may_answer(route, error):
                 raise
             failure = error
-        return self.rescue(describe(), route.bucket, failure)
+        try:
+            return self.rescue(describe, route, failure)
+        finally:
+            del failure  # whose traceback leads back to this frame, and the arguments in it
 
     def may_answer(self, route: Route, error: BaseException) -> bool:
         """Whether a replay failed for want of memory, alone; counts what failed otherwise."""
@@ -152,20 +155,21 @@ class Dispatcher:
         self.outcomes.add("error", Reason.RUN, route.request.sizes)
         return False
 
-    def rescue(self, call: Call, bucket: Bucket, error: BaseException) -> PyTree:
+    def rescue(self, describe: Callable[[], Call], route: Route, error: BaseException) -> PyTree:
         """The eager answer to a call for whose replay there was no memory; counted once.
 
         Args:
-            call: The call.
-            bucket: What it was replayed in.
+            describe: Describes the call.
+            route: By which it was replayed.
             error: What the replay raised; it is raised where the donated arrays are gone.
         """
+        sizes = route.request.sizes
         try:
-            outputs = without_memory(call, bucket, error)
+            outputs = without_memory(describe(), route.bucket, error)
         except BaseException:
-            self.outcomes.add("error", Reason.RUN, call.sizes)
+            self.outcomes.add("error", Reason.RUN, sizes)
             raise
-        self.outcomes.add("eager", Reason.MEMORY, call.sizes)
+        self.outcomes.add("eager", Reason.MEMORY, sizes)
         return outputs
 
     def after_fork(self) -> None:
@@ -241,11 +245,14 @@ class Dispatcher:
             return Reply(outputs, None if decision.is_passing else route)
         except Exception as error:
             failure = error
-        if entry.is_loaded and not entry.replay_count:
-            outputs = without_entry(self.capturer, call, route.bucket, failure)
-            reason = Reason.FAILED
-        else:
-            outputs = without_memory(call, route.bucket, failure)
+        try:
+            if entry.is_loaded and not entry.replay_count:
+                outputs = without_entry(self.capturer, call, route.bucket, failure)
+                reason = Reason.FAILED
+            else:
+                outputs = without_memory(call, route.bucket, failure)
+        finally:
+            del failure
         self.outcomes.add("eager", reason, call.sizes)
         return Reply(outputs)
 
@@ -270,7 +277,10 @@ class Dispatcher:
                 except Exception as error:
                     answer = partial(without_entry, self.capturer, call, bucket, error)
             # Not within the `except`: a mistake in the function is to show its own traceback alone.
-            outputs = answer()
+            try:
+                outputs = answer()
+            finally:
+                del answer  # with the error, whose traceback leads back to this frame
         self.outcomes.add("eager", Reason.FAILED, call.sizes)
         return Reply(outputs)
 
@@ -301,9 +311,13 @@ class Dispatcher:
         try:
             return route.run(call.args, call.kwargs)
         except Exception as error:
+            failure = error
+        try:
             if made.is_new:
-                return without_entry(self.capturer, call, route.bucket, error)
-            return without_memory(call, route.bucket, error)
+                return without_entry(self.capturer, call, route.bucket, failure)
+            return without_memory(call, route.bucket, failure)
+        finally:
+            del failure
 
     def _held(self, call: Call) -> Cached[CUDAGraphEntry] | None:
         """The entry that serves a piece, captured where that is allowed."""
@@ -320,11 +334,16 @@ class Dispatcher:
                     continue
                 try:
                     return self.capturer.capture(call, decision.bucket)
-                except CaptureError as error:
+                except PaddingLeakError as error:
                     self.capturer.failures.remember(decision.bucket, call.variant, error)
-                    if isinstance(error, PaddingLeakError):
-                        raise
-                    return None
+                    raise
+                except CaptureError as error:
+                    failure = error
+                try:
+                    self.capturer.failures.remember(decision.bucket, call.variant, failure)
+                finally:
+                    del failure
+                return None
 
     def _eager(self, call: Call, decision: Decision) -> Reply:
         outputs = answer_eagerly(call)

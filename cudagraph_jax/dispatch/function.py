@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
 from time import perf_counter
@@ -27,7 +28,6 @@ from cudagraph_jax.program.call import (
     Args,
     Call,
     Declared,
-    Statics,
     Target,
     describe_call,
     has_tracers,
@@ -49,7 +49,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MAX_DECLARATIONS = 256
-"""Forms, static values and structures of calls whose declarations are remembered."""
+"""Forms and structures of calls whose declarations are remembered."""
 
 _shape_and_dtype = attrgetter("shape", "dtype")
 
@@ -78,7 +78,7 @@ class BucketedFunction(Generic[P, R]):
         self._routes = Routes()
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
         self._picks: dict[Form, Pick] = {}
-        self._declarations: dict[tuple[Form, Statics, PyTreeDef], tuple[Target, Declared]] = {}
+        self._declarations: dict[tuple[Form, PyTreeDef], tuple[Target, Declared]] = {}
         self._pick = picker(binder.bucketed_places) if binder.has_entries else ALL
         self._lead = binder.lead
         self._leads_in_tree = False
@@ -133,9 +133,13 @@ class BucketedFunction(Generic[P, R]):
                 failure = error
         # Nothing is called within an `except`: who looks for a mistake of theirs sees it alone.
         if failure is not None:
-            call = self._describe(self._bind(args, kwargs))
-            outputs = self.manager.dispatcher.rescue(call, route.bucket, failure)
-            return outputs
+            try:
+                outputs = self.manager.dispatcher.rescue(
+                    functools.partial(self.describe, *args), route, failure
+                )
+                return outputs
+            finally:
+                failure = None  # its traceback leads back to this frame, and the arguments in it
         return self._call_bound(args, kwargs, refused=refused)
 
     def __repr__(self) -> str:
@@ -261,21 +265,26 @@ class BucketedFunction(Generic[P, R]):
 
     def _declared(self, bound: Bound, structure: PyTreeDef) -> tuple[Target, Declared]:
         """What calls of one form and structure share, whatever their shapes."""
-        key = (bound.form, bound.statics, structure)
-        known = self._declarations.get(key)
+        key, known = (bound.form, structure), None
+        with suppress(TypeError, ValueError):  # what a pytree holds beside its leaves is no key
+            known = self._declarations.get(key)
         if known is None:
             fingerprint = self._target.fingerprint
             target = replace(
                 self._target,
-                function=unbound(self._function, bound),
+                function=self._function if bound.statics else unbound(self._function, bound),
                 donate_argnums=self._binder.donated(bound.form),
                 fingerprint=fingerprint and fingerprint._replace(places=bound.form.places),
             )
             known = (target, self._binder.declared(bound))
             if len(self._declarations) >= MAX_DECLARATIONS:
                 self._declarations.clear()
-            self._declarations[key] = known
-        return known
+            with suppress(TypeError, ValueError):
+                self._declarations[key] = known
+        target, declared = known
+        if bound.statics:  # they may be large, and equal ones may differ: 0.0 and -0.0
+            target = replace(target, function=unbound(self._function, bound))
+        return target, declared
 
     @property
     def registry(self) -> CUDAGraphRegistry:

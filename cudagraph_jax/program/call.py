@@ -162,12 +162,21 @@ def argument_leaf_names(
     return list(leaf_names((*argument_names, *ordered), (*args, *ordered.values())))
 
 
-def abstract_call(call: Call) -> Call:
+def abstract_call(call: Call, *, unknown: Sequence[object] | None = None) -> Call:
     """`call` with shapes for its arrays, so that holding it keeps none of them alive.
 
     Scalars stay: they cost nothing, and a loop may never end without theirs.
+
+    Args:
+        call: The call.
+        unknown: Leaves in the place of those that `call` has as shapes alone.
     """
     leaves = tuple(map(_abstract, call.leaves))
+    if unknown is not None:
+        leaves = tuple(
+            before if isinstance(given, jax.ShapeDtypeStruct) else leaf
+            for given, leaf, before in zip(call.leaves, leaves, unknown, strict=True)
+        )
     args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
     return replace(call, args=args, kwargs=kwargs, leaves=leaves)
 

@@ -47,12 +47,12 @@ class Program:
 
     Attributes:
         target: The function and what is asked of its outputs.
-        example: A call without its arrays.
+        example: The last call without its arrays; what it gave as a shape is of those before.
         leaf_indices: The arguments with the index of each leaf in its place.
         carries_batch: Whether any input carries the batch.
         carries_seq: Whether any input carries the sequence.
         checks: What the arguments of its calls must be, beside what the executable checks.
-        known_outputs: Its outputs, once they were found.
+        known_outputs: The outputs at the first bucket; None before. Others may have their own.
         settings: Those of the thread that called first, for threads that capture in its place.
     """
 
@@ -70,6 +70,8 @@ class Program:
         self.settings = ThreadSettings()
         self.known_outputs: Outputs | None = None
         self._known_shapes: list[tuple[int, ...]] | None = None
+        self.keys: dict[int, jax.Array] = {}
+        self.example = abstract_call(call)
         self._passed: dict[int, weakref.ref[Any]] = {}
         self._lock = forkable_lock()
         self.renew(call)
@@ -78,18 +80,20 @@ class Program:
         """Takes what runs without a request borrow from another call of the same variant."""
         # Keys cannot be made up for a run without a request, and take next to no memory.
         donated = self.donated_leaves
-        self.keys = {
+        keys = {
             index: copied_key(leaf) if index in donated else leaf
             for index, leaf in enumerate(call.leaves)
             if is_key(leaf)
         }
-        self.example = abstract_call(call)
         # Parameters live on with the server; a run without a request borrows them while they do.
-        self._passed |= {
+        passed = {
             index: weakref.ref(leaf)
             for index, (leaf, axes) in enumerate(zip(call.leaves, call.axes, strict=True))
             if axes.passes_through and isinstance(leaf, jax.Array | np.ndarray) and leaf.ndim
         }
+        with self._lock:
+            self.keys, self._passed = {**self.keys, **keys}, {**self._passed, **passed}
+            self.example = abstract_call(call, unknown=self.example.leaves)
 
     @property
     def donated_leaves(self) -> list[int]:
@@ -180,20 +184,25 @@ class Program:
             InputShapeError: An output that must be trimmed has a dimension that follows the sizes
                 without being one of them, or `out_axes` or `unpad` do not fit the outputs.
         """
-        with self._lock:
-            known = self.known_outputs
-            if known is not None and (tree is None or self._fits(known, tree, bucket)):
-                return known
-            tree = self.evaluate(bucket) if tree is None else tree
-            found = self._find_outputs(bucket, tree, others, searches)
-            if known is None:
-                self.known_outputs, self._known_shapes = found, _shapes(tree)
-            return found
+        known = self.known_outputs
+        if known is not None and (tree is None or self._fits(known, tree, bucket)):
+            return known
+        # Without a lock: the function may call itself, or wait for another thread's trace.
+        tree = self.evaluate(bucket) if tree is None else tree
+        found = self._find_outputs(bucket, tree, others, searches)
+        first = self.restore_outputs(found, tree)
+        return first if first == found else found
 
-    def restore_outputs(self, outputs: Outputs) -> Outputs:
-        """The outputs, from now on those given unless they are known already."""
+    def restore_outputs(self, outputs: Outputs, tree: PyTree) -> Outputs:
+        """The outputs, from now on those given unless they are known already.
+
+        Args:
+            outputs: What is known of them.
+            tree: Their shapes at the bucket where it was found.
+        """
         with self._lock:
             if self.known_outputs is None:
+                self._known_shapes = _shapes(tree)  # first, for who reads without the lock
                 self.known_outputs = outputs
             return self.known_outputs
 
@@ -302,7 +311,7 @@ class CompileRequest(NamedTuple):
         )
 
     def lower(self, *, clock: Callable[[], float]) -> tuple[Outputs, Lowering]:
-        """The outputs, and what to compile: one trace, and two more for a new program.
+        """The outputs, and what to compile: one trace, and mostly two more for a new program.
 
         Raises:
             CaptureError: Tracing or lowering failed.

@@ -18,6 +18,7 @@ class OutputShape(NamedTuple):
 
 
 _SMALLEST = (1, 2, 3)
+_SHORT = (2, 3, 4)
 
 Evaluate = Callable[[Bucket], Sequence[OutputShape]]
 """Abstract evaluation of a function at one size, such as by `jax.eval_shape`."""
@@ -54,7 +55,7 @@ def infer_output_axes(
     batches: Sequence[int],
     lengths: Sequence[int],
 ) -> tuple[OutputAxes, ...]:
-    """The axes of every output, from evaluations at other sizes: mostly two.
+    """The axes of every output, from evaluations at other sizes: two, or a few more.
 
     A dimension that changes with the batch alone, and equals it, is the batch; likewise the
     sequence. One that changes otherwise (batch * seq, seq - 1, both) gets a `problem`.
@@ -69,7 +70,7 @@ def infer_output_axes(
     here = evaluate(base)
     found = None
     if batches and lengths:
-        found = _from_two(evaluate, here, base=base, batches=batches, lengths=lengths)
+        found = _from_two(evaluate, here, base=base, batches=batches)
     if found is None:
         found = _size_by_size(evaluate, here, base=base, batches=batches, lengths=lengths)
     return found
@@ -81,19 +82,21 @@ def _from_two(
     *,
     base: Bucket,
     batches: Sequence[int],
-    lengths: Sequence[int],
 ) -> tuple[OutputAxes, ...] | None:
     """The axes by two further evaluations that change both sizes; None where that is not enough.
 
-    First the batch grows while the sequence shrinks, so that what follows one of them in another
-    way (half of it, one more) does not pass for the other. Each size is once below every bucket.
+    In the first the batch grows while the sequence shrinks: what follows one of them in another way
+    (half of it, one more) does not pass for the other. In the second both shrink: what grows with
+    both (their product, their sum) does not pass for a constant.
     """
     larger = next((rows for rows in batches if rows > base.batch_size), 2 * base.batch_size)
     first = _first_that_evaluates(evaluate, (Bucket(larger, length) for length in _SMALLEST))
-    # A length above the grid comes last: models often know a longest one.
-    ordered = sorted(lengths, key=lambda n: (n == 2 * base.seq_len, n < base.seq_len))
-    second = _first_that_evaluates(evaluate, (Bucket(1, length) for length in ordered))
-    if first is None or second is None:
+    if first is None:
+        return None
+    # Not 1 by 1, where the lesser and the greater of both sizes are either of them.
+    shorter = [n for n in _SHORT if n < base.seq_len and n != first[1].seq_len]
+    second = _first_that_evaluates(evaluate, (Bucket(1, length) for length in shorter))
+    if second is None:
         return None
     samples = [(here, base), first, second]
     names = [[out.name for out in shapes] for shapes, _ in samples]

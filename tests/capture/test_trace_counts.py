@@ -1,12 +1,22 @@
 """How often Python runs the function for a bucket that is missed: what `jit` pays once, too."""
 
+import gc
+import logging
+import weakref
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, InputShapeError, bucket_jit
+from cudagraph_jax import (
+    CUDAGraphConfig,
+    CUDAGraphManager,
+    CUDAGraphWarning,
+    InputShapeError,
+    bucket_jit,
+)
 from tests.helpers.warm_servers import Counted
 
 GRID = CUDAGraphConfig(
@@ -95,3 +105,61 @@ def test_a_dimension_that_is_constant_at_the_first_bucket():
     assert call(np.ones((1, 8), np.float32)).shape == (1, 1)
     with pytest.raises(InputShapeError, match="cannot be trimmed"):
         call(np.ones((3, 8), np.float32))
+
+
+def test_a_function_that_calls_itself_while_it_is_traced():
+    """Its search of outputs waits for no search of its own."""
+
+    def nested(x):
+        return x * 2 if x.shape[0] == 1 else x + call(np.ones((1, x.shape[1]), np.float32))
+
+    call: Any = bucket_jit(nested, in_axes="batch seq", config=GRID)
+    assert call(np.ones((3, 8), np.float32)).tolist() == [[3.0] * 8] * 3
+
+
+def test_equal_static_values_that_differ():
+    """A call that runs eagerly has its own static value, also where another equals it."""
+    config = CUDAGraphConfig(capture_sizes=(2,), on_miss="eager")
+    call: Any = bucket_jit(
+        lambda x, scale: x * scale, in_axes="batch seq", static_argnames="scale", config=config
+    )
+    x = np.ones((2, 3), np.float32)
+    assert not np.signbit(call(x, 0.0)).any()
+    assert np.signbit(call(x, -0.0)).all()
+
+
+def test_a_program_keeps_what_a_later_call_does_not_give():
+    """A warm-up by shapes leaves keys and numbers of former calls to the captured buckets."""
+    function = bucket_jit(lambda x, n: x * n, in_axes=("batch seq", None), config=GRID)
+    x = np.ones((3, 5), np.float32)
+    function(x, np.int32(3))
+    function.warmup(x, jax.ShapeDtypeStruct((), np.int32), progress=False)
+    (entry, *_) = function.registry.entries()
+    assert entry.program.example.leaves[1] == 3
+
+
+def test_a_failed_run_keeps_no_array():
+    """The arguments of a call whose bucket did not run are free when it is answered."""
+    failures = [RuntimeError("the wire is broken")]
+
+    def once_broken(x):
+        if failures:
+            raise failures.pop()
+        return x
+
+    def through_host(x):
+        return jax.pure_callback(once_broken, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    call: Any = bucket_jit(through_host, in_axes="batch seq", config=GRID)
+    x = jnp.ones((4, 8))
+    kept = weakref.ref(x)
+    gc.disable()
+    logging.disable()  # pytest keeps what is logged, and JAX logs the error
+    try:
+        with pytest.warns(CUDAGraphWarning, match="does not run"):
+            call(x)
+        del x
+        assert kept() is None
+    finally:
+        logging.disable(logging.NOTSET)
+        gc.enable()

@@ -69,27 +69,17 @@ class CommandBufferScope(Enum):
 
 _COMMAND_BUFFER = "xla_gpu_enable_command_buffer"
 _MIN_GRAPH_SIZE = "xla_gpu_graph_min_graph_size"
+_OF_ONE_DEVICE = (
+    "FUSION",
+    "CUBLAS",
+    "CUBLASLT",
+    "CUDNN",
+    "CUSTOM_CALL",
+    "CONDITIONAL",
+    "DYNAMIC_SLICE_FUSION",
+)
 # Known to every supported jaxlib (0.10 to 0.12); an unknown name fails each compilation.
-_RECORDABLE = (
-    "FUSION",
-    "CUBLAS",
-    "CUBLASLT",
-    "CUDNN",
-    "CUSTOM_CALL",
-    "CONDITIONAL",
-    "DYNAMIC_SLICE_FUSION",
-    "WHILE",
-    "CONVOLUTION",
-)
+_RECORDABLE = (*_OF_ONE_DEVICE, "WHILE", "CONVOLUTION")
 
-DEFAULT_COMMANDS = (
-    "FUSION",
-    "CUBLAS",
-    "CUBLASLT",
-    "CUDNN",
-    "CUSTOM_CALL",
-    "CONDITIONAL",
-    "DYNAMIC_SLICE_FUSION",
-    "COLLECTIVES_KERNEL",
-)
+DEFAULT_COMMANDS = (*_OF_ONE_DEVICE, "COLLECTIVES_KERNEL")
 """What XLA records by default in jaxlib 0.12 (docs/xla.md, "Command buffers")."""

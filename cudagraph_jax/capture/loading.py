@@ -189,6 +189,7 @@ class Loader:
         took_ms = (self._clock() - start) * 1e3
         executable = Executable(
             call=loaded,
+            output_info=loaded.out_info if lowering is None else lowering.output_info,
             compile_ms=took_ms if lowering is None else took_ms + lowering.took_ms,
             memory_bytes=number_of(stored, "memory_bytes", int),
             flops=number_of(stored, "flops", float),

@@ -22,7 +22,7 @@ from cudagraph_jax.dispatch.decision import Reason
 from cudagraph_jax.dispatch.dispatcher import REFUSED
 from cudagraph_jax.dispatch.manager import CUDAGraphManager, PlanOptions
 from cudagraph_jax.graphs.route import Route, Routes
-from cudagraph_jax.program.arguments import leading_leaf
+from cudagraph_jax.program.arguments import is_array, leading_leaf
 from cudagraph_jax.program.binding import ALL, Binder, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.program.call import (
     Args,
@@ -36,6 +36,7 @@ from cudagraph_jax.program.call import (
 )
 from cudagraph_jax.program.eager import run_traced
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.settings import DEVICE, PRECISION, X64, Settings, current_settings
 
 if TYPE_CHECKING:
     from cudagraph_jax.planning.plan import BucketPlan
@@ -83,6 +84,7 @@ class BucketedFunction(Generic[P, R]):
         self._lead = binder.lead
         self._leads_in_tree = False
         self._binds_all = bool(binder.static_argnames)
+        self._settings: Settings | None = None  # of the first call, which the tables stand for
         self._outcomes = manager.dispatcher.outcomes
         manager.registry.watch(self._routes)
 
@@ -96,19 +98,26 @@ class BucketedFunction(Generic[P, R]):
             lead = args[self._lead]
             if self._leads_in_tree:
                 lead = leading_leaf(lead)
-            if type(lead) is ndarray:
+            if (kind := type(lead)) is ndarray:
                 route = self._routes.table[tuple(map(_shape_and_dtype, self._pick(args)))]
-                sure = route.takes_numpy(args)
+                sure = route.device is DEVICE.value
             else:
                 route = self._routes.exact[lead.shape]  # type: ignore[attr-defined]  # or caught
-                # JAX narrows NumPy's 64-bit floats silently, so NumPy arrays are looked at.
-                sure = True
-                for position in route.others:
-                    if type(args[position]) is ndarray:
-                        sure = False
+                sure = kind is route.device_array
+            if route.x64 is not X64.value or route.precision != PRECISION.value:
+                sure = False
+            # JAX narrows NumPy's 64-bit floats silently, and drops what a subclass holds beside.
+            for position, dtypes in route.others:
+                kind = type(args[position])
+                if kind is not route.device_array and (
+                    args[position].dtype not in dtypes  # type: ignore[attr-defined]  # NumPy's
+                    if kind is ndarray
+                    else kind not in route.kinds
+                ):
+                    sure = False
         except (KeyError, AttributeError, IndexError, TypeError):
             sure = False
-        if sure and ((direct := route.direct) is not None or route.takes(args)):
+        if sure and ((direct := route.direct) is not None or route.checks.numbers.agree(args, {})):
             try:
                 if direct is not None:
                     start = perf_counter()
@@ -122,7 +131,7 @@ class BucketedFunction(Generic[P, R]):
                 else:
                     outputs = route.run(args)
                 return outputs
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 # The compiled function refuses what does not fit it: other parameters, tracers.
                 # Refusals are slow, so calls that alternate are told apart by all their arrays.
                 self._routes.exact.clear()
@@ -185,8 +194,7 @@ class BucketedFunction(Generic[P, R]):
         if (
             route is not None
             and route is not refused
-            and route.takes(bound.args, bound.kwargs)
-            and route.takes_numpy(bound.args)
+            and route.checks.accept(bound.args, bound.kwargs)
         ):
             outputs = dispatcher.replay(
                 route, bound.args, bound.kwargs, lambda: self._describe(bound)
@@ -236,17 +244,18 @@ class BucketedFunction(Generic[P, R]):
         if pick is None:
             pick = self._picks[form] = picker(self._binder.bucketed(form))
         picked = pick(bound.args)
-        try:
-            arrays: Hashable = tuple(map(_shape_and_dtype, picked))
-        except AttributeError:
-            leaves, structure = jax.tree.flatten(picked)
-            try:
-                arrays = (structure, *map(_shape_and_dtype, leaves))
-            except AttributeError:
-                return None
-        placed = tuple(map(placement, jax.tree.leaves(picked)))
-        if any(placed):
-            arrays = (arrays, placed)
+        leaves, structure = jax.tree.flatten(picked)
+        if not all(map(is_array, leaves)):
+            return None
+        arrays: Hashable = tuple(map(_shape_and_dtype, leaves))
+        if not jax.tree_util.all_leaves(picked):
+            arrays = (structure, arrays)
+        placed = tuple(map(placement, leaves))
+        settings = current_settings()
+        if self._settings is None:
+            self._settings = settings
+        if any(placed) or settings != self._settings:
+            arrays = (arrays, placed, settings)
         return arrays if form.plain else (form, bound.statics, arrays)
 
     def _describe(self, bound: Bound) -> Call:

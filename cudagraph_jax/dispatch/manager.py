@@ -227,7 +227,7 @@ class CUDAGraphManager:
                 check_inputs(inputs, input_shapes)
             key = route_key(execute_fn, inputs, sizes)
         route = None if key is None else self._routes.table.get(key)
-        if route is not None and route.takes((inputs,)):
+        if route is not None and route.checks.accept((inputs,), {}):
             outputs = self.dispatcher.replay(route, (inputs,), {}, describe)
             if outputs is not REFUSED:
                 return outputs

@@ -18,7 +18,7 @@ from cudagraph_jax.program.call import Call, copied_key, is_key
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array
-from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments
 
 
 def piece_rows(rows: int, largest: int) -> list[int]:
@@ -38,8 +38,8 @@ def pieces(call: Call, *, largest: int, donate_argnums: Sequence[int] = ()) -> I
         donate_argnums: Arguments that a piece would use up: each gets a copy.
     """
     rows = call.sizes.batch_size
-    indices, _ = jax.tree.unflatten(call.variant.structure, range(len(call.leaves)))
-    donated = set(jax.tree.leaves([indices[position] for position in donate_argnums]))
+    arguments, _ = leaves_of_arguments(call.variant.structure)
+    donated = {index for position in donate_argnums for index in arguments[position].indices}
     on_host: list[Any] = [
         leaf if is_key(leaf) or (axes.batch is None and index not in donated) else np.asarray(leaf)
         for index, (leaf, axes) in enumerate(zip(call.leaves, call.axes, strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 from cudagraph_jax._base.fork import forkable_lock, put_right_in_child
 from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, Request
-from cudagraph_jax.program.call import is_weak
+from cudagraph_jax.program.arguments import device_array_type
 from cudagraph_jax.program.donation import on_device, use_up
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs
 from cudagraph_jax.program.program import Program
@@ -46,16 +46,14 @@ def pads_for(
     program: Program, shapes: Sequence[tuple[int, ...]], *, sizes: Bucket, bucket: Bucket
 ) -> Pads:
     """What a request of these shapes needs padded."""
-    args, _ = program.leaf_indices
     arrays: list[tuple[int, Padder]] = []
     trees: list[tuple[int, tuple[Padder | None, ...]]] = []
-    for position, value in enumerate(args):
+    for position, argument in enumerate(program.argument_leaves):
         padders = tuple(
-            _leaf_padder(program, index, shapes[index], sizes, bucket)
-            for index in jax.tree.leaves(value)
+            _leaf_padder(program, index, shapes[index], sizes, bucket) for index in argument.indices
         )
         needed = [pad for pad in padders if pad is not None]
-        if isinstance(value, int):
+        if argument.is_array:
             arrays += [(position, pad) for pad in needed]
         elif needed:
             trees.append((position, padders))
@@ -97,7 +95,11 @@ class Route:
 
     Attributes:
         direct: The compiled function, where it takes a call's arguments as they are; else None.
-        others: Positions of the arguments that are arrays, but for the one that leads.
+        checks: What the arguments must be, beside what the compiled function checks.
+        others: Position of each argument that is an array but for the one that leads, and which
+            dtypes it may have in NumPy.
+        device_array: The class of JAX's arrays.
+        settings: Those of the threads that it serves: JAX's default device, matrix precision, x64.
         finish: What turns its outputs into the caller's; None where they are handed out as is.
         tally: Counts the replays.
     """
@@ -106,17 +108,21 @@ class Route:
         "_call",
         "_full_mask",
         "_mask_argname",
-        "_numbers",
         "_pads",
         "_pads_any",
-        "_passed",
         "_wait",
         "bucket",
+        "checks",
+        "device",
+        "device_array",
         "direct",
         "finish",
+        "kinds",
         "others",
+        "precision",
         "request",
         "tally",
+        "x64",
     )
 
     def __init__(
@@ -145,10 +151,13 @@ class Route:
             # Now, also where another function is being traced around this call.
             with jax.ensure_compile_time_eval():
                 self._full_mask = jax.device_put(np.ones(bucket, np.bool_))
-        self._numbers = program.checks.numbers
-        self._passed = program.checks.passed
-        self.others = program.checks.others
-        untouched = not (self._pads_any or self._mask_argname or wait or any(self._numbers))
+        self.checks = program.checks
+        self.others = self.checks.others
+        self.kinds = self.checks.kinds
+        self.device_array = device_array_type()
+        self.device, self.precision, self.x64 = program.settings.always_read
+        numbers = any(self.checks.numbers)
+        untouched = not (self._pads_any or self._mask_argname or wait or numbers)
         self.direct = call if untouched else None
 
     def __del__(self) -> None:
@@ -158,22 +167,7 @@ class Route:
     @property
     def is_reusable(self) -> bool:
         """Whether calls of the same shapes can be told from others without walking pytrees."""
-        return not self._numbers.nested
-
-    def takes(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> bool:
-        """Whether the numbers among the arguments are weak where those of the program are."""
-        return all(
-            position < len(args) and is_weak(args[position]) == weak
-            for position, weak in self._numbers.args
-        ) and all(is_weak(kwargs.get(name)) == weak for name, weak in self._numbers.kwargs)
-
-    def takes_numpy(self, args: Sequence[PyTree]) -> bool:
-        """Whether the NumPy arrays passed through have dtypes that JAX does not narrow."""
-        return not any(
-            isinstance(args[position], np.ndarray) and args[position].dtype != dtype
-            for position, dtype in self._passed
-            if position < len(args)
-        )
+        return not self.checks.numbers.hidden
 
     @property
     def pads_nothing(self) -> bool:

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
-from cudagraph_jax.program.call import Variant
+from cudagraph_jax.program.call import Call, is_key, is_weak
 from cudagraph_jax.shapes.axes import LeafAxes
-from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.shapes.pytrees import ArgumentLeaves, PyTree, leaves_of_arguments
+
+
+class Nested(NamedTuple):
+    """A number within an argument that is a pytree.
+
+    Attributes:
+        place: The argument: its position, or its keyword.
+        path: The way from there.
+        is_weak: Whether it is weak.
+    """
+
+    place: int | str
+    path: tuple[Any, ...]
+    is_weak: bool
+
+    def reach(self, value: PyTree) -> PyTree:
+        """The number in `value`, another argument of the same structure."""
+        for key in self.path:
+            value = getattr(value, key.name) if isinstance(key, GetAttrKey) else value[_index(key)]
+        return value
 
 
 class Numbers(NamedTuple):
@@ -19,12 +42,43 @@ class Numbers(NamedTuple):
     Attributes:
         args: Position of each number among the arguments, and whether it is weak.
         kwargs: Keyword of each, likewise.
-        nested: Whether a pytree holds a weak one, which only a walk would find.
+        nested: Those in pytrees.
+        hidden: Whether a pytree holds one that only a walk would find.
     """
 
     args: tuple[tuple[int, bool], ...] = ()
     kwargs: tuple[tuple[str, bool], ...] = ()
-    nested: bool = False
+    nested: tuple[Nested, ...] = ()
+    hidden: bool = False
+
+    def agree(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> bool:
+        """Whether the numbers of another call are weak where these are."""
+        return (
+            all(
+                position < len(args) and is_weak(args[position]) == weak
+                for position, weak in self.args
+            )
+            and all(is_weak(kwargs.get(name)) == weak for name, weak in self.kwargs)
+            and all(_agrees(number, args, kwargs) for number in self.nested)
+        )
+
+
+def _agrees(number: Nested, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> bool:
+    place = number.place
+    try:
+        value = args[place] if isinstance(place, int) else kwargs[place]
+        return is_weak(number.reach(value)) == number.is_weak
+    except (LookupError, AttributeError, TypeError):
+        return False  # another structure
+
+
+def _index(key: SequenceKey | DictKey) -> Any:
+    return key.idx if isinstance(key, SequenceKey) else key.key
+
+
+def is_array(value: object) -> bool:
+    """Whether it is an array that JAX takes whole: a masked one loses its mask."""
+    return isinstance(value, np.ndarray | jax.Array) and not isinstance(value, np.ma.MaskedArray)
 
 
 def leading_leaf(tree: PyTree) -> object:
@@ -38,34 +92,73 @@ def leading_leaf(tree: PyTree) -> object:
     return leaves[0] if leaves else None
 
 
+Dtypes = tuple[np.dtype[np.generic], ...]
+"""Of NumPy arrays that the compiled function takes without losing digits."""
+
+
 class ArgumentChecks(NamedTuple):
     """What a call's arguments must be, that the compiled function itself does not see to.
 
     Attributes:
         numbers: The numbers among them.
-        passed: Position and dtype of each argument that is an array and is passed through.
-        others: Positions of those that are arrays or numbers, but for the one that leads: the first
-            that carries all the sizes there are; see `Binder.lead`.
+        arrays: The place of each argument that is an array or a number itself, its position or its
+            keyword, and its dtypes.
+        others: The positional ones, but for that which leads: the first that carries all the sizes
+            there are, as `Binder.lead` has it.
+        kinds: The types, beside that of NumPy's arrays, which need no second look.
     """
 
     numbers: Numbers
-    passed: tuple[tuple[int, np.dtype[np.generic]], ...]
-    others: tuple[int, ...]
+    arrays: tuple[tuple[int | str, Dtypes], ...]
+    others: tuple[tuple[int, Dtypes], ...]
+    kinds: frozenset[type]
+
+    def accept(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> bool:
+        """Whether the compiled function may be called with other arguments of the same shapes."""
+        for place, dtypes in self.arrays:
+            if not isinstance(place, str):
+                value = args[place] if place < len(args) else None
+            else:
+                value = kwargs.get(place)
+            if type(value) in self.kinds or isinstance(value, np.generic):
+                continue
+            if not (isinstance(value, np.ndarray) and is_array(value) and value.dtype in dtypes):
+                return False
+        return self.numbers.agree(args, kwargs)
 
 
-def checks_of(variant: Variant, axes: Sequence[LeafAxes]) -> ArgumentChecks:
-    """What the arguments of a program's calls must be."""
-    args, kwargs = jax.tree.unflatten(variant.structure, range(len(axes)))
-    arrays = {place: index for place, index in enumerate(args) if isinstance(index, int)}
-    passed = tuple(
-        (place, variant.leaves[index].dtype)
-        for place, index in arrays.items()
-        if axes[index].passes_through
+def checks_of(call: Call) -> ArgumentChecks:
+    """What the arguments of the calls of a program must be, of which `call` is one."""
+    args, kwargs = leaves_of_arguments(call.variant.structure)
+    places: dict[int | str, ArgumentLeaves] = dict(enumerate(args))
+    places.update(kwargs)
+    arrays = {place: leaves.indices[0] for place, leaves in places.items() if leaves.is_array}
+    sizes = _sizes(call.axes)
+    positions = [place for place in arrays if isinstance(place, int)]
+    lead = next((at for at in positions if _sizes([call.axes[arrays[at]]]) == sizes), None)
+    keys = {type(call.leaves[index]) for index in arrays.values() if is_key(call.leaves[index])}
+    accepted = {
+        place: _same_digits(call.variant.leaves[index].dtype) for place, index in arrays.items()
+    }
+    return ArgumentChecks(
+        _numbers(call, arrays),
+        tuple(accepted.items()),
+        tuple((place, accepted[place]) for place in positions if place != lead),
+        frozenset({int, float, complex, bool, device_array_type(), *keys}),
     )
-    sizes = _sizes(axes)
-    lead = next((place for place in arrays if _sizes([axes[arrays[place]]]) == sizes), None)
-    others = tuple(place for place in arrays if place != lead)
-    return ArgumentChecks(_numbers(variant, args, kwargs), passed, others)
+
+
+def _same_digits(dtype: np.dtype[np.generic]) -> Dtypes:
+    """The dtypes that JAX computes with in `dtype` and loses no digits of."""
+    wide = [np.dtype(kind) for kind in (np.int64, np.uint64)]
+    return (dtype, *(kind for kind in wide if jax.dtypes.canonicalize_dtype(kind) == dtype != kind))
+
+
+@functools.cache
+def device_array_type() -> type:
+    """The class of JAX's arrays, as opposed to tracers and keys."""
+    with jax.transfer_guard("allow"):
+        return type(jax.device_put(np.zeros(())))
 
 
 def _sizes(axes: Sequence[LeafAxes]) -> tuple[bool, bool]:
@@ -76,23 +169,35 @@ def _sizes(axes: Sequence[LeafAxes]) -> tuple[bool, bool]:
     )
 
 
-def _numbers(variant: Variant, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Numbers:
-    leaves = variant.leaves
-    bare: dict[int | str, PyTree] = dict(enumerate(args))
-    bare.update(kwargs)
+def _numbers(call: Call, arrays: Mapping[int | str, int]) -> Numbers:
+    """The numbers among the arguments of `call`, and in them."""
+    leaves = call.variant.leaves
     weak = {
-        place: leaves[index].weak_type
-        for place, index in bare.items()
-        if isinstance(index, int) and not leaves[index].shape
+        place: leaves[index].weak_type for place, index in arrays.items() if not leaves[index].shape
     }
-    nested = any(
-        leaves[index].weak_type
-        for value in bare.values()
-        if not isinstance(value, int)
-        for index in jax.tree.leaves(value)
-    )
+    nested = [
+        Nested(place, path, leaf.weak_type)
+        for (place, path), leaf in zip(_paths(call), leaves, strict=True)
+        if place not in arrays and not leaf.shape and not _is_extended(leaf.dtype)
+    ]
     return Numbers(
         tuple((place, is_weak) for place, is_weak in weak.items() if isinstance(place, int)),
         tuple((place, is_weak) for place, is_weak in weak.items() if isinstance(place, str)),
-        nested,
+        tuple(number for number in nested if _is_open(number.path)),
+        hidden=any(not _is_open(number.path) for number in nested),
     )
+
+
+def _is_extended(dtype: np.dtype[np.generic]) -> bool:
+    return bool(jnp.issubdtype(dtype, jax.dtypes.extended))
+
+
+def _paths(call: Call) -> list[tuple[int | str, tuple[Any, ...]]]:
+    """The argument of each leaf, and the way from there."""
+    paths = jax.tree_util.tree_flatten_with_path((call.args, call.kwargs))[0]
+    return [(_index(path[1]), tuple(path[2:])) for path, _ in paths]
+
+
+def _is_open(path: Sequence[Any]) -> bool:
+    """Whether every key of a path says how to follow it."""
+    return all(isinstance(key, SequenceKey | DictKey | GetAttrKey) for key in path)

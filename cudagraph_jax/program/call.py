@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,14 @@ from cudagraph_jax.program.fingerprint import Fingerprint
 from cudagraph_jax.shapes.axes import PASS_THROUGH, AxisPattern, Leaf, LeafAxes, sizes_of
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import PadValue, check_pad_value
-from cudagraph_jax.shapes.pytrees import PyTree, leaf_names
+from cudagraph_jax.shapes.pytrees import (
+    ArgumentLeaves,
+    PyTree,
+    leaf_names,
+    leaves_of_arguments,
+    unflatten_shapes,
+)
+from cudagraph_jax.xla.settings import Settings, current_settings, with_device
 
 Args = tuple[PyTree, ...]
 Statics = tuple[tuple[str, type, Hashable], ...]
@@ -128,14 +135,16 @@ def describe_call(
     undeclared = len(leaves) - len(declared.patterns)
     patterns = [*declared.patterns, *[None] * undeclared]
     pads = [*declared.pad_values, *[0] * undeclared]
+    bare = [leaf.is_array for leaf in _arguments(structure) for _ in leaf.indices]
     try:
-        described = _describe_leaves(leaves, patterns, pads, [""] * len(leaves))
+        described = _describe_leaves(leaves, patterns, pads, [""] * len(leaves), bare)
     except InputShapeError:
         # Names cost a second walk, so only the error, which is raised again here, has them.
         names = argument_leaf_names(declared.argument_names, args, kwargs)
-        described = _describe_leaves(leaves, patterns, pads, names)
+        described = _describe_leaves(leaves, patterns, pads, names, bare)
     sizes, axes, abstract = described
-    variant = Variant(function, target.name, structure, abstract, statics)
+    settings = with_device(current_settings(), default_device())
+    variant = Variant(function, target.name, structure, abstract, statics, settings)
     return Call(args, dict(kwargs), tuple(leaves), axes, declared, sizes, variant, target)
 
 
@@ -171,13 +180,13 @@ def abstract_call(call: Call, *, unknown: Sequence[object] | None = None) -> Cal
         call: The call.
         unknown: Leaves in the place of those that `call` has as shapes alone.
     """
-    leaves = tuple(map(_abstract, call.leaves))
+    leaves: tuple[Any, ...] = tuple(map(_abstract, call.leaves))
     if unknown is not None:
         leaves = tuple(
             before if isinstance(given, jax.ShapeDtypeStruct) else leaf
             for given, leaf, before in zip(call.leaves, leaves, unknown, strict=True)
         )
-    args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
+    args, kwargs = unflatten_shapes(call.variant.structure, leaves)
     return replace(call, args=args, kwargs=kwargs, leaves=leaves)
 
 
@@ -203,20 +212,27 @@ def traced_sizes(args: Args, declared: Declared) -> Bucket:
     )
 
 
+def _arguments(structure: jax.tree_util.PyTreeDef) -> list[ArgumentLeaves]:
+    """The leaves of each argument of a call, in the order in which JAX flattens them."""
+    args, kwargs = leaves_of_arguments(structure)
+    return [*args, *kwargs.values()]
+
+
 def _describe_leaves(
     leaves: Sequence[object],
     patterns: Sequence[AxisPattern | LeafAxes | None],
     pads: Sequence[PadValue],
     names: Sequence[str],
+    bare: Sequence[bool],
 ) -> tuple[Bucket, tuple[LeafAxes, ...], tuple[AbstractLeaf, ...]]:
     all_axes: list[LeafAxes] = []
     abstract: list[AbstractLeaf] = []
     sized: list[Leaf] = []
-    for leaf, pattern, pad, name in zip(leaves, patterns, pads, names, strict=True):
+    for leaf, pattern, pad, name, is_bare in zip(leaves, patterns, pads, names, bare, strict=True):
         axes = _axes(leaf, pattern, name)
         all_axes.append(axes)
         if axes.passes_through:
-            abstract.append(abstract_passed(leaf, name=name))
+            abstract.append(abstract_passed(leaf, name=name, is_bare=is_bare))
             continue
         described = abstract_bucketed(leaf, axes, name=name)
         check_pad_value(pad, described.dtype, name=name)
@@ -273,6 +289,7 @@ class Variant:
         structure: The pytree of the arguments.
         leaves: Their arrays.
         statics: The static arguments: name, type and value.
+        settings: JAX's settings of the thread that calls.
     """
 
     function: Hashable
@@ -280,10 +297,11 @@ class Variant:
     structure: jax.tree_util.PyTreeDef
     leaves: tuple[AbstractLeaf, ...]
     statics: tuple[tuple[str, type, Hashable], ...] = ()
+    settings: Settings = ()
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
-        key = (self.function, self.structure, self.leaves, self.statics)
+        key = (self.function, self.structure, self.leaves, self.statics, self.settings)
         object.__setattr__(self, "_hash", hash(key))
 
     def __hash__(self) -> int:
@@ -303,6 +321,7 @@ def abstract_bucketed(value: object, axes: LeafAxes, *, name: str) -> AbstractLe
     Raises:
         InputShapeError: `value` is no NumPy or JAX array, or of a dtype that would not survive.
     """
+    _refuse_masked(value, name)
     if not isinstance(value, np.ndarray | jax.Array | jax.ShapeDtypeStruct):
         raise InputShapeError(
             f"{name} is of type {type(value).__name__}, not an array, but its axes are bucketed: "
@@ -317,13 +336,20 @@ def abstract_bucketed(value: object, axes: LeafAxes, *, name: str) -> AbstractLe
     return AbstractLeaf(axes.open(value.shape), dtype, sharding=placement(value))
 
 
-def abstract_passed(value: object, *, name: str) -> AbstractLeaf:
-    """The abstract form of an argument that is passed through.
+def abstract_passed(value: object, *, name: str, is_bare: bool = True) -> AbstractLeaf:
+    """The abstract form of what is passed through.
+
+    Args:
+        value: An array or a number.
+        name: What errors call it.
+        is_bare: Whether it is an argument itself. JAX converts what a pytree holds, as under
+            `jit`: to look for float64 among the parameters of every call costs more than the call.
 
     Raises:
         InputShapeError: `value` is nothing that JAX computes with, or float64 while x64 is off.
     """
-    if isinstance(value, np.ndarray):
+    _refuse_masked(value, name)
+    if is_bare and isinstance(value, np.ndarray):
         computed_dtype(value.dtype, name=name)
     try:
         abstract = jax.typeof(value)
@@ -334,6 +360,14 @@ def abstract_passed(value: object, *, name: str) -> AbstractLeaf:
         ) from None
     weak = not abstract.shape and is_weak(value)
     return AbstractLeaf(abstract.shape, abstract.dtype, weak, placement(value))
+
+
+def _refuse_masked(value: object, name: str) -> None:
+    if isinstance(value, np.ma.MaskedArray):
+        raise InputShapeError(
+            f"{name} is a numpy.ma.MaskedArray, whose mask JAX does not know: pass "
+            f"{name}.filled(value), and the mask as an argument of its own"
+        )
 
 
 def is_weak(number: object) -> bool:

@@ -34,9 +34,15 @@ from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.output_axes import OutputAxes, infer_output_axes
 from cudagraph_jax.shapes.padding import PadValue
-from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments, unflatten_shapes
 from cudagraph_jax.xla.settings import ThreadSettings
-from cudagraph_jax.xla.stages import Executable, Lowering, evaluate_shapes, lower_function
+from cudagraph_jax.xla.stages import (
+    Executable,
+    Lowering,
+    evaluate_shapes,
+    lower_function,
+    stage_errors,
+)
 
 
 class Program:
@@ -48,7 +54,7 @@ class Program:
     Attributes:
         target: The function and what is asked of its outputs.
         example: The last call without its arrays; what it gave as a shape is of those before.
-        leaf_indices: The arguments with the index of each leaf in its place.
+        argument_leaves: Which leaves belong to each positional argument.
         carries_batch: Whether any input carries the batch.
         carries_seq: Whether any input carries the sequence.
         checks: What the arguments of its calls must be, beside what the executable checks.
@@ -62,11 +68,9 @@ class Program:
         self.axes: tuple[LeafAxes, ...] = call.axes
         self.pad_values: tuple[PadValue, ...] = tuple(call.declared.pad_values)
         self.argument_names = tuple(call.declared.argument_names)
-        self.leaf_indices: tuple[tuple[PyTree, ...], dict[str, PyTree]] = jax.tree.unflatten(
-            call.variant.structure, range(len(call.axes))
-        )
+        self.argument_leaves, _ = leaves_of_arguments(call.variant.structure)
         self.carries_batch, self.carries_seq = call.carries_batch, call.carries_seq
-        self.checks = checks_of(call.variant, call.axes)
+        self.checks = checks_of(call)
         self.settings = ThreadSettings()
         self.known_outputs: Outputs | None = None
         self._known_shapes: list[tuple[int, ...]] | None = None
@@ -98,8 +102,8 @@ class Program:
     @property
     def donated_leaves(self) -> list[int]:
         """The places of the leaves whose buffers a run may use up."""
-        args, _ = self.leaf_indices
-        return jax.tree.leaves([args[position] for position in self.target.donate_argnums])
+        donated = (self.argument_leaves[position] for position in self.target.donate_argnums)
+        return [index for argument in donated for index in argument.indices]
 
     def known_leaves(self) -> list[object]:
         """The leaves of the call that it was made from, those arrays that are gone as shapes."""
@@ -120,12 +124,17 @@ class Program:
         return self.pad_values + (0,) * (len(self.axes) - len(self.pad_values))
 
     def arguments(self, bucket: Bucket) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
-        """Positional and keyword arguments of `bucket`'s size, as `jax.ShapeDtypeStruct`."""
+        """Positional and keyword arguments of `bucket`'s size, as `jax.ShapeDtypeStruct`.
+
+        Raises:
+            CaptureError: A pytree class among them refuses that size.
+        """
         leaves = [
             _struct(leaf, axes, bucket)
             for leaf, axes in zip(self.variant.leaves, self.axes, strict=True)
         ]
-        args, kwargs = jax.tree.unflatten(self.variant.structure, leaves)
+        with stage_errors("trace", self.target.name):  # a pytree class may refuse this size
+            args, kwargs = unflatten_shapes(self.variant.structure, leaves)
         if self.target.mask_argname is not None:
             kwargs = {**kwargs, self.target.mask_argname: jax.ShapeDtypeStruct(bucket, np.bool_)}
         return args, kwargs

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 
 from cudagraph_jax.errors import InputShapeError
+from cudagraph_jax.program.arguments import is_array
 from cudagraph_jax.program.call import Call, Declared, Target, describe_call
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes, axes_by_size
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import UNCHOSEN
 from cudagraph_jax.shapes.pytrees import PyTree, as_structs, describe_mismatch
+from cudagraph_jax.xla.settings import current_settings
 
 Function = Callable[[PyTree], PyTree]
 
@@ -148,11 +150,14 @@ def route_key(
 ) -> Hashable | None:
     """What the route of `function(inputs)` depends on; None where it cannot be remembered."""
     leaves, structure = jax.tree.flatten(inputs)
+    if not all(map(is_array, leaves)):
+        return None  # a Python number, or what JAX does not take as it is
+    arrays = [(leaf.shape, leaf.dtype) for leaf in leaves]
+    key = (function, sizes, structure, current_settings(), *arrays)
     try:
-        key = (function, sizes, structure, *[(leaf.shape, leaf.dtype) for leaf in leaves])
         hash(key)
-    except (AttributeError, TypeError):
-        return None  # a Python number among the leaves, or a function that cannot be hashed
+    except TypeError:
+        return None  # a function that cannot be hashed
     return key
 
 

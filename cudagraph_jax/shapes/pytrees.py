@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cudagraph_jax.errors import InputShapeError
@@ -68,6 +69,59 @@ def for_positions(prefix: PyTree, count: int, *, name: str) -> Sequence[PyTree]:
             "give one entry for each argument (None for what is passed through)"
         )
     return prefix[:count]
+
+
+class ArgumentLeaves(NamedTuple):
+    """Which of a call's leaves belong to one argument.
+
+    Attributes:
+        indices: Their places among all leaves.
+        is_array: Whether the argument is itself a leaf.
+    """
+
+    indices: range
+    is_array: bool
+
+
+def leaves_of_arguments(
+    structure: jax.tree_util.PyTreeDef,
+) -> tuple[tuple[ArgumentLeaves, ...], dict[str, ArgumentLeaves]]:
+    """The leaves of each positional and of each keyword argument.
+
+    Read off the structure: a pytree class may refuse to hold anything but arrays.
+
+    Args:
+        structure: That of `(args, kwargs)`.
+    """
+    args, kwargs = structure.children()
+    data = kwargs.node_data()
+    names = [] if data is None else data[1]
+    found: list[ArgumentLeaves] = []
+    start = 0
+    for argument in (*args.children(), *kwargs.children()):
+        stop = start + argument.num_leaves
+        is_array = jax.tree_util.treedef_is_leaf(argument) and stop > start
+        found.append(ArgumentLeaves(range(start, stop), is_array))
+        start = stop
+    count = len(found) - len(names)
+    return tuple(found[:count]), dict(zip(names, found[count:], strict=True))
+
+
+def unflatten_shapes(
+    structure: jax.tree_util.PyTreeDef, leaves: Sequence[jax.ShapeDtypeStruct]
+) -> PyTree:
+    """The pytree of `leaves`; with arrays in their place where a class of it takes nothing else."""
+    try:
+        return jax.tree.unflatten(structure, leaves)
+    except Exception:  # whatever the class raises; what is wrong otherwise is raised below
+        return jax.tree.unflatten(structure, list(map(_weightless, leaves)))
+
+
+def _weightless(leaf: PyTree) -> PyTree:
+    """An array in the place of a shape, which takes the memory of one element."""
+    if type(leaf) is not jax.ShapeDtypeStruct or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def leaf_names(argument_names: Sequence[str], args: Sequence[PyTree]) -> list[str]:

@@ -98,6 +98,7 @@ class FakeCompiler:
         call = _Fake(request, lowering, runs=self._runs)
         return Executable(
             call=cast(Compiled, call),
+            output_info=lowering.output_info,
             compile_ms=lowering.took_ms + (clock() - start) * 1e3,
             memory_bytes=self._memory_bytes,
             flops=None,

@@ -1,9 +1,10 @@
-"""JAX's settings of one thread, for what another thread traces in its place."""
+"""JAX's settings of one thread: part of what a function computes, as in `jax.jit`'s own key."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import jax
 
@@ -21,24 +22,40 @@ _NAMES = (
     "softmax_custom_jvp",
     "threefry_partitionable",
 )
+# Read by every call, so by the shortest way: 25 ns each; `jax.config.jax_enable_x64` takes 50.
+_STATES: tuple[Any, ...] = tuple(getattr(jax, name) for name in _NAMES)
+DEVICE, PRECISION, X64 = (
+    _STATES[_NAMES.index(name)]
+    for name in ("default_device", "default_matmul_precision", "enable_x64")
+)
+
+Settings = tuple[object, ...]
+"""The values of all of them, in one order; hashable."""
+
+
+def current_settings() -> Settings:
+    """The settings of this thread."""
+    return tuple([state.value for state in _STATES])
+
+
+def with_device(settings: Settings, device: jax.Device) -> Settings:
+    """`settings` with `device` in the place of a default one that is not named."""
+    return (device, *settings[1:])
 
 
 class ThreadSettings:
     """The settings of the thread that makes it, such as those of `jax.default_matmul_precision`."""
 
     def __init__(self) -> None:
-        self._values = _current()
+        self.values = current_settings()
+        self.always_read = (DEVICE.value, PRECISION.value, X64.value)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Has this thread trace as that one would have."""
-        current = _current()
+        current = current_settings()
         with ExitStack() as stack:
-            for name, value in self._values.items():
-                if value != current[name]:
-                    stack.enter_context(getattr(jax, name)(value))
+            for state, value, own in zip(_STATES, self.values, current, strict=True):
+                if value != own:
+                    stack.enter_context(state(value))
             yield
-
-
-def _current() -> dict[str, object]:
-    return {name: getattr(jax.config, f"jax_{name}") for name in _NAMES}

@@ -12,7 +12,7 @@ import jax
 from jax.stages import Compiled, Lowered
 
 from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError, UnexpectedCompileError
-from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.shapes.pytrees import PyTree, unflatten_shapes
 
 REFUSAL = (
     "had to be compiled inside no_compiles(): warm the bucket up first, keep sizes inside the "
@@ -28,6 +28,7 @@ class Executable:
     Attributes:
         call: The compiled function; strict about shapes, dtypes and pytrees, and it refuses
             tracers.
+        output_info: Its outputs, with `shape` and `dtype`.
         compile_ms: Milliseconds to trace, lower and compile; or to load, if it was loaded.
         memory_bytes: Generated code and temporary memory; None if the backend does not say.
         flops: Floating-point operations of one run; None if the backend does not say.
@@ -35,15 +36,11 @@ class Executable:
     """
 
     call: Compiled
+    output_info: PyTree
     compile_ms: float
     memory_bytes: int | None
     flops: float | None
     is_loaded: bool = False
-
-    @property
-    def output_info(self) -> PyTree:
-        """Its outputs, with `shape` and `dtype`."""
-        return self.call.out_info
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +49,13 @@ class Lowering:
 
     Attributes:
         lowered: JAX's own stage.
+        output_info: Its outputs, with `shape` and `dtype`.
         name: What profiles and logs call it.
         took_ms: Milliseconds to trace and lower it.
     """
 
     lowered: Lowered
+    output_info: PyTree
     name: str
     took_ms: float
 
@@ -67,11 +66,6 @@ class Lowering:
         return text
 
     @property
-    def output_info(self) -> PyTree:
-        """Its outputs, with `shape`, `dtype` and `weak_type`."""
-        return self.lowered.out_info
-
-    @property
     def drops_arguments(self) -> bool:
         """Whether the executable takes only those arguments that it needs."""
         main = next(
@@ -80,7 +74,7 @@ class Lowering:
             if operation.attributes["sym_name"].value == "main"
         )
         taken = main.regions[0].blocks[0].arguments
-        return len(taken) < len(jax.tree.leaves(self.lowered.args_info))
+        return len(taken) < len(jax.tree.leaves(self.lowered.in_avals))
 
     @property
     def partitions(self) -> int:
@@ -113,6 +107,7 @@ class Lowering:
             count_executable()
             return Executable(
                 call=compiled,
+                output_info=self.output_info,
                 compile_ms=self.took_ms + (clock() - start) * 1e3,
                 memory_bytes=_memory_bytes(compiled),
                 flops=_flops(compiled),
@@ -173,7 +168,9 @@ def lower_function(
         traced = jitted.trace(*args, **kwargs)
     with stage_errors("lower", name), tracing_refusals():
         lowered = traced.lower()
-    return Lowering(lowered, name, (clock() - start) * 1e3)
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in traced.jaxpr.out_avals]
+    outputs = unflatten_shapes(lowered.out_tree, shapes)
+    return Lowering(lowered, outputs, name, (clock() - start) * 1e3)
 
 
 def evaluate_shapes(
@@ -189,8 +186,16 @@ def evaluate_shapes(
         CaptureError: Tracing failed.
         UnexpectedCompileError: Called inside `no_compiles()`.
     """
+    structures: list[jax.tree_util.PyTreeDef] = []
+
+    def flat(*args: PyTree, **kwargs: PyTree) -> list[PyTree]:
+        leaves, structure = jax.tree.flatten(function(*args, **kwargs))
+        structures.append(structure)
+        return leaves
+
     with stage_errors("trace", name), tracing_refusals():
-        return jax.eval_shape(_fresh(function, name), *args, **kwargs)
+        leaves = jax.eval_shape(_fresh(flat, name), *args, **kwargs)
+    return unflatten_shapes(structures[-1], leaves)
 
 
 def _fresh(function: Callable[..., PyTree], name: str) -> Callable[..., PyTree]:

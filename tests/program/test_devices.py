@@ -20,6 +20,11 @@ PROGRAMS = Path(__file__).parents[1] / "helpers" / "programs"
             {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
             "right on both devices",
         ),
+        (
+            "on_default_devices.py",
+            {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            "each on its own device",
+        ),
         ("with_x64.py", {"JAX_ENABLE_X64": "1"}, "right in 64 bits"),
     ],
 )

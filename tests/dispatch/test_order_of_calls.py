@@ -1,0 +1,156 @@
+"""What is checked when a shape is new is checked with every later call: no answer depends on it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cudagraph_jax import (
+    CUDAGraphConfig,
+    CUDAGraphManager,
+    InputShapeError,
+    bucket_jit,
+)
+
+CONFIG = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), warmup_iterations=1)
+SIZES = [(3, 5), (4, 8)]  # padded, and exactly a bucket's
+
+
+def plus(x, y):
+    return x + y
+
+
+def by_keyword(x, *, y):
+    return x + y
+
+
+def both(plain, odd, *, order):
+    """The odd call before or behind the plain one; it is refused, or raises, in either order."""
+    for call in (plain, odd, odd) if order == "late" else (odd, plain, odd):
+        if call is odd:
+            with pytest.raises(InputShapeError) as caught:
+                odd()
+        else:
+            plain()
+    return str(caught.value)
+
+
+@pytest.fixture(params=["early", "late"])
+def order(request):
+    return request.param
+
+
+class Foreign:
+    """What other libraries' tensors look like to NumPy."""
+
+    def __init__(self, array):
+        self.shape, self.dtype, self._array = array.shape, array.dtype, array
+
+    def __array__(self, dtype=None, copy=None):
+        return self._array
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("axes", ["batch seq", None], ids=["bucketed", "passed"])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda y: y.astype(np.float64),
+        lambda y: np.ma.array(y, mask=y > 0.5),
+        Foreign,
+        lambda y: Foreign(y.astype(np.float64)),
+    ],
+    ids=["float64", "masked", "foreign", "foreign float64"],
+)
+def test_a_second_argument(shape, as_array, axes, odd, order):
+    """What a first call refuses beside the array that leads, a later one refuses."""
+    function = bucket_jit(plus, in_axes=("batch seq", axes), config=CONFIG)
+    x = as_array(np.ones(shape, np.float32))
+    y = np.ones(shape if axes else 1, np.float32)
+    both(lambda: function(x, y), lambda: function(x, odd(y)), order=order)
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize(
+    "odd", [lambda y: np.ma.array(y, mask=y > 0.5), Foreign], ids=["masked", "foreign"]
+)
+def test_the_argument_that_leads(shape, odd, order):
+    """So is the first argument, and what leads within a pytree."""
+    x = np.ones(shape, np.float32)
+    function = bucket_jit(lambda x: x * 2, in_axes="batch seq", config=CONFIG)
+    both(lambda: function(x), lambda: function(odd(x)), order=order)
+    nested = bucket_jit(lambda d: d["x"] * 2, in_axes="batch seq", config=CONFIG)
+    both(lambda: nested({"x": x}), lambda: nested({"x": odd(x)}), order=order)
+    both(lambda: nested({"x": jnp.asarray(x)}), lambda: nested({"x": odd(x)}), order=order)
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda y: y.astype(np.float64),
+        lambda y: np.ma.array(y, mask=y > 0.5),
+        Foreign,
+    ],
+    ids=["float64", "masked", "foreign"],
+)
+def test_a_keyword(shape, odd, order):
+    """So is a keyword-only argument, and one that is written by its name."""
+    x, y = np.ones(shape, np.float32), np.ones(1, np.float32)
+    function = bucket_jit(by_keyword, in_axes="batch seq", config=CONFIG)
+    message = both(lambda: function(x, y=y), lambda: function(x, y=odd(y)), order=order)
+    assert message.startswith("y ")
+    function = bucket_jit(plus, in_axes=("batch seq", None), config=CONFIG)
+    both(lambda: function(x, y=y), lambda: function(x, y=odd(y)), order=order)
+
+
+def test_one_pytree(order):
+    """So are the leaves of the specification's calls."""
+    manager = CUDAGraphManager(CONFIG)
+    x = np.ones((3, 5), np.float32)
+
+    def call(y):
+        return manager.execute_or_capture(3, 5, lambda d: d["x"] * 2, {"x": y})
+
+    both(lambda: call(x), lambda: call(np.ma.array(x, mask=x > 0.5)), order=order)
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_subclasses_that_hold_nothing_beside(shape, tmp_path, order):
+    """A `numpy.memmap` or a `numpy.matrix` is taken for the array that it is."""
+    function = bucket_jit(lambda x: x * 2, in_axes="batch seq", config=CONFIG)
+    plain = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    mapped = np.memmap(tmp_path / "x", np.float32, "w+", shape=shape)
+    mapped[:] = plain
+    calls = [plain, mapped, plain.view(np.matrix), mapped]
+    for x in calls if order == "late" else calls[1:]:
+        np.testing.assert_array_equal(function(x), plain * 2)
+
+
+def test_parameters_are_converted_as_jit_does():
+    """NumPy's float64 within a pytree that is passed through is JAX's to convert, at any call."""
+    x, wide = np.ones((3, 5), np.float32), {"w": np.full(5, 0.1)}
+    function = bucket_jit(lambda p, x: x * p["w"].sum(), in_axes=(None, "batch seq"), config=CONFIG)
+    expected = jax.jit(lambda p, x: x * p["w"].sum())(wide, x)
+    for parameters in (wide, {"w": wide["w"].astype(np.float32)}, wide):
+        np.testing.assert_allclose(function(parameters, x), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("nest", [lambda n: {"n": n}, lambda n: (1, [n]), lambda n: [{"a": n}]])
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
+def test_numbers_within_pytrees(nest, as_array):
+    """A number gives way to the arrays' dtype where it is weak, and only there, in any order."""
+    weak, strong = jnp.asarray(2.0), jnp.asarray(np.float32(2))
+    assert weak.weak_type
+    assert not strong.weak_type
+
+    def scaled(numbers, x):
+        return x * jax.tree.leaves(numbers)[-1]
+
+    x = as_array(np.ones((4, 8), jnp.bfloat16))
+    for first, second in ((weak, strong), (strong, weak)):
+        function = bucket_jit(scaled, in_axes=(None, "batch seq"), config=CONFIG)
+        for number in (first, second, first, 2.0, np.float32(2)):
+            expected = jax.jit(scaled)(nest(number), x)
+            assert function(nest(number), x).dtype == expected.dtype

@@ -1,0 +1,134 @@
+"""Settings of JAX that a thread may have for itself: part of a program, as in `jax.jit`'s key."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, bucket_jit
+
+CONFIG = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), warmup_iterations=1)
+LARGE = 2**40 + 1
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4, 8)], ids=["padded", "exact"])
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("wide_first", [False, True])
+def test_x64(shape, as_array, wide_first):
+    """A warm function computes in 64 bits within `jax.enable_x64(True)`, and only there."""
+    function = bucket_jit(
+        lambda x: (x + 1, x.astype(int), jnp.zeros(()) + 0.5), in_axes="batch seq", config=CONFIG
+    )
+
+    def call(dtype):
+        x = as_array(np.full(shape, LARGE if dtype == np.int64 else 3, dtype))
+        for got, expected in zip(
+            function(x), jax.jit(lambda x: (x + 1, x.astype(int), 0.5))(x), strict=True
+        ):
+            assert got.dtype == expected.dtype or np.ndim(expected) == 0
+            np.testing.assert_array_equal(got, expected)
+        return [leaf.dtype for leaf in function(x)]
+
+    def wide():
+        with jax.enable_x64(True):
+            assert call(np.int64) == [np.int64, np.int64, np.float64]
+            assert call(np.float32) == [np.float32, np.int64, np.float64]
+
+    for _ in range(2):
+        if wide_first:
+            wide()
+        assert call(np.float32) == [np.float32, np.int32, np.float32]
+        assert call(np.int32) == [np.int32, np.int32, np.float32]
+        wide()
+
+
+def test_x64_through_the_manager():
+    """So do the specification's calls."""
+    manager = CUDAGraphManager(CONFIG)
+    x = np.ones((3, 5), np.float32)
+    for _ in range(2):
+        for on, dtype in ((False, np.int32), (True, np.int64)):
+            with jax.enable_x64(on):
+                out = manager.execute_or_capture(3, 5, to_int, x)
+                assert out.dtype == dtype
+
+
+def to_int(x):
+    return x.astype(int)
+
+
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
+def test_matrix_precision(as_array):
+    """A matrix precision that a thread asks for is that of its programs."""
+    x = as_array(np.ones((4, 8), np.float32))
+    function = bucket_jit(lambda x: x @ x.T, in_axes="batch seq", config=CONFIG, unpad="none")
+    precisions = {}
+    for _ in range(2):
+        function(x)
+        with jax.default_matmul_precision("highest"):
+            function(x)
+        precisions = {
+            entry.variant.settings: str(entry.executable.call.as_text())
+            for entry in function.registry.entries()
+        }
+        assert len(precisions) == 2
+    assert sum("highest" in text for text in precisions.values()) == 1
+
+
+def test_random_numbers():
+    """The implementation of PRNG keys made within the function is that of the thread."""
+
+    def noise(x):
+        return x + jax.random.uniform(jax.random.key(0), (8,))
+
+    x = np.zeros((3, 8), np.float32)
+    function = bucket_jit(noise, in_axes="batch _", config=CONFIG)
+    answers = []
+    for name in ("threefry2x32", "rbg", "threefry2x32"):
+        with jax.default_prng_impl(name):
+            fresh = bucket_jit(noise, in_axes="batch _", config=CONFIG)
+            answers.append(fresh(x))
+            if name == "threefry2x32":
+                np.testing.assert_array_equal(function(x), answers[-1])
+    assert np.any(answers[0] != answers[1])
+
+
+def test_background_captures_have_the_settings_of_the_request():
+    """What is captured for a request in 64 bits answers the next one in 64 bits."""
+    config = CUDAGraphConfig(
+        capture_sizes=(4,), capture_seq_lens=(8,), on_miss="background", warmup_iterations=1
+    )
+    function = bucket_jit(to_int, in_axes="batch seq", config=config)
+    x = np.ones((3, 5), np.float32)
+    with function.manager:
+        with jax.enable_x64(True):
+            assert function(x).dtype == np.int64
+            function.manager.wait()
+            assert function.explain(x).mode.name == "REPLAY"
+            assert function(x).dtype == np.int64
+        assert function.explain(x).mode.name != "REPLAY"
+        assert function(x).dtype == np.int32
+
+
+def test_threads_with_settings_of_their_own():
+    """Threads that differ in x64 call one function, and each has its own answers."""
+    function = bucket_jit(to_int, in_axes="batch seq", config=CONFIG)
+    x = np.ones((3, 5), np.float32)
+    wrong = []
+
+    def serve(on):
+        with jax.enable_x64(on):
+            for _ in range(50):
+                if function(x).dtype != (np.int64 if on else np.int32):
+                    wrong.append(on)
+
+    threads = [threading.Thread(target=serve, args=(number % 2 == 1,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not wrong
+    assert function.registry.num_graphs == 2

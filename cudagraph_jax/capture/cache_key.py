@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 from jax.sharding import Mesh, NamedSharding, Sharding
@@ -19,6 +20,7 @@ from cudagraph_jax.program.outputs import OutputLeaf, Outputs, Unpad
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.output_axes import SizeName
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.store import Json, Stored
 from cudagraph_jax.xla.environment import host_fields
@@ -286,14 +288,21 @@ def outputs_in(stored: Stored) -> Outputs | None:
 def outputs_to_json(outputs: Outputs) -> Json:
     """`outputs` for a header; None where a pytree of the caller's own kinds cannot be written."""
     try:
-        tree = _tree_to_json(jax.tree.unflatten(outputs.structure, range(len(outputs.leaves))))
+        if outputs.structure_follows:
+            return None  # each size has its own
+        tree = _structure_to_json(outputs.structure, itertools.count())
     except TypeError:
         return None
     leaves: list[Json] = [
-        [leaf.name, list(leaf.axes), leaf.unpad, leaf.ndim, leaf.comparable]
+        [leaf.name, list(leaf.axes), leaf.unpad, leaf.ndim, leaf.comparable, *_following(leaf)]
         for leaf in outputs.leaves
     ]
     return {"tree": tree, "leaves": leaves}
+
+
+def _following(leaf: OutputLeaf) -> list[Json]:
+    """Nothing for most, so that older versions read it."""
+    return [[[axis, size] for axis, size in leaf.follows]] if leaf.follows else []
 
 
 def outputs_from_json(written: Any) -> Outputs | None:
@@ -307,26 +316,42 @@ def outputs_from_json(written: Any) -> Outputs | None:
     structure = jax.tree.structure(_tree_from_json(written["tree"]))
     leaves = tuple(
         OutputLeaf(
-            str(name), LeafAxes(*map(_index, axes)), _unpad(unpad), int(ndim), bool(comparable)
+            str(name),
+            LeafAxes(*map(_index, axes)),
+            _unpad(unpad),
+            int(ndim),
+            bool(comparable),
+            tuple((int(axis), _size(size)) for following in rest for axis, size in following),
         )
-        for name, axes, unpad, ndim, comparable in written["leaves"]
+        for name, axes, unpad, ndim, comparable, *rest in written["leaves"]
     )
     return Outputs(structure, leaves)
+
+
+def _size(name: Any) -> SizeName:
+    if name not in ("batch", "seq"):
+        raise ValueError(f"{name!r} is no size")
+    return cast(SizeName, name)
 
 
 def _index(place: Any) -> int | None:
     return None if place is None else int(place)
 
 
-def _tree_to_json(tree: PyTree) -> Json:
-    """A pytree of built-in containers: a list with its kind in front, or an integer for a leaf."""
-    if tree is None or type(tree) is int:
-        return tree
-    if type(tree) is dict and all(type(key) is str for key in tree):
-        return ["dict", *([key, _tree_to_json(value)] for key, value in tree.items())]
-    if type(tree) in (list, tuple):
-        return [type(tree).__name__, *map(_tree_to_json, tree)]
-    raise TypeError(f"{type(tree).__name__} is no built-in container")
+def _structure_to_json(structure: jax.tree_util.PyTreeDef, places: Iterator[int]) -> Json:
+    """A pytree of built-in containers: a list with its kind in front, or a number for a leaf."""
+    node = structure.node_data()
+    if node is None:
+        return next(places)
+    kind, keys = node
+    inner = [_structure_to_json(child, places) for child in structure.children()]
+    if kind is dict and all(type(key) is str for key in keys):
+        return ["dict", *([key, value] for key, value in zip(keys, inner, strict=True))]
+    if kind in (list, tuple):
+        return [kind.__name__, *inner]
+    if kind is type(None):
+        return None
+    raise TypeError(f"{kind.__name__} is no built-in container")
 
 
 def _tree_from_json(tree: Any) -> PyTree:

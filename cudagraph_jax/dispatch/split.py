@@ -13,7 +13,7 @@ import numpy as np
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.replay_counts import Fit
-from cudagraph_jax.graphs.route import Route, finisher
+from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.program.call import Call, copied_key, is_key
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs
 from cudagraph_jax.shapes.ladder import Bucket
@@ -69,23 +69,27 @@ def pieces(call: Call, *, largest: int, donate_argnums: Sequence[int] = ()) -> I
 def unjoinable(outputs: Outputs) -> InputShapeError | None:
     """The error where an output does not carry the batch, so that pieces cannot be joined."""
     for leaf in outputs.leaves:
-        if leaf.axes.batch is None:
+        follows = {size for _, size in leaf.follows}
+        if leaf.axes.batch is None or "batch" in follows or outputs.structure_follows:
             return InputShapeError(
                 f'{leaf.name} carries no batch, so on_overflow="split" cannot join it: '
                 'return one row per request, or set on_overflow="eager"'
+            )
+        if follows and leaf.unpad == "device":
+            return InputShapeError(
+                f'{leaf.name} has a length that follows the sequence, so on_overflow="split" '
+                'joins it on the host alone: ask for unpad="host", or set on_overflow="eager"'
             )
     return None
 
 
 def piece_route(entry: CUDAGraphEntry, piece: Call) -> Route:
     """The route of a piece through `entry`; what stays on the device is trimmed by `joined`."""
-    route = entry.route_for(piece, fit=Fit.PIECE)
     leaves = tuple(
         leaf._replace(unpad="none") if leaf.unpad == "device" else leaf
         for leaf in entry.outputs.leaves
     )
-    route.finish = finisher(entry.outputs._replace(leaves=leaves), piece.sizes)
-    return route
+    return entry.route_for(piece, fit=Fit.PIECE, outputs=entry.outputs._replace(leaves=leaves))
 
 
 def joined(

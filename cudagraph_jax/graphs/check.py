@@ -17,7 +17,7 @@ from cudagraph_jax.graphs.trial import Poison, Poisonable, example_call, poison,
 from cudagraph_jax.program.call import Call, copied_key, is_key
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import Array, PadValue, real_index
+from cudagraph_jax.shapes.padding import Array, PadValue
 from cudagraph_jax.shapes.pytrees import leaf_names
 
 _ORDINARY = 2.0
@@ -78,6 +78,7 @@ class Trial:
     def __init__(self, entry: CUDAGraphEntry, example: Call) -> None:
         self.entry = entry
         self.example = example
+        self.real = entry.program.real_outputs(entry.outputs, example.sizes)
         self.usual = self.run({})
 
     def run(self, padding: Poison) -> list[Array]:
@@ -88,8 +89,10 @@ class Trial:
         with self._failing("was compiled, but does not run"):
             outputs = filled.padded_outputs(self._to_use_up())
             return [
-                np.asarray(output)[real_index(leaf.axes, leaf.ndim, self.example.sizes)]
-                for output, leaf in zip(outputs, self.entry.outputs.leaves, strict=True)
+                np.asarray(output)[index]
+                for output, leaf, index in zip(
+                    outputs, self.entry.outputs.leaves, self.real.indices, strict=True
+                )
                 if leaf.comparable
             ]
 
@@ -101,9 +104,9 @@ class Trial:
             result = run_eagerly(target, example.args, example.kwargs, example.sizes)
             jax.block_until_ready(result)
         leaves, structure = jax.tree.flatten(result)
-        if structure != outputs.structure:
+        if structure != self.real.structure:
             raise CaptureError(
-                f"{self._where} gives {outputs.structure}, but the plain function {structure}: "
+                f"{self._where} gives {self.real.structure}, but the plain function {structure}: "
                 "return the same pytree for every size, traced or not",
                 stage="check",
             )

@@ -215,12 +215,19 @@ class CUDAGraphEntry:
         args = (inputs,) if self.single_input else tuple(inputs)
         return self.route_for(self._describe(args), fit=fit).run(args)
 
-    def route_for(self, call: Call, *, fit: Fit | None = None) -> Route:
+    def route_for(
+        self, call: Call, *, fit: Fit | None = None, outputs: Outputs | None = None
+    ) -> Route:
         """The route of a call of this entry's variant and not larger than its bucket.
 
         Args:
             call: The call.
             fit: How it fits; exact or padded, as its sizes say, if None.
+            outputs: The entry's outputs, to be handed out in another way.
+
+        Raises:
+            InputShapeError: Only the function can say what its outputs are at the call's sizes, and
+                it does not take those.
         """
         if fit is None:
             fit = Fit.EXACT if call.sizes == self.bucket else Fit.PADDED
@@ -237,7 +244,7 @@ class CUDAGraphEntry:
             bucket=self.bucket,
             shapes=[getattr(leaf, "shape", ()) for leaf in call.leaves],
             request=Request(call.sizes, fit),
-            outputs=self.outputs,
+            outputs=self.outputs if outputs is None else outputs,
             journal=self.journal,
             wait=self.waits,
         )

@@ -17,10 +17,10 @@ from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, Request
 from cudagraph_jax.program.arguments import device_array_type
 from cudagraph_jax.program.donation import on_device, use_up
-from cudagraph_jax.program.outputs import OutputLeaf, Outputs
+from cudagraph_jax.program.outputs import OutputLeaf, Outputs, RealOutputs
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import Index, Padder, padder, real_index
+from cudagraph_jax.shapes.padding import Index, Padder, padder
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.profile import REPLAY
 
@@ -145,7 +145,10 @@ class Route:
         self._mask_argname = program.target.mask_argname
         self._pads = pads_for(program, shapes, sizes=request.sizes, bucket=bucket)
         self._pads_any = bool(self._pads.arrays or self._pads.trees)
-        self.finish = finisher(outputs, None if request.fit is Fit.EXACT else request.sizes)
+        is_exact = request.fit is Fit.EXACT
+        self.finish = finisher(
+            outputs, None if is_exact else program.real_outputs(outputs, request.sizes)
+        )
         self._full_mask = None
         if self._mask_argname is not None and request.fit is Fit.EXACT:
             # Now, also where another function is being traced around this call.
@@ -293,26 +296,30 @@ class WatchedRoute(Route):
         return result
 
 
-def finisher(outputs: Outputs, sizes: Bucket | None) -> Callable[[PyTree], PyTree] | None:
+def finisher(outputs: Outputs, real: RealOutputs | None) -> Callable[[PyTree], PyTree] | None:
     """What turns the executable's outputs into the caller's.
 
     Args:
         outputs: The program's outputs.
-        sizes: The sizes to trim to; None where nothing has to be trimmed.
+        real: The caller's part of them; None where that is all of them.
 
     Returns:
         A function of the outputs; None where they can be handed out as they are.
     """
-    steps = [_leaf_finisher(leaf, sizes) for leaf in outputs.leaves]
-    if all(step is None for step in steps):
+    steps = [
+        _leaf_finisher(leaf, None if real is None else real.indices[index])
+        for index, leaf in enumerate(outputs.leaves)
+    ]
+    structure = outputs.structure if real is None else real.structure
+    if all(step is None for step in steps) and structure == outputs.structure:
         return None
-    if jax.tree_util.treedef_is_leaf(outputs.structure):
+    if len(steps) == 1 and jax.tree_util.treedef_is_leaf(structure):
         return steps[0]
 
     def finish(result: PyTree) -> PyTree:
-        leaves, structure = jax.tree.flatten(result)
+        leaves, own = jax.tree.flatten(result)
         return jax.tree.unflatten(
-            structure,
+            own if real is None else structure,
             [
                 leaf if step is None else step(leaf)
                 for step, leaf in zip(steps, leaves, strict=True)
@@ -322,9 +329,8 @@ def finisher(outputs: Outputs, sizes: Bucket | None) -> Callable[[PyTree], PyTre
     return finish
 
 
-def _leaf_finisher(leaf: OutputLeaf, sizes: Bucket | None) -> Callable[[PyTree], PyTree] | None:
-    trims = sizes is not None and not leaf.axes.passes_through
-    index: Index = real_index(leaf.axes, leaf.ndim, sizes) if sizes is not None and trims else ()
+def _leaf_finisher(leaf: OutputLeaf, index: Index | None) -> Callable[[PyTree], PyTree] | None:
+    trims = index is not None and not (leaf.axes.passes_through and not leaf.follows)
     if leaf.unpad == "host":
         if not trims:
             return np.asarray

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -11,7 +10,14 @@ import jax.numpy as jnp
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.output_axes import OutputAxes, OutputShape
+from cudagraph_jax.shapes.output_axes import (
+    Evaluation,
+    FoundAxes,
+    OutputAxes,
+    OutputShape,
+    SizeName,
+)
+from cudagraph_jax.shapes.padding import Index, real_index
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
 
 Unpad = Literal["host", "device", "none"]
@@ -26,6 +32,7 @@ class OutputLeaf(NamedTuple):
         unpad: What the caller gets of it.
         ndim: Its rank.
         comparable: Whether `axes` is known and NumPy can hold it; always so where it is trimmed.
+        follows: Further dimensions that follow one size; see `OutputAxes`.
     """
 
     name: str
@@ -33,21 +40,67 @@ class OutputLeaf(NamedTuple):
     unpad: Unpad
     ndim: int
     comparable: bool = True
+    follows: tuple[tuple[int, SizeName], ...] = ()
 
 
 class Outputs(NamedTuple):
-    """All outputs of a program: the same for each of its buckets."""
+    """All outputs of a program: the same for each of its buckets.
+
+    Attributes:
+        structure: The pytree that holds them.
+        leaves: Each array.
+        structure_follows: Whether what is static in that pytree follows the sizes.
+    """
 
     structure: jax.tree_util.PyTreeDef
     leaves: tuple[OutputLeaf, ...]
+    structure_follows: bool = False
+
+    @property
+    def follows(self) -> bool:
+        """Whether only the function can say what they are at other sizes."""
+        return self.structure_follows or any(leaf.follows for leaf in self.leaves)
 
 
-def outputs_of(tree: PyTree, found: Sequence[OutputAxes], *, unpad: PyTree) -> Outputs:
+class RealOutputs(NamedTuple):
+    """The outputs of one call within those of its bucket.
+
+    Attributes:
+        structure: The pytree that the plain function gives.
+        indices: The index of the real elements in each array.
+    """
+
+    structure: jax.tree_util.PyTreeDef
+    indices: tuple[Index, ...]
+
+
+def real_outputs(outputs: Outputs, sizes: Bucket) -> RealOutputs:
+    """Those of a call of `sizes`, where the axes alone say it."""
+    indices = tuple(real_index(leaf.axes, leaf.ndim, sizes) for leaf in outputs.leaves)
+    return RealOutputs(outputs.structure, indices)
+
+
+def evaluated_outputs(outputs: Outputs, tree: PyTree, sizes: Bucket) -> RealOutputs:
+    """Those of a call of `sizes`, where `tree` is what the function gives at these sizes.
+
+    Raises:
+        InputShapeError: It has other arrays than the bucket.
+    """
+    arrays, structure = jax.tree.flatten(tree)
+    if [array.ndim for array in arrays] != [leaf.ndim for leaf in outputs.leaves]:
+        raise InputShapeError(
+            f"the outputs at (batch, seq_len)={tuple(sizes)} are {structure}, other arrays than in "
+            f"the bucket, {outputs.structure}: return the same pytree for every size"
+        )
+    return RealOutputs(structure, tuple(tuple(map(slice, array.shape)) for array in arrays))
+
+
+def outputs_of(tree: PyTree, found: FoundAxes, *, unpad: PyTree) -> Outputs:
     """The outputs of `tree`, whose axes were found.
 
     Args:
         tree: The outputs as `jax.ShapeDtypeStruct`.
-        found: The axes of each.
+        found: Their axes.
         unpad: A pytree prefix of `Unpad`.
 
     Raises:
@@ -57,9 +110,9 @@ def outputs_of(tree: PyTree, found: Sequence[OutputAxes], *, unpad: PyTree) -> O
     modes = broadcast_prefix(unpad, tree, name="unpad")
     leaves = tuple(
         _output_leaf(array, axes, mode)
-        for array, axes, mode in zip(arrays, found, modes, strict=True)
+        for array, axes, mode in zip(arrays, found.outputs, modes, strict=True)
     )
-    return Outputs(structure, leaves)
+    return Outputs(structure, leaves, found.structure_follows)
 
 
 def named_shapes(tree: PyTree) -> list[OutputShape]:
@@ -69,6 +122,11 @@ def named_shapes(tree: PyTree) -> list[OutputShape]:
         where = jax.tree_util.keystr(path)
         found.append(OutputShape(f"output {where}" if where else "the output", array.shape))
     return found
+
+
+def evaluation_of(tree: PyTree) -> Evaluation:
+    """The outputs of `tree`, as `infer_output_axes` takes them."""
+    return Evaluation(named_shapes(tree), jax.tree.structure(tree))
 
 
 def untrimmed_outputs(tree: PyTree) -> list[OutputAxes]:
@@ -107,13 +165,16 @@ def _output_leaf(array: jax.ShapeDtypeStruct, found: OutputAxes, mode: object) -
     is_key = jnp.issubdtype(array.dtype, jax.dtypes.extended)
     if unpad == "none":
         comparable = found.problem is None and not is_key
-        return OutputLeaf(found.name, found.axes, unpad, len(array.shape), comparable)
+        return OutputLeaf(
+            found.name, found.axes, unpad, len(array.shape), comparable, found.follows
+        )
     if unpad == "host" and is_key:
         raise InputShapeError(
             f"{found.name} is a PRNG key array, which NumPy cannot hold: "
             'return jax.random.key_data of it, or ask for unpad="device" or "none"'
         )
-    return OutputLeaf(found.name, found.checked(), unpad, len(array.shape), not is_key)
+    found.check()
+    return OutputLeaf(found.name, found.axes, unpad, len(array.shape), not is_key, found.follows)
 
 
 def check_unpad(mode: object) -> Unpad:

@@ -14,6 +14,7 @@ from jax.sharding import SingleDeviceSharding
 
 from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.program.arguments import checks_of
 from cudagraph_jax.program.call import (
     AbstractLeaf,
@@ -24,15 +25,24 @@ from cudagraph_jax.program.call import (
     is_key,
 )
 from cudagraph_jax.program.outputs import (
+    OutputLeaf,
     Outputs,
+    RealOutputs,
     declared_outputs,
-    named_shapes,
+    evaluated_outputs,
+    evaluation_of,
     outputs_of,
+    real_outputs,
     untrimmed_outputs,
 )
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.output_axes import OutputAxes, infer_output_axes
+from cudagraph_jax.shapes.output_axes import (
+    FoundAxes,
+    Probes,
+    check_declared_axes,
+    infer_output_axes,
+)
 from cudagraph_jax.shapes.padding import PadValue
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments, unflatten_shapes
 from cudagraph_jax.xla.settings import ThreadSettings
@@ -235,32 +245,62 @@ class Program:
         before = shapes if self._known_shapes is None else self._known_shapes
         return all(
             leaf.ndim == len(shape)
-            and (not leaf.comparable or leaf.axes.resize(first, bucket) == shape)
+            and (not leaf.comparable or _constants(leaf, first) == _constants(leaf, shape))
+            and leaf.axes.resize(shape, bucket) == shape
             for leaf, first, shape in zip(outputs.leaves, before, shapes, strict=True)
         )
 
     def _find_outputs(
         self, bucket: Bucket, tree: PyTree, others: Sequence[Bucket], searches: bool
     ) -> Outputs:
+        is_trimmed = set(jax.tree.leaves(self.target.unpad)) != {"none"}
+        probes = self._probes(bucket, tree, others)
         if self.target.out_axes is not None:
-            found: Sequence[OutputAxes] = declared_outputs(self.target.out_axes, tree, bucket)
-        elif not searches and set(jax.tree.leaves(self.target.unpad)) == {"none"}:
-            found = untrimmed_outputs(tree)
+            declared = declared_outputs(self.target.out_axes, tree, bucket)
+            found = FoundAxes(tuple(declared))
+            if is_trimmed or searches:
+                found = check_declared_axes(probes, declared)
+        elif not (is_trimmed or searches):
+            found = FoundAxes(tuple(untrimmed_outputs(tree)))
         else:
-            found = self._infer(bucket, tree, others)
+            found = infer_output_axes(probes)
         return outputs_of(tree, found, unpad=self.target.unpad)
 
-    def _infer(
-        self, bucket: Bucket, tree: PyTree, others: Sequence[Bucket]
-    ) -> tuple[OutputAxes, ...]:
+    def _probes(self, bucket: Bucket, tree: PyTree, others: Sequence[Bucket]) -> Probes:
         batches = [size.batch_size for size in others] + [bucket.batch_size * 2]
         lengths = [size.seq_len for size in others] + [bucket.seq_len * 2]
-        return infer_output_axes(
-            lambda size: named_shapes(tree if size == bucket else self.evaluate(size)),
+        return Probes(
+            lambda size: evaluation_of(tree if size == bucket else self.evaluate(size)),
             base=bucket,
             batches=_distinct(batches, bucket.batch_size) if self.carries_batch else (),
             lengths=_distinct(lengths, bucket.seq_len) if self.carries_seq else (),
         )
+
+    def real_outputs(self, outputs: Outputs, sizes: Bucket) -> RealOutputs:
+        """What of the outputs of a bucket is the plain function's answer to a call of `sizes`.
+
+        The function is traced once where its outputs follow the sizes in a way of their own.
+
+        Raises:
+            InputShapeError: It takes no such call, or gives other outputs then.
+        """
+        if not outputs.follows:
+            return real_outputs(outputs, sizes)
+        try:
+            with jax.no_tracing(False):  # nothing is compiled, so `no_compiles` has no say
+                tree = self.evaluate(sizes)
+        except CaptureError as error:
+            raise InputShapeError(
+                f"{self.target.name} does not take a call of (batch, seq_len)={tuple(sizes)}, "
+                f"whose outputs it has to name: {error}"
+            ) from error
+        return evaluated_outputs(outputs, tree, sizes)
+
+
+def _constants(leaf: OutputLeaf, shape: tuple[int, ...]) -> list[int]:
+    """The dimensions of an output that follow no size."""
+    following = {*leaf.axes, *(axis for axis, _ in leaf.follows)}
+    return [size for axis, size in enumerate(shape) if axis not in following]
 
 
 def _shapes(tree: PyTree) -> list[tuple[int, ...]]:

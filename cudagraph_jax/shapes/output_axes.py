@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import chain, pairwise, product
+from typing import Literal, NamedTuple
 
 from cudagraph_jax.errors import CUDAGraphError, InputShapeError
 from cudagraph_jax.shapes.axes import LeafAxes, Shape
@@ -17,11 +18,22 @@ class OutputShape(NamedTuple):
     shape: Shape
 
 
-_SMALLEST = (1, 2, 3)
-_SHORT = (2, 3, 4)
+class Evaluation(NamedTuple):
+    """The outputs of a function at one size.
 
-Evaluate = Callable[[Bucket], Sequence[OutputShape]]
+    Attributes:
+        outputs: Each array.
+        structure: The pytree that holds them, with what is static in it.
+    """
+
+    outputs: Sequence[OutputShape]
+    structure: Hashable = None
+
+
+Evaluate = Callable[[Bucket], Evaluation]
 """Abstract evaluation of a function at one size, such as by `jax.eval_shape`."""
+
+SizeName = Literal["batch", "seq"]
 
 
 class OutputAxes(NamedTuple):
@@ -29,220 +41,382 @@ class OutputAxes(NamedTuple):
 
     Attributes:
         name: What errors call the output.
-        axes: Its axes; meaningless where `problem` is not None.
-        problem: What is wrong with a dimension that follows the sizes, but equals neither.
+        axes: Where it carries the two sizes themselves; meaningless where `problem` is not None.
+        problem: What is wrong with a dimension that follows the sizes.
+        follows: Further dimensions that follow one size, half of it or one more, say: how long they
+            are the function itself has to say.
     """
 
     name: str
     axes: LeafAxes
     problem: str | None = None
+    follows: tuple[tuple[int, SizeName], ...] = ()
 
-    def checked(self) -> LeafAxes:
-        """The axes.
+    def check(self) -> None:
+        """Raises where the axes could not be found.
 
         Raises:
-            InputShapeError: They could not be found.
+            InputShapeError: They could not.
         """
         if self.problem is not None:
             raise InputShapeError(self.problem)
-        return self.axes
 
 
-def infer_output_axes(
-    evaluate: Evaluate,
-    *,
-    base: Bucket,
-    batches: Sequence[int],
-    lengths: Sequence[int],
-) -> tuple[OutputAxes, ...]:
+class FoundAxes(NamedTuple):
+    """The axes of all outputs of a function.
+
+    Attributes:
+        outputs: Those of each.
+        structure_follows: Whether what is static in their pytree follows the sizes.
+    """
+
+    outputs: tuple[OutputAxes, ...]
+    structure_follows: bool = False
+
+
+class Probes(NamedTuple):
+    """How a function is evaluated at further sizes.
+
+    Attributes:
+        evaluate: Gives the outputs for a size; may raise for sizes it cannot take.
+        base: A size that the function takes; an error here is the caller's.
+        batches: Other batch sizes, tried in turn until one evaluates; empty where the inputs carry
+            no batch.
+        lengths: Other sequence lengths, likewise.
+    """
+
+    evaluate: Evaluate
+    base: Bucket
+    batches: Sequence[int]
+    lengths: Sequence[int]
+
+    def first(self, sizes: Iterable[Bucket]) -> Sample | None:
+        """The first of `sizes` that the function takes."""
+        for size in sizes:
+            try:
+                return Sample(self.evaluate(size), size)
+            except CUDAGraphError:
+                continue
+        return None
+
+    def first_of(self, size_name: SizeName, sizes: Sequence[int]) -> Sample | None:
+        """The same of sizes that differ from the base in one alone."""
+        field = "batch_size" if size_name == "batch" else "seq_len"
+        return self.first(self.base._replace(**{field: size}) for size in sizes)
+
+
+class Sample(NamedTuple):
+    """What a function gives at one size."""
+
+    found: Evaluation
+    size: Bucket
+
+    def names(self) -> list[str]:
+        """The names of the outputs."""
+        return [out.name for out in self.found.outputs]
+
+
+_SMALLEST = (1, 2, 3)
+_TALL = tuple(Bucket(n + 1, n) for n in (2, 3, 4))
+_LONG = tuple(Bucket(n, n + 1) for n in (2, 3, 4))
+
+
+def infer_output_axes(probes: Probes) -> FoundAxes:
     """The axes of every output, from evaluations at other sizes: two, or a few more.
 
     A dimension that changes with the batch alone, and equals it, is the batch; likewise the
-    sequence. One that changes otherwise (batch * seq, seq - 1, both) gets a `problem`.
-
-    Args:
-        evaluate: Gives the outputs' shapes for a size; may raise for sizes it cannot take.
-        base: A size that the function takes; an error here is the caller's.
-        batches: Other batch sizes, tried in turn until one evaluates; empty where the inputs
-            carry no batch.
-        lengths: Other sequence lengths, likewise.
+    sequence. One that follows one size in another way (seq - 1, seq // 2, the sequence twice) is
+    known by that; one that follows both (batch * seq), or grows faster than a size, gets a
+    `problem`: its first elements are not the real ones.
     """
-    here = evaluate(base)
-    found = None
-    if batches and lengths:
-        found = _from_two(evaluate, here, base=base, batches=batches)
-    if found is None:
-        found = _size_by_size(evaluate, here, base=base, batches=batches, lengths=lengths)
-    return found
+    here = Sample(probes.evaluate(probes.base), probes.base)
+    samples = _few(probes, here) if probes.batches and probes.lengths else []
+    return _from_few([here, *samples]) or _size_by_size(probes, here, samples)
 
 
-def _from_two(
-    evaluate: Evaluate,
-    here: Sequence[OutputShape],
-    *,
-    base: Bucket,
-    batches: Sequence[int],
-) -> tuple[OutputAxes, ...] | None:
-    """The axes by two further evaluations that change both sizes; None where that is not enough.
+def check_declared_axes(probes: Probes, declared: Sequence[OutputAxes]) -> FoundAxes:
+    """The axes that were declared, after one further evaluation; as they are where that fails.
 
-    In the first the batch grows while the sequence shrinks: what follows one of them in another way
-    (half of it, one more) does not pass for the other. In the second both shrink: what grows with
-    both (their product, their sum) does not pass for a constant.
+    An axis that does not follow its size gets a `problem`. What was not named, and follows a size
+    all the same, is found.
     """
-    larger = next((rows for rows in batches if rows > base.batch_size), 2 * base.batch_size)
-    first = _first_that_evaluates(evaluate, (Bucket(larger, length) for length in _SMALLEST))
-    if first is None:
-        return None
-    # Not 1 by 1, where the lesser and the greater of both sizes are either of them.
-    shorter = [n for n in _SHORT if n < base.seq_len and n != first[1].seq_len]
-    second = _first_that_evaluates(evaluate, (Bucket(1, length) for length in shorter))
-    if second is None:
-        return None
-    samples = [(here, base), first, second]
-    names = [[out.name for out in shapes] for shapes, _ in samples]
-    if names[0] != names[1] or names[0] != names[2]:
+    here = Sample(probes.evaluate(probes.base), probes.base)
+    other = probes.first(_other_sizes(probes))
+    if other is None or here.names() != other.names():
+        return FoundAxes(tuple(declared))
+    checked = [
+        _checked(axes, here, other, index) if axes.problem is None else axes
+        for index, axes in enumerate(declared)
+    ]
+    moves = [
+        _moves(axes, here.found.outputs[index].shape, other.found.outputs[index].shape)
+        for index, axes in enumerate(checked)
+    ]
+    follows = here.found.structure != other.found.structure
+    if any(moves):
+        found = _size_by_size(probes, here, [other])
+        follows = found.structure_follows
+        checked = [
+            _with_followers(axes, own, dimensions)
+            for axes, own, dimensions in zip(checked, found.outputs, moves, strict=True)
+        ]
+    return FoundAxes(tuple(checked), follows)
+
+
+def _other_sizes(probes: Probes) -> Iterable[Bucket]:
+    """Sizes that differ from the base in all sizes that the inputs carry."""
+    batch, seq = probes.base
+    grid = (Bucket(*sizes) for sizes in product(probes.batches or [0], probes.lengths or [0]))
+    for size in chain(_TALL, _LONG, grid):
+        other = Bucket(
+            size.batch_size if probes.batches else batch, size.seq_len if probes.lengths else seq
+        )
+        if (other.batch_size != batch or not probes.batches) and (
+            other.seq_len != seq or not probes.lengths
+        ):
+            yield other
+
+
+def _checked(axes: OutputAxes, here: Sample, other: Sample, index: int) -> OutputAxes:
+    shape, moved = (sample.found.outputs[index].shape for sample in (here, other))
+    if len(shape) != len(moved):
+        return axes._replace(problem=_unclear(axes.name, here, other, index, "its rank"))
+    expected = axes.axes.resize(moved, other.size)
+    for axis, (has, needs) in enumerate(zip(moved, expected, strict=True)):
+        if has != needs:
+            size = "batch" if axis == axes.axes.batch else "seq"
+            return axes._replace(
+                problem=f"out_axes calls dimension {axis} of {axes.name} {size!r}, which has the "
+                f"shape {shape} at (batch, seq_len)={tuple(here.size)}, but {moved} at "
+                f"{tuple(other.size)}: correct out_axes, or leave it out to have the axes found"
+            )
+    return axes
+
+
+def _moves(axes: OutputAxes, shape: Shape, moved: Shape) -> list[int]:
+    """The dimensions that follow the sizes, and are not named."""
+    if axes.problem is not None:
+        return []
+    return [
+        axis
+        for axis, (before, after) in enumerate(zip(shape, moved, strict=True))
+        if before != after and axis not in axes.axes
+    ]
+
+
+def _with_followers(axes: OutputAxes, found: OutputAxes, dimensions: Sequence[int]) -> OutputAxes:
+    """`axes` with those dimensions that were found to follow a size."""
+    if not dimensions:
+        return axes
+    if found.problem is not None:
+        return axes._replace(problem=found.problem)
+    names: dict[int | None, SizeName] = {found.axes.batch: "batch", found.axes.seq: "seq"}
+    names.update(found.follows)
+    follows = tuple((axis, names[axis]) for axis in dimensions if axis in names)
+    return axes._replace(follows=follows)
+
+
+def _few(probes: Probes, here: Sample) -> list[Sample]:
+    """Evaluations that change both sizes; none where the function takes too few sizes.
+
+    At 1 by 1 nothing that follows a size passes for a constant. The other one is taller than long
+    where the base is not, so that the lesser and the greater of both sizes are neither of them; a
+    square base takes both.
+    """
+    batch, seq = probes.base
+    smallest = probes.first(Bucket(1, n) for n in _SMALLEST if (1, n) != probes.base)
+    if smallest is None:
+        return []
+    samples = [smallest]
+    for sizes in (_TALL if batch <= seq else (), _LONG if batch >= seq else ()):
+        sample = probes.first(size for size in sizes if size.seq_len != smallest.size.seq_len)
+        if sample is not None:
+            samples.append(sample)
+        elif sizes:
+            return []
+    return samples if all(sample.names() == here.names() for sample in samples) else []
+
+
+def _from_few(samples: Sequence[Sample]) -> FoundAxes | None:
+    """The axes where `_few` is enough: every dimension is a constant, or a size itself."""
+    if len(samples) < 3:
         return None
     found = []
-    for index, out in enumerate(here):
-        axes = _common_axes([_Sample(shapes[index], size) for shapes, size in samples])
+    for index, out in enumerate(samples[0].found.outputs):
+        axes = _common_axes(samples, index)
         if axes is None:
             return None
         found.append(OutputAxes(out.name, axes))
-    return tuple(found)
+    return FoundAxes(tuple(found), _structures_differ(samples))
 
 
-def _common_axes(samples: Sequence[_Sample]) -> LeafAxes | None:
+def _structures_differ(samples: Sequence[Sample]) -> bool:
+    return any(sample.found.structure != samples[0].found.structure for sample in samples)
+
+
+def _common_axes(samples: Sequence[Sample], index: int) -> LeafAxes | None:
     """The axes that one output has in all samples; None where a dimension is something else."""
     batch: int | None = None
     seq: int | None = None
-    if len({len(sample.out.shape) for sample in samples}) > 1:
+    shapes = [sample.found.outputs[index].shape for sample in samples]
+    if len(set(map(len, shapes))) > 1:
         return None
-    for axis in range(len(samples[0].out.shape)):
-        extents = [sample.out.shape[axis] for sample in samples]
+    for axis, extents in enumerate(zip(*shapes, strict=True)):
         if len(set(extents)) == 1:
             continue
-        if batch is None and extents == [sample.size.batch_size for sample in samples]:
+        if batch is None and list(extents) == [sample.size.batch_size for sample in samples]:
             batch = axis
-        elif seq is None and extents == [sample.size.seq_len for sample in samples]:
+        elif seq is None and list(extents) == [sample.size.seq_len for sample in samples]:
             seq = axis
         else:
             return None
     return LeafAxes(batch, seq)
 
 
-def _size_by_size(
-    evaluate: Evaluate,
-    here: Sequence[OutputShape],
-    *,
-    base: Bucket,
-    batches: Sequence[int],
-    lengths: Sequence[int],
-) -> tuple[OutputAxes, ...]:
-    """The axes by evaluations that differ in one size at a time, which say what is wrong."""
-    taller = _first_that_evaluates(evaluate, (base._replace(batch_size=n) for n in batches))
-    longer = _first_that_evaluates(evaluate, (base._replace(seq_len=n) for n in lengths))
-    # What is cut to a fixed length looks constant in the grid, and is not below it.
-    least = [
-        _first_that_evaluates(evaluate, (base._replace(**{field: n}) for n in _SMALLEST))
-        for field, sizes in (("batch_size", batches), ("seq_len", lengths))
-        if sizes
-    ]
-    for other in (taller, longer, *least):
-        if other is not None and [out.name for out in other[0]] != [out.name for out in here]:
-            counts = f"{len(here)} at {tuple(base)} and {len(other[0])} at {tuple(other[1])}"
-            return tuple(OutputAxes(out.name, LeafAxes(), _other_tree(counts)) for out in here)
-    if (batches and taller is None) or (lengths and longer is None):
-        axis = "batch" if batches and taller is None else "seq"
-        return tuple(OutputAxes(out.name, LeafAxes(), _one_size_only(out, axis)) for out in here)
-    found = []
-    for index, out in enumerate(here):
-        samples = [
-            None if other is None else _Sample(other[0][index], other[1])
-            for other in (taller, longer, *least)
-        ]
-        first = _Sample(out, base)
-        axes = _classify(first, samples[0], samples[1])
-        found.append(_confirmed(axes, first, samples[2:]))
-    return tuple(found)
+def _size_by_size(probes: Probes, here: Sample, further: Sequence[Sample]) -> FoundAxes:
+    """The axes by evaluations that differ in one size at a time, which say what is wrong.
+
+    Args:
+        probes: How to evaluate.
+        here: The outputs at the base.
+        further: Those at sizes that differ in both, which must agree with what is found.
+    """
+    others: dict[SizeName, list[Sample]] = {"batch": [], "seq": []}
+    given: tuple[tuple[SizeName, Sequence[int]], ...] = (
+        ("batch", probes.batches),
+        ("seq", probes.lengths),
+    )
+    for name, sizes in given:
+        # What is cut to a fixed length looks constant in the grid, and is not below it.
+        for some in (sizes, _SMALLEST) if sizes else ():
+            sample = probes.first_of(name, some)
+            if sample is None and some is sizes:
+                problem = _one_size_only(name)
+                return FoundAxes(
+                    tuple(
+                        OutputAxes(out.name, LeafAxes(), f"{out.name}: {problem}")
+                        for out in here.found.outputs
+                    )
+                )
+            others[name] += [] if sample is None else [sample]
+    samples = [here, *others["batch"], *others["seq"]]
+    for other in samples:
+        if other.names() != here.names():
+            text = _other_tree(here, other)
+            return FoundAxes(
+                tuple(OutputAxes(out.name, LeafAxes(), text) for out in here.found.outputs)
+            )
+    samples += further
+    found = [_classify(here, others, index) for index in range(len(here.found.outputs))]
+    agreed = [_agreed(axes, samples, index) for index, axes in enumerate(found)]
+    return FoundAxes(tuple(agreed), _structures_differ(samples))
 
 
-class _Sample(NamedTuple):
-    out: OutputShape
-    size: Bucket
+def _agreed(axes: OutputAxes, samples: Sequence[Sample], index: int) -> OutputAxes:
+    """`axes`, unless a dimension that follows one size, or none, differs where that one does not.
+
+    So does the lesser of 2 and the product of both, which is 2 wherever one alone is small.
+    """
+    if axes.problem is not None:
+        return axes
+    sizes: dict[int | None, SizeName] = {axes.axes.batch: "batch", axes.axes.seq: "seq"}
+    sizes.update(axes.follows)
+    shapes = [sample.found.outputs[index].shape for sample in samples]
+    for axis in range(len(shapes[0])):
+        seen: dict[int, int] = {}  # the sample where one size first was as it is
+        for number, sample in enumerate(samples):
+            own = _own(sample.size, sizes.get(axis))
+            first = seen.setdefault(own, number)
+            extent = shapes[number][axis] if len(shapes[number]) > axis else None
+            if extent != shapes[first][axis] or (axis in axes.axes and extent != own):
+                if first == number:
+                    first = 0
+                text = _unclear(axes.name, samples[first], sample, index, f"dimension {axis}")
+                return axes._replace(problem=text)
+    return axes
 
 
-def _first_that_evaluates(
-    evaluate: Evaluate, sizes: Iterator[Bucket]
-) -> tuple[Sequence[OutputShape], Bucket] | None:
-    for size in sizes:
-        try:
-            return evaluate(size), size
-        except CUDAGraphError:
-            continue
-    return None
+def _own(size: Bucket, name: SizeName | None) -> int:
+    """The one of both sizes that a dimension follows; 0 where it follows none."""
+    return 0 if name is None else size.batch_size if name == "batch" else size.seq_len
 
 
-def _classify(base: _Sample, taller: _Sample | None, longer: _Sample | None) -> OutputAxes:
-    batch: int | None = None
-    seq: int | None = None
-    name, shape = base.out
-    for sample in (taller, longer):
-        if sample is not None and len(sample.out.shape) != len(shape):
-            return OutputAxes(name, LeafAxes(), _unclear(base, sample, "its rank"))
+def _classify(here: Sample, others: Mapping[SizeName, Sequence[Sample]], index: int) -> OutputAxes:
+    """The axes of one output."""
+    name, shape = here.found.outputs[index]
+    axes: dict[SizeName, int] = {}
+    follows: list[tuple[int, SizeName]] = []
+    for other in (*others["batch"], *others["seq"]):
+        if len(other.found.outputs[index].shape) != len(shape):
+            text = _unclear(name, here, other, index, "its rank")
+            return OutputAxes(name, LeafAxes(), text)
     for axis, extent in enumerate(shape):
-        by_batch = taller is not None and taller.out.shape[axis] != extent
-        by_seq = longer is not None and longer.out.shape[axis] != extent
-        if not by_batch and not by_seq:
+        moving = {
+            size: [one for one in samples if one.found.outputs[index].shape[axis] != extent]
+            for size, samples in others.items()
+        }
+        sizes = [size for size in others if moving[size]]
+        if not sizes:
             continue
-        moved = taller if by_batch else longer
-        assert moved is not None  # one of the two flags is set
-        is_batch = by_batch and not by_seq and _equals(base, moved, axis, "batch_size")
-        is_seq = by_seq and not by_batch and _equals(base, moved, axis, "seq_len")
-        if (is_batch and batch is None) or (is_seq and seq is None):
-            batch, seq = (axis, seq) if is_batch else (batch, axis)
-            continue
-        return OutputAxes(name, LeafAxes(), _unclear(base, moved, f"dimension {axis}"))
-    return OutputAxes(name, LeafAxes(batch, seq))
+        size = sizes[0]
+        points = _points((here, *others[size]), index, axis, size)
+        if len(sizes) > 1 or not _starts_alike(points):
+            text = _unclear(name, here, moving[size][0], index, f"dimension {axis}")
+            return OutputAxes(name, LeafAxes(), text)
+        if size not in axes and all(n == extent for n, extent in points):
+            axes[size] = axis
+        else:
+            follows.append((axis, size))
+    return OutputAxes(name, LeafAxes(axes.get("batch"), axes.get("seq")), follows=tuple(follows))
 
 
-def _confirmed(found: OutputAxes, base: _Sample, others: Sequence[_Sample | None]) -> OutputAxes:
-    """`found`, unless a further sample has another shape than these axes give."""
-    for other in others:
-        if found.problem is not None or other is None:
-            continue
-        if len(other.out.shape) != len(base.out.shape):
-            return OutputAxes(found.name, LeafAxes(), _unclear(base, other, "its rank"))
-        expected = found.axes.resize(base.out.shape, other.size)
-        for axis, (has, needs) in enumerate(zip(other.out.shape, expected, strict=True)):
-            if has != needs:
-                problem = _unclear(base, other, f"dimension {axis}")
-                return OutputAxes(found.name, LeafAxes(), problem)
-    return found
-
-
-def _equals(base: _Sample, moved: _Sample, axis: int, size: str) -> bool:
-    return all(sample.out.shape[axis] == getattr(sample.size, size) for sample in (base, moved))
-
-
-def _unclear(base: _Sample, moved: _Sample, what: str) -> str:
-    return (
-        f"{base.out.name} has the shape {base.out.shape} at (batch, seq_len)={tuple(base.size)} "
-        f"and {moved.out.shape} at {tuple(moved.size)}: {what} follows the sizes, but is not the "
-        'one "batch" or the one "seq" of the output, so it cannot be trimmed; return each as one '
-        "dimension of its own, "
-        'declare out_axes, or ask for unpad="none"'
+def _points(
+    samples: Sequence[Sample], index: int, axis: int, size: SizeName
+) -> list[tuple[int, int]]:
+    """One size of each sample, and how long the dimension is there; by size."""
+    return sorted(
+        {(_own(sample.size, size), sample.found.outputs[index].shape[axis]) for sample in samples}
     )
 
 
-def _other_tree(counts: str) -> str:
+def _starts_alike(points: Sequence[tuple[int, int]]) -> bool:
+    """Whether the first elements of a longer one may be those of a shorter one.
+
+    So where the length never falls, and grows no faster than the size: the pairs of all positions,
+    in one dimension, begin with those of the first position, padding included.
+    """
+    if any(later < earlier for (_, earlier), (_, later) in pairwise(points)):
+        return False
+    (first, low), (last, high) = points[0], points[-1]
+    return all(
+        (extent - low + 1) * (last - first) >= (high - low) * (size - first)
+        for size, extent in points
+    )
+
+
+def _unclear(name: str, here: Sample, moved: Sample, index: int, what: str) -> str:
+    shape, other = (sample.found.outputs[index].shape for sample in (here, moved))
+    return (
+        f"{name} has the shape {shape} at (batch, seq_len)={tuple(here.size)} "
+        f"and {other} at {tuple(moved.size)}: {what} follows the sizes, but is no length that "
+        "follows one of them, so it cannot be trimmed; return batch and seq each as a dimension "
+        'of its own, or ask for unpad="none"'
+    )
+
+
+def _other_tree(here: Sample, other: Sample) -> str:
+    counts = (
+        f"{len(here.found.outputs)} at {tuple(here.size)} and {len(other.found.outputs)} at "
+        f"{tuple(other.size)}"
+    )
     return (
         f"the outputs are other ones for other sizes ({counts} as (batch, seq_len)): return the "
         "same pytree for every size, with batch and seq as dimensions of its arrays"
     )
 
 
-def _one_size_only(out: OutputShape, axis: str) -> str:
+def _one_size_only(size: SizeName) -> str:
     return (
-        f"{out.name}: its axes cannot be found, because the function takes no second {axis} size: "
+        f"its axes cannot be found, because the function takes no second {size} size: "
         "declare out_axes"
     )

@@ -21,7 +21,7 @@ REFUSAL = (
 """What is said of a function that would compile inside `no_compiles()`."""
 
 
-@dataclass(frozen=True, slots=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Executable:
     """One XLA executable and what the compiler reports of it.
 

@@ -1,0 +1,178 @@
+"""Outputs that follow the sizes in a way of their own: the plain function's, at every size."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cudagraph_jax import CUDAGraphConfig, InputShapeError, bucket_jit, no_compiles
+from tests.helpers.warm_servers import Counted
+
+CONFIG = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), warmup_iterations=1)
+SIZES = [(1, 1), (1, 16), (2, 2), (3, 5), (3, 13), (4, 8), (4, 9)]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Packed:
+    """Values, and a length that is static."""
+
+    values: jax.Array
+    length: int = dataclasses.field(metadata={"static": True})
+
+
+def rows(shape):
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape) / 7 + 1
+
+
+def halves(x):
+    return x[:, : x.shape[1] // 2]
+
+
+def pairs(x):
+    return jnp.einsum("bs,bt->bst", x, x)
+
+
+FOLLOWING = {
+    "every second": lambda x: x[:, ::2],
+    "half": halves,
+    "one more": lambda x: jnp.concatenate([jnp.zeros((x.shape[0], 1)), x], 1),
+    "one less": lambda x: x[:, :-1],
+    "each twice": lambda x: jnp.repeat(x, 2, axis=1),
+    "cut to 4": lambda x: x[:, :4],
+    "pairs": pairs,
+    "rows by rows": lambda x: x[:, :1] - x[:, 0],
+    "differences": lambda x: x[:, 1:] - x[:, :-1],
+    "each row three times": lambda x: jnp.repeat(x, 3, axis=0),
+    "several": lambda x: {"pairs": pairs(x), "half": halves(x), "same": x * 2, "rows": x[:, 0]},
+}
+
+
+@pytest.mark.parametrize("unpad", ["host", "device"])
+@pytest.mark.parametrize("function", FOLLOWING.values(), ids=FOLLOWING)
+def test_lengths(function, unpad):
+    """Half of a size, one more, the same one twice: cut to what the function has at these sizes."""
+    call = bucket_jit(function, in_axes="batch seq", unpad=unpad, config=CONFIG)
+    for shape in SIZES:
+        x = rows(shape)
+        expected = jax.jit(function)(x)
+        for _ in range(2):
+            jax.tree.map(np.testing.assert_allclose, call(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("function", "out_axes"),
+    [
+        (pairs, "batch seq _"),
+        (pairs, "batch ..."),
+        (halves, "batch ..."),
+        (halves, "batch _"),
+        (lambda x: (x, halves(x)), ("batch seq", "batch _")),
+        (lambda x: x * 2, "batch _"),
+    ],
+)
+def test_declared_axes_beside_them(function, out_axes):
+    """Dimensions that `out_axes` does not name are those of the plain function, too."""
+    call = bucket_jit(function, in_axes="batch seq", out_axes=out_axes, config=CONFIG)
+    for shape in SIZES:
+        jax.tree.map(np.testing.assert_allclose, call(rows(shape)), jax.jit(function)(rows(shape)))
+
+
+def test_declared_axes_that_are_as_long_as_one_bucket():
+    """An output of a fixed length that a bucket has, too, is no sequence: refused in each."""
+
+    def fixed(x):
+        return jnp.tile(x.sum(1)[:, None], (1, 8))
+
+    call = bucket_jit(fixed, in_axes="batch seq", out_axes="batch seq", config=CONFIG)
+    for shape in SIZES:
+        with pytest.raises(InputShapeError, match="correct out_axes"):
+            call(rows(shape))
+    found = bucket_jit(fixed, in_axes="batch seq", config=CONFIG)
+    np.testing.assert_allclose(found(rows((3, 5))), fixed(rows((3, 5))), rtol=1e-6)
+
+
+def test_declared_axes_of_a_function_that_takes_one_size():
+    """Where no other size can be traced, what was declared is believed."""
+
+    def only(x):
+        if x.shape != (4, 8):
+            raise TypeError("another size")
+        return x * 2
+
+    config = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,))
+    call = bucket_jit(only, in_axes="batch seq", out_axes="batch seq", config=config)
+    np.testing.assert_allclose(call(rows((3, 5))), rows((3, 5)) * 2)
+
+
+@pytest.mark.parametrize("unpad", ["host", "device"])
+def test_what_is_static_in_an_output(unpad):
+    """A static field has the value that the plain function gives it."""
+
+    def packed(x):
+        return Packed(x * 2, x.shape[1]), {"rows": Packed(x[:, 0], x.shape[0])}
+
+    call = bucket_jit(packed, in_axes="batch seq", unpad=unpad, config=CONFIG)
+    for shape in SIZES:
+        for _ in range(2):
+            tokens, others = call(rows(shape))
+            assert (tokens.length, others["rows"].length) == (shape[1], shape[0])
+            np.testing.assert_allclose(tokens.values, rows(shape) * 2)
+
+
+def test_a_warm_function_compiles_nothing():
+    """The function is traced once for each new size, and nothing is compiled."""
+    function = Counted(lambda x: (halves(x), Packed(x, x.shape[1])))
+    call = bucket_jit(function, in_axes="batch seq", config=CONFIG)
+    call.warmup(rows((3, 5)), progress=False)
+    before = function.calls
+    with no_compiles():
+        for shape in ((3, 5), (3, 5), (1, 13), (3, 5)):
+            half, packed = call(rows(shape))
+            assert half.shape == (shape[0], shape[1] // 2)
+            assert packed.length == shape[1]
+    assert function.calls == before + 2
+
+
+def test_from_a_store(tmp_path):
+    """A restarted server cuts them alike."""
+
+    def answers(call):
+        return [call(rows(shape)) for shape in ((3, 5), (2, 13))]
+
+    for _ in range(2):
+        call = bucket_jit(
+            lambda x: (halves(x), {"pairs": pairs(x)}, Packed(x, x.shape[1])),
+            in_axes="batch seq",
+            config=CONFIG,
+            store=tmp_path / "store",
+            name="following",
+            fingerprint="v1",
+        )
+        for half, both, packed in answers(call):
+            assert both["pairs"].shape == (*packed.values.shape, packed.values.shape[1])
+            assert half.shape[1] == packed.length // 2
+    assert call.stats()["store"]["hits"] == 2
+
+
+def test_in_pieces():
+    """A batch in pieces is joined, lengths that follow the sequence being those of the whole."""
+    config = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), on_overflow="split")
+    call = bucket_jit(lambda x: (halves(x), pairs(x)), in_axes="batch seq", config=config)
+    x = rows((11, 5))
+    for found, expected in zip(call(x), (halves(x), pairs(x)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    by_rows = bucket_jit(lambda x: jnp.repeat(x, 2, axis=0), in_axes="batch seq", config=config)
+    with pytest.raises(InputShapeError, match="cannot join"):
+        by_rows(x)
+
+
+def test_in_debug_mode():
+    """The check of a new bucket compares what the caller gets."""
+    config = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), debug_mode=True)
+    call = bucket_jit(lambda x: (halves(x), pairs(x)), in_axes="batch seq", config=config)
+    half, both = call(rows((3, 5)))
+    np.testing.assert_allclose(half, halves(rows((3, 5))))
+    np.testing.assert_allclose(both, pairs(rows((3, 5))), rtol=1e-6)

@@ -180,7 +180,7 @@ def fingerprint_fields(program: Program) -> Fields | None:
         "statics": statics,
         "unpad": prefixes[0],
         "out_axes": prefixes[1],
-        "mask_argname": target.mask_argname,
+        "mask_argname": _mask_text(program),
     }
 
 
@@ -209,6 +209,14 @@ def _listed(texts: list[str]) -> Json:
 
 def _hashed(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _mask_text(program: Program) -> str | None:
+    """The mask's name, and which one size it has where it has one alone."""
+    name = program.target.mask_argname
+    if name is None or (program.carries_batch and program.carries_seq):
+        return name
+    return f"{name} {'batch' if program.carries_batch else 'seq'}"
 
 
 def _prefix_text(prefix: PyTree) -> str | None:

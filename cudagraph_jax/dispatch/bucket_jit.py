@@ -146,7 +146,8 @@ def bucket_jit(
             `"edge"` to repeat the last real row. A value that is chosen, also 0, says that `fn`
             ignores it: `debug_mode` tries no other padding for that array.
         mask_argname: A keyword of `fn` that gets `bool[batch, seq]`, True where an element is
-            real. Callers do not pass it.
+            real; `bool[batch]` or `bool[seq]` where `in_axes` names one of the two alone. Callers
+            do not pass it.
         unpad: A pytree prefix of the outputs. `"host"`: read-only NumPy views, trimmed; compiles
             nothing. `"device"`: JAX arrays, trimmed; compiles a slice for every new size.
             `"none"`: the JAX arrays at the bucket's size.

@@ -409,7 +409,7 @@ def replayable(dispatcher: Dispatcher, sizes: Bucket) -> list[CUDAGraphEntry]:
 
 def answer_eagerly(call: Call) -> PyTree:
     """The plain function's answer."""
-    return run_eagerly(call.target, call.args, call.kwargs, call.sizes)
+    return run_eagerly(call)
 
 
 def without_bucket(capturer: Capturer, call: Call, bucket: Bucket, error: CaptureError) -> PyTree:

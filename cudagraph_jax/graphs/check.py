@@ -101,7 +101,7 @@ class Trial:
         example, outputs = self.example, self.entry.outputs
         target = dataclasses.replace(self.entry.program.target, unpad="none")
         with self._failing("was compiled, but the plain function does not run"):
-            result = run_eagerly(target, example.args, example.kwargs, example.sizes)
+            result = run_eagerly(example, target=target)
             jax.block_until_ready(result)
         leaves, structure = jax.tree.flatten(result)
         if structure != self.real.structure:

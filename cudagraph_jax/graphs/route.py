@@ -108,8 +108,10 @@ class Route:
         "_call",
         "_full_mask",
         "_mask_argname",
+        "_mask_shape",
         "_pads",
         "_pads_any",
+        "_real_mask",
         "_wait",
         "bucket",
         "checks",
@@ -150,10 +152,12 @@ class Route:
             outputs, None if is_exact else program.real_outputs(outputs, request.sizes)
         )
         self._full_mask = None
+        self._mask_shape = program.mask_shape(bucket)
+        self._real_mask = tuple(map(slice, program.mask_shape(request.sizes)))
         if self._mask_argname is not None and request.fit is Fit.EXACT:
             # Now, also where another function is being traced around this call.
             with jax.ensure_compile_time_eval():
-                self._full_mask = jax.device_put(np.ones(bucket, np.bool_))
+                self._full_mask = jax.device_put(program.mask(bucket, bucket))
         self.checks = program.checks
         self.others = self.checks.others
         self.kinds = self.checks.kinds
@@ -226,9 +230,8 @@ class Route:
     def _mask(self) -> PyTree:
         if self._full_mask is not None:
             return self._full_mask
-        batch, seq = self.request.sizes
-        mask = np.zeros(self.bucket, np.bool_)
-        mask[:batch, :seq] = True
+        mask = np.zeros(self._mask_shape, np.bool_)
+        mask[self._real_mask] = True
         return mask
 
 

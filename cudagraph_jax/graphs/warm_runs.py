@@ -65,7 +65,7 @@ def idle_arguments(
     ]
     args, kwargs = jax.tree.unflatten(program.variant.structure, values)
     if program.target.mask_argname is not None:
-        kwargs = {**kwargs, program.target.mask_argname: np.ones(entry.bucket, np.bool_)}
+        kwargs = {**kwargs, program.target.mask_argname: program.mask(entry.bucket, entry.bucket)}
     return args, kwargs
 
 

@@ -13,7 +13,15 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.fingerprint import Fingerprint
-from cudagraph_jax.shapes.axes import PASS_THROUGH, AxisPattern, Leaf, LeafAxes, sizes_of
+from cudagraph_jax.shapes.axes import (
+    PASS_THROUGH,
+    AxisPattern,
+    Leaf,
+    LeafAxes,
+    Shape,
+    carried_sizes,
+    sizes_of,
+)
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import PadValue, check_pad_value
 from cudagraph_jax.shapes.pytrees import (
@@ -53,7 +61,8 @@ class Target:
         unpad: A pytree prefix of `Unpad` for the outputs.
         out_axes: A pytree prefix of axis patterns for the outputs; None: they are found.
         donate_argnums: Positions of the arguments whose buffers may be taken over.
-        mask_argname: The keyword that takes `bool[batch, seq]`, True where an element is real.
+        mask_argname: The keyword that takes `bool[batch, seq]`, True where an element is real; of
+            one dimension where the arguments carry one size alone.
         fingerprint: What its code and constants are known by; None: by what they lower to.
         single_input: Whether it takes one pytree (the specification's calls).
         output_shapes: What it is expected to give at a call's own sizes, which is checked before
@@ -104,6 +113,11 @@ class Call:
     def carries_seq(self) -> bool:
         """Whether any array carries the sequence."""
         return any(axes.seq is not None for axes in self.axes)
+
+    @property
+    def mask_shape(self) -> Shape:
+        """The shape of a mask of the call's elements."""
+        return carried_sizes(self.axes, self.sizes)
 
 
 def describe_call(
@@ -198,18 +212,19 @@ def _abstract(leaf: object) -> object:
     return leaf
 
 
-def traced_sizes(args: Args, declared: Declared) -> Bucket:
-    """The (batch, seq_len) of arguments among which are tracers.
+def traced_mask_shape(args: Args, declared: Declared) -> Shape:
+    """The shape of a mask of the elements of arguments among which are tracers.
 
     Raises:
         InputShapeError: An array does not fit its axes, or disagrees with another one.
     """
     names = leaf_names(declared.argument_names, args)
-    return sizes_of(
+    leaves = [
         Leaf(name, _axes(leaf, pattern, name), leaf.shape)
         for leaf, pattern, name in zip(jax.tree.leaves(args), declared.patterns, names, strict=True)
         if pattern is not None
-    )
+    ]
+    return carried_sizes((leaf.axes for leaf in leaves), sizes_of(leaves))
 
 
 def _arguments(structure: jax.tree_util.PyTreeDef) -> list[ArgumentLeaves]:

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
 from cudagraph_jax._base.fork import use_jax
-from cudagraph_jax.program.call import Declared, Target, traced_sizes
-from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.program.call import Call, Declared, Target, traced_mask_shape
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
 from cudagraph_jax.xla.stages import tracing_refusals
 
 
-def run_eagerly(
-    target: Target, args: Sequence[PyTree], kwargs: Mapping[str, PyTree], sizes: Bucket
-) -> PyTree:
+def run_eagerly(call: Call, *, target: Target | None = None) -> PyTree:
     """The plain function's answer; NumPy arrays where `unpad="host"`.
 
     NumPy inputs become JAX arrays first, since the function is written for those.
+
+    Args:
+        call: The call.
+        target: What is asked of its outputs; as the call has it, if None.
 
     Raises:
         UnexpectedCompileError: An operation had to be compiled inside `no_compiles()`.
     """
     use_jax()
-    args, kwargs = jax.tree.map(_on_device, (tuple(args), dict(kwargs)))
+    target = call.target if target is None else target
+    args, kwargs = jax.tree.map(_on_device, (call.args, call.kwargs))
     if target.mask_argname is not None:
-        kwargs = {**kwargs, target.mask_argname: jax.device_put(np.ones(sizes, np.bool_))}
+        mask = jax.device_put(np.ones(call.mask_shape, np.bool_))
+        kwargs = {**kwargs, target.mask_argname: mask}
     with tracing_refusals():
         result = target.function(*args, **kwargs)
     if target.unpad == "host":
@@ -46,7 +49,7 @@ def run_traced(
     """The plain function of tracers, with a mask of real elements if it takes one."""
     if target.mask_argname is None:
         return target.function(*args, **kwargs)
-    mask = {target.mask_argname: np.ones(traced_sizes(args, declared), np.bool_)}
+    mask = {target.mask_argname: np.ones(traced_mask_shape(args, declared), np.bool_)}
     return target.function(*args, **kwargs, **mask)
 
 

@@ -35,7 +35,7 @@ from cudagraph_jax.program.outputs import (
     real_outputs,
     untrimmed_outputs,
 )
-from cudagraph_jax.shapes.axes import LeafAxes
+from cudagraph_jax.shapes.axes import LeafAxes, Shape, carried_sizes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.output_axes import (
     FoundAxes,
@@ -43,7 +43,7 @@ from cudagraph_jax.shapes.output_axes import (
     check_declared_axes,
     infer_output_axes,
 )
-from cudagraph_jax.shapes.padding import PadValue
+from cudagraph_jax.shapes.padding import Array, PadValue
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments, unflatten_shapes
 from cudagraph_jax.xla.settings import ThreadSettings
 from cudagraph_jax.xla.stages import (
@@ -146,8 +146,19 @@ class Program:
         with stage_errors("trace", self.target.name):  # a pytree class may refuse this size
             args, kwargs = unflatten_shapes(self.variant.structure, leaves)
         if self.target.mask_argname is not None:
-            kwargs = {**kwargs, self.target.mask_argname: jax.ShapeDtypeStruct(bucket, np.bool_)}
+            mask = jax.ShapeDtypeStruct(self.mask_shape(bucket), np.bool_)
+            kwargs = {**kwargs, self.target.mask_argname: mask}
         return args, kwargs
+
+    def mask_shape(self, bucket: Bucket) -> Shape:
+        """The shape of a mask of the elements of `bucket`."""
+        return carried_sizes(self.axes, bucket)
+
+    def mask(self, bucket: Bucket, sizes: Bucket) -> Array:
+        """The mask of a call of `sizes` in `bucket`: True where an element is real."""
+        mask: Array = np.zeros(self.mask_shape(bucket), np.bool_)
+        mask[tuple(map(slice, self.mask_shape(sizes)))] = True
+        return mask
 
     def padded_with(self, pad_values: Sequence[PadValue]) -> Program:
         """The same program with other padding."""

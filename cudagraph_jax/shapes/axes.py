@@ -47,6 +47,20 @@ class LeafAxes(NamedTuple):
 PASS_THROUGH = LeafAxes()
 
 
+def carried_sizes(axes: Iterable[LeafAxes], sizes: Bucket) -> Shape:
+    """Those of `sizes` that any of the arrays carries: the shape of a mask of all elements.
+
+    A function of rows alone has a mask of rows: (batch, 1) beside its (batch,) would broadcast.
+    """
+    known = list(axes)
+    carried: list[int] = []
+    if any(leaf.batch is not None for leaf in known):
+        carried.append(sizes.batch_size)
+    if any(leaf.seq is not None for leaf in known):
+        carried.append(sizes.seq_len)
+    return tuple(carried)
+
+
 @dataclass(frozen=True, slots=True)
 class AxisPattern:
     """A parsed specification such as `"batch seq ..."`.

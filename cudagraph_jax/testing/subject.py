@@ -22,7 +22,7 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.program.call import Call
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.program.outputs import OutputLeaf
-from cudagraph_jax.shapes.padding import Array, real_index
+from cudagraph_jax.shapes.padding import Array, Index
 from cudagraph_jax.shapes.pytrees import PyTree, leaf_names
 from cudagraph_jax.testing.examples import Example
 from cudagraph_jax.testing.inputs import SMALL_GRID
@@ -164,16 +164,21 @@ class Subject:
         have: object = jax.tree.structure(found)
         if have != (want := jax.tree.structure(expected)):
             raise AssertionError(f"a bucket gives {have}, but the plain function {want}")
+        real = entry.program.real_outputs(entry.outputs, call.sizes)
         arrays = [
-            _real(output, leaf, call)
-            for output, leaf in zip(jax.tree.leaves(found), entry.outputs.leaves, strict=True)
+            _real(output, leaf, index)
+            for output, leaf, index in zip(
+                jax.tree.leaves(found), entry.outputs.leaves, real.indices, strict=True
+            )
         ]
         return Answers(call, entry, _comparable(entry, arrays), _comparable(entry, expected))
 
 
 def _plain(call: Call, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree]) -> PyTree:
     """The plain function's outputs, as JAX arrays."""
-    return run_eagerly(replace(call.target, unpad="none"), args, kwargs, call.sizes)
+    return run_eagerly(
+        replace(call, args=args, kwargs=dict(kwargs)), target=replace(call.target, unpad="none")
+    )
 
 
 def _comparable(entry: CUDAGraphEntry, outputs: PyTree) -> list[Array]:
@@ -196,11 +201,11 @@ def _copied(leaf: PyTree) -> PyTree:
     return np.array(leaf) if isinstance(leaf, jax.Array) and not is_key else leaf
 
 
-def _real(output: PyTree, leaf: OutputLeaf, call: Call) -> PyTree:
+def _real(output: PyTree, leaf: OutputLeaf, index: Index) -> PyTree:
     """An output without its padding, which it has where it was handed out so."""
     if leaf.unpad != "none" or not leaf.comparable:
         return output
-    return np.asarray(output)[real_index(leaf.axes, leaf.ndim, call.sizes)]
+    return np.asarray(output)[index]
 
 
 def _config_of(fn: Callable[..., Any]) -> CUDAGraphConfig:

@@ -47,7 +47,7 @@ def traces(function, call):
     [({}, 3), ({"out_axes": DECLARED}, 2), ({"unpad": "none"}, 1), ({"unpad": "device"}, 3)],
 )
 def test_misses_of_one_function(options, first):
-    """What one bucket has shown of the outputs serves the next; what is declared is checked once."""
+    """What one bucket has shown of the outputs serves the next; declared axes are checked once."""
     function = Counted(pooled)
     call = bucket_jit(function, in_axes="batch seq", config=GRID, **options)
     assert traces(function, call) == [first, 1, 1, 1]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import NamedTuple
 
+import jax
+
 from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached
@@ -27,6 +29,7 @@ from cudagraph_jax.dispatch.stats import Outcomes
 from cudagraph_jax.errors import CaptureError, InputShapeError, PaddingLeakError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.route import Route, Routes
+from cudagraph_jax.graphs.warm_runs import runs
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import Args, Call, Variant
 from cudagraph_jax.program.eager import run_eagerly
@@ -247,7 +250,7 @@ class Dispatcher:
             failure = error
         try:
             if entry.is_loaded and not entry.replay_count:
-                outputs = without_entry(self.capturer, call, route.bucket, failure)
+                outputs = without_entry(self.capturer, call, entry, failure)
                 reason = Reason.FAILED
             else:
                 outputs = without_memory(call, route.bucket, failure)
@@ -267,15 +270,15 @@ class Dispatcher:
             except CaptureError as error:
                 answer = partial(without_bucket, self.capturer, call, bucket, error)
             else:
+                route = made.value.route_for(call)
                 try:
-                    route = made.value.route_for(call)
                     run = route.execute if made.is_new else route.run
                     outputs = run(call.args, call.kwargs)
                     if made.is_new:
                         self.outcomes.add("capture", decision.reason, call.sizes)
                     return Reply(outputs, route)
                 except Exception as error:
-                    answer = partial(without_entry, self.capturer, call, bucket, error)
+                    answer = partial(without_entry, self.capturer, call, made.value, error)
             # Not within the `except`: a mistake in the function is to show its own traceback alone.
             try:
                 outputs = answer()
@@ -297,9 +300,10 @@ class Dispatcher:
         error = unjoinable(outputs)
         if error is not None:
             raise error
-        results = [self._run_piece(part, held[part.sizes]) for part in parts]
         rows = [part.sizes.batch_size for part in parts]
-        whole = joined(results, outputs, rows, seq_len=call.sizes.seq_len)
+        with jax.transfer_guard("allow"):  # pieces are cut and joined on the host
+            results = [self._run_piece(part, held[part.sizes]) for part in parts]
+            whole = joined(results, outputs, rows, seq_len=call.sizes.seq_len)
         delete_donated(call, donated)
         self.outcomes.add("split", Reason.OVERFLOW, call.sizes)
         return Reply(whole)
@@ -314,7 +318,7 @@ class Dispatcher:
             failure = error
         try:
             if made.is_new:
-                return without_entry(self.capturer, call, route.bucket, failure)
+                return without_entry(self.capturer, call, made.value, failure)
             return without_memory(call, route.bucket, failure)
         finally:
             del failure
@@ -438,12 +442,18 @@ def without_bucket(capturer: Capturer, call: Call, bucket: Bucket, error: Captur
     return outputs
 
 
-def without_entry(capturer: Capturer, call: Call, bucket: Bucket, error: Exception) -> PyTree:
-    """The answer where the first run of a new entry failed; the entry is dropped.
+def without_entry(
+    capturer: Capturer, call: Call, entry: CUDAGraphEntry, error: Exception
+) -> PyTree:
+    """The answer where the first run of a new entry failed; an entry that does not run is dropped.
 
     Raises:
-        Exception: `error`, where the call's donated arrays are gone.
+        Exception: `error`, where the entry does run, so that the arguments are to blame, as under
+            `jit`: an array that is donated twice, say; or where the donated arrays are gone.
     """
+    bucket = entry.bucket
+    if not is_out_of_memory(error) and runs(entry):
+        raise error
     failure = CaptureError(f"{bucket} was compiled, but does not run: {error}", stage="run")
     failure.__cause__ = error
     capturer.registry.discard_broken(bucket, call.variant, failure)

@@ -16,11 +16,11 @@ from cudagraph_jax._base.fork import forkable_lock, put_right_in_child
 from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, Request
 from cudagraph_jax.program.arguments import device_array_type
-from cudagraph_jax.program.donation import on_device, use_up
+from cudagraph_jax.program.donation import on_device, refuses_transfer, use_up
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs, RealOutputs
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import Index, Padder, padder
+from cudagraph_jax.shapes.padding import Array, Index, Padder, padder
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.profile import REPLAY
 
@@ -201,18 +201,38 @@ class Route:
     ) -> PyTree:
         """The outputs for `args` as the executable gives them, of the bucket's size."""
         given = args
-        if self._pads_any:
-            args = self._pad(args)
-            if self._pads.donated:
-                args = on_device(given, args, self._pads.donated)
-        if self._mask_argname is not None:
-            kwargs = {**kwargs, self._mask_argname: self._mask()}
-        result = self._call(*args, **kwargs)
+        mask = {} if self._mask_argname is None else {self._mask_argname: self._mask()}
+        try:
+            if self._pads_any:
+                args = self._pad(args)
+                if self._pads.donated:
+                    args = on_device(given, args, self._pads.donated)
+            result = self._call(*args, **kwargs, **mask)
+            is_refused = False
+        except jax.errors.JaxRuntimeError as error:
+            if not refuses_transfer(error):
+                raise
+            is_refused = True
+        if is_refused:
+            args = self._pad_explicitly(given)
+            result = self._call(*args, **kwargs, **jax.device_put(mask))
         if self._wait:
             jax.block_until_ready(result)
         if self._pads.donated:
             use_up(given, args, self._pads.donated)
         return result
+
+    def _pad_explicitly(self, given: Sequence[PyTree]) -> list[PyTree]:
+        """The arguments, padded, for `jax.transfer_guard("disallow")`.
+
+        What this package moves is moved explicitly; NumPy arrays of the caller's stay where they
+        are, to be refused as under `jit`.
+        """
+        positions = [position for position, _ in (*self._pads.arrays, *self._pads.trees)]
+        on_host = list(given)
+        for position in positions:
+            on_host[position] = jax.device_get(given[position])
+        return on_device(given, self._pad(on_host), positions)
 
     def _pad(self, args: Sequence[PyTree]) -> list[PyTree]:
         padded = list(args)
@@ -332,14 +352,36 @@ def finisher(outputs: Outputs, real: RealOutputs | None) -> Callable[[PyTree], P
     return finish
 
 
+def on_host(array: PyTree) -> Array:
+    """`array` in NumPy, also where `jax.transfer_guard` wants that said."""
+    try:
+        return np.asarray(array)
+    except jax.errors.JaxRuntimeError as error:
+        if not refuses_transfer(error):
+            raise
+    fetched: Array = jax.device_get(array)
+    return fetched
+
+
+def slice_on_device(array: PyTree, index: Index | None) -> PyTree:
+    """`array[index]`, also under `jax.transfer_guard`: JAX takes the index from the host."""
+    try:
+        return array[index]
+    except jax.errors.JaxRuntimeError as error:
+        if not refuses_transfer(error):
+            raise
+    with jax.transfer_guard("allow"):
+        return array[index]
+
+
 def _leaf_finisher(leaf: OutputLeaf, index: Index | None) -> Callable[[PyTree], PyTree] | None:
     trims = index is not None and not (leaf.axes.passes_through and not leaf.follows)
     if leaf.unpad == "host":
         if not trims:
-            return np.asarray
-        return lambda array: np.asarray(array)[index]
+            return on_host
+        return lambda array: on_host(array)[index]
     if leaf.unpad == "device" and trims:
-        return lambda array: array[index]
+        return lambda array: slice_on_device(array, index)
     return None
 
 

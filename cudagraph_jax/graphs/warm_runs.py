@@ -35,12 +35,22 @@ def run_idle(entry: CUDAGraphEntry, iterations: int, *, leaves: Sequence[object]
     for _ in range(iterations):
         args, kwargs = idle_arguments(entry, leaves=leaves)
         try:
-            jax.block_until_ready(entry.executable.call(*args, **kwargs))
+            with jax.transfer_guard("allow"):  # nobody's arrays are moved but this run's own
+                jax.block_until_ready(entry.executable.call(*args, **kwargs))
         except Exception as error:
             raise CaptureError(
                 f"{entry.bucket} was compiled, but does not run: {error}", stage="warm-up"
             ) from error
         entry.journal.idle_runs += 1
+
+
+def runs(entry: CUDAGraphEntry) -> bool:
+    """Whether a run of `entry` on padding alone succeeds; False where none can be made."""
+    try:
+        run_idle(entry, 1)
+    except (CaptureError, InputShapeError):
+        return False
+    return True
 
 
 def idle_arguments(

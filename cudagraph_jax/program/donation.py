@@ -1,4 +1,4 @@
-"""Donated arguments that are padded: what XLA uses up of the copy, the caller loses too."""
+"""Where padded arguments are: on their device, and used up where the caller donated them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ def on_device(
     Args:
         given: The arguments of the call.
         padded: The same in the bucket's size, padded ones on the host.
-        positions: Those that are donated and padded.
+        positions: Those to be placed.
     """
     placed = list(padded)
     with jax.ensure_compile_time_eval():  # also while another function is traced
         for position in positions:
             placed[position] = jax.tree.map(_placed_like, given[position], padded[position])
     return placed
+
+
+def refuses_transfer(error: BaseException) -> bool:
+    """Whether `jax.transfer_guard` has refused an implicit transfer."""
+    # JAX has no class of its own for this.
+    return "Disallowed" in str(error) and "transfer" in str(error)
 
 
 def use_up(given: Sequence[PyTree], padded: Sequence[PyTree], positions: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,19 +48,47 @@ def check_pad_value(value: PadValue, dtype: np.dtype[np.generic], *, name: str) 
     Raises:
         InputShapeError: It cannot: the padding of `name` would be something else.
     """
-    if value in (0, EDGE):
+    if value is UNCHOSEN or isinstance(value, str):
         return
-    try:
-        with np.errstate(all="raise"):
-            held = np.asarray(value).astype(dtype)
-    except (OverflowError, ValueError, FloatingPointError):
-        held = None
-    floating = jnp.issubdtype(dtype, np.inexact)
-    if held is None or not (floating or held.astype(np.float64) == value):
+    if not _holds(dtype, value):
         raise InputShapeError(
             f"pad_values has {value!r} for {name}, which its dtype {dtype} does not hold: "
             "choose another value"
         )
+
+
+def _holds(dtype: np.dtype[np.generic], value: complex) -> bool:
+    """Whether `value` is in `dtype` what it is, but for rounding.
+
+    So not -inf for float8_e4m3fn, which has no infinity and takes NaN for it, nor 300 for int8.
+    """
+    if jnp.issubdtype(dtype, np.complexfloating):
+        part = np.dtype(np.float32 if dtype == np.complex64 else np.float64)
+        return _holds_real(part, value.real) and _holds_real(part, value.imag)
+    if np.iscomplexobj(value):
+        return value.imag == 0 and _holds(dtype, value.real)
+    if dtype == np.bool_:
+        return value in (0, 1)
+    real = value.real
+    if jnp.issubdtype(dtype, np.integer):
+        limits = jnp.iinfo(dtype)
+        whole = math.isfinite(real) and real == int(real)
+        return whole and int(limits.min) <= int(real) <= int(limits.max)
+    return _holds_real(dtype, real)
+
+
+def _holds_real(dtype: np.dtype[np.generic], value: float) -> bool:
+    try:
+        wanted = float(value)
+    except OverflowError:
+        return False  # an integer beyond all floats
+    with np.errstate(all="ignore"):
+        held = float(np.asarray(wanted).astype(dtype))
+    if not (math.isfinite(wanted) and math.isfinite(held)):
+        return held == wanted or (math.isnan(held) and math.isnan(wanted))
+    limits = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
+    off = max(float(limits.eps) * abs(wanted), float(limits.smallest_subnormal))
+    return (held == 0) == (wanted == 0) and abs(held - wanted) <= off
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,19 @@
 """Padding up to a bucket and trimming back."""
 
+import math
+import warnings
+
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.shapes.axes import PASS_THROUGH, LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import EDGE, padder, real_index
+from cudagraph_jax.shapes.padding import EDGE, check_pad_value, padder, real_index
 
 DTYPES = [
     np.dtype(dtype)
@@ -111,3 +116,32 @@ def test_pass_through_is_never_padded():
     sizes, bucket = Bucket(1, 1), Bucket(8, 8)
     assert padder((1, 1), dtype, axes=PASS_THROUGH, sizes=sizes, bucket=bucket) is None
     assert real_index(PASS_THROUGH, 2, sizes) == (slice(None), slice(None))
+
+
+ML_DTYPES = sorted(
+    name for name in dir(ml_dtypes) if name.startswith(("float", "bfloat", "int", "uint"))
+)
+SPECIAL = (0, 1, -1, 0.5, 2.0, -3, 7, 300, 1e30, 1e-30, math.inf, -math.inf, math.nan, 1j, 1 + 0j)
+
+
+@pytest.mark.parametrize("dtype", [*ML_DTYPES, "bool", "float16", "float32", "complex64", "int8"])
+@pytest.mark.parametrize("value", SPECIAL, ids=repr)
+def test_pad_values_that_a_dtype_does_not_hold(dtype, value):
+    """Finite stays finite, infinite infinite, and nothing becomes NaN; else it is refused."""
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    try:
+        check_pad_value(value, kind, name="x")
+    except InputShapeError as error:
+        assert str(error) == (
+            f"pad_values has {value!r} for x, which its dtype {kind} does not hold: choose another "
+            "value"
+        )
+        held = False
+    else:
+        held = True
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stored = complex(np.full(1, value, np.complex128).astype(kind)[0])
+    same = stored == value or (stored != stored and value != value)
+    close = abs(stored - value) < 0.51 * abs(value) if np.isfinite([stored, value]).all() else False
+    assert held == same or (held and close)

@@ -71,7 +71,7 @@ def _holds(dtype: np.dtype[np.generic], value: complex) -> bool:
         return value in (0, 1)
     real = value.real
     if jnp.issubdtype(dtype, np.integer):
-        limits = jnp.iinfo(dtype)
+        limits = jnp.iinfo(dtype)  # type: ignore[no-untyped-call]
         whole = math.isfinite(real) and real == int(real)
         return whole and int(limits.min) <= int(real) <= int(limits.max)
     return _holds_real(dtype, real)

@@ -1,4 +1,6 @@
-"""`jax.transfer_guard("disallow")`: what `jit` allows is allowed, and what it refuses is refused."""
+"""`jax.transfer_guard("disallow")`: what `jit` allows is allowed, what it refuses is refused."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ def unpad(request):
     return request.param
 
 
-@pytest.fixture(params=[CONFIG, CUDAGraphConfig(**{**CONFIG.to_dict(), "debug_mode": True})])
+@pytest.fixture(params=[CONFIG, dataclasses.replace(CONFIG, debug_mode=True)])
 def config(request):
     return request.param
 

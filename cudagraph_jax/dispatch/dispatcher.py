@@ -184,7 +184,7 @@ class Dispatcher:
         return failures.get(bucket, variant) if failures.remembered else None
 
     def serve(
-        self, call: Call, routes: Routes, key: Hashable | None, *, lead: Hashable | None = None
+        self, call: Call, routes: Routes, key: Hashable | None, *, lead: PyTree = None
     ) -> PyTree:
         """The outputs of a call that has to be decided; counted once.
 
@@ -192,7 +192,7 @@ class Dispatcher:
             call: The call.
             routes: Where its route is remembered.
             key: Under what; None: nowhere.
-            lead: The same for exact calls, by one array alone; None: nowhere.
+            lead: The array that carries its sizes, by which alone it may be remembered, too.
 
         Raises:
             CUDAGraphError: What the policies turn into an error, and leaks in `debug_mode`.

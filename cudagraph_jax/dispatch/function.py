@@ -23,7 +23,7 @@ from cudagraph_jax.dispatch.dispatcher import REFUSED
 from cudagraph_jax.dispatch.manager import CUDAGraphManager, PlanOptions
 from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.program.arguments import is_array, leading_leaf
-from cudagraph_jax.program.binding import ALL, Binder, Bound, Form, Pick, picker, unbound
+from cudagraph_jax.program.binding import Binder, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.program.call import (
     Args,
     Call,
@@ -80,7 +80,6 @@ class BucketedFunction(Generic[P, R]):
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
         self._picks: dict[Form, Pick] = {}
         self._declarations: dict[tuple[Form, PyTreeDef], tuple[Target, Declared]] = {}
-        self._pick = picker(binder.bucketed_places) if binder.has_entries else ALL
         self._lead = binder.lead
         self._leads_in_tree = False
         self._binds_all = bool(binder.static_argnames)
@@ -99,21 +98,23 @@ class BucketedFunction(Generic[P, R]):
             if self._leads_in_tree:
                 lead = leading_leaf(lead)
             if (kind := type(lead)) is ndarray:
-                route = self._routes.table[tuple(map(_shape_and_dtype, self._pick(args)))]
+                route = self._routes.numpy[_shape_and_dtype(lead)]
                 sure = route.device is DEVICE.value
             else:
                 route = self._routes.exact[lead.shape]  # type: ignore[attr-defined]  # or caught
                 sure = kind is route.device_array
             if route.x64 is not X64.value or route.precision != PRECISION.value:
                 sure = False
-            # JAX narrows NumPy's 64-bit floats silently, and drops what a subclass holds beside.
-            for position, dtypes in route.others:
-                kind = type(args[position])
-                if kind is not route.device_array and (
-                    args[position].dtype not in dtypes  # type: ignore[attr-defined]  # NumPy's
-                    if kind is ndarray
-                    else kind not in route.kinds
-                ):
+            for position, shape, dtypes in route.others:
+                value: Any = args[position]
+                # JAX narrows NumPy's 64-bit floats silently, and drops what a subclass holds.
+                if (kind := type(value)) is ndarray:
+                    if value.dtype not in dtypes or value.shape != shape:
+                        sure = False
+                elif kind is not route.device_array:
+                    if kind not in route.kinds:
+                        sure = False
+                elif route.direct is None and value.shape != shape:
                     sure = False
         except (KeyError, AttributeError, IndexError, TypeError):
             sure = False
@@ -215,18 +216,18 @@ class BucketedFunction(Generic[P, R]):
             target, declared = self._declared(bound, jax.tree.structure((bound.args, bound.kwargs)))
             outputs = run_traced(target, bound.args, bound.kwargs, declared)
         else:
-            outputs = dispatcher.serve(call, self._routes, key, lead=self._lead_shape(bound))
+            outputs = dispatcher.serve(call, self._routes, key, lead=self._lead_of(bound))
         return outputs
 
-    def _lead_shape(self, bound: Bound) -> Hashable | None:
-        """The key for exact calls with JAX arrays alone; None where one array does not decide."""
+    def _lead_of(self, bound: Bound) -> PyTree:
+        """The array that carries the sizes; None where one does not decide alone."""
         if not bound.form.plain or not 0 <= self._lead < len(bound.args):
             return None
         lead = bound.args[self._lead]
         if not hasattr(lead, "shape"):
             self._leads_in_tree = True
             lead = leading_leaf(lead)
-        return getattr(lead, "shape", None)
+        return lead if hasattr(lead, "shape") else None
 
     def _bind(self, args: Args, kwargs: Mapping[str, PyTree]) -> Bound:
         written = (len(args), tuple(kwargs))

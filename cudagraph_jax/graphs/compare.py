@@ -80,7 +80,7 @@ def worst_difference(
     if found.shape != expected.shape:
         raise CaptureError(
             f"the bucket gives the shape {found.shape}, the eager function {expected.shape}: "
-            "declare out_axes",
+            "return the same shapes, traced or not",
             stage="check",
         )
     if found.size == 0:

@@ -109,6 +109,11 @@ class Padder:
     value: PadValue
     axes: LeafAxes
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether the padding is zeros, and nothing has to be done but to copy the array."""
+        return not isinstance(self.value, str) and self.value == 0
+
     def __call__(self, array: npt.ArrayLike) -> Array:
         """A new NumPy array of the bucket's shape with `array` in its corner.
 

@@ -154,3 +154,27 @@ def test_numbers_within_pytrees(nest, as_array):
         for number in (first, second, first, 2.0, np.float32(2)):
             expected = jax.jit(scaled)(nest(number), x)
             assert function(nest(number), x).dtype == expected.dtype
+
+
+def test_shapes_of_other_arrays():
+    """Arrays beside the one that leads have its sizes in every call: none is broadcast silently."""
+    function = bucket_jit(plus, in_axes=("batch seq", "batch seq"), config=CONFIG)
+    for as_array in (np.asarray, jnp.asarray):
+        for shape in SIZES:
+            x = as_array(np.ones(shape, np.float32))
+            np.testing.assert_array_equal(function(x, x), 2 * x)
+            for other in ((1, shape[1]), (shape[0], 1), (1, 1), shape[::-1]):
+                with pytest.raises(InputShapeError, match="all arrays of one call must have"):
+                    function(x, np.ones(other, np.float32))
+
+
+def test_wide_leaves_beside_one_that_leads(order):
+    """A float64 leaf of a pytree that carries the sizes is refused at any call."""
+    function = bucket_jit(lambda d: d["x"] + d["y"], in_axes="batch seq", config=CONFIG)
+    for shape in SIZES:
+        x = np.ones(shape, np.float32)
+        both(
+            lambda x=x: function({"x": x, "y": x}),
+            lambda x=x: function({"x": x, "y": x.astype(np.float64)}),
+            order=order,
+        )

@@ -61,7 +61,7 @@ def test_other_dtypes():
 
 def test_other_shapes():
     """Another shape is no matter of tolerance."""
-    with pytest.raises(CaptureError, match="declare out_axes"):
+    with pytest.raises(CaptureError, match="return the same shapes"):
         worst_difference(np.zeros(2), np.zeros(3))
 
 

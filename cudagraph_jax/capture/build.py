@@ -154,7 +154,12 @@ def _prove(entry: CUDAGraphEntry, call: Call, *, config: CUDAGraphConfig, iterat
     if config.debug_mode:
         from cudagraph_jax.graphs.check import check_entry
 
-        check_entry(entry, call, pads_seq=config.capture_seq_lens is not None)
+        check_entry(
+            entry,
+            call,
+            pads_seq=config.capture_seq_lens is not None,
+            compare_where=config.compare_where,
+        )
     if iterations:
         run_idle(entry, iterations, leaves=call.leaves)
 

@@ -14,7 +14,7 @@ from cudagraph_jax.config import CompareWhere
 from cudagraph_jax.errors import CaptureError, PaddingLeakError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.trial import (
-    Difference,
+    OutputDifference,
     Poison,
     Poisonable,
     Trial,
@@ -240,7 +240,7 @@ _IGNORE = (
 )
 
 
-def cause_of(trial: Trial, difference: Difference, *, padding: Poison | None = None) -> Cause:
+def cause_of(trial: Trial, difference: OutputDifference, *, padding: Poison | None = None) -> Cause:
     """Why the answer of `trial` is not the plain function's.
 
     Args:
@@ -249,12 +249,13 @@ def cause_of(trial: Trial, difference: Difference, *, padding: Poison | None = N
         padding: The pad values that move it; those it is padded with as usual if None or empty.
     """
     if difference.is_masked_out and trial.masks is not None:
-        names = " and ".join(trial.masks.names)
+        names = " or ".join(trial.masks.names)
         return Cause(
             f"it differs only where {names} is false, in elements that the caller's own mask "
             "leaves out",
-            'where nobody reads those, set compare_where="mask" (in CUDAGraphConfig, and of the '
-            "testing kit), which compares only where a mask is true",
+            'where nobody reads those, set compare_where="mask" (in CUDAGraphConfig, or in an '
+            "assertion of the testing kit), which compares only where a mask is true; otherwise "
+            "let the function leave the padding out there, too",
         )
     if _differs_unpadded(trial):
         return Cause(

@@ -56,7 +56,7 @@ def example_call(
             given = known[index] if _is_abstract(leaf) and index not in donated else leaf
             value = _passed(given, abstract, draw, copies=index in donated)
         else:
-            value = _fitted(leaf, abstract, axes, sizes)
+            value = _fitted(leaf, abstract, axes, sizes, pad)
             if _says_nothing(leaf, value, pad) and not (zeros_of_rows and _is_of_rows(value, axes)):
                 value = _drawn(value, axes, pad, draw)
         may_count = np.ndim(value) == 0 or not axes.passes_through
@@ -85,21 +85,35 @@ def _passed(
     return np.array(leaf) if copies else leaf
 
 
-def _fitted(leaf: PyTree, abstract: AbstractLeaf, axes: LeafAxes, sizes: Bucket) -> Array:
-    """A copy of `leaf` on the host, of the size wanted; zeros where it is abstract."""
+def _fitted(
+    leaf: PyTree, abstract: AbstractLeaf, axes: LeafAxes, sizes: Bucket, pad: PadValue
+) -> Array:
+    """A copy of `leaf` on the host, of the size wanted; zeros where it is abstract.
+
+    It is cut at its end, but in rows of which nothing but the padding's value would be left: those
+    are padded on the left.
+    """
     shape = axes.resize(leaf.shape, sizes)
     if _is_abstract(leaf):
         return np.zeros(shape, abstract.dtype)
     value: Array = np.array(leaf, abstract.dtype)
     for axis in axes:
-        if axis is not None and value.shape[axis] != shape[axis]:
-            value = np.take(value, np.arange(shape[axis]) % value.shape[axis], axis)
+        if axis is None or value.shape[axis] == shape[axis]:
+            continue
+        places = np.arange(shape[axis])
+        first = np.take(value, places % value.shape[axis], axis)
+        last = np.take(value, places - shape[axis], axis, mode="wrap")
+        is_empty = np.all(first == _padding(pad), axis=axis, keepdims=True)
+        value = np.where(is_empty, last, first)
     return value
 
 
+def _padding(pad: PadValue) -> PadValue:
+    return 0 if pad == EDGE else pad
+
+
 def _says_nothing(leaf: PyTree, value: Array, pad: PadValue) -> bool:
-    padding = 0 if pad == EDGE else pad
-    return _is_abstract(leaf) or bool(np.all(value == padding))
+    return _is_abstract(leaf) or bool(np.all(value == _padding(pad)))
 
 
 def _is_of_rows(value: Array, axes: LeafAxes) -> bool:
@@ -249,47 +263,43 @@ class Masks(NamedTuple):
 def masks_of(program: Program, call: Call) -> Masks | None:
     """What the caller's own masks say is real; None where no argument is one.
 
-    A mask is an array of bools, or of nothing but 0 and 1, that carries each size that the call
-    does, and no other dimension. One that is padded with 1 is true where there is padding; one that
-    is padded with anything but 0 and 1 is no mask.
+    A mask is an array of bools that carries sizes of the call and no other dimension, or one of
+    nothing but 0 and 1 that carries all of them. One that is padded with 1 is true where there is
+    padding; one that is padded with anything but 0 and 1 is no mask.
 
     Args:
         program: The call's program.
         call: Its arrays have values.
     """
+    carried = (program.carries_batch, program.carries_seq)
+    shape = tuple(size if carries else 1 for size, carries in zip(call.sizes, carried, strict=True))
     names = argument_leaf_names(program.argument_names, call.args, call.kwargs)
-    masks: dict[str, npt.NDArray[np.bool_]] = {}
+    found: list[str] = []
+    real = np.ones(shape, np.bool_)
     for name, leaf, axes, pad in zip(names, call.leaves, call.axes, program.leaf_pads, strict=True):
-        is_true = _as_mask(
-            leaf, axes, carries_batch=program.carries_batch, carries_seq=program.carries_seq
-        )
-        if is_true is not None and pad in (0, 1):
-            masks[name] = ~is_true if pad else is_true
-    if not masks:
-        return None
-    real = np.logical_and.reduce(list(masks.values()))
-    rows = real.shape[0] if program.carries_batch else 1
-    return Masks(tuple(masks), real.reshape(rows, -1))
+        if axes.passes_through or pad not in (0, 1):
+            continue
+        carries_all = (axes.batch is not None, axes.seq is not None) == carried
+        is_true = _as_mask(np.asarray(leaf), axes, takes_numbers=carries_all)
+        if is_true is not None:
+            found.append(name)
+            real &= ~is_true if pad else is_true
+    return Masks(tuple(found), real) if found else None
 
 
-def _as_mask(
-    leaf: object, axes: LeafAxes, *, carries_batch: bool, carries_seq: bool
-) -> npt.NDArray[np.bool_] | None:
-    """Where an argument is true, along batch and sequence; None where it is no mask."""
+def _as_mask(array: Array, axes: LeafAxes, *, takes_numbers: bool) -> npt.NDArray[np.bool_] | None:
+    """Where an array is true, `(batch, seq)`, 1 for a size that it lacks; None: it is no mask."""
     places = [axis for axis in axes if axis is not None]
-    if not places or (axes.batch is not None, axes.seq is not None) != (carries_batch, carries_seq):
-        return None
-    array = np.asarray(leaf)
-    sizes = [array.shape[place] for place in places]
+    sizes = [1 if axis is None else array.shape[axis] for axis in axes]
     # Nothing but 0 may be anything.
-    is_binary = array.dtype == np.bool_ or (_is_binary(array) and np.any(array == 1))
-    if not is_binary or array.size != np.prod(sizes):
+    is_numbers = takes_numbers and _is_binary(array) and bool(np.any(array == 1))
+    if array.size != np.prod(sizes) or not (array.dtype == np.bool_ or is_numbers):
         return None
     is_true: npt.NDArray[np.bool_] = np.moveaxis(array, places, range(len(places))) != 0
     return is_true.reshape(sizes)
 
 
-class Difference(NamedTuple):
+class OutputDifference(NamedTuple):
     """An output that differs by more than it may.
 
     Attributes:
@@ -412,7 +422,7 @@ class Trial:
 
     def difference(
         self, found: list[Array], expected: list[Array], *, exactly: bool = False
-    ) -> Difference | None:
+    ) -> OutputDifference | None:
         """The first output that differs, by more than is allowed unless `exactly`.
 
         Raises:
@@ -433,13 +443,13 @@ class Trial:
         expected: list[Array],
         tolerance: Tolerance,
         masks: Masks | None,
-    ) -> Difference | None:
+    ) -> OutputDifference | None:
         leaves = [leaf for leaf in self.entry.outputs.leaves if leaf.comparable]
         for leaf, have, want in zip(leaves, found, expected, strict=True):
             where = None if masks is None else masks.over(leaf)
             worst = worst_difference(have, want, tolerance=tolerance, where=where)
             if worst is not None:
-                return Difference(leaf.name, worst)
+                return OutputDifference(leaf.name, worst)
         return None
 
     @cached_property

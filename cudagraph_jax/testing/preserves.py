@@ -11,7 +11,7 @@ import numpy as np
 from cudagraph_jax.config import CompareWhere, CUDAGraphConfig
 from cudagraph_jax.graphs.check import cause_of, padded_axes
 from cudagraph_jax.graphs.compare import Tolerance
-from cudagraph_jax.graphs.trial import Difference, Trial
+from cudagraph_jax.graphs.trial import OutputDifference, Trial
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.testing.examples import check_examples
 from cudagraph_jax.testing.subject import Subject
@@ -105,13 +105,13 @@ def assert_bucketing_preserves(
 class _DifferenceError(AssertionError):
     """An answer differs in a bucket; why takes further runs, which only the simplest is worth."""
 
-    def __init__(self, trial: Trial, difference: Difference) -> None:
+    def __init__(self, trial: Trial, difference: OutputDifference) -> None:
         super().__init__(f"{trial.place} gives another answer")
         self.trial = trial
         self.difference = difference
 
 
-def _message(trial: Trial, difference: Difference) -> str:
+def _message(trial: Trial, difference: OutputDifference) -> str:
     call, bucket = trial.example, trial.entry.bucket
     name, worst, _ = difference
     allowed = f", and {worst.allowed:.2g} is allowed" if worst.allowed else ""

@@ -65,6 +65,7 @@ def test_padded_queries(dtype):
     assert_close(found[MASK], expected[MASK])
 
 
+@pytest.mark.slow  # to import it
 def test_flax():
     """What flax.nnx makes of a mask of tokens is accepted where the mask is true."""
     nnx = pytest.importorskip("flax.nnx")

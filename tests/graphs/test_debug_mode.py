@@ -252,7 +252,7 @@ def test_eager_outputs_of_another_tree_are_caught():
 def test_a_plain_function_that_fails_in_the_check_is_remembered():
     """What Python raises in the check is a CaptureError for good: one capture, not one a call."""
 
-    tried = []
+    tried: list[int] = []
 
     def refusing(x):
         if not isinstance(x, jax.core.Tracer) and len(tried) < 3:

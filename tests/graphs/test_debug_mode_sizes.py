@@ -153,6 +153,23 @@ def test_a_chosen_pad_value_that_matters_is_told():
     assert "the answer moves with what the padding holds" in message
 
 
+def test_the_cause_is_found_with_padding_that_ends_loops():
+    """Looking for the cause tries no padding but values that are real elsewhere."""
+
+    def steps(n):
+        def body(state):
+            n, count = state
+            live = n != 1
+            return jnp.where(live, jnp.where(n % 2 == 0, n // 2, 3 * n + 1), n), count + live
+
+        _, counts = jax.lax.while_loop(lambda s: jnp.any(s[0] != 1), body, (n, jnp.zeros_like(n)))
+        return counts / n.shape[1]
+
+    function = bucket_jit(steps, in_axes="batch seq", pad_values=1, config=CONFIG)
+    message = said_of(function, np.array([[6, 7, 3], [1, 2, 9]], np.int32))
+    assert "n.shape[1] taken for a length" in message
+
+
 def test_sizes_that_the_function_refuses_are_left_out(caplog):
     """Pairs of tokens take even lengths alone: nobody is accused for odd ones."""
 
@@ -187,6 +204,7 @@ def test_five_sizes_at_most():
     x = floats(0, 3, 6)
     function(x)
     entry = function.registry.get(4, 8)
+    assert entry is not None
     call = function.describe(x)
     assert trial_sizes(entry, call, pads_seq=True) == [(3, 6), (2, 8), (4, 5), (4, 4), (1, 3)]
     assert trial_sizes(entry, call, pads_seq=False) == [(3, 8), (2, 8), (1, 8)]

@@ -22,6 +22,7 @@ FEATURES, TOKENS = "batch seq _", "batch seq"
 X = floats(0, 3, 5, 4)
 
 
+@jax.jit  # one compile for each size that is tried, instead of one for each operation
 def encoded(x, mask):
     """Attention under a mask of queries and keys: a query that is none sees all keys alike."""
     allowed = (mask[:, :, None] != 0) & (mask[:, None, :] != 0)
@@ -29,6 +30,7 @@ def encoded(x, mask):
     return jax.nn.softmax(jnp.where(allowed, scores, jnp.finfo(scores.dtype).min)) @ x
 
 
+@jax.jit
 def totals(x, mask):
     """Of rows and of positions: for those of which something is real."""
     each = encoded(x, mask)

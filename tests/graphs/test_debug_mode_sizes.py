@@ -206,8 +206,8 @@ def test_five_sizes_at_most():
     entry = function.registry.get(4, 8)
     assert entry is not None
     call = function.describe(x)
-    assert trial_sizes(entry, call, pads_seq=True) == [(3, 6), (2, 8), (4, 5), (4, 4), (1, 3)]
-    assert trial_sizes(entry, call, pads_seq=False) == [(3, 8), (2, 8), (1, 8)]
+    assert trial_sizes(entry, call, pads_seq=True) == [(3, 6), (2, 8), (4, 5), (4, 4), (3, 3)]
+    assert trial_sizes(entry, call, pads_seq=False) == [(3, 8), (2, 8)]
 
 
 def test_one_eager_run_for_each_size():
@@ -221,7 +221,7 @@ def test_one_eager_run_for_each_size():
 
     function = bucket_jit(model, in_axes="batch seq", config=CONFIG)
     function.warmup(floats(0, 3, 6), progress=False)
-    assert shapes == [(3, 6), (2, 8), (4, 5), (4, 4), (1, 3)]
+    assert shapes == [(3, 6), (2, 8), (4, 5), (4, 4), (3, 3)]
 
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.int32, np.float32])
@@ -236,6 +236,20 @@ def test_masks_that_pad_on_the_left_survive_a_cut(dtype):
     function = bucket_jit(attended, in_axes=("batch seq _", "batch seq"), config=CONFIG)
     x = floats(0, 3, 7, 4)
     assert_close(function(x, mask), np.asarray(attended(x, mask)), 1e-5)
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 4])
+def test_indices_of_rows_survive_a_cut(nodes):
+    """Edges between nodes go between those that are left."""
+
+    def collect(x, senders, receivers):
+        return jnp.zeros_like(x).at[receivers].add(x[senders])
+
+    axes = ("batch", "seq", "seq")
+    function = bucket_jit(collect, in_axes=axes, pad_values=(0, 0, 2**31 - 1), config=CONFIG)
+    senders = np.arange(5, dtype=np.int32) % nodes
+    args = floats(0, nodes), senders, senders[::-1].copy()
+    assert_close(function(*args), np.asarray(collect(*map(jnp.asarray, args))))
 
 
 def test_chosen_edges_are_left_alone():

@@ -17,6 +17,7 @@ from cudagraph_jax.shapes.ladder import Bucket, Ladder
 
 OnMiss = Literal["capture", "background", "eager", "error"]
 OnOverflow = Literal["eager", "split", "exact", "error"]
+CompareWhere = Literal["all", "mask"]
 
 DEFAULT_CAPTURE_SIZES = Ladder.powers_of_two(256)
 DEFAULT_MAX_SEQ_LEN = 8192
@@ -78,6 +79,8 @@ class CUDAGraphConfig:
         compiler_options: Further XLA options for every bucket; values are kept as text.
         debug_mode: At each capture compare with the eager function and prove that the padding does
             not leak; wait for the device on every replay, so that times are device times.
+        compare_where: What `debug_mode` and the testing kit compare: `"all"` (each element at the
+            real sizes), or `"mask"` (only where the function's mask is true: see docs/testing.md).
         store: Directory of persisted executables.
 
     Raises:
@@ -105,6 +108,7 @@ class CUDAGraphConfig:
     # Equal options are equal configurations, but a mapping has no hash of its own.
     compiler_options: Mapping[str, str] = field(default_factory=dict, hash=False)
     debug_mode: bool = False
+    compare_where: CompareWhere = "all"
     store: str | None = None
 
     def __post_init__(self) -> None:
@@ -233,6 +237,7 @@ def _normalise(config: CUDAGraphConfig) -> None:
         require_bool(name, getattr(config, name))
     require_choice("on_miss", config.on_miss, get_args(OnMiss))
     require_choice("on_overflow", config.on_overflow, get_args(OnOverflow))
+    require_choice("compare_where", config.compare_where, get_args(CompareWhere))
     scope = command_buffer_scope(config.command_buffers, per_layer_graphs=config.per_layer_graphs)
     limit = config.max_graphs
     normal = {

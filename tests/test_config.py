@@ -34,6 +34,7 @@ DEFAULTS = {
     "per_layer_graphs": False,
     "compiler_options": {},
     "debug_mode": False,
+    "compare_where": "all",
     "store": None,
 }
 
@@ -62,6 +63,7 @@ def configs(draw):
         "use_memory_pool": st.booleans(),
         "cudagraph_copy_inputs": st.booleans(),
         "debug_mode": st.booleans(),
+        "compare_where": st.sampled_from(["all", "mask"]),
     }
     given = draw(st.fixed_dictionaries({}, optional=optional))
     return CUDAGraphConfig(
@@ -121,13 +123,14 @@ def test_repr():
         command_buffers=CommandBufferScope.FULL,
         compiler_options={"b": "2", "a": "1"},
         debug_mode=True,
+        compare_where="mask",
     )
     assert repr(config) == (
         "CUDAGraphConfig(enabled=False, capture_sizes=(1, 4), capture_seq_lens=(16,), "
         "max_capture_batch_size=8, max_capture_seq_len=32, on_miss='eager', on_overflow='error', "
         "max_graphs=5, use_memory_pool=False, memory_pool_size_mb=7, cudagraph_copy_inputs=False, "
         "warmup_iterations=0, command_buffers=CommandBufferScope.FULL, "
-        "compiler_options={'a': '1', 'b': '2'}, debug_mode=True)"
+        "compiler_options={'a': '1', 'b': '2'}, debug_mode=True, compare_where='mask')"
     )
     assert repr(CUDAGraphConfig(per_layer_graphs=True)) == "CUDAGraphConfig(per_layer_graphs=True)"
 
@@ -187,6 +190,7 @@ BAD: dict[str, list] = {
     "per_layer_graphs": NO_FLAGS,
     "compiler_options": [None, 5, "text", [("a", "b")], {1: "b"}, {"a": "b", None: "c"}],
     "debug_mode": NO_FLAGS,
+    "compare_where": ["", "masks", "everywhere", None, True, ["mask"]],
     "store": [5, 1.5, ["path"], b"path", "", "a\0b"],
 }
 

@@ -157,7 +157,12 @@ def _prove(entry: CUDAGraphEntry, call: Call, *, config: CUDAGraphConfig, iterat
         from cudagraph_jax.graphs.check import check_entry
 
         with jax.transfer_guard("allow"):  # of examples that nobody but the check sees
-            check_entry(entry, call, pads_seq=config.capture_seq_lens is not None)
+            check_entry(
+                entry,
+                call,
+                pads_seq=config.capture_seq_lens is not None,
+                compare_where=config.compare_where,
+            )
     if iterations:
         run_idle(entry, iterations, leaves=call.leaves)
 

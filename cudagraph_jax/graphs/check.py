@@ -2,194 +2,134 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cudagraph_jax.errors import CaptureError, CUDAGraphError, PaddingLeakError
-from cudagraph_jax.graphs.compare import EXACT, USUAL, worst_difference
+from cudagraph_jax._base.log import logger
+from cudagraph_jax.config import CompareWhere
+from cudagraph_jax.errors import CaptureError, PaddingLeakError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.trial import Poison, Poisonable, example_call, poison, poisonable
-from cudagraph_jax.program.call import Call, copied_key, is_key
-from cudagraph_jax.program.eager import run_eagerly
+from cudagraph_jax.graphs.trial import (
+    OutputDifference,
+    Poison,
+    Poisonable,
+    Trial,
+    example_call,
+    poison,
+    poisonable,
+)
+from cudagraph_jax.program.call import Call, argument_leaf_names
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, PadValue
-from cudagraph_jax.shapes.pytrees import leaf_names
 
 _ORDINARY = 2.0
 _HUGE = 1e4
+_AXES = {"batch_size": "the batch", "seq_len": "the sequence"}
+_TAKEN_FOR = {"batch_size": "the number of rows", "seq_len": "a length or a position"}
 
 
-def check_entry(entry: CUDAGraphEntry, call: Call, *, pads_seq: bool) -> None:
+def check_entry(
+    entry: CUDAGraphEntry, call: Call, *, pads_seq: bool, compare_where: CompareWhere = "all"
+) -> None:
     """Raises unless `entry` gives the eager answer for real rows, whatever the padding holds.
 
-    The padding is filled with NaN and with ordinary values, or for integers with valid ones, and
-    the real rows must not move. Where they do, finite values decide: a weight of exactly zero stops
-    those, and never NaN. A mask keeps its padding: bools, numbers that look like one, and what
-    proves to be one, because padding of other arrays matters where its own says that it is real.
+    It is tried at up to five sizes, with one eager run each: both axes padded, each of them alone,
+    and odd and even sizes. Those that the plain function does not take are left out; where it takes
+    none of them, it is compared at the bucket's own. At each of them the padding is filled with NaN
+    and with ordinary values, or for integers with valid ones, and the real rows must not move.
+    Where they do, finite values decide: a weight of exactly zero stops those, and never NaN. A mask
+    keeps its padding: bools, numbers that look like one, and what proves to be one, because padding
+    of other arrays matters where its own says that it is real. So does an array whose pad value was
+    chosen.
 
     Args:
         entry: A new entry.
         call: A call of its variant, of any sizes; abstract arrays get values.
         pads_seq: Whether sequences are padded.
+        compare_where: Whether outputs are compared where masks of the call are false, too.
 
     Raises:
         PaddingLeakError: The real rows depend on the padding.
         CaptureError: They differ from the eager answer where there is no padding, or a run failed.
     """
-    sizes = _sizes(entry, call, pads_seq=pads_seq)
-    try:
-        _check_example(entry, example_call(entry.program, call, sizes))
-    except PaddingLeakError:
-        # In a sequence of one, an integer of 1 is a length but no position, and 0 a position but no
-        # length.
-        if sizes.seq_len > 1 or not (pads_seq and entry.program.carries_seq):
-            raise
-        _check_example(entry, example_call(entry.program, call, sizes, zeros_of_rows=True))
+    is_checked = False
+    refusals: list[CaptureError] = []
+    for sizes in (*trial_sizes(entry, call, pads_seq=pads_seq), entry.bucket):
+        if is_checked and sizes == entry.bucket:
+            return
+        trial = Trial(entry, example_call(entry.program, call, sizes), compare_where=compare_where)
+        if (refusal := trial.refusal()) is not None:
+            logger.info("debug_mode leaves out a size: %s", refusal)
+            refusals.append(refusal)
+            continue
+        try:
+            _check_trial(trial)
+        except PaddingLeakError:
+            # In a sequence of one, an integer of 1 is a length but no position, and 0 a position
+            # but no length; likewise an index of rows where one is left.
+            is_short = sizes.seq_len == 1 and pads_seq and entry.program.carries_seq
+            if not (is_short or sizes.batch_size == 1 < call.sizes.batch_size):
+                raise
+            example = example_call(entry.program, call, sizes, zeros_of_rows=True)
+            _check_trial(Trial(entry, example, compare_where=compare_where))
+        is_checked = True
+    if not is_checked:
+        raise refusals[0]
 
 
-def _check_example(entry: CUDAGraphEntry, example: Call) -> None:
-    trial = Trial(entry, example)
-    trial.refuse_difference(trial.usual, trial.run_eagerly(), "its usual padding")
-    if example.sizes == entry.bucket:
+def trial_sizes(entry: CUDAGraphEntry, call: Call, *, pads_seq: bool) -> list[Bucket]:
+    """The sizes that a new entry is tried at: five at most, none where nothing is padded.
+
+    Padding may be read only where the batch is full, or only where the sequence is, and strides may
+    start elsewhere in other lengths: those tried have every remainder of two, three and four.
+    """
+    batch, seq = entry.bucket
+    pads = entry.copies_inputs
+    pads_seq = pads_seq and pads and entry.program.carries_seq
+    rows = _lesser(call.sizes.batch_size, batch) if pads and entry.program.carries_batch else []
+    lengths = _lesser(call.sizes.seq_len, seq) if pads_seq else []
+    if not (rows and lengths):
+        return [Bucket(n, seq) for n in rows] + [Bucket(batch, n) for n in lengths]
+    row, length = itertools.cycle(rows), itertools.cycle(lengths)
+    sizes = (
+        Bucket(next(row), next(length)),
+        Bucket(next(row), seq),
+        Bucket(batch, next(length)),
+        Bucket(batch, next(length)),
+        Bucket(next(row), next(length)),
+    )
+    return list(dict.fromkeys(sizes))
+
+
+def _lesser(size: int, limit: int) -> list[int]:
+    """Up to four sizes below `limit`, from `size` downwards, odd and even where there are both."""
+    first = min(size, limit - 1)
+    if first == 1 and limit > 2:
+        return [1, 2]
+    # Not upwards, where an array that is repeated may lose what a function relies on, such as its
+    # order; nor to 1 without need, which is a length, but no position and no index.
+    return list(range(first, max(0 if first < 3 else 1, first - 4), -1))
+
+
+def _check_trial(trial: Trial) -> None:
+    masks = trial.masks
+    if trial.compare_where == "mask" and masks is not None and not masks.real.any():
+        raise CaptureError(
+            f'{trial.place}: compare_where="mask" leaves nothing to compare, because no element is '
+            f"true in {' and '.join(masks.names)}: pad a mask of what is padding with 1 "
+            "(pad_values), or leave compare_where out",
+            stage="check",
+        )
+    _refuse_difference(trial, {}, trial.expected)
+    if trial.example.sizes == trial.entry.bucket:
         return
-    arrays = poisonable(entry.program, example)
+    arrays = poisonable(trial.entry.program, trial.example)
     _check_data(trial, arrays)
     _check_doubtful(trial, arrays)
-
-
-def _sizes(entry: CUDAGraphEntry, call: Call, *, pads_seq: bool) -> Bucket:
-    """The sizes of the example: one less than the bucket's at least, on axes that are padded."""
-    batch, seq = entry.bucket
-    if entry.copies_inputs and entry.program.carries_batch:
-        batch = min(call.sizes.batch_size, max(1, batch - 1))
-    if entry.copies_inputs and entry.program.carries_seq and pads_seq:
-        seq = min(call.sizes.seq_len, max(1, seq - 1))
-    return Bucket(batch, seq)
-
-
-class Trial:
-    """Runs of a new entry on one example, with any padding."""
-
-    def __init__(self, entry: CUDAGraphEntry, example: Call) -> None:
-        self.entry = entry
-        self.example = example
-        self.real = entry.program.real_outputs(entry.outputs, example.sizes)
-        self.usual = self.run({})
-
-    def run(self, padding: Poison) -> list[Array]:
-        """The trimmed outputs; `padding` is the pad value of leaves not padded as usual."""
-        program = self.entry.program
-        values = [padding.get(index, usual) for index, usual in enumerate(program.pad_values)]
-        filled = dataclasses.replace(self.entry, program=program.padded_with(values))
-        with self._failing("was compiled, but does not run"):
-            outputs = filled.padded_outputs(self._to_use_up())
-            return [
-                np.asarray(output)[index]
-                for output, leaf, index in zip(
-                    outputs, self.entry.outputs.leaves, self.real.indices, strict=True
-                )
-                if leaf.comparable
-            ]
-
-    def run_eagerly(self) -> list[Array]:
-        """The plain function's outputs."""
-        example, outputs = self.example, self.entry.outputs
-        target = dataclasses.replace(self.entry.program.target, unpad="none")
-        with self._failing("was compiled, but the plain function does not run"):
-            result = run_eagerly(example, target=target)
-            jax.block_until_ready(result)
-        leaves, structure = jax.tree.flatten(result)
-        if structure != self.real.structure:
-            raise CaptureError(
-                f"{self._where} gives {self.real.structure}, but the plain function {structure}: "
-                "return the same pytree for every size, traced or not",
-                stage="check",
-            )
-        pairs = zip(leaves, outputs.leaves, strict=True)
-        return [np.asarray(value) for value, leaf in pairs if leaf.comparable]
-
-    def first_move(self, paddings: Sequence[Poison]) -> Poison | None:
-        """The first of `paddings` to move the real rows further than rounding does.
-
-        None where not one does, or the first one, ordinary values, moves nothing at all: then huge
-        ones, which may overflow or outweigh a mask of -10,000, say nothing.
-        """
-        found = self.run(paddings[0])
-        if not self.differ(found, self.usual, exactly=True):
-            return None
-        moves = (padding for padding in paddings if self.differ(self.run(padding), self.usual))
-        return next(moves, None)
-
-    def differ(self, some: list[Array], others: list[Array], *, exactly: bool = False) -> bool:
-        """Whether any output differs, by more than rounding unless `exactly`."""
-        return any(
-            worst_difference(one, other, tolerance=EXACT if exactly else USUAL) is not None
-            for one, other in zip(some, others, strict=True)
-        )
-
-    def refuse_difference(self, found: list[Array], expected: list[Array], how: str) -> None:
-        """Raises where an output differs by more than rounding."""
-        names = [leaf.name for leaf in self.entry.outputs.leaves if leaf.comparable]
-        for name, have, want in zip(names, found, expected, strict=True):
-            worst = worst_difference(have, want)
-            if worst is None:
-                continue
-            message = (
-                f"{self._where}: {name}{list(worst.at)} is {worst.found} with {how}, "
-                f"but should be {worst.expected}"
-            )
-            if self.example.sizes == self.entry.bucket:
-                raise CaptureError(
-                    f"{message}: the compiled function differs from the eager one; is it pure?",
-                    stage="check",
-                )
-            raise PaddingLeakError(
-                f"{message}: the padding changes the real rows; let the function take a mask "
-                "(mask_argname, or bools) and use it, or choose pad_values that it ignores; 0 "
-                "counts as chosen where it is written"
-            )
-
-    def refuse_padding(self, padding: Poison) -> None:
-        """Raises where `padding` moves the real rows further than rounding does."""
-        shown = " and ".join(dict.fromkeys(f"{value:g}" for value in padding.values()))
-        how = f"{shown} in the padding"
-        if len(padding) == 1:
-            arguments = (*self.example.args, *self.example.kwargs.values())
-            argument_names = (*self.entry.program.argument_names, *self.example.kwargs)
-            how += f" of {leaf_names(argument_names, arguments)[next(iter(padding))]}"
-        self.refuse_difference(self.run(padding), self.usual, how)
-
-    def _to_use_up(self) -> Call:
-        """The example, with copies of what is donated; a run uses up what is on the device."""
-        leaves, structure = jax.tree.flatten((self.example.args, self.example.kwargs))
-        for index in self.entry.program.donated_leaves:
-            leaf = leaves[index]
-            leaves[index] = copied_key(leaf) if is_key(leaf) else np.array(leaf)
-        args, kwargs = jax.tree.unflatten(structure, leaves)
-        return dataclasses.replace(self.example, args=args, kwargs=kwargs, leaves=tuple(leaves))
-
-    @property
-    def _where(self) -> str:
-        name, sizes = self.entry.program.target.name, tuple(self.example.sizes)
-        return f"{name} at {sizes} in the bucket {self.entry.bucket}"
-
-    @contextlib.contextmanager
-    def _failing(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except CUDAGraphError:
-            raise
-        except Exception as error:
-            # The device may have memory again later; what Python raises, it raises every time.
-            is_device = isinstance(error, jax.errors.JaxRuntimeError)
-            raise CaptureError(
-                f"{self._where} {what}: {error}", stage="warm-up" if is_device else "check"
-            ) from error
 
 
 def _check_data(trial: Trial, arrays: Poisonable) -> None:
@@ -206,7 +146,7 @@ def _check_data(trial: Trial, arrays: Poisonable) -> None:
             [poison(data, sign * size, largest=largest) for size in (_ORDINARY, _HUGE)]
         )
         if moving is not None:
-            trial.refuse_padding(moving)
+            _refuse_difference(trial, moving, trial.usual)
 
 
 def _check_doubtful(trial: Trial, arrays: Poisonable) -> None:
@@ -229,4 +169,194 @@ def _check_doubtful(trial: Trial, arrays: Poisonable) -> None:
         alone = trial.run({index: value})
         is_mask = any(trial.differ(trial.run({**rest, index: value}), alone) for rest in rests)
         if not is_mask:
-            trial.refuse_padding({index: value})
+            _refuse_difference(trial, {index: value}, trial.usual)
+
+
+def _refuse_difference(trial: Trial, padding: Poison, expected: list[Array]) -> None:
+    """Raises where an output differs from `expected` by more than rounding with `padding`."""
+    difference = trial.difference(trial.run(padding) if padding else trial.usual, expected)
+    if difference is None:
+        return
+    name, worst, _ = difference
+    message = (
+        f"{trial.place}: {name}{list(worst.at)} is {worst.found} with {_shown(trial, padding)}, "
+        f"but should be {worst.expected}"
+    )
+    if trial.example.sizes == trial.entry.bucket:
+        raise CaptureError(
+            f"{message}: the compiled function differs from the eager one; is it pure?",
+            stage="check",
+        )
+    cause = cause_of(trial, difference, padding=padding)
+    if cause.is_impure:
+        raise CaptureError(f"{message}: {cause.why}", stage="check")
+    changed = "only what a mask leaves out" if difference.is_masked_out else "the real rows"
+    raise PaddingLeakError(
+        f"{message}: the padding changes {changed} "
+        f"({padded_axes(trial.example.sizes, trial.entry.bucket)}); {cause.why}; {cause.remedy}"
+    )
+
+
+def _shown(trial: Trial, padding: Poison) -> str:
+    """What the padding holds, as errors say it."""
+    if not padding:
+        return "its usual padding"
+    values = " and ".join(dict.fromkeys(f"{value:g}" for value in padding.values()))
+    if len(padding) > 1:
+        return f"{values} in the padding"
+    return f"{values} in the padding of {_leaf_names(trial)[next(iter(padding))]}"
+
+
+def _leaf_names(trial: Trial) -> list[str]:
+    example = trial.example
+    return argument_leaf_names(trial.entry.program.argument_names, example.args, example.kwargs)
+
+
+def padded_axes(sizes: Bucket, bucket: Bucket) -> str:
+    """Which axes are padded from `sizes` to `bucket`, as errors say it."""
+    padded = [
+        f"{_AXES[axis]} is padded from {size} to {to}"
+        for axis, size, to in zip(_AXES, sizes, bucket, strict=True)
+        if size != to
+    ]
+    return " and ".join(padded) or "nothing is padded"
+
+
+class Cause(NamedTuple):
+    """Why an answer differs in a bucket, as far as further runs tell.
+
+    Attributes:
+        why: What is wrong.
+        remedy: What to do.
+        is_impure: Whether it differs without any padding, too.
+    """
+
+    why: str
+    remedy: str
+    is_impure: bool = False
+
+
+_IGNORE = (
+    'let the function take a mask (mask_argname="mask" gives one; or bools or lengths of your own) '
+)
+
+
+def cause_of(trial: Trial, difference: OutputDifference, *, padding: Poison | None = None) -> Cause:
+    """Why the answer of `trial` is not the plain function's.
+
+    Args:
+        trial: A trial in which it is not.
+        difference: How it differs.
+        padding: The pad values that move it; those it is padded with as usual if None or empty.
+    """
+    if difference.is_masked_out and trial.masks is not None:
+        names = " or ".join(trial.masks.names)
+        return Cause(
+            f"it differs only where {names} is false, in elements that the caller's own mask "
+            "leaves out",
+            'where nobody reads those, set compare_where="mask" (in CUDAGraphConfig, or in an '
+            "assertion of the testing kit), which compares only where a mask is true; otherwise "
+            "let the function leave the padding out there, too",
+        )
+    if _differs_at(trial, trial.entry.bucket, {}):
+        return Cause(
+            "compiled and eager differ without any padding, too: is the function pure?",
+            "give what it reads besides its arguments (globals, clocks, random state) as arguments",
+            is_impure=True,
+        )
+    padding = padding or {}
+    blamed = _blamed_axes(trial, padding)
+    if not padding and not _moves(trial):
+        return Cause(
+            "the answer does not move with what the padding holds: its size is counted in, such as "
+            + " and ".join(_size_taken(trial, axis) for axis in blamed),
+            f"{_IGNORE}and count what is real by it",
+        )
+    whose = " and ".join(f"that of {_AXES[axis]}" for axis in blamed)
+    why = f"the answer moves with what the padding holds: padding is counted in, {whose}"
+    if len(blamed) == 1 and _alternates(trial, blamed[0], padding):
+        return Cause(
+            f"{why}; not so where {_AXES[blamed[0]]} is one more or one less: odd and even sizes "
+            "differ",
+            'give a stride or a window explicit padding: with padding="SAME" it starts elsewhere '
+            "in an odd size than in an even one",
+        )
+    return Cause(
+        why + _full_only(trial, padding),
+        f"{_IGNORE}and use it, or choose pad_values that it ignores; 0 counts as chosen where it "
+        "is written",
+    )
+
+
+def _moves(trial: Trial) -> bool:
+    """Whether the answer moves with the padding of arrays, those with chosen values included."""
+    arrays = poisonable(trial.entry.program, trial.example, takes_chosen=True)
+    data = {**arrays.data, **arrays.doubtful}
+    # Values that are real elsewhere: with others a loop may not end.
+    looks: list[dict[int, PadValue]] = [
+        {index: array.max().item() for index, array in data.items()},
+        {index: array.min().item() for index, array in data.items()},
+    ]
+    return any(trial.differ(trial.run(look), trial.usual) for look in looks)
+
+
+def _blamed_axes(trial: Trial, padding: Poison) -> list[str]:
+    """The padded axes that change the answer alone; all of them where none does."""
+    bucket, sizes = trial.entry.bucket, trial.example.sizes
+    padded = [axis for axis in _AXES if getattr(sizes, axis) != getattr(bucket, axis)]
+    if len(padded) == 1:
+        return padded
+    alone = [bucket._replace(**{axis: getattr(sizes, axis)}) for axis in padded]
+    blamed = [
+        axis for axis, size in zip(padded, alone, strict=True) if _differs_at(trial, size, padding)
+    ]
+    return blamed or padded
+
+
+def _differs_at(trial: Trial, sizes: Bucket, padding: Poison) -> bool | None:
+    """Whether the answer differs at other sizes, too; None where it cannot be had there."""
+    other = trial.at(sizes)
+    try:
+        return other.differ(other.run(padding), other.expected)
+    except CaptureError:  # what is explained is another error, which is raised
+        return None
+
+
+def _size_taken(trial: Trial, axis: str) -> str:
+    """What the function may have read a padded size from."""
+    for name, axes in zip(_leaf_names(trial), trial.example.axes, strict=True):
+        place = axes.batch if axis == "batch_size" else axes.seq
+        if place is not None:
+            return f"{name}.shape[{place}] taken for {_TAKEN_FOR[axis]}"
+    raise AssertionError(f"no argument carries {axis}, so that it is not padded")
+
+
+def _alternates(trial: Trial, axis: str, padding: Poison) -> bool:
+    """Whether the answer differs at each second size of an axis, as far as its neighbours tell."""
+    sizes = trial.example.sizes
+    here, limit = getattr(sizes, axis), getattr(trial.entry.bucket, axis)
+    by_step = [
+        [
+            _differs_at(trial, sizes._replace(**{axis: here + off}), padding)
+            for off in (-step, step)
+            if 0 < here + off < limit
+        ]
+        for step in (1, 2)
+    ]
+    return set(by_step[0]) == {False} and True in by_step[1]
+
+
+def _full_only(trial: Trial, padding: Poison) -> str:
+    """What to say where the answer differs only while another axis is full."""
+    sizes, bucket = trial.example.sizes, trial.entry.bucket
+    for axis, name in _AXES.items():
+        full = getattr(bucket, axis)
+        if getattr(sizes, axis) != full or full == 1:
+            continue
+        less = sizes._replace(**{axis: full - 1})
+        if _differs_at(trial, less, padding) is False:
+            return (
+                f", where {name} is full and not at {tuple(less)}: it reaches the last of it, as a "
+                "negative index does"
+            )
+    return ""

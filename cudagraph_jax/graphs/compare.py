@@ -70,9 +70,19 @@ class ArrayDifference(NamedTuple):
 
 
 def worst_difference(
-    found: Array, expected: Array, *, tolerance: Tolerance = USUAL
+    found: Array,
+    expected: Array,
+    *,
+    tolerance: Tolerance = USUAL,
+    where: npt.NDArray[np.bool_] | None = None,
 ) -> ArrayDifference | None:
     """The element that is furthest beyond the tolerance; None where all are within.
+
+    Args:
+        found: What is compared.
+        expected: What it should be.
+        tolerance: How far they may be apart.
+        where: Which elements are compared, to be broadcast to both; None: all.
 
     Raises:
         CaptureError: The shapes differ.
@@ -85,7 +95,9 @@ def worst_difference(
         )
     if found.size == 0:
         return None
-    off, allowed = _distances(found, expected, tolerance)
+    # Not by an index, which would lose where they are: the others are 0, and so is what they allow.
+    compared = [array if where is None else _only(array, where) for array in (found, expected)]
+    off, allowed = _distances(compared[0], compared[1], tolerance)
     excess = off - allowed
     worst = np.unravel_index(int(np.argmax(excess)), off.shape)
     if excess[worst] <= 0:
@@ -94,6 +106,11 @@ def worst_difference(
     return ArrayDifference(
         at, found[worst], expected[worst], float(off[worst]), float(allowed[worst])
     )
+
+
+def _only(array: Array, where: npt.NDArray[np.bool_]) -> Array:
+    chosen: Array = np.where(where, array, np.zeros((), array.dtype))
+    return chosen
 
 
 def _distances(

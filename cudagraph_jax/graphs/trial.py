@@ -1,17 +1,25 @@
-"""A call to check a bucket with: real values of any size."""
+"""Trials of a bucket: calls with real values of any size, run with any padding."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
-from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.program.call import AbstractLeaf, Call, copied_key
+from cudagraph_jax.config import CompareWhere
+from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError
+from cudagraph_jax.graphs.compare import EXACT, USUAL, ArrayDifference, Tolerance, worst_difference
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.program.call import AbstractLeaf, Call, argument_leaf_names, copied_key, is_key
+from cudagraph_jax.program.eager import run_eagerly
+from cudagraph_jax.program.outputs import OutputLeaf, RealOutputs
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
@@ -33,7 +41,7 @@ def example_call(
         program: The call's program.
         call: Its arrays may be `jax.ShapeDtypeStruct`.
         sizes: The (batch, seq_len) that it shall have.
-        zeros_of_rows: Whether integers for rows stay 0, as positions may be.
+        zeros_of_rows: Whether integers for rows may be 0, as positions are, and no length is.
 
     Raises:
         InputShapeError: A PRNG key is abstract.
@@ -48,11 +56,13 @@ def example_call(
             given = known[index] if _is_abstract(leaf) and index not in donated else leaf
             value = _passed(given, abstract, draw, copies=index in donated)
         else:
-            value = _fitted(leaf, abstract, axes, sizes)
+            value = _fitted(leaf, abstract, axes, sizes, pad)
             if _says_nothing(leaf, value, pad) and not (zeros_of_rows and _is_of_rows(value, axes)):
                 value = _drawn(value, axes, pad, draw)
         may_count = np.ndim(value) == 0 or not axes.passes_through
-        leaves.append(_behind_no_cut(value, call.sizes, sizes) if may_count else value)
+        if may_count:
+            value = _behind_no_cut(value, call.sizes, sizes, least=0 if zeros_of_rows else 1)
+        leaves.append(value)
     args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
     return dataclasses.replace(call, args=args, kwargs=kwargs, leaves=tuple(leaves), sizes=sizes)
 
@@ -75,21 +85,35 @@ def _passed(
     return np.array(leaf) if copies else leaf
 
 
-def _fitted(leaf: PyTree, abstract: AbstractLeaf, axes: LeafAxes, sizes: Bucket) -> Array:
-    """A copy of `leaf` on the host, of the size wanted; zeros where it is abstract."""
+def _fitted(
+    leaf: PyTree, abstract: AbstractLeaf, axes: LeafAxes, sizes: Bucket, pad: PadValue
+) -> Array:
+    """A copy of `leaf` on the host, of the size wanted; zeros where it is abstract.
+
+    It is cut at its end, but in rows of which nothing but the padding's value would be left: those
+    are padded on the left.
+    """
     shape = axes.resize(leaf.shape, sizes)
     if _is_abstract(leaf):
         return np.zeros(shape, abstract.dtype)
     value: Array = np.array(leaf, abstract.dtype)
     for axis in axes:
-        if axis is not None and value.shape[axis] != shape[axis]:
-            value = np.take(value, np.arange(shape[axis]) % value.shape[axis], axis)
+        if axis is None or value.shape[axis] == shape[axis]:
+            continue
+        places = np.arange(shape[axis])
+        first = np.take(value, places % value.shape[axis], axis)
+        last = np.take(value, places - shape[axis], axis, mode="wrap")
+        is_empty = np.all(first == _padding(pad), axis=axis, keepdims=True)
+        value = np.where(is_empty, last, first)
     return value
 
 
+def _padding(pad: PadValue) -> PadValue:
+    return 0 if pad == EDGE else pad
+
+
 def _says_nothing(leaf: PyTree, value: Array, pad: PadValue) -> bool:
-    padding = 0 if pad == EDGE else pad
-    return _is_abstract(leaf) or bool(np.all(value == padding))
+    return _is_abstract(leaf) or bool(np.all(value == _padding(pad)))
 
 
 def _is_of_rows(value: Array, axes: LeafAxes) -> bool:
@@ -107,8 +131,15 @@ def _drawn(value: Array, axes: LeafAxes | None, pad: PadValue, draw: np.random.G
     return np.full(value.shape, 0 if pad == 1 and not may_be_length else 1, value.dtype)
 
 
-def _behind_no_cut(value: Any, before: Bucket, after: Bucket) -> Any:
-    """`value`, where it may hold lengths or positions, with none that reaches behind a cut."""
+def _behind_no_cut(value: Any, before: Bucket, after: Bucket, *, least: int) -> Any:
+    """`value`, where it may hold lengths or positions, with none that reaches behind a cut.
+
+    Args:
+        value: An argument.
+        before: The sizes for which it was given.
+        after: The sizes to which the call is cut.
+        least: To what those are lowered that may be positions, at the least.
+    """
     dtype = np.result_type(value) if isinstance(value, int) else getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, np.integer) or not np.size(value):
         return value
@@ -116,7 +147,7 @@ def _behind_no_cut(value: Any, before: Bucket, after: Bucket) -> Any:
         largest = int(np.max(value))
         if new < old and new <= largest <= old:
             # Only lengths are as large as the size; smaller ones may be positions, counted from 0.
-            limit = new if largest == old else max(1, new - 1)
+            limit = new if largest == old else max(least, new - 1)
             if isinstance(value, int):
                 value = min(value, limit)
             else:
@@ -140,24 +171,29 @@ class Poisonable(NamedTuple):
     doubtful: dict[int, Array]
 
 
-def poisonable(program: Program, call: Call) -> Poisonable:
+def poisonable(program: Program, call: Call, *, takes_chosen: bool = False) -> Poisonable:
     """What of `call` may be padded with anything.
 
     Not so bools, and numbers that look like a mask (ones, then zeros, along the sequence): their
-    padding says what is padding. Nor arrays whose pad value was chosen, be it 0, so that the
-    function ignores it.
+    padding says what is padding. Nor arrays whose pad value was chosen, be it 0 or `"edge"`, so
+    that the function ignores it.
+
+    Args:
+        program: The call's program.
+        call: Its arrays have values.
+        takes_chosen: Whether to take arrays whose pad value was chosen all the same, to see what
+            an answer depends on.
     """
     found = Poisonable({}, {})
     for index, (leaf, axes, usual) in enumerate(
         zip(call.leaves, call.axes, program.pad_values, strict=False)
     ):
-        if axes.passes_through or not (usual is UNCHOSEN or usual == EDGE):
+        if axes.passes_through or not (usual is UNCHOSEN or takes_chosen):
             continue
         array = np.asarray(leaf)
         if not array.size or array.dtype == np.bool_ or _looks_like_mask(array, axes):
             continue
-        is_doubtful = np.all((array == 0) | (array == 1))
-        (found.doubtful if is_doubtful else found.data)[index] = array
+        (found.doubtful if _is_binary(array) else found.data)[index] = array
     return found
 
 
@@ -183,5 +219,271 @@ def _looks_like_mask(array: Array, axes: LeafAxes) -> bool:
         return False
     is_one = np.moveaxis(array, axes.seq, -1) == 1
     ends_in_zeros = np.all(is_one[..., :-1] | ~is_one[..., 1:])
-    is_binary = np.all((array == 0) | (array == 1))
-    return bool(is_binary and ends_in_zeros and np.any(is_one) and not np.all(is_one))
+    return bool(_is_binary(array) and ends_in_zeros and np.any(is_one) and not np.all(is_one))
+
+
+def _is_binary(array: Array) -> bool:
+    return array.dtype == np.bool_ or bool(np.all((array == 0) | (array == 1)))
+
+
+class Masks(NamedTuple):
+    """What the masks among a call's arguments say is real.
+
+    Attributes:
+        names: What errors call them.
+        real: `(batch, seq)`, true where all of them are; a size that no array carries is 1.
+    """
+
+    names: tuple[str, ...]
+    real: npt.NDArray[np.bool_]
+
+    def over(self, leaf: OutputLeaf) -> npt.NDArray[np.bool_] | None:
+        """Where an output is real, to be broadcast to it; None: all of it, as it has no axes.
+
+        One that carries the batch alone is real in rows of which anything is, and likewise one that
+        carries the sequence alone.
+        """
+        batch, seq = leaf.axes.batch, leaf.axes.seq
+        if batch is None and seq is None:
+            return None
+        shape = [1] * leaf.ndim
+        real: npt.NDArray[np.bool_] = self.real
+        if batch is None:
+            real = np.any(real, axis=0, keepdims=True)
+        else:
+            shape[batch] = real.shape[0]
+        if seq is None:
+            real = np.any(real, axis=1, keepdims=True)
+        else:
+            shape[seq] = real.shape[1]
+        is_transposed = batch is not None and seq is not None and seq < batch
+        return (real.T if is_transposed else real).reshape(shape)
+
+
+def masks_of(program: Program, call: Call) -> Masks | None:
+    """What the caller's own masks say is real; None where no argument is one.
+
+    A mask is an array of bools that carries sizes of the call and no other dimension, or one of
+    nothing but 0 and 1 that carries all of them. One that is padded with 1 is true where there is
+    padding; one that is padded with anything but 0 and 1 is no mask.
+
+    Args:
+        program: The call's program.
+        call: Its arrays have values.
+    """
+    carried = (program.carries_batch, program.carries_seq)
+    shape = tuple(size if carries else 1 for size, carries in zip(call.sizes, carried, strict=True))
+    names = argument_leaf_names(program.argument_names, call.args, call.kwargs)
+    found: list[str] = []
+    real = np.ones(shape, np.bool_)
+    for name, leaf, axes, pad in zip(names, call.leaves, call.axes, program.leaf_pads, strict=True):
+        if axes.passes_through or pad not in (0, 1):
+            continue
+        carries_all = (axes.batch is not None, axes.seq is not None) == carried
+        is_true = _as_mask(np.asarray(leaf), axes, takes_numbers=carries_all)
+        if is_true is not None:
+            found.append(name)
+            real &= ~is_true if pad else is_true
+    return Masks(tuple(found), real) if found else None
+
+
+def _as_mask(array: Array, axes: LeafAxes, *, takes_numbers: bool) -> npt.NDArray[np.bool_] | None:
+    """Where an array is true, `(batch, seq)`, 1 for a size that it lacks; None: it is no mask."""
+    places = [axis for axis in axes if axis is not None]
+    sizes = [1 if axis is None else array.shape[axis] for axis in axes]
+    # Nothing but 0 may be anything.
+    is_numbers = takes_numbers and _is_binary(array) and bool(np.any(array == 1))
+    if array.size != np.prod(sizes) or not (array.dtype == np.bool_ or is_numbers):
+        return None
+    is_true: npt.NDArray[np.bool_] = np.moveaxis(array, places, range(len(places))) != 0
+    return is_true.reshape(sizes)
+
+
+class OutputDifference(NamedTuple):
+    """An output that differs by more than it may.
+
+    Attributes:
+        name: What errors call it.
+        worst: Its worst element.
+        is_masked_out: Whether outputs differ only where a mask is false.
+    """
+
+    name: str
+    worst: ArrayDifference
+    is_masked_out: bool = False
+
+
+class Trial:
+    """Runs of an entry on one example, with any padding, and the plain function's.
+
+    Args:
+        entry: What is tried.
+        example: A call of its program with real values.
+        compare_where: Whether outputs are compared where the example's masks are false, too.
+        tolerance: How far answers may be apart.
+    """
+
+    def __init__(
+        self,
+        entry: CUDAGraphEntry,
+        example: Call,
+        *,
+        compare_where: CompareWhere = "all",
+        tolerance: Tolerance = USUAL,
+    ) -> None:
+        self.entry = entry
+        self.example = example
+        self.compare_where: CompareWhere = compare_where
+        self.tolerance = tolerance
+
+    def at(self, sizes: Bucket, *, zeros_of_rows: bool = False) -> Trial:
+        """The same with the example brought to `sizes`; see `example_call`."""
+        example = example_call(self.entry.program, self.example, sizes, zeros_of_rows=zeros_of_rows)
+        return Trial(
+            self.entry, example, compare_where=self.compare_where, tolerance=self.tolerance
+        )
+
+    @property
+    def place(self) -> str:
+        """What errors call the function, the sizes and the bucket."""
+        name, sizes = self.entry.program.target.name, tuple(self.example.sizes)
+        return f"{name} at {sizes} in the bucket {self.entry.bucket}"
+
+    @cached_property
+    def masks(self) -> Masks | None:
+        """What the example's own masks say is real."""
+        return masks_of(self.entry.program, self.example)
+
+    @cached_property
+    def usual(self) -> list[Array]:
+        """The trimmed outputs with the usual padding, those that can be compared."""
+        return self.run({})
+
+    @cached_property
+    def expected(self) -> list[Array]:
+        """The plain function's outputs.
+
+        Raises:
+            CaptureError: It does not run, or gives another pytree.
+        """
+        outputs = self.entry.outputs
+        leaves, structure = jax.tree.flatten(self._plain)
+        if structure != self._real.structure:
+            raise CaptureError(
+                f"{self.place} gives {self._real.structure}, but the plain function {structure}: "
+                "return the same pytree for every size, traced or not",
+                stage="check",
+            )
+        pairs = zip(leaves, outputs.leaves, strict=True)
+        return [np.asarray(value) for value, leaf in pairs if leaf.comparable]
+
+    def refusal(self) -> CaptureError | None:
+        """What the plain function says of the example, where it does not take it.
+
+        Raises:
+            CaptureError: The device cannot run it.
+        """
+        try:
+            self._plain  # noqa: B018  # a cached property that runs it
+        except CaptureError as error:
+            if error.stage != "check":
+                raise
+            return error
+        return None
+
+    def run(self, padding: Poison) -> list[Array]:
+        """The trimmed outputs; `padding` is the pad value of leaves not padded as usual."""
+        program = self.entry.program
+        values = [padding.get(index, usual) for index, usual in enumerate(program.pad_values)]
+        filled = dataclasses.replace(self.entry, program=program.padded_with(values))
+        with self._failing("was compiled, but does not run"):
+            outputs = filled.padded_outputs(self._to_use_up())
+            return [
+                np.asarray(output)[index]
+                for output, leaf, index in zip(
+                    outputs, self.entry.outputs.leaves, self._real.indices, strict=True
+                )
+                if leaf.comparable
+            ]
+
+    def first_move(self, paddings: Sequence[Poison]) -> Poison | None:
+        """The first of `paddings` to move the real rows further than rounding does.
+
+        None where not one does, or the first one, ordinary values, moves nothing at all: then huge
+        ones, which may overflow or outweigh a mask of -10,000, say nothing.
+        """
+        found = self.run(paddings[0])
+        if not self.differ(found, self.usual, exactly=True):
+            return None
+        moves = (padding for padding in paddings if self.differ(self.run(padding), self.usual))
+        return next(moves, None)
+
+    def differ(self, some: list[Array], others: list[Array], *, exactly: bool = False) -> bool:
+        """Whether any output differs, by more than is allowed unless `exactly`."""
+        return self.difference(some, others, exactly=exactly) is not None
+
+    def difference(
+        self, found: list[Array], expected: list[Array], *, exactly: bool = False
+    ) -> OutputDifference | None:
+        """The first output that differs, by more than is allowed unless `exactly`.
+
+        Raises:
+            CaptureError: Their shapes differ.
+        """
+        tolerance = EXACT if exactly else self.tolerance
+        if self.masks is None or self.compare_where == "mask":
+            return self._first(found, expected, tolerance, self.masks)
+        anywhere = self._first(found, expected, tolerance, None)
+        if anywhere is None:
+            return None
+        real = self._first(found, expected, tolerance, self.masks)
+        return anywhere._replace(is_masked_out=True) if real is None else real
+
+    def _first(
+        self,
+        found: list[Array],
+        expected: list[Array],
+        tolerance: Tolerance,
+        masks: Masks | None,
+    ) -> OutputDifference | None:
+        leaves = [leaf for leaf in self.entry.outputs.leaves if leaf.comparable]
+        for leaf, have, want in zip(leaves, found, expected, strict=True):
+            where = None if masks is None else masks.over(leaf)
+            worst = worst_difference(have, want, tolerance=tolerance, where=where)
+            if worst is not None:
+                return OutputDifference(leaf.name, worst)
+        return None
+
+    @cached_property
+    def _real(self) -> RealOutputs:
+        return self.entry.program.real_outputs(self.entry.outputs, self.example.sizes)
+
+    @cached_property
+    def _plain(self) -> PyTree:
+        example = self.example
+        target = dataclasses.replace(self.entry.program.target, unpad="none")
+        with self._failing("was compiled, but the plain function does not run"):
+            result = run_eagerly(example, target=target)
+            return jax.block_until_ready(result)
+
+    def _to_use_up(self) -> Call:
+        """The example, with copies of what is donated; a run uses up what is on the device."""
+        leaves, structure = jax.tree.flatten((self.example.args, self.example.kwargs))
+        for index in self.entry.program.donated_leaves:
+            leaf = leaves[index]
+            leaves[index] = copied_key(leaf) if is_key(leaf) else np.array(leaf)
+        args, kwargs = jax.tree.unflatten(structure, leaves)
+        return dataclasses.replace(self.example, args=args, kwargs=kwargs, leaves=tuple(leaves))
+
+    @contextlib.contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except CUDAGraphError:
+            raise
+        except Exception as error:
+            # The device may have memory again later; what Python raises, it raises every time.
+            is_device = isinstance(error, jax.errors.JaxRuntimeError)
+            raise CaptureError(
+                f"{self.place} {what}: {error}", stage="warm-up" if is_device else "check"
+            ) from error

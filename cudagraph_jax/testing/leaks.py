@@ -7,7 +7,7 @@ from typing import Any
 
 import hypothesis
 
-from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.config import CompareWhere, CUDAGraphConfig
 from cudagraph_jax.errors import PaddingLeakError
 from cudagraph_jax.graphs.check import check_entry
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -25,6 +25,7 @@ def assert_padding_does_not_leak(
     kwargs: Mapping[str, PyTree] | None = None,
     inputs: hypothesis.strategies.SearchStrategy[tuple[PyTree, ...]] | None = None,
     config: CUDAGraphConfig | None = None,
+    compare_where: CompareWhere | None = None,
     settings: hypothesis.settings | None = None,
     **options: Any,
 ) -> None:
@@ -44,6 +45,7 @@ def assert_padding_does_not_leak(
         kwargs: Keyword arguments of each call.
         inputs: A strategy for the positional arguments.
         config: The grid.
+        compare_where: Where outputs are compared.
         settings: Hypothesis's.
         **options: Further options of `bucket_jit`.
 
@@ -51,7 +53,7 @@ def assert_padding_does_not_leak(
         AssertionError: The padding leaks; the message names the output and the worst element.
         CaptureError: A bucket cannot be captured.
         InputShapeError: The function does not take what was drawn, or an output cannot be trimmed.
-        ConfigError: What is given does not fit together.
+        ConfigError: What is given does not fit together; `compare_where="mask"`, and no mask.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,15 +61,24 @@ def assert_padding_does_not_leak(
         ...     return jnp.sum(jnp.where(mask, x, 0), axis=1) / jnp.sum(mask, axis=1)
         >>> assert_padding_does_not_leak(means, in_axes=("batch seq",), mask_argname="mask")
     """
-    subject = Subject(fn, in_axes=in_axes, config=config, kwargs=kwargs or {}, options=options)
+    subject = Subject(
+        fn,
+        in_axes=in_axes,
+        config=config,
+        compare_where=compare_where,
+        kwargs=kwargs or {},
+        options=options,
+    )
     pads_seq = subject.config.capture_seq_lens is not None
+    where = subject.config.compare_where
 
     def check(args: tuple[PyTree, ...]) -> None:
         call = subject.described(args)
         try:
-            check_entry(subject.captured(call), call, pads_seq=pads_seq)
+            check_entry(subject.captured(call), call, pads_seq=pads_seq, compare_where=where)
         except PaddingLeakError as error:
             raise AssertionError(str(error)) from error
 
     drawn = subject.examples(example, dtypes, values, inputs=inputs)
     check_examples(check, drawn, settings=settings)
+    subject.refuse_no_mask()

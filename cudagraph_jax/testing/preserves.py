@@ -8,15 +8,13 @@ from typing import Any
 import hypothesis
 import numpy as np
 
-from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.graphs.check import Trial
-from cudagraph_jax.graphs.compare import ArrayDifference, Tolerance, worst_difference
-from cudagraph_jax.graphs.trial import poison, poisonable
+from cudagraph_jax.config import CompareWhere, CUDAGraphConfig
+from cudagraph_jax.graphs.check import cause_of, padded_axes
+from cudagraph_jax.graphs.compare import Tolerance
+from cudagraph_jax.graphs.trial import OutputDifference, Trial
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.testing.examples import check_examples
-from cudagraph_jax.testing.subject import Answers, Subject
-
-_FILL = 2.0
+from cudagraph_jax.testing.subject import Subject
 
 
 def assert_bucketing_preserves(
@@ -29,6 +27,7 @@ def assert_bucketing_preserves(
     kwargs: Mapping[str, PyTree] | None = None,
     inputs: hypothesis.strategies.SearchStrategy[tuple[PyTree, ...]] | None = None,
     config: CUDAGraphConfig | None = None,
+    compare_where: CompareWhere | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     settings: hypothesis.settings | None = None,
@@ -50,6 +49,8 @@ def assert_bucketing_preserves(
         kwargs: Keyword arguments of each call, passed through.
         inputs: A strategy for the positional arguments, in place of the three.
         config: The grid; by default that of `fn`, or for a plain function one of six buckets.
+        compare_where: `"mask"`: only where the function's mask is true; by default as the
+            configuration says, which is `"all"` unless set.
         rtol: How far answers may be apart: `atol + rtol * abs(expected)`.
         atol: If both are None: half of the digits of the largest element.
         settings: Hypothesis's, such as `settings(max_examples=1000)`.
@@ -60,7 +61,7 @@ def assert_bucketing_preserves(
             and its worst element, and what to do.
         CaptureError: A bucket cannot be captured.
         InputShapeError: The function does not take what was drawn, or an output cannot be trimmed.
-        ConfigError: What is given does not fit together.
+        ConfigError: What is given does not fit together; `compare_where="mask"`, and no mask.
 
     Example:
         >>> import jax.numpy as jnp
@@ -68,70 +69,60 @@ def assert_bucketing_preserves(
         ...     return jnp.sum(x, axis=1)  # zeros in the padding do not matter
         >>> assert_bucketing_preserves(totals, in_axes=("batch seq ...",))
     """
-    subject = Subject(fn, in_axes=in_axes, config=config, kwargs=kwargs or {}, options=options)
+    subject = Subject(
+        fn,
+        in_axes=in_axes,
+        config=config,
+        compare_where=compare_where,
+        kwargs=kwargs or {},
+        options=options,
+    )
     tolerance = Tolerance(rtol, atol)
 
     def check(args: tuple[PyTree, ...]) -> None:
         answers = subject.answers(args)
-        for name, found, expected in zip(
-            answers.names, answers.found, answers.expected, strict=True
-        ):
-            worst = worst_difference(found, expected, tolerance=tolerance)
-            if worst is not None:
-                raise AssertionError(_message(answers, name, worst, tolerance))
+        trial = Trial(
+            answers.entry,
+            answers.call,
+            compare_where=subject.config.compare_where,
+            tolerance=tolerance,
+        )
+        difference = trial.difference(answers.found, answers.expected)
+        if difference is not None:
+            raise _DifferenceError(trial, difference)
 
     drawn = subject.examples(example, dtypes, values, inputs=inputs)
-    check_examples(check, drawn, settings=settings)
+    try:
+        check_examples(check, drawn, settings=settings)
+    except _DifferenceError as found:
+        error = AssertionError(_message(found.trial, found.difference))
+        for note in getattr(found, "__notes__", ()):
+            error.add_note(note)
+        raise error from None
+    subject.refuse_no_mask()
 
 
-def _message(answers: Answers, name: str, worst: ArrayDifference, tolerance: Tolerance) -> str:
-    call, bucket = answers.call, answers.entry.bucket
+class _DifferenceError(AssertionError):
+    """An answer differs in a bucket; why takes further runs, which only the simplest is worth."""
+
+    def __init__(self, trial: Trial, difference: OutputDifference) -> None:
+        super().__init__(f"{trial.place} gives another answer")
+        self.trial = trial
+        self.difference = difference
+
+
+def _message(trial: Trial, difference: OutputDifference) -> str:
+    call, bucket = trial.example, trial.entry.bucket
+    name, worst, _ = difference
     allowed = f", and {worst.allowed:.2g} is allowed" if worst.allowed else ""
     off = "" if isinstance(worst.found, (np.integer, np.bool_)) else f": off by {worst.off:.3g}"
-    why, remedy = _cause(answers, tolerance)
+    cause = cause_of(trial, difference)
     return (
         f"{call.variant.name} gives another answer in a bucket than by itself\n"
         f"  sizes:  (batch, seq_len)={tuple(call.sizes)} in the bucket {tuple(bucket)}: "
-        f"{_padded_axes(answers)}\n"
+        f"{padded_axes(call.sizes, bucket)}\n"
         f"  output: {name}{list(worst.at)} is {worst.found}, but the plain function gives "
         f"{worst.expected}{off}{allowed}\n"
-        f"  why:    {why}\n"
-        f"  remedy: {remedy}"
-    )
-
-
-def _padded_axes(answers: Answers) -> str:
-    sizes, bucket = answers.call.sizes, answers.entry.bucket
-    padded = [
-        f"{name} is padded from {size} to {to}"
-        for name, size, to in zip(("the batch", "the sequence"), sizes, bucket, strict=True)
-        if size != to
-    ]
-    return " and ".join(padded) or "nothing is padded"
-
-
-def _cause(answers: Answers, tolerance: Tolerance) -> tuple[str, str]:
-    """Why an answer differs, as far as further runs tell, and what to do."""
-    pairs = zip(answers.compiled(), answers.expected, strict=True)
-    if any(worst_difference(*pair, tolerance=tolerance) is not None for pair in pairs):
-        return (
-            "compiled and eager differ without any padding, too: is the function pure?",
-            "give what it reads besides its arguments (globals, clocks, random state) as arguments",
-        )
-    trial = Trial(answers.entry, answers.call)
-    arrays = poisonable(answers.entry.program, answers.call)
-    other = poison({**arrays.data, **arrays.doubtful}, _FILL, largest=True)
-    moved = zip(trial.run(other), trial.usual, strict=True) if other else ()
-    if any(worst_difference(*pair, tolerance=tolerance) is not None for pair in moved):
-        return (
-            "the answer moves with what the padding holds: padding is counted in",
-            'leave out what is not real, by a mask (mask_argname="mask" gives one to the '
-            "function) or by lengths, or choose pad_values that the function ignores (0 if it "
-            "is written)",
-        )
-    return (
-        "the answer does not move with what the padding holds: its size is counted in, such as "
-        "x.shape[1] taken for a length or a position",
-        'count what is real, by a mask (mask_argname="mask" gives one to the function) or by '
-        "lengths that the caller gives",
+        f"  why:    {cause.why}\n"
+        f"  remedy: {cause.remedy}"
     )

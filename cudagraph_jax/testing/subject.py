@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +12,13 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.config import CompareWhere, CUDAGraphConfig
 from cudagraph_jax.dispatch.bucket_jit import bucket_jit
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.dispatch.manager import CUDAGraphManager
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.trial import masks_of
 from cudagraph_jax.program.call import Call
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.program.outputs import OutputLeaf
@@ -47,16 +47,6 @@ class Answers(NamedTuple):
     found: list[Array]
     expected: list[Array]
 
-    @property
-    def names(self) -> list[str]:
-        """What errors call each output."""
-        return [leaf.name for leaf in self.entry.outputs.leaves if leaf.comparable]
-
-    def compiled(self) -> list[Array]:
-        """What the function gives when it is compiled for the real sizes."""
-        run = jax.jit(partial(_plain, self.call))
-        return _comparable(self.entry, run(self.call.args, self.call.kwargs))
-
 
 class Subject:
     """A function under test.
@@ -65,6 +55,7 @@ class Subject:
         fn: A plain function, or a `BucketedFunction`.
         in_axes: As for `bucket_jit`; None where `fn` is bucketed.
         config: The grid; that of `fn`, or a small one, if None.
+        compare_where: Where outputs are compared; as the configuration says if None.
         kwargs: Keyword arguments of each call.
         options: Further options of `bucket_jit`.
 
@@ -78,10 +69,14 @@ class Subject:
         *,
         in_axes: PyTree,
         config: CUDAGraphConfig | None,
+        compare_where: CompareWhere | None,
         kwargs: Mapping[str, PyTree],
         options: Mapping[str, Any],
     ) -> None:
-        self.config = _for_tests(_config_of(fn) if config is None else config)
+        config = _config_of(fn) if config is None else config
+        self.config = _for_tests(
+            config, config.compare_where if compare_where is None else compare_where
+        )
         manager = CUDAGraphManager(self.config)
         if isinstance(fn, BucketedFunction):
             if in_axes is not None or options:
@@ -93,6 +88,7 @@ class Subject:
         else:
             self.bucketed = bucket_jit(fn, in_axes=in_axes, manager=manager, **options)
         self.kwargs = dict(kwargs)
+        self._has_mask = False
 
     def examples(
         self,
@@ -143,7 +139,23 @@ class Subject:
         program = dispatcher.capturer.program_of(call)
         # Also of outputs that nobody trims, which serving does not look for: they are compared.
         program.outputs(bucket, others=dispatcher.config.buckets(seq_len=bucket.seq_len))
+        masks = masks_of(program, call)
+        self._has_mask |= call.target.mask_argname is not None or (
+            masks is not None and bool(masks.real.any())
+        )
         return dispatcher.capturer.capture(call, bucket, program=program).value
+
+    def refuse_no_mask(self) -> None:
+        """Raises where outputs were to be compared by a mask, and no call had one.
+
+        Raises:
+            ConfigError: So that nothing is proved.
+        """
+        if self.config.compare_where == "mask" and not self._has_mask:
+            raise ConfigError(
+                'compare_where="mask", but the function takes no mask: name mask_argname, give it '
+                "bools (or 0 and 1) of the axes of a call, or leave compare_where out"
+            )
 
     def answers(self, args: tuple[PyTree, ...]) -> Answers:
         """Both answers to a call with these arguments.
@@ -212,7 +224,7 @@ def _config_of(fn: Callable[..., Any]) -> CUDAGraphConfig:
     return fn.manager.config if isinstance(fn, BucketedFunction) else SMALL_GRID
 
 
-def _for_tests(config: CUDAGraphConfig) -> CUDAGraphConfig:
+def _for_tests(config: CUDAGraphConfig, compare_where: CompareWhere) -> CUDAGraphConfig:
     """The same grid, with policies under which nothing is served but by its own bucket."""
     return replace(
         config,
@@ -224,5 +236,6 @@ def _for_tests(config: CUDAGraphConfig) -> CUDAGraphConfig:
         cudagraph_copy_inputs=True,
         warmup_iterations=0,
         debug_mode=False,
+        compare_where=compare_where,
         store=None,
     )

@@ -47,6 +47,8 @@ def test_zeros_that_do_no_harm():
     message = leak(totals, in_axes=("batch seq",))
     assert message.startswith("totals at (1, 2) in the bucket 3x4: the output[0] is ")
     assert "2 in the padding" in message
+    assert "(the batch is padded from 1 to 3 and the sequence is padded from 2 to 4)" in message
+    assert "padding is counted in, that of the sequence" in message
     assert "let the function take a mask" in message
     assert "example=(x=array(" in message
 
@@ -86,6 +88,20 @@ def test_padding_that_the_function_knows():
 def up_to_position(x, position):
     seen = jnp.arange(x.shape[1]) <= position[:, None]
     return jnp.where(seen, x, 0).sum(axis=1)
+
+
+def test_chosen_edges():
+    """Sorted values that repeat their last one are padded with nothing else."""
+    ordered = st.integers(1, 4).map(lambda seq: np.cumsum(np.ones(seq, np.float32)))
+    assert_padding_does_not_leak(
+        jnp.interp,
+        in_axes=("batch", "seq", "seq"),
+        pad_values="edge",
+        inputs=ordered.map(lambda times: (np.array([0.5, 2], np.float32), times, times**2)),
+        name="interp",
+        config=GRID,
+        settings=FEW,
+    )
 
 
 def test_positions():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import hypothesis
@@ -13,13 +14,14 @@ from hypothesis import strategies as st
 
 from cudagraph_jax import CUDAGraphConfig, GraphStore, InputShapeError, bucket_jit
 from cudagraph_jax.errors import CaptureError, ConfigError
-from cudagraph_jax.testing import assert_bucketing_preserves
+from cudagraph_jax.testing import assert_bucketing_preserves, sizes
 from tests.helpers.mistakes import FURTHER, PLANTED, SOUND, X, elementwise, mean_of_tokens
 
 THRICE = hypothesis.settings(max_examples=300)
 CONFIG = CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(4,))
 # Eager operations compile for each size, so there are twelve: padded along either axis, along both
 # and along none, by one and by more.
+LONG = CUDAGraphConfig(capture_sizes=(1,), capture_seq_lens=(8,))
 NARROW = CUDAGraphConfig(capture_sizes=(3,), capture_seq_lens=(1, 4))
 
 
@@ -72,6 +74,71 @@ def test_why():
     assert "nothing is padded" not in positions
     impure = failure(lambda x: x + isinstance(x, jax.core.Tracer), in_axes=(X,))
     assert "is the function pure?" in impure
+
+
+def test_which_axis_is_to_blame():
+    """The message names the axis whose padding is counted in, and what its size is taken for."""
+    parts = {
+        "that of the batch\n": lambda x: x - x.mean(axis=0),
+        "that of the sequence\n": lambda x: x - x.mean(axis=1, keepdims=True),
+        "x.shape[0] taken for the number of rows\n": lambda x: x / x.shape[0],
+        "x.shape[1] taken for a length or a position\n": lambda x: x / x.shape[1],
+    }
+    for part, fn in parts.items():
+        assert part in failure(fn, in_axes=(X,), config=NARROW)
+    full = st.just((np.ones((2, 3), np.float32),))
+    both = failure(lambda x: x - x.mean(), in_axes="batch seq", inputs=full, config=NARROW)
+    assert "the batch is padded from 2 to 3 and the sequence is padded from 3 to 4\n" in both
+    assert "that of the batch and that of the sequence\n" in both
+
+
+def packed(x, rows):
+    """Sums by the row that tokens belong to, of which -1 is the last."""
+    return jnp.zeros(x.shape[0]).at[rows].add(jnp.cos(x))
+
+
+def strided(x):
+    """Means of three tokens at each second one, from another one on where the length is odd."""
+    kernel = jnp.ones((1, 1, 3)) / 3
+    y = jax.lax.conv_general_dilated(x[:, None], kernel, (2,), "SAME")[:, 0]
+    return jnp.repeat(y, 2, axis=1)[:, : x.shape[1]]
+
+
+def test_what_is_wrong_at_few_sizes():
+    """Full batches alone, and lengths that are odd: both are found, and what to do works."""
+    options: dict[str, Any] = {
+        "in_axes": ("batch seq", "batch seq"),
+        "dtypes": (None, "int32"),
+        "values": (None, (0, 0)),
+        "config": CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,)),
+    }
+    message = failure(packed, pad_values=(0, -1), **options)
+    assert "where the batch is full and not at (" in message
+    assert_bucketing_preserves(packed, pad_values=(0, 2**31 - 1), **options)
+    options = {"in_axes": "batch seq", "pad_values": 0, "config": LONG}
+    message = failure(strided, **options)
+    assert "odd and even sizes differ" in message
+    assert "give a stride or a window explicit padding" in message
+
+
+@pytest.mark.parametrize("config", [CUDAGraphConfig(), CUDAGraphConfig(capture_sizes=(64, 256))])
+def test_sizes_that_are_drawn(config):
+    """The default budget has each axis padded alone and both, at odd and even sizes."""
+    config = dataclasses.replace(
+        config, capture_seq_lens=(128, 512), max_capture_seq_len=None, max_capture_batch_size=None
+    )
+    kinds = set()
+
+    @hypothesis.settings(database=None)
+    @hypothesis.given(sizes(config))
+    def draw(size):
+        bucket = config.bucket_for(*size)
+        pads = tuple(one != other for one, other in zip(size, bucket, strict=True))
+        kinds.add((*pads, size.seq_len % 2 if pads[1] else 0))
+
+    draw()
+    padded = {(True, False, 0), *((rows, True, odd) for rows in (True, False) for odd in (0, 1))}
+    assert padded <= kinds
 
 
 def test_the_named_output():

@@ -156,7 +156,7 @@ def _prove(entry: CUDAGraphEntry, call: Call, *, config: CUDAGraphConfig, iterat
 
         check_entry(entry, call, pads_seq=config.capture_seq_lens is not None)
     if iterations:
-        run_idle(entry, iterations, leaves=call.leaves)
+        run_idle(entry, iterations, call=call)
 
 
 def shelf_of(

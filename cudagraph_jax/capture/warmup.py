@@ -31,7 +31,7 @@ def warm_up(
     capture: Capture,
     *,
     iterations: int,
-    leaves: Sequence[object],
+    call: Call,
     failed: Failed,
     broken: Callable[[CUDAGraphEntry, CaptureError], None],
     progress: Progress,
@@ -47,7 +47,7 @@ def warm_up(
         buckets: What to capture.
         capture: Gives the entry of a bucket.
         iterations: Runs of each entry.
-        leaves: The leaves of an example call; what is passed through is taken from them.
+        call: An example call; the entries are run on its rows.
         failed: Told of a bucket that could not be captured or run.
         broken: Told of an entry that was loaded and does not run, before it is captured.
         progress: Told of every step.
@@ -59,7 +59,7 @@ def warm_up(
     start = clock()
     records: dict[Bucket, BucketWarmup] = {}
     entries: list[CUDAGraphEntry] = []
-    with progress.over(len(buckets), f"capturing {name}") as step:
+    with progress.over(len(buckets), f"capturing {name}", phase="compile") as step:
         for bucket in buckets:
             try:
                 made = capture(bucket)
@@ -72,18 +72,22 @@ def warm_up(
                 entries.append(made.value)
                 records[bucket] = _record(made)
             step(bucket)
-    with progress.over(len(entries), f"warming up {name}") as step:
+    with progress.over(len(entries), f"warming up {name}", phase="run") as step:
+
+        def tell(entry: CUDAGraphEntry, seconds: float) -> None:
+            step.note(entry.bucket, f"for {seconds:.0f} s so far")
+
         for entry in entries:
             try:
                 try:
-                    run_idle(entry, iterations, leaves=leaves)
+                    run_idle(entry, iterations, call=call, tell=tell)
                 except CaptureError as error:
                     if not entry.is_loaded:
                         raise
                     broken(entry, error)
                     made = capture(entry.bucket)
                     records[entry.bucket] = _record(made)
-                    run_idle(made.value, iterations, leaves=leaves)
+                    run_idle(made.value, iterations, call=call, tell=tell)
             except CaptureError as error:
                 records[entry.bucket] = BucketWarmup(entry.bucket, "failed", error=str(error))
                 failed(entry.bucket, error)
@@ -174,7 +178,7 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
             order,
             capture,
             iterations=config.warmup_iterations,
-            leaves=call.leaves,
+            call=call,
             failed=failed,
             broken=lambda entry, error: registry.discard_broken(entry.bucket, entry.variant, error),
             progress=progress,

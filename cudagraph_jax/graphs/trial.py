@@ -52,7 +52,7 @@ def example_call(
             if _says_nothing(leaf, value, pad) and not (zeros_of_rows and _is_of_rows(value, axes)):
                 value = _drawn(value, axes, pad, draw)
         may_count = np.ndim(value) == 0 or not axes.passes_through
-        leaves.append(_behind_no_cut(value, call.sizes, sizes) if may_count else value)
+        leaves.append(behind_no_cut(value, call.sizes, sizes) if may_count else value)
     args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
     return dataclasses.replace(call, args=args, kwargs=kwargs, leaves=tuple(leaves), sizes=sizes)
 
@@ -107,7 +107,7 @@ def _drawn(value: Array, axes: LeafAxes | None, pad: PadValue, draw: np.random.G
     return np.full(value.shape, 0 if pad == 1 and not may_be_length else 1, value.dtype)
 
 
-def _behind_no_cut(value: Any, before: Bucket, after: Bucket) -> Any:
+def behind_no_cut(value: Any, before: Bucket, after: Bucket) -> Any:
     """`value`, where it may hold lengths or positions, with none that reaches behind a cut."""
     dtype = np.result_type(value) if isinstance(value, int) else getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, np.integer) or not np.size(value):

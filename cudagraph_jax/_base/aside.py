@@ -30,6 +30,7 @@ def run_aside(
     name: str,
     looks_on: Callable[[float], None] = lambda seconds: None,
     clock: Callable[[], float] = time.monotonic,
+    thread: Callable[..., threading.Thread] = threading.Thread,
 ) -> T:
     """What `job` gives, run in a thread that nothing has to wait for.
 
@@ -41,6 +42,7 @@ def run_aside(
         name: What the thread is called.
         looks_on: Called by the caller every 50 ms with the seconds since the start.
         clock: Seconds.
+        thread: Makes the thread.
 
     Raises:
         LeftBehindError: The process exits, or the worker that asked for this is closed, and the
@@ -48,20 +50,20 @@ def run_aside(
     """
     future: Future[T] = Future()
     # A daemon: the interpreter must be able to exit although it runs.
-    thread = threading.Thread(target=_settle, args=(job, future), name=name, daemon=True)
+    beside = thread(target=_settle, args=(job, future), name=name, daemon=True)
     try:
-        thread.start()
-    except RuntimeError as error:  # no memory for threads, or the interpreter exits
-        if not is_wanted():
-            raise LeftBehindError from error
-        return job()
-    try:
-        _wait_for(thread, future, looks_on, clock)
+        try:
+            beside.start()
+        except RuntimeError as error:  # no memory for threads, or the interpreter exits
+            if not is_wanted():
+                raise LeftBehindError from error
+            return job()
+        _wait_for(future, looks_on, clock)
         return future.result()
     finally:
-        if thread.is_alive() and not future.done():
+        if beside.is_alive() and not future.done():
             # One that ends within XLA while Python finalizes takes the process down with it.
-            atexit.register(thread.join, _AT_EXIT_S)
+            atexit.register(beside.join, _AT_EXIT_S)
         del future  # with an error, whose traceback leads back to this frame
 
 
@@ -73,7 +75,6 @@ def _settle(job: Callable[[], T], future: Future[T]) -> None:
 
 
 def _wait_for(
-    thread: threading.Thread,
     future: Future[T],
     looks_on: Callable[[float], None],
     clock: Callable[[], float],

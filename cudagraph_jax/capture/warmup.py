@@ -74,25 +74,45 @@ def warm_up(
             step(bucket)
     with progress.over(len(entries), f"warming up {name}", phase="run") as step:
 
-        def tell(entry: CUDAGraphEntry, seconds: float) -> None:
-            step.note(entry.bucket, f"for {seconds:.0f} s so far")
+        def run(entry: CUDAGraphEntry) -> None:
+            run_idle(
+                entry,
+                iterations,
+                call=call,
+                tell=lambda entry, seconds: step.note(entry.bucket, f"for {seconds:.0f} s so far"),
+                clock=clock,
+            )
 
         for entry in entries:
             try:
-                try:
-                    run_idle(entry, iterations, call=call, tell=tell)
-                except CaptureError as error:
-                    if not entry.is_loaded:
-                        raise
-                    broken(entry, error)
-                    made = capture(entry.bucket)
-                    records[entry.bucket] = _record(made)
-                    run_idle(made.value, iterations, call=call, tell=tell)
+                again = _run_or_compile(entry, run, capture, broken)
             except CaptureError as error:
                 records[entry.bucket] = BucketWarmup(entry.bucket, "failed", error=str(error))
                 failed(entry.bucket, error)
+            else:
+                if again is not None:
+                    records[entry.bucket] = _record(again)
             step(entry.bucket)
     return WarmupReport(name, tuple(records.values()), (clock() - start) * 1e3)
+
+
+def _run_or_compile(
+    entry: CUDAGraphEntry,
+    run: Callable[[CUDAGraphEntry], None],
+    capture: Capture,
+    broken: Callable[[CUDAGraphEntry, CaptureError], None],
+) -> Cached[CUDAGraphEntry] | None:
+    """Runs an entry; what takes the place of one that was loaded and does not run, else None."""
+    try:
+        run(entry)
+        return None
+    except CaptureError as error:
+        if not entry.is_loaded:
+            raise
+        broken(entry, error)
+    made = capture(entry.bucket)
+    run(made.value)
+    return made
 
 
 def _record(made: Cached[CUDAGraphEntry]) -> BucketWarmup:

@@ -167,7 +167,9 @@ def _cut(
             raise InputShapeError(
                 f"{abstract} is a PRNG key: give the key itself to warm-up, not its shape"
             )
-        return np.zeros(axes.resize(tuple(size or 0 for size in abstract.shape), sizes), abstract.dtype)
+        return np.zeros(
+            axes.resize(tuple(size or 0 for size in abstract.shape), sizes), abstract.dtype
+        )
     value = leaf
     if not axes.passes_through:
         value = np.array(leaf, abstract.dtype)

@@ -1,12 +1,13 @@
-"""A job beside its caller, who can be interrupted, may look on, and may leave it behind."""
+"""Jobs beside their caller, who can be interrupted, may look on, and may leave them behind."""
 
 from __future__ import annotations
 
 import atexit
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import TypeVar
 
 from cudagraph_jax._base.worker import is_wanted
@@ -17,6 +18,7 @@ GRACE_S = 3.0
 """How long a job that nobody wants any more is waited for, before it is left behind."""
 
 _AT_EXIT_S = 1.0
+_AFTER_INTERRUPT_S = 0.5
 _POLL_S = 0.05
 
 
@@ -61,10 +63,53 @@ def run_aside(
         _wait_for(future, looks_on, clock)
         return future.result()
     finally:
-        if beside.is_alive() and not future.done():
-            # One that ends within XLA while Python finalizes takes the process down with it.
-            atexit.register(beside.join, _AT_EXIT_S)
+        if not future.done():
+            _leave([beside])
         del future  # with an error, whose traceback leads back to this frame
+
+
+@contextmanager
+def daemons(workers: int, *, name: str) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """A function that has a job done in a thread, at the end of which nobody need wait.
+
+    Nothing new begins once the block has ended, and what runs then is waited for half a second.
+
+    Args:
+        workers: How many jobs run at a time.
+        name: What the threads are called.
+    """
+    slots, is_over = threading.Semaphore(workers), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def work(job: Callable[[], None]) -> None:
+        with slots:
+            if not is_over.is_set():
+                job()
+
+    def begin(job: Callable[[], None]) -> None:
+        threads.append(threading.Thread(target=work, args=(job,), name=name, daemon=True))
+        threads[-1].start()
+
+    try:
+        yield begin
+    finally:
+        is_over.set()
+        _join(threads, _AFTER_INTERRUPT_S)
+        _leave(threads)
+
+
+def _leave(threads: Sequence[threading.Thread]) -> None:
+    running = [thread for thread in threads if thread.is_alive()]
+    if running:
+        # One that ends within XLA while Python finalizes takes the process down with it.
+        atexit.register(_join, running, _AT_EXIT_S)
+
+
+def _join(threads: Sequence[threading.Thread], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    for thread in threads:
+        if thread.is_alive():
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _settle(job: Callable[[], T], future: Future[T]) -> None:

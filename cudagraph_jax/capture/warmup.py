@@ -227,11 +227,8 @@ def _compiling_ahead(
     budget: Budget,
     workers: int,
 ) -> Iterator[Callable[[Bucket], None]]:
-    """A function that has a bucket compiled and, in threads, those that come next.
-
-    Not with a store, where most are there already and are loaded by threads.
-    """
-    if workers == 1 or registry.shelf is not None:
+    """A function that has a bucket compiled and, in threads, those that come next."""
+    if workers == 1:
         yield lambda bucket: None
         return
     places = {bucket: place for place, bucket in enumerate(order)}
@@ -244,7 +241,8 @@ def _compiling_ahead(
                 if place and not budget.has_room(coming[: place + 1]):
                     return  # what it needs is known better when its turn comes
                 if registry.find(other, program.variant) is None:
-                    begin(request_for(program, other, config=registry.config))
+                    is_stored = registry.shelf is not None
+                    begin(request_for(program, other, config=registry.config, is_stored=is_stored))
 
         yield begin_from
 

@@ -306,7 +306,7 @@ class BucketedFunction(Generic[P, R]):
             progress: None: a bar where rich is installed and stderr is a terminal, else log lines.
                 False: nothing. A function: called with (done, total, bucket) after each step.
             workers: How many buckets XLA compiles at a time, at most. Order and limits are kept.
-                With a store they are compiled one at a time, and several are loaded at once.
+                From a store, several are loaded at once in any case.
             **kwargs: Example keyword arguments.
 
         Returns:

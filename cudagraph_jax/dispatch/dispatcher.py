@@ -437,9 +437,7 @@ def overflow_notice(
     """
     config, sizes = registry.config, call.sizes
     entries = [entry for entry in registry.entries() if entry.variant == call.variant]
-    near = min(
-        entries, key=lambda entry: abs(entry.bucket.elements - sizes.elements), default=None
-    )
+    near = min(entries, key=lambda entry: abs(entry.bucket.elements - sizes.elements), default=None)
     known = "none of its buckets is captured to compare with"
     if near is not None:
         known = f"its nearest bucket, {near.bucket}, took {near.capture_time_ms:,.0f} ms to capture"

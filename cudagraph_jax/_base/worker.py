@@ -29,7 +29,19 @@ class Queued(NamedTuple):
 
 
 class Worker(threading.Thread):
-    """A thread that the interpreter waits for, but that is no reason for it to live."""
+    """A thread that the interpreter waits for, but that is no reason for it to live.
+
+    Attributes:
+        is_wanted: Whether what it does is of any use still.
+    """
+
+    is_wanted: Callable[[], bool] = staticmethod(lambda: True)
+
+
+def is_wanted() -> bool:
+    """Whether what this thread does is wanted: not if its worker is closed or the process exits."""
+    thread = threading.current_thread()
+    return thread.is_wanted() if isinstance(thread, Worker) else True
 
 
 class Background:
@@ -132,6 +144,8 @@ class Background:
             return False
         # Not a daemon: a thread that is killed inside XLA takes the process down with it.
         worker = self._thread(target=self._work, name=self._name)
+        if isinstance(worker, Worker):
+            worker.is_wanted = lambda: not self._closed and _process_goes_on()
         try:
             worker.start()
         except RuntimeError as error:

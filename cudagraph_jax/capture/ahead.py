@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from cudagraph_jax._base.aside import daemons
 from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax.errors import CUDAGraphError
 from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
-from cudagraph_jax.program.program import Compiler, CompileRequest
+from cudagraph_jax.program.program import CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.xla.stages import Executable, Lowering, stage_errors
+from cudagraph_jax.xla.settings import ThreadSettings
+from cudagraph_jax.xla.stages import Executable
 
 Begin = Callable[[CompileRequest], None]
+Finish = Callable[[], tuple[Outputs, Executable]]
+"""Gives what was traced already; in whatever thread."""
+
+Prepare = Callable[[CompileRequest], Finish]
 
 
 class _Begun(NamedTuple):
     request: CompileRequest
-    outputs: Outputs
-    executable: Future[Executable]
+    made: Future[tuple[Outputs, Executable]]
 
 
 class CompilesAhead:
     """Executables that are being compiled, until whoever captures their buckets takes them.
 
-    A function is traced and lowered by whoever asks, since what the caller set up for tracing
-    (`jax.default_matmul_precision` and such) is not known to other threads. XLA takes most of the
-    time, and threads for it.
+    A function is traced and lowered by whoever asks, since what the caller set up for tracing (a
+    mesh, a context of his model's library) is not known to other threads, and Python would trace
+    in one thread at a time. XLA takes most of the time, and threads for it; a store is looked into
+    and written to by these threads, too.
 
     Args:
-        compiler: What compiles in the place of XLA; None: XLA.
-        clock: Seconds, for capture times.
+        prepare: Traces what is asked for, and gives what finishes it.
 
     Attributes:
         begun: What may be taken, by bucket and variant; not to be changed.
     """
 
-    def __init__(self, *, compiler: Compiler | None, clock: Callable[[], float]) -> None:
-        self._compiler = compiler
-        self._clock = clock
+    def __init__(self, prepare: Prepare) -> None:
+        self._prepare = prepare
         self._lock = forkable_lock()
         self.begun: dict[tuple[Bucket, Variant], _Begun] = {}
 
@@ -58,33 +62,31 @@ class CompilesAhead:
             is_captured: Whether a bucket is captured, or is being captured by now.
         """
         all_begun: list[_Begun] = []
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="cudagraph-jax-compile")
-
-        def begin(request: CompileRequest) -> None:
-            key = _key(request)
-            if key in self.begun or is_captured(*key):
-                return
-            try:
-                outputs, lowering = request.lower(clock=self._clock)
-            except CUDAGraphError:
-                return
-            begun = _Begun(request, outputs, Future())
-            all_begun.append(begun)
-            if self.begun.setdefault(key, begun) is not begun:
-                return
-            # Whoever captures it from now on takes it; who began before compiles it already.
-            if not (is_captured(*key) and self._remove(begun)):
-                pool.submit(self._compile, begun, lowering)
-
+        settings = ThreadSettings()
         try:
-            yield begin
+            with daemons(workers, name="cudagraph-jax-compile") as run:
+
+                def begin(request: CompileRequest) -> None:
+                    key = _key(request)
+                    if key in self.begun or is_captured(*key):
+                        return
+                    try:
+                        finish = self._prepare(request)
+                    except CUDAGraphError:
+                        return
+                    begun = _Begun(request, Future())
+                    all_begun.append(begun)
+                    if self.begun.setdefault(key, begun) is not begun:
+                        return
+                    # Whoever captures it from now on takes it; who began before compiles it.
+                    if not (is_captured(*key) and self._remove(begun)):
+                        run(lambda: _finish(begun, finish, settings))
+
+                yield begin
         finally:
-            try:
-                pool.shutdown(cancel_futures=True)
-            finally:
-                for begun in all_begun:
-                    begun.executable.cancel()
-                    self._remove(begun)
+            for begun in all_begun:
+                begun.made.cancel()
+                self._remove(begun)
 
     def take(self, request: CompileRequest) -> tuple[Outputs, Executable] | None:
         """What was begun for just this, by whomever, once it is compiled; None where nothing was.
@@ -96,12 +98,12 @@ class CompilesAhead:
         if begun is None or begun.request.options != request.options or not self._remove(begun):
             return None
         try:
-            executable = begun.executable.result()
+            outputs, executable = begun.made.result()
         except CancelledError:
             return None  # the warm-up that began it has ended
         # Begun by another program of the variant, the code is the same; the axes are its own.
         is_own = begun.request.program is request.program
-        return begun.outputs if is_own else request.outputs(), executable
+        return outputs if is_own else request.outputs(), executable
 
     def _remove(self, begun: _Begun) -> bool:
         """Whether it was there still, to be taken by one alone."""
@@ -112,21 +114,17 @@ class CompilesAhead:
             del self.begun[key]
             return True
 
-    def _compile(self, begun: _Begun, lowering: Lowering) -> None:
-        if not begun.executable.set_running_or_notify_cancel():
-            return
-        try:
-            with stage_errors("compile", str(begun.request)):
-                if self._compiler is None:
-                    executable = lowering.compile(
-                        compiler_options=begun.request.options, clock=self._clock
-                    )
-                else:
-                    executable = self._compiler(begun.request, lowering, clock=self._clock)
-        except BaseException as error:
-            begun.executable.set_exception(error)
-        else:
-            begun.executable.set_result(executable)
+
+def _finish(begun: _Begun, finish: Finish, settings: ThreadSettings) -> None:
+    if not begun.made.set_running_or_notify_cancel():
+        return
+    try:
+        with (
+            settings.applied()
+        ):  # what comes out of JAX's own cache is traced once more for a store
+            begun.made.set_result(finish())
+    except BaseException as error:
+        begun.made.set_exception(error)
 
 
 def _key(request: CompileRequest) -> tuple[Bucket, Variant]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
 
 from cudagraph_jax._base.fork import forkable_lock, use_jax
 from cudagraph_jax._base.log import logger
-from cudagraph_jax.capture.ahead import CompilesAhead
+from cudagraph_jax.capture.ahead import CompilesAhead, Finish
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -19,9 +20,10 @@ from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.replay_counts import Journal, Ledger
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.program.call import Call
-from cudagraph_jax.program.program import Compiler, Program, request_for
+from cudagraph_jax.program.outputs import Outputs
+from cudagraph_jax.program.program import Compiler, CompileRequest, Program, request_for
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.xla.stages import Executable, stage_errors
+from cudagraph_jax.xla.stages import Executable, Lowering, stage_errors
 
 if TYPE_CHECKING:
     from cudagraph_jax.capture.persistent import Shelf
@@ -42,7 +44,7 @@ class Builder:
         capture_ms: Milliseconds of all of them.
         loads: How many were loaded instead.
         load_ms: Milliseconds of all of those.
-        ahead: What is compiled before its bucket is captured; nothing where there is a shelf.
+        ahead: What is loaded or compiled before its bucket is captured.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Builder:
         self._observers = observers
         self._shelf = shelf
         self._compiler = compiler
-        self.ahead = CompilesAhead(compiler=compiler, clock=clock)
+        self.ahead = CompilesAhead(self._prepare)
         self._ids = itertools.count(1)
         self._lock = forkable_lock()
         self.captures = self.loads = 0
@@ -91,19 +93,7 @@ class Builder:
         request = request_for(program, bucket, config=config, is_stored=self._shelf is not None)
         while True:
             with annotation("capture", program.target.name, bucket):
-                if self._shelf is not None:
-                    outputs, executable = self._shelf.take(request)
-                elif self.ahead.begun and (begun := self.ahead.take(request)) is not None:
-                    outputs, executable = begun
-                else:
-                    outputs, lowering = request.lower(clock=self._clock)
-                    if self._compiler is None:
-                        executable = lowering.compile(
-                            compiler_options=request.options, clock=self._clock
-                        )
-                    else:
-                        with stage_errors("compile", str(request)):
-                            executable = self._compiler(request, lowering, clock=self._clock)
+                outputs, executable = self._take(request)
             self._count(executable)
             entry = CUDAGraphEntry(
                 bucket=bucket,
@@ -125,6 +115,27 @@ class Builder:
                 self.reject(entry, error)  # and once more, compiled
             else:
                 return entry
+
+    def _take(self, request: CompileRequest) -> tuple[Outputs, Executable]:
+        """What is asked for, from where it is there first."""
+        if self.ahead.begun and (begun := self.ahead.take(request)) is not None:
+            return begun
+        return self._prepare(request)()
+
+    def _prepare(self, request: CompileRequest) -> Finish:
+        """Traces what is asked for, and gives what has it loaded or compiled."""
+        if self._shelf is not None:
+            return self._shelf.prepare(request)
+        return partial(self._compile, request, *request.lower(clock=self._clock))
+
+    def _compile(
+        self, request: CompileRequest, outputs: Outputs, lowering: Lowering
+    ) -> tuple[Outputs, Executable]:
+        if self._compiler is None:
+            options = request.options
+            return outputs, lowering.compile(compiler_options=options, clock=self._clock)
+        with stage_errors("compile", str(request)):
+            return outputs, self._compiler(request, lowering, clock=self._clock)
 
     def reject(self, entry: CUDAGraphEntry, error: CaptureError) -> None:
         """Has what was loaded for `entry`, and does not do, compiled the next time instead."""
@@ -164,7 +175,7 @@ def _prove(entry: CUDAGraphEntry, call: Call, *, config: CUDAGraphConfig, iterat
                 compare_where=config.compare_where,
             )
     if iterations:
-        run_idle(entry, iterations, leaves=call.leaves)
+        run_idle(entry, iterations, call=call)
 
 
 def shelf_of(

@@ -14,7 +14,7 @@ import jax
 from cudagraph_jax._base.fork import forkable_lock, put_right_in_child
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached
-from cudagraph_jax._base.worker import Background
+from cudagraph_jax._base.worker import Background, is_wanted
 from cudagraph_jax.capture.failures import Failures
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
@@ -160,7 +160,10 @@ class Capturer:
                 with settings.applied():
                     self.capture(abstract, bucket, program=program, iterations=iterations)
             except CaptureError as error:
-                self.failures.remember(bucket, variant, error)
+                if is_wanted():
+                    self.failures.remember(bucket, variant, error)
+                else:
+                    logger.warning("%s is not captured: %s", variant.name, error)
             except CUDAGraphError as error:
                 final = CaptureError(str(error), stage="trace")
                 self.failures.remember(bucket, variant, final)

@@ -6,10 +6,12 @@ import secrets
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import jax
 
 from cudagraph_jax._base.log import logger
+from cudagraph_jax.capture.ahead import Finish
 from cudagraph_jax.capture.cache_key import (
     WHAT_IT_COMPUTES,
     Fields,
@@ -57,8 +59,10 @@ class Shelf:
         """From now on compiles this bucket, and replaces what the store has of it."""
         self._loader.distrust(bucket, variant)
 
-    def take(self, request: CompileRequest) -> tuple[Outputs, Executable]:
-        """The executable that is asked for, loaded or compiled, and its outputs.
+    def prepare(self, request: CompileRequest) -> Finish:
+        """What loads or compiles the executable that is asked for, and gives it with its outputs.
+
+        Nothing is left to trace by then, so that any thread may do that.
 
         Raises:
             CaptureError: Tracing, lowering or compiling failed.
@@ -69,22 +73,27 @@ class Shelf:
             common, named = self._fields(request)
         except StoreError as error:
             self._loader.tell(request, error)
-            return self._compile_unstored(request, *request.lower(clock=self._clock))
+            return partial(self._compile_unstored, request, *request.lower(clock=self._clock))
         missed = None if named is None else self._load(request, named)
         if isinstance(missed, Found):
-            return missed.outputs, missed.executable
+            return partial(_both, missed)
         outputs, lowering = request.lower(clock=self._clock)
         try:
             exact = _settled(lowered_fields(common, program, lowering, bucket, clock=self._clock))
         except StoreError as error:
             self._loader.tell(request, error)
-            return self._compile_unstored(request, outputs, lowering)
-        found = self._load(request, exact, lowering=lowering, is_again=missed is not None)
+            return partial(self._compile_unstored, request, outputs, lowering)
         home = exact if named is None or not is_portable(lowering) else named
-        if isinstance(found, Found):
-            return self._moved(request, found, missed, home=None if home is exact else home)
-        self._note(request, [(named or exact, missed), (exact, found)])
-        return self._compile_alone(request, outputs, lowering, home=home, is_exact=home is exact)
+
+        def finish() -> tuple[Outputs, Executable]:
+            found = self._load(request, exact, lowering=lowering, is_again=missed is not None)
+            if isinstance(found, Found):
+                return self._moved(request, found, missed, home=None if home is exact else home)
+            self._note(request, [(named or exact, missed), (exact, found)])
+            is_exact = home is exact
+            return self._compile_alone(request, outputs, lowering, home=home, is_exact=is_exact)
+
+        return finish
 
     def _compile_unstored(
         self, request: CompileRequest, outputs: Outputs, lowering: Lowering
@@ -221,6 +230,8 @@ class Shelf:
         again = request.program.lower(
             request.bucket, clock=self._clock, name=f"{lowering.name}_{secrets.token_hex(4)}"
         )
+        if again.text.replace(again.name, lowering.name) != lowering.text:
+            return executable, False  # this thread lacks what the caller had set up for tracing
         return again.compile(compiler_options=options, clock=self._clock), True
 
     def _has(self, fields: Fields) -> bool:
@@ -269,6 +280,10 @@ class Shelf:
             self._is_writable = True
             self._loader.trust(request)
             self._homes[executable] = fields
+
+
+def _both(found: Found) -> tuple[Outputs, Executable]:
+    return found.outputs, found.executable
 
 
 def _settled(fields: Fields) -> Fields:

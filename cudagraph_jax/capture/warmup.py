@@ -31,7 +31,7 @@ def warm_up(
     capture: Capture,
     *,
     iterations: int,
-    leaves: Sequence[object],
+    call: Call,
     failed: Failed,
     broken: Callable[[CUDAGraphEntry, CaptureError], None],
     progress: Progress,
@@ -47,7 +47,7 @@ def warm_up(
         buckets: What to capture.
         capture: Gives the entry of a bucket.
         iterations: Runs of each entry.
-        leaves: The leaves of an example call; what is passed through is taken from them.
+        call: An example call; the entries are run on its rows.
         failed: Told of a bucket that could not be captured or run.
         broken: Told of an entry that was loaded and does not run, before it is captured.
         progress: Told of every step.
@@ -59,7 +59,7 @@ def warm_up(
     start = clock()
     records: dict[Bucket, BucketWarmup] = {}
     entries: list[CUDAGraphEntry] = []
-    with progress.over(len(buckets), f"capturing {name}") as step:
+    with progress.over(len(buckets), f"capturing {name}", phase="compile") as step:
         for bucket in buckets:
             try:
                 made = capture(bucket)
@@ -72,23 +72,47 @@ def warm_up(
                 entries.append(made.value)
                 records[bucket] = _record(made)
             step(bucket)
-    with progress.over(len(entries), f"warming up {name}") as step:
+    with progress.over(len(entries), f"warming up {name}", phase="run") as step:
+
+        def run(entry: CUDAGraphEntry) -> None:
+            run_idle(
+                entry,
+                iterations,
+                call=call,
+                tell=lambda entry, seconds: step.note(entry.bucket, f"for {seconds:.0f} s so far"),
+                clock=clock,
+            )
+
         for entry in entries:
             try:
-                try:
-                    run_idle(entry, iterations, leaves=leaves)
-                except CaptureError as error:
-                    if not entry.is_loaded:
-                        raise
-                    broken(entry, error)
-                    made = capture(entry.bucket)
-                    records[entry.bucket] = _record(made)
-                    run_idle(made.value, iterations, leaves=leaves)
+                again = _run_or_compile(entry, run, capture, broken)
             except CaptureError as error:
                 records[entry.bucket] = BucketWarmup(entry.bucket, "failed", error=str(error))
                 failed(entry.bucket, error)
+            else:
+                if again is not None:
+                    records[entry.bucket] = _record(again)
             step(entry.bucket)
     return WarmupReport(name, tuple(records.values()), (clock() - start) * 1e3)
+
+
+def _run_or_compile(
+    entry: CUDAGraphEntry,
+    run: Callable[[CUDAGraphEntry], None],
+    capture: Capture,
+    broken: Callable[[CUDAGraphEntry, CaptureError], None],
+) -> Cached[CUDAGraphEntry] | None:
+    """Runs an entry; what takes the place of one that was loaded and does not run, else None."""
+    try:
+        run(entry)
+        return None
+    except CaptureError as error:
+        if not entry.is_loaded:
+            raise
+        broken(entry, error)
+    made = capture(entry.bucket)
+    run(made.value)
+    return made
 
 
 def _record(made: Cached[CUDAGraphEntry]) -> BucketWarmup:
@@ -174,7 +198,7 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
             order,
             capture,
             iterations=config.warmup_iterations,
-            leaves=call.leaves,
+            call=call,
             failed=failed,
             broken=lambda entry, error: registry.discard_broken(entry.bucket, entry.variant, error),
             progress=progress,
@@ -203,11 +227,8 @@ def _compiling_ahead(
     budget: Budget,
     workers: int,
 ) -> Iterator[Callable[[Bucket], None]]:
-    """A function that has a bucket compiled and, in threads, those that come next.
-
-    Not with a store, where most are there already and are loaded by threads.
-    """
-    if workers == 1 or registry.shelf is not None:
+    """A function that has a bucket compiled and, in threads, those that come next."""
+    if workers == 1:
         yield lambda bucket: None
         return
     places = {bucket: place for place, bucket in enumerate(order)}
@@ -220,7 +241,8 @@ def _compiling_ahead(
                 if place and not budget.has_room(coming[: place + 1]):
                     return  # what it needs is known better when its turn comes
                 if registry.find(other, program.variant) is None:
-                    begin(request_for(program, other, config=registry.config))
+                    is_stored = registry.shelf is not None
+                    begin(request_for(program, other, config=registry.config, is_stored=is_stored))
 
         yield begin_from
 

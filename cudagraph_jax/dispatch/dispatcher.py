@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
+from time import perf_counter
 from typing import NamedTuple
 
 import jax
@@ -70,6 +71,7 @@ class Dispatcher:
         self.registry = registry
         self.capturer = capturer
         self.outcomes = Outcomes(registry.sizes)
+        self._overflowed: dict[int, object] = {}
         self._is_child = False
         put_right_in_child(self)
 
@@ -223,6 +225,8 @@ class Dispatcher:
             return self._queue_and_answer
         if decision.entry is not None:
             return self._replay_decided
+        if decision.reason is Reason.OVERFLOW and decision.mode is CUDAGraphMode.NONE:
+            return self._overflow
         return self._capture if decision.mode is CUDAGraphMode.CAPTURE else self._eager
 
     def _queue_and_answer(self, call: Call, decision: Decision) -> Reply | None:
@@ -354,6 +358,17 @@ class Dispatcher:
         self.outcomes.add("eager", decision.reason, call.sizes)
         return Reply(outputs)
 
+    def _overflow(self, call: Call, decision: Decision) -> Reply:
+        """The plain function's answer; says once for each function what that takes."""
+        start, turn = perf_counter(), object()
+        reply = self._eager(call, decision)
+        # By a hash, so that a function that is gone is not kept.
+        if self._overflowed.setdefault(hash(call.variant.function), turn) is turn:
+            jax.block_until_ready(reply.outputs)
+            took_ms = (perf_counter() - start) * 1e3
+            logger.warning("%s", overflow_notice(self.registry, call, took_ms, mode=self.mode))
+        return reply
+
 
 def _refuse(call: Call, decision: Decision) -> Reply:
     assert decision.error is not None  # or this is not what was decided
@@ -409,6 +424,37 @@ def replayable(dispatcher: Dispatcher, sizes: Bucket) -> list[CUDAGraphEntry]:
         if entries:
             return entries[::-1]
     return []
+
+
+def overflow_notice(
+    registry: CUDAGraphRegistry, call: Call, took_ms: float, *, mode: CUDAGraphMode
+) -> str:
+    """What an eager call outside the limits took, what a bucket would, and how to have one.
+
+    Args:
+        registry: Whose buckets are compared with; nothing is compiled for this.
+        call: The call.
+        took_ms: Its milliseconds.
+        mode: What the manager may do.
+    """
+    config, sizes = registry.config, call.sizes
+    entries = [entry for entry in registry.entries() if entry.variant == call.variant]
+    near = min(entries, key=lambda entry: abs(entry.bucket.elements - sizes.elements), default=None)
+    known = "none of its buckets is captured to compare with"
+    if near is not None:
+        known = f"its nearest bucket, {near.bucket}, took {near.capture_time_ms:,.0f} ms to capture"
+        # Of outputs that stay on the device the time is that of the dispatch.
+        if near.replay_count and (call.target.unpad == "host" or near.waits):
+            known += f", once, and takes {near.avg_replay_time_ms:,.1f} ms to replay"
+    remedy = 'add larger buckets, or set on_overflow="exact", which captures each such size once'
+    if mode is not CUDAGraphMode.CAPTURE:
+        remedy = "add larger buckets, and warm them up before seal()"
+    return (
+        f"{call.target.name} ran eagerly at {sizes}, outside the limits, batch "
+        f"{config.max_batch_size} and seq_len {config.max_seq_len}: {took_ms:,.1f} ms, with what "
+        f'had to be compiled for that; {known}. With on_overflow="eager" every such call runs '
+        f"operation by operation: {remedy}. Said once for this function"
+    )
 
 
 def answer_eagerly(call: Call) -> PyTree:

@@ -120,7 +120,12 @@ def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
             )
         case Reason.OVERFLOW:
             limits = f"batch {config.max_batch_size} and seq_len {config.max_seq_len}"
-            return f"it is larger than the limits, {limits}", "add larger buckets"
+            policy = (
+                f'it is larger than the limits, {limits}, and on_overflow="eager" runs it eagerly'
+            )
+            if dispatcher.mode is not CUDAGraphMode.CAPTURE:
+                return policy, "add larger buckets, and warm them up before seal()"
+            return policy, 'add larger buckets, or set on_overflow="exact" to capture its own size'
         case Reason.EMPTY:
             return "an empty batch or sequence has no bucket", ""
         case Reason.PAUSED:

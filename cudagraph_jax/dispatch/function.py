@@ -311,12 +311,15 @@ class BucketedFunction(Generic[P, R]):
         """Captures the whole grid for arguments like these, then runs each bucket.
 
         Args:
-            *args: Example arguments of any sizes: arrays, or `jax.ShapeDtypeStruct`. What is
-                passed through is used in the runs, so give the real parameters.
-            progress: None: a bar where rich is installed and stderr is a terminal, else log lines.
-                False: nothing. A function: called with (done, total, bucket) after each step.
+            *args: Example arguments of any sizes: arrays, or `jax.ShapeDtypeStruct`. The runs are
+                on their rows, padded or cut, or where there are none on padding that the mask
+                calls so. What is passed through is used as it is, so give the real parameters.
+            progress: None: a bar in a notebook, and where rich is installed and stderr is a
+                terminal, else log lines. False: nothing. A function: called with (done, total,
+                bucket) after each step; the bucket's `phase` is `"compile"` or `"run"`, and its
+                `note` is not empty where a run takes long and is not done yet.
             workers: How many buckets XLA compiles at a time, at most. Order and limits are kept.
-                With a store they are compiled one at a time, and several are loaded at once.
+                From a store, several are loaded at once in any case.
             **kwargs: Example keyword arguments.
 
         Returns:

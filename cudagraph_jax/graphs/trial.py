@@ -61,7 +61,7 @@ def example_call(
                 value = _drawn(value, axes, pad, draw)
         may_count = np.ndim(value) == 0 or not axes.passes_through
         if may_count:
-            value = _behind_no_cut(value, call.sizes, sizes, least=0 if zeros_of_rows else 1)
+            value = behind_no_cut(value, call.sizes, sizes, least=0 if zeros_of_rows else 1)
         leaves.append(value)
     args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
     return dataclasses.replace(call, args=args, kwargs=kwargs, leaves=tuple(leaves), sizes=sizes)
@@ -131,7 +131,7 @@ def _drawn(value: Array, axes: LeafAxes | None, pad: PadValue, draw: np.random.G
     return np.full(value.shape, 0 if pad == 1 and not may_be_length else 1, value.dtype)
 
 
-def _behind_no_cut(value: Any, before: Bucket, after: Bucket, *, least: int) -> Any:
+def behind_no_cut(value: Any, before: Bucket, after: Bucket, *, least: int = 1) -> Any:
     """`value`, where it may hold lengths or positions, with none that reaches behind a cut.
 
     Args:

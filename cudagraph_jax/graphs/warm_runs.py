@@ -2,44 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cudagraph_jax._base.aside import LeftBehindError, run_aside
 from cudagraph_jax._base.fork import use_jax
+from cudagraph_jax._base.log import logger
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.call import AbstractLeaf, copied_key
+from cudagraph_jax.graphs.replay_counts import Fit
+from cudagraph_jax.graphs.trial import behind_no_cut
+from cudagraph_jax.program.call import AbstractLeaf, Call, copied_key, is_key
+from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import EDGE, Array, PadValue
+from cudagraph_jax.shapes.padding import real_index
 from cudagraph_jax.shapes.pytrees import PyTree
 
+LONG_S = 10.0
+"""A run that takes longer is told of; once more after twice that, and so on."""
 
-def run_idle(entry: CUDAGraphEntry, iterations: int, *, leaves: Sequence[object] = ()) -> None:
-    """Runs `entry` on padding alone and waits; records no replay.
+Told = Callable[[CUDAGraphEntry, float], None]
+
+
+def run_idle(
+    entry: CUDAGraphEntry,
+    iterations: int,
+    *,
+    call: Call | None = None,
+    tell: Told = lambda entry, seconds: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Runs `entry` on rows that a request could have, and waits; records no replay.
+
+    Those are the rows of `call`, cut to the bucket or padded like a request's, under the mask that
+    such a request has. Where its arrays are shapes alone, the bucket is padding throughout, and
+    the mask says so: it is False everywhere.
+
+    It runs in a thread of its own, so that an interrupt and the end of the process need not wait
+    for a function whose loop does not end.
 
     Args:
         entry: What to run.
         iterations: How often. XLA records a command buffer on the second run (docs/xla.md).
-        leaves: The leaves of a call of the entry's variant: what is passed through is taken from
-            them. Where they are shapes, or none are given, it is what the entry was captured
-            with, while that is alive; else zeros.
+        call: A call of the entry's variant; None: what is known of those that captured it, which
+            is the arrays that they passed through, while those are alive.
+        tell: Told of a run that takes long, after it was logged, and how many seconds it has taken.
+        clock: Seconds.
 
     Raises:
-        CaptureError: A run failed.
+        CaptureError: A run failed, or was left behind when the process exited.
+        InputShapeError: A PRNG key is given as a shape.
     """
     use_jax()
+    rows = idle_call(entry.program, entry.program.example if call is None else call, entry.bucket)
+    # Nothing is trimmed, so nobody asks the function how long its outputs are for no rows at all.
+    whole = tuple(leaf._replace(follows=()) for leaf in entry.outputs.leaves)
+    outputs = entry.outputs._replace(leaves=whole, structure_follows=False)
+    route = entry.route_for(rows, fit=Fit.PADDED, outputs=outputs)
+    settings = entry.program.settings
+
+    def run() -> None:
+        # What comes out of padding alone may be NaN, and nobody gets it.
+        with (
+            settings.applied(),
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+            jax.transfer_guard("allow"),
+        ):
+            args, kwargs = _unshared(entry.program, rows)
+            jax.block_until_ready(route.call_padded(args, kwargs))
+            jax.effects_barrier()  # the callbacks that it has called, too
+
     for _ in range(iterations):
-        args, kwargs = idle_arguments(entry, leaves=leaves)
+        watch = _Watch(entry, rows.sizes, tell)
         try:
-            with jax.transfer_guard("allow"):  # nobody's arrays are moved but this run's own
-                jax.block_until_ready(entry.executable.call(*args, **kwargs))
-        except Exception as error:
+            run_aside(run, name="cudagraph-jax-run", looks_on=watch, clock=clock)
+        except LeftBehindError:
             raise CaptureError(
-                f"{entry.bucket} was compiled, but does not run: {error}", stage="warm-up"
+                f"{entry.bucket} was still being run when its manager was closed or the process "
+                "exited",
+                stage="warm-up",
+            ) from None
+        except Exception as error:
+            on = "" if rows.sizes.elements else f" (it was run {_on(rows.sizes)}; {_REMEDY})"
+            raise CaptureError(
+                f"{entry.bucket} was compiled, but does not run: {error}{on}", stage="warm-up"
             ) from error
         entry.journal.idle_runs += 1
 
@@ -53,41 +106,116 @@ def runs(entry: CUDAGraphEntry) -> bool:
     return True
 
 
-def idle_arguments(
-    entry: CUDAGraphEntry, *, leaves: Sequence[object] = ()
-) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
-    """Arguments of the bucket's size that hold nothing but padding, all of it unmasked."""
-    program = entry.program
-    known = program.known_leaves()
-    given = [
-        known[index] if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-        for index, leaf in enumerate(leaves or known)
+_REMEDY = "a warm-up with arrays in the place of shapes runs on their rows"
+
+
+class _Watch:
+    """Says of a run that it takes long."""
+
+    def __init__(self, entry: CUDAGraphEntry, sizes: Bucket, tell: Told) -> None:
+        self._entry = entry
+        self._sizes = sizes
+        self._tell = tell
+        self._next_s = LONG_S
+
+    def __call__(self, seconds: float) -> None:
+        if seconds < self._next_s:
+            return
+        self._next_s = 2 * seconds
+        logger.warning(
+            "%s at %s has been running for %.0f s without a request, %s: if its loop does not end "
+            "on such rows, let it stop where the mask is False, or choose pad_values that end it",
+            self._entry.program.target.name,
+            self._entry.bucket,
+            seconds,
+            _on(self._sizes),
+        )
+        self._tell(self._entry, seconds)
+
+
+def _on(sizes: Bucket) -> str:
+    if not sizes.elements:
+        return "on padding alone, under a mask that is False everywhere"
+    return f"on {sizes} real elements of its example"
+
+
+def idle_call(program: Program, call: Call, bucket: Bucket) -> Call:
+    """`call` cut to `bucket`, on the host; of no rows at all where its arrays are shapes.
+
+    Args:
+        program: The call's program.
+        call: Its arrays may be `jax.ShapeDtypeStruct`.
+        bucket: The most that it may have.
+
+    Raises:
+        InputShapeError: A PRNG key is a shape.
+    """
+    known = {**dict(enumerate(program.known_leaves())), **program.keys}
+    given = [known[index] if _is_gone(leaf) else leaf for index, leaf in enumerate(call.leaves)]
+    is_real = not any(
+        _is_gone(leaf) and not axes.passes_through
+        for leaf, axes in zip(given, program.axes, strict=True)
+    )
+    cut = Bucket(*map(min, call.sizes, bucket))
+    rows = cut if is_real else Bucket(0, 0)
+    sizes = Bucket(
+        rows.batch_size if program.carries_batch else bucket.batch_size,
+        rows.seq_len if program.carries_seq else bucket.seq_len,
+    )
+    leaves = [
+        _cut(leaf, abstract, axes, (call.sizes, cut), sizes)
+        for leaf, abstract, axes in zip(given, program.variant.leaves, program.axes, strict=True)
     ]
+    args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
+    return dataclasses.replace(call, args=args, kwargs=kwargs, leaves=tuple(leaves), sizes=sizes)
+
+
+def _cut(
+    leaf: PyTree,
+    abstract: AbstractLeaf,
+    axes: LeafAxes,
+    cut: tuple[Bucket, Bucket],
+    sizes: Bucket,
+) -> PyTree:
+    """The part of `leaf` that a call of `sizes` has, if its example is cut from one to another."""
+    if _is_gone(leaf):
+        if jnp.issubdtype(abstract.dtype, jax.dtypes.extended):
+            raise InputShapeError(
+                f"{abstract} is a PRNG key: give the key itself to warm-up, not its shape"
+            )
+        return np.zeros(
+            axes.resize(tuple(size or 0 for size in abstract.shape), sizes), abstract.dtype
+        )
+    value = leaf
+    if not axes.passes_through:
+        value = np.array(leaf, abstract.dtype)
+        value = value[real_index(axes, value.ndim, sizes)]
+    elif np.ndim(leaf):
+        return leaf
+    # Where it carries a size itself it has been cut along that, and what it holds is the user's.
+    before, after = cut
+    return behind_no_cut(
+        value,
+        Bucket(
+            before.batch_size if axes.batch is None else after.batch_size,
+            before.seq_len if axes.seq is None else after.seq_len,
+        ),
+        after,
+    )
+
+
+def _is_gone(leaf: PyTree) -> bool:
+    """Whether nothing but the shape of an array is known."""
+    if isinstance(leaf, jax.Array):
+        return leaf.is_deleted()
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _unshared(program: Program, call: Call) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
+    """The arguments of `call`, with copies of those that a run uses up."""
+    leaves = list(call.leaves)
     for index in program.donated_leaves:
-        given[index] = None  # a run would use it up
-    for index, key in program.keys.items():
-        given[index] = copied_key(key) if index in program.donated_leaves else key
-    values = [
-        _idle_leaf(leaf, axes, pad, value, entry.bucket)
-        for leaf, axes, pad, value in zip(
-            program.variant.leaves, program.axes, program.leaf_pads, given, strict=True
-        )
-    ]
-    args, kwargs = jax.tree.unflatten(program.variant.structure, values)
-    if program.target.mask_argname is not None:
-        kwargs = {**kwargs, program.target.mask_argname: program.mask(entry.bucket, entry.bucket)}
+        leaf = leaves[index]
+        leaves[index] = copied_key(leaf) if is_key(leaf) else np.array(leaf)
+    args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
     return args, kwargs
-
-
-def _idle_leaf(
-    leaf: AbstractLeaf, axes: LeafAxes, pad: PadValue, given: object, bucket: Bucket
-) -> object:
-    if axes.passes_through and not (given is None or isinstance(given, jax.ShapeDtypeStruct)):
-        return given
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-        raise InputShapeError(
-            f"{leaf} is a PRNG key: give the key itself to warm-up, not its shape"
-        )
-    shape = axes.resize(tuple(size or 0 for size in leaf.shape), bucket)
-    filled: Array = np.full(shape, 0 if pad == EDGE else pad, leaf.dtype)
-    return filled

@@ -1,58 +1,141 @@
-"""Progress of a long step: rich where it is installed and somebody watches, else log lines."""
+"""Progress of a long step: a bar in a notebook, one by rich on a terminal, else log lines."""
 
 from __future__ import annotations
 
+import html
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from cudagraph_jax._base.log import logger
+from cudagraph_jax.shapes import ladder
 
-Step = Callable[[object], None]
-Callback = Callable[[int, int, object], None]
+Callback = Callable[[int, int, Any], object]
+
+
+class BucketStep(ladder.Bucket):
+    """A bucket and what is done with it: equal to the bucket, and shown as `compile 4x8`.
+
+    Attributes:
+        phase: `"compile"` or `"run"`.
+        note: What is to be said of it before it is done, such as `"for 10 s so far"`; else empty.
+    """
+
+    phase = ""
+    note = ""
+
+    @classmethod
+    def of(cls, bucket: ladder.Bucket, *, phase: str, note: str = "") -> BucketStep:
+        """The step of a bucket."""
+        step = cls(*bucket)
+        step.phase, step.note = phase, note
+        return step
+
+    def __str__(self) -> str:
+        return f"{self.phase} {super().__str__()} {self.note}".strip()
+
+
+Show = Callable[[int, object, str], object]
+
+
+class Steps:
+    """Counts the steps of one sequence, and shows them.
+
+    Args:
+        show: Called with how many are done, the item, and a note while that one is not done yet.
+    """
+
+    def __init__(self, show: Show) -> None:
+        self._show = show
+        self._done = 0
+
+    def __call__(self, item: object) -> None:
+        """Shows that the step of `item` is done."""
+        self._done += 1
+        self._show(self._done, item, "")
+
+    def note(self, item: object, text: str) -> None:
+        """Shows something of the step that is under way."""
+        self._show(self._done, item, text)
 
 
 class Progress:
     """Shows how far a sequence of steps has come.
 
     Args:
-        shown: None: a bar on a terminal where rich is installed, else log lines at INFO. False:
-            nothing. A function: called with (done, total, item) after each step.
+        shown: None: a bar in a notebook, and on a terminal where rich is installed, else log lines
+            at INFO. False: nothing. A function: called with (done, total, item) after each step,
+            and of one that takes long also before it is done.
     """
 
     def __init__(self, shown: Callback | bool | None = None) -> None:
         self._shown = shown
 
     @contextmanager
-    def over(self, total: int, title: str) -> Iterator[Step]:
-        """A function to call with each item when its step is done."""
+    def over(self, total: int, title: str, *, phase: str = "") -> Iterator[Steps]:
+        """What to call with each item when its step is done.
+
+        Args:
+            total: How many there are.
+            title: What the steps are, for a bar or a log.
+            phase: The same in a word, where the items are buckets: a function is given
+                `BucketStep` then.
+        """
         if self._shown is False:
-            yield lambda item: None
+            yield Steps(lambda done, item, note: None)
         elif callable(self._shown):
-            yield _calling(self._shown, total)
+            yield Steps(_calling(self._shown, total, phase))
+        elif (display := _notebook_display()) is not None:
+            yield Steps(_displaying(display, total, title))
         elif _can_draw():
-            with _drawing(total, title) as step:
-                yield step
+            with _drawing(total, title) as show:
+                yield Steps(show)
         else:
-            yield _calling(_logging(title), total)
+            yield Steps(_logging(total, title))
 
 
-def _calling(callback: Callback, total: int) -> Step:
-    done = 0
-
-    def step(item: object) -> None:
-        nonlocal done
-        done += 1
+def _calling(callback: Callback, total: int, phase: str) -> Show:
+    def call(done: int, item: object, note: str) -> None:
+        if phase and isinstance(item, ladder.Bucket):
+            item = BucketStep.of(item, phase=phase, note=note)
+        elif note:
+            return  # which a function of three arguments could not tell from a step that is done
         callback(done, total, item)
 
-    return step
+    return call
 
 
-def _logging(title: str) -> Callback:
-    def log(done: int, total: int, item: object) -> None:
-        logger.info("%s: %s (%d of %d)", title, item, done, total)
+def _logging(total: int, title: str) -> Show:
+    def log(done: int, item: object, note: str) -> None:
+        if not note:  # who notes something logs it, too
+            logger.info("%s: %s (%d of %d)", title, item, done, total)
 
     return log
+
+
+def _notebook_display() -> Callable[..., Any] | None:
+    """What shows something in the notebook whose kernel this process is; None elsewhere."""
+    interactive = sys.modules.get("IPython")  # imported by every kernel, and by nobody for this
+    shell = None if interactive is None else interactive.get_ipython()
+    if getattr(shell, "kernel", None) is None:
+        return None
+    from IPython.display import display
+
+    shown: Callable[..., Any] = display
+    return shown
+
+
+def _displaying(display: Callable[..., Any], total: int, title: str) -> Show:
+    """One bar, drawn by the browser and redrawn in its place; where there is none, one line."""
+
+    def look(done: int, item: object, note: str) -> dict[str, str]:
+        line = f"{title}: {done} of {total} {item} {note}".strip()
+        bar = f'<progress value="{done}" max="{max(total, 1)}"></progress> {html.escape(line)}'
+        return {"text/plain": line, "text/html": bar}
+
+    handle = display(look(0, "", ""), raw=True, display_id=True)
+    return lambda done, item, note: handle.update(look(done, item, note), raw=True)
 
 
 def _can_draw() -> bool:
@@ -66,7 +149,7 @@ def _can_draw() -> bool:
 
 
 @contextmanager
-def _drawing(total: int, title: str) -> Iterator[Step]:
+def _drawing(total: int, title: str) -> Iterator[Show]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -79,4 +162,6 @@ def _drawing(total: int, title: str) -> Iterator[Step]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total, item="")
-        yield lambda item: bar.update(task, advance=1, item=str(item))
+        yield lambda done, item, note: bar.update(
+            task, completed=done, item=f"{item} {note}".strip()
+        )

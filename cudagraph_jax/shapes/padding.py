@@ -21,7 +21,7 @@ Index = tuple[slice, ...]
 PadValue = bool | int | float | complex | str
 
 EDGE: Final = "edge"
-"""The pad value that repeats the last real row and the last real position."""
+"""The pad value that repeats the last real row and the last real position; 0 without any."""
 
 
 class _Unchosen(int):
@@ -135,6 +135,9 @@ class Padder:
             if axis is None:
                 continue
             size = self.index[axis].stop
+            if size == 0:
+                padded.fill(0)  # there is nothing to repeat
+                return
             before = (slice(None),) * axis
             padded[(*before, slice(size, None))] = padded[(*before, slice(size - 1, size))]
 

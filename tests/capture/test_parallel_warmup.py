@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax import CaptureError, ConfigError, CUDAGraphConfig, CUDAGraphManager, bucket_jit
+from cudagraph_jax import (
+    Bucket,
+    CaptureError,
+    ConfigError,
+    CUDAGraphConfig,
+    CUDAGraphManager,
+    GraphStore,
+    bucket_jit,
+)
+from cudagraph_jax.store import Files
 from cudagraph_jax.testing import FakeCompiler
 from tests.helpers.functions import GRID, assert_close, double, floats
 
@@ -179,3 +190,97 @@ def test_requests_meanwhile_compile_nothing_twice():
     assert sorted(compiler.made) == sorted(set(compiler.made))
     assert function.registry.capture_count == SIX
     assert_close(function(x), x * 2)
+
+
+def test_a_store_is_filled_in_parallel(tmp_path):
+    """With a store, too, buckets are compiled by several threads; a restart loads them all."""
+    threads: set[str] = set()
+
+    def traced_by(x):
+        traced.add(threading.current_thread().name)
+        return x * 2
+
+    traced: set[str] = set()
+    for captured, loaded in ((SIX, 0), (0, SIX)):
+        function = bucket_jit(
+            traced_by,
+            in_axes="batch seq",
+            config=CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(4, 8)),
+            store=GraphStore(tmp_path, files=Watched(threads)),
+        )
+        report = function.warmup(floats(0, 1, 1), progress=False, workers=3)
+        assert (report.captured, report.loaded, report.failed) == (captured, loaded, ())
+        assert_close(function(floats(1, 2, 3)), floats(1, 2, 3) * 2)
+    assert threads == {"cudagraph-jax-compile"}
+    assert traced == {threading.current_thread().name}
+
+
+class Watched(Files):
+    """System calls of a store, which tell what threads write."""
+
+    def __init__(self, threads: set[str]) -> None:
+        self._threads = threads
+
+    def sync(self, file: int) -> None:
+        self._threads.add(threading.current_thread().name)
+        super().sync(file)
+
+
+def test_servers_on_one_store_share_the_work(tmp_path):
+    """Warm-ups with workers that begin together on one store compile each bucket once."""
+    pytest.importorskip("filelock")
+    start = threading.Barrier(2)
+
+    def warm():
+        function = bucket_jit(
+            double,
+            in_axes="batch seq",
+            config=CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(4, 8)),
+            store=GraphStore(tmp_path),
+        )
+        start.wait(PATIENCE_S)
+        return function.warmup(floats(0, 1, 1), progress=False, workers=3)
+
+    with ThreadPoolExecutor(2) as pool:
+        reports = [done.result(PATIENCE_S) for done in [pool.submit(warm) for _ in range(2)]]
+    assert sum(report.captured for report in reports) == SIX
+    assert sum(report.loaded for report in reports) == SIX
+
+
+def test_an_interrupt_does_not_wait_for_compiles():
+    """An interrupt ends a warm-up although its workers compile on, and nothing new begins."""
+    end, begun = threading.Event(), threading.Event()
+
+    def before(made):
+        if compiler.made:  # the first bucket is there, and the others take for ever
+            begun.set()
+            end.wait(PATIENCE_S)
+
+    compiler = FakeCompiler(before=before)
+    function = served(compiler, use_memory_pool=False)
+
+    def interrupted(done, total, bucket):
+        assert begun.wait(PATIENCE_S)
+        raise KeyboardInterrupt
+
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            function.warmup(floats(0, 1, 1), progress=interrupted, workers=2)
+        took_s = time.monotonic() - started
+    finally:
+        end.set()
+    assert took_s < PATIENCE_S / 2
+    assert len(compiler.made) <= 3
+
+
+def test_the_phases_have_names(capsys):
+    """`progress=print` says what is done with each bucket, which equals the bucket itself."""
+    function = served(FakeCompiler(), capture_sizes=(2,), capture_seq_lens=(4,))
+    function.warmup(floats(0, 1, 1), progress=print)
+    assert capsys.readouterr().out == "1 1 compile 2x4\n1 1 run 2x4\n"
+    buckets = []
+    function.warmup(floats(0, 1, 1), progress=lambda done, total, bucket: buckets.append(bucket))
+    assert buckets == [Bucket(2, 4)] * 2
+    assert [bucket.phase for bucket in buckets] == ["compile", "run"]
+    assert buckets[0].elements == 8

@@ -230,7 +230,7 @@ def test_total_time_is_the_clocks():
         (),
         lambda bucket: pytest.fail("there is no bucket"),
         iterations=1,
-        leaves=(),
+        call=bucket_jit(double, in_axes="batch").describe(floats(0, 1)),
         broken=lambda entry, error: None,
         failed=lambda bucket, error: None,
         progress=Progress(False),

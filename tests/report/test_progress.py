@@ -120,3 +120,37 @@ with Progress().over(1, "capturing f") as step:
             check=True,
         )
     assert done.stdout == "capturing f: 8x64 (1 of 1)\n"
+
+
+def test_a_note_is_no_step():
+    """What is said of a step under way counts nothing, and is for functions of buckets alone."""
+    calls: list[tuple[int, int, str]] = []
+    progress = Progress(lambda done, total, item: calls.append((done, total, str(item))))
+    for phase in ("", "run"):
+        with progress.over(1, "f", phase=phase) as step:
+            step.note(Bucket(8, 64), "for 10 s so far")
+            step(Bucket(8, 64))
+    assert calls == [(1, 1, "8x64"), (0, 1, "run 8x64 for 10 s so far"), (1, 1, "run 8x64")]
+
+
+NOTEBOOK = """
+from cudagraph_jax.report.progress import Progress
+from cudagraph_jax.shapes.ladder import Bucket
+with Progress().over(2, "capturing f<g>") as step:
+    step(Bucket(8, 64))
+    step.note(Bucket(4, 64), "for 10 s so far")
+    step(Bucket(4, 64))
+"""
+
+
+def test_in_a_notebook_there_is_one_bar():
+    """In Jupyter a bar is redrawn in its place, with no package but IPython's own."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)])
+    here = {"metadata": {"path": str(Path(cudagraph_jax.__file__).parents[1])}}
+    nbclient.NotebookClient(notebook, timeout=120, resources=here).execute()
+    (output,) = notebook.cells[0].outputs
+    assert output.data == {
+        "text/plain": "capturing f<g>: 2 of 2 4x64",
+        "text/html": '<progress value="2" max="2"></progress> capturing f&lt;g&gt;: 2 of 2 4x64',
+    }

@@ -1,0 +1,77 @@
+"""The first eager call outside the limits: what it cost, beside a bucket, and how to change it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+
+import numpy as np
+import pytest
+
+from cudagraph_jax import CUDAGraphMode, bucket_jit
+from tests.helpers.functions import GRID, assert_close, double, floats
+
+LARGE = floats(0, 2, 9)
+
+
+@pytest.fixture
+def told(caplog):
+    """What was said of overflows, so far."""
+    caplog.set_level(logging.WARNING, "cudagraph_jax")
+    return lambda: [text for text in caplog.messages if "outside the limits" in text]
+
+
+def test_the_first_overflow_says_what_it_cost(told):
+    """One warning has the time of the call, that of the nearest bucket, and the remedy."""
+    function = bucket_jit(double, in_axes="batch seq", config=GRID)
+    function.warmup(floats(0, 1, 1), progress=False)
+    function(floats(0, 4, 5))
+    for _ in range(3):
+        assert_close(function(LARGE), LARGE * 2)
+    (text,) = told()
+    assert re.match(
+        r"double ran eagerly at 2x9, outside the limits, batch 4 and seq_len 5: [\d.]+ ms, .*"
+        r"its nearest bucket, 4x5, took [\d,]+ ms to capture, once, and takes [\d.]+ ms to replay"
+        r".*set on_overflow=\"exact\"",
+        text,
+    )
+
+
+def test_following_the_advice_works(told):
+    """With on_overflow="exact" such a call is captured, then replayed, and nothing is said."""
+    config = dataclasses.replace(GRID, on_overflow="exact")
+    function = bucket_jit(double, in_axes="batch seq", config=config)
+    for _ in range(2):
+        assert_close(function(LARGE), LARGE * 2)
+    assert function.stats()["replays"]["exact"] == 1
+    assert told() == []
+
+
+def test_each_function_is_told_of_once(told):
+    """Two functions of one manager have a warning each, also where nothing is captured."""
+    first = bucket_jit(double, in_axes="batch seq", config=GRID)
+    other = bucket_jit(lambda x: x + 1, in_axes="batch seq", manager=first.manager, name="other")
+    for function in (first, other, first, other):
+        function(LARGE)
+    assert [text.split(" ran ")[0] for text in told()] == ["double", "other"]
+    assert "none of its buckets is captured to compare with" in told()[0]
+
+
+def test_the_time_of_a_dispatch_is_not_compared(told):
+    """Where outputs stay on the device, what a replay takes is not known, and not said."""
+    function = bucket_jit(double, in_axes="batch seq", config=GRID, unpad="none")
+    for x in (floats(0, 4, 5), floats(0, 4, 5), LARGE):
+        np.asarray(function(x))
+    assert "ms to capture." in told()[0]
+
+
+@pytest.mark.parametrize("mode", [CUDAGraphMode.CAPTURE, CUDAGraphMode.REPLAY])
+def test_explain_says_that_it_runs_eagerly(mode):
+    """Beyond the grid `explain` names on_overflow, and a remedy that the mode allows."""
+    function = bucket_jit(double, in_axes="batch seq", config=GRID)
+    function.manager.mode = mode
+    explanation = function.explain(LARGE)
+    assert explanation.mode is CUDAGraphMode.NONE
+    assert 'on_overflow="eager" runs it eagerly' in explanation.reason
+    assert ('"exact"' in explanation.remedy) == (mode is CUDAGraphMode.CAPTURE)

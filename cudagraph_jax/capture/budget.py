@@ -10,6 +10,7 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.program.call import Variant
 from cudagraph_jax.report.words import things
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.xla.memory import Memory, pool_bytes
 
 _REMEDY = "raise it, or give fewer capture_sizes and capture_seq_lens"
 _REMEDY_OTHERS = (
@@ -40,7 +41,7 @@ class Budget:
         self._variant = variant
         self._buckets = frozenset(buckets)
         self._evictions = registry.evictions
-        self._measured: dict[int, int] = {}
+        self._measured: dict[int, Memory] = {}
         self._to_stay = dict.fromkeys(self._held())
         limit, others = registry.config.max_graphs, self._others
         if limit is not None and len(buckets) + others > limit:
@@ -57,12 +58,13 @@ class Budget:
             ConfigError: It does not; the message has the sizes.
         """
         if self._registry.find(bucket, self._variant) is None and not self.has_room([bucket]):
-            held = self._held()
+            held = _memories(self._held())
+            now, then = pool_bytes(held), pool_bytes([*held, self._share(bucket)])
             raise ConfigError(
                 f"the grid does not fit into {self._pool}: {things(len(held), 'bucket')} with "
-                f"{_bytes(held):,} bytes are held, and the next one, {bucket}, needs about "
-                f"{self._share(bucket):,}, but the budget is "
-                f"{self._registry.config.memory_budget_bytes:,}: {self._remedy}"
+                f"{now:,} bytes are held, and the next one, {bucket}, needs about {then - now:,} "
+                f"more, but the budget is {self._registry.config.memory_budget_bytes:,}: "
+                f"{self._remedy}"
             )
 
     def has_room(self, buckets: Sequence[Bucket]) -> bool:
@@ -70,7 +72,7 @@ class Budget:
         limit = self._registry.config.memory_budget_bytes
         if limit is None or not self._measured:
             return limit is None or len(buckets) == 1
-        return _bytes(self._held()) + sum(map(self._share, buckets)) <= limit
+        return pool_bytes([*_memories(self._held()), *map(self._share, buckets)]) <= limit
 
     def refuse(self, error: CaptureError) -> None:
         """Raises if a bucket could not be captured because it needs more than the whole budget.
@@ -87,7 +89,7 @@ class Budget:
         Raises:
             ConfigError: It has driven out another one: more was needed than was estimated.
         """
-        self._measured[entry.bucket.elements] = entry.memory_bytes or 0
+        self._measured[entry.bucket.elements] = entry.memory or Memory(0)
         self._to_stay[entry] = None
         if self._registry.evictions <= self._evictions:
             return
@@ -98,11 +100,12 @@ class Budget:
                 f"leave when {entry.bucket} was captured: {self._remedy}"
             )
 
-    def _share(self, bucket: Bucket) -> int:
-        """About the bytes that `bucket` needs: its share of what the nearest one does."""
+    def _share(self, bucket: Bucket) -> Memory:
+        """About what `bucket` needs: its share of what the nearest one does."""
         elements = bucket.elements
         nearest = min(self._measured, key=lambda size: abs(size - elements))
-        return int(self._measured[nearest] * min(1.0, elements / nearest))
+        known, part = self._measured[nearest], min(1.0, elements / nearest)
+        return Memory(int(known.kept_bytes * part), int(known.temporary_bytes * part))
 
     def _held(self) -> list[CUDAGraphEntry]:
         """What is to stay of the entries that are held now."""
@@ -113,7 +116,7 @@ class Budget:
         ]
 
     def _exceeded(self) -> str:
-        needed, config = _bytes(self._to_stay), self._registry.config
+        needed, config = pool_bytes(_memories(self._to_stay)), self._registry.config
         budget = config.memory_budget_bytes
         if config.max_graphs is not None and (budget is None or needed <= budget):
             return f"max_graphs={config.max_graphs}"
@@ -133,5 +136,5 @@ class Budget:
         return f"memory_pool_size_mb={self._registry.config.memory_pool_size_mb}"
 
 
-def _bytes(entries: Iterable[CUDAGraphEntry]) -> int:
-    return sum(entry.memory_bytes or 0 for entry in entries)
+def _memories(entries: Iterable[CUDAGraphEntry]) -> list[Memory | None]:
+    return [entry.memory for entry in entries]

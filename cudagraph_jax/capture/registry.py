@@ -23,6 +23,7 @@ from cudagraph_jax.program.program import Compiler, Program
 from cudagraph_jax.program.single_input import capture_sizes, single_program
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.memory import pool_bytes
 
 if TYPE_CHECKING:
     from cudagraph_jax.store import GraphStore
@@ -95,7 +96,8 @@ class CUDAGraphRegistry:
         self.restarts = 0
         self._entries: SingleFlightLRU[Key, CUDAGraphEntry] = SingleFlightLRU(
             last_used=lambda entry: entry.journal.last_used(),
-            weight=lambda entry: entry.memory_bytes or 0,
+            weight=lambda entry: entry.memory.kept_bytes if entry.memory else 0,
+            borrows=lambda entry: entry.memory.temporary_bytes if entry.memory else 0,
             max_items=self.config.max_graphs,
             max_weight=self.config.memory_budget_bytes,
             on_drop=lambda entries: self.changed() if entries else None,
@@ -362,7 +364,7 @@ def inventory(
         "capture_time_ms": builder.capture_ms,
         "load_count": builder.loads,
         "load_time_ms": builder.load_ms,
-        "memory_bytes": sum(entry.memory_bytes or 0 for entry in held),
+        "memory_bytes": pool_bytes(entry.memory for entry in held),
         "evictions": evictions,
         "graphs": graphs,
     }

@@ -21,6 +21,7 @@ from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.memory import Memory
 from cudagraph_jax.xla.stages import Executable
 
 if TYPE_CHECKING:
@@ -99,8 +100,13 @@ class CUDAGraphEntry:
 
     @property
     def memory_bytes(self) -> int | None:
-        """Code and temporary memory as the compiler reports it; None if it does not."""
+        """What it needs alone, kept and borrowed; None if the compiler does not say."""
         return self.executable.memory_bytes
+
+    @property
+    def memory(self) -> Memory | None:
+        """What it keeps while it is held, and what a run borrows, apart."""
+        return self.executable.memory
 
     @property
     def flops(self) -> float | None:
@@ -159,6 +165,8 @@ class CUDAGraphEntry:
             "state": self._state(totals.replays).value,
             "capture_time_ms": self.capture_time_ms,
             "memory_bytes": self.memory_bytes,
+            "temporary_bytes": self.memory and self.memory.temporary_bytes,
+            "closed_over_bytes": self.memory and self.memory.closed_over_bytes,
             "flops": self.flops,
             "replay_count": totals.replays,
             "total_replay_time_ms": totals.seconds * 1e3,

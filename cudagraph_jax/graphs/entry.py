@@ -154,6 +154,15 @@ class CUDAGraphEntry:
         """Mean milliseconds of a replay; 0 before the first."""
         return self.totals.mean_ms
 
+    @property
+    def cost_ms(self) -> float | None:
+        """Milliseconds that a run takes until its outputs are there; None where nobody waited.
+
+        It is measured in the warm-up, and refreshed by calls that wait for their outputs, as they
+        do with `unpad="host"` or in `debug_mode`: never a time to dispatch.
+        """
+        return self.journal.cost_ms
+
     def stats(self) -> dict[str, Any]:
         """Its figures, in values that JSON can hold."""
         totals = self.totals
@@ -171,6 +180,7 @@ class CUDAGraphEntry:
             "replay_count": totals.replays,
             "total_replay_time_ms": totals.seconds * 1e3,
             "avg_replay_time_ms": totals.mean_ms,
+            "cost_ms": self.cost_ms,
             "waste": totals.waste,
         }
 

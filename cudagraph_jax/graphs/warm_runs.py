@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +35,14 @@ def run_idle(entry: CUDAGraphEntry, iterations: int, *, leaves: Sequence[object]
     use_jax()
     for _ in range(iterations):
         args, kwargs = idle_arguments(entry, leaves=leaves)
+        start = perf_counter()
         try:
             jax.block_until_ready(entry.executable.call(*args, **kwargs))
         except Exception as error:
             raise CaptureError(
                 f"{entry.bucket} was compiled, but does not run: {error}", stage="warm-up"
             ) from error
-        entry.journal.idle_runs += 1
+        entry.journal.add_idle_run(perf_counter() - start)
 
 
 def idle_arguments(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
 
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.call import Variant
+from cudagraph_jax.program.call import Variant, default_device
+from cudagraph_jax.program.program import Program
 from cudagraph_jax.report.words import things
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.xla.memory import Memory, pool_bytes
+from cudagraph_jax.xla.memory import Memory, array_bytes, pool_bytes
+
+FreeBytes = Callable[[jax.Device], int | None]
 
 _REMEDY = "raise it, or give fewer capture_sizes and capture_seq_lens"
 _REMEDY_OTHERS = (
@@ -134,6 +139,50 @@ class Budget:
     @property
     def _pool(self) -> str:
         return f"memory_pool_size_mb={self._registry.config.memory_pool_size_mb}"
+
+
+def check_device(
+    program: Program, bucket: Bucket, free_bytes: FreeBytes, *, memory: Memory | None = None
+) -> None:
+    """Refuses a bucket that needs more to run than is free of its device, where that is known.
+
+    That are its own inputs and outputs, and the temporary memory. What is passed through lies on
+    the device already.
+
+    Args:
+        program: What runs.
+        bucket: At which size.
+        free_bytes: Asked for what is free of a device.
+        memory: What the compiler says of it; None before it is compiled.
+
+    Raises:
+        ConfigError: It needs more.
+        CaptureError: The function cannot be traced at `bucket`.
+    """
+    placed = [leaf.sharding.device_set for leaf in program.variant.leaves if leaf.sharding]
+    devices = set[jax.Device]().union(*placed) or {default_device()}
+    if len(devices) > 1:
+        return  # each has a part of it
+    (device,) = devices
+    free = free_bytes(device)
+    if free is None:
+        return
+    own = [
+        jax.ShapeDtypeStruct(
+            axes.resize(tuple(size or 0 for size in leaf.shape), bucket), leaf.dtype
+        )
+        for leaf, axes in zip(program.variant.leaves, program.axes, strict=True)
+        if not axes.passes_through
+    ]
+    needed = array_bytes((own, program.evaluate(bucket)))
+    needed += memory.temporary_bytes if memory else 0
+    if needed > free:
+        raise ConfigError(
+            f"{program.target.name} at {bucket} needs {needed:,} bytes of {device} for a run"
+            f"{'' if memory else ', without its temporary memory'}, but {free:,} are free: free "
+            "arrays that are not needed any more, or give smaller capture_sizes and "
+            "capture_seq_lens"
+        )
 
 
 def _memories(entries: Iterable[CUDAGraphEntry]) -> list[Memory | None]:

@@ -75,7 +75,7 @@ class _MemoryWarnings:
                 f"{limit}={getattr(config, limit)}, or give fewer capture_sizes and "
                 "capture_seq_lens"
             )
-        each = entry.memory.closed_over_bytes if entry.memory else 0
+        each = entry.closed_over_bytes
         if not each:
             return
         program, grid = entry.program, config.buckets(seq_len=entry.seq_len)
@@ -442,9 +442,7 @@ def inventory(
         "load_count": builder.loads,
         "load_time_ms": builder.load_ms,
         "memory_bytes": pool_bytes(entry.memory for entry in held),
-        "closed_over_bytes": sum(
-            entry.memory.closed_over_bytes for entry in held if entry.memory is not None
-        ),
+        "closed_over_bytes": sum(entry.closed_over_bytes for entry in held),
         "evictions": evictions,
         "graphs": graphs,
     }

@@ -109,6 +109,11 @@ class CUDAGraphEntry:
         return self.executable.memory
 
     @property
+    def closed_over_bytes(self) -> int:
+        """Of the arrays that its function closes over, of which it keeps a copy."""
+        return self.executable.closed_over_bytes
+
+    @property
     def flops(self) -> float | None:
         """Floating-point operations of one replay; None if the compiler does not say."""
         return self.executable.flops
@@ -175,7 +180,7 @@ class CUDAGraphEntry:
             "capture_time_ms": self.capture_time_ms,
             "memory_bytes": self.memory_bytes,
             "temporary_bytes": self.memory and self.memory.temporary_bytes,
-            "closed_over_bytes": self.memory and self.memory.closed_over_bytes,
+            "closed_over_bytes": self.closed_over_bytes,
             "flops": self.flops,
             "replay_count": totals.replays,
             "total_replay_time_ms": totals.seconds * 1e3,

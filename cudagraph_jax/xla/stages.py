@@ -47,6 +47,11 @@ class Executable:
         return None if self.memory is None else self.memory.total_bytes
 
     @property
+    def closed_over_bytes(self) -> int:
+        """Of the arrays that its function closes over."""
+        return 0 if self.memory is None else self.memory.closed_over_bytes
+
+    @property
     def output_info(self) -> PyTree:
         """Its outputs, with `shape` and `dtype`."""
         return self.call.out_info

@@ -299,3 +299,42 @@ def test_xla_runs_operations_one_by_one_where_memory_is_short():
     wide(x)
     (frugal,), (entry,) = function.registry.entries(), wide.registry.entries()
     assert (frugal.memory_bytes or 0) < 2**25 < (entry.memory_bytes or 0)
+
+
+def spare(function, free):
+    """The same with so many bytes free of each device."""
+    function.manager.dispatcher.capturer.free_bytes = lambda device: free
+    return function
+
+
+def test_a_device_without_room_is_said_before_anything_is_compiled():
+    """Inputs and outputs of the largest bucket that are more than is free end the warm-up."""
+    function = spare(bucket_jit(double, in_axes=("batch seq",), config=GRID), 63)
+    with pytest.raises(ConfigError, match=r"needs 160 bytes of .* but 63 are free"):
+        function.warmup(floats(0, 2, 4), **QUIET)
+    assert function.registry.capture_count == 0
+    assert spare(function, 160).warmup(floats(0, 2, 4), **QUIET).captured == 6
+
+
+def test_temporary_memory_is_compared_before_the_first_run():
+    """Temporary memory that is more than is free is said as soon as the compiler tells it."""
+    manager = sized_manager(borrows, capture_sizes=(1, 2), warmup_iterations=1)
+    function = spare(bucket_jit(double, in_axes=("batch _",), manager=manager), ROW)
+    with pytest.raises(ConfigError, match=f"double at 2x1 needs {2 * ROW + 16:,} bytes of"):
+        function.warmup(floats(0, 1, 1), **QUIET)
+    assert function.registry.capture_count == 1
+
+
+def test_what_is_passed_through_is_on_the_device():
+    """Parameters count for nothing: they are there before the warm-up."""
+    function = bucket_jit(
+        lambda w, x: x + w.sum(), in_axes=(None, "batch seq"), config=GRID, name="scaled"
+    )
+    spare(function, 4096).warmup(np.ones((1024, 1024), np.float32), floats(0, 2, 4), **QUIET)
+    assert function.registry.capture_count == 6
+
+
+def test_a_device_that_does_not_tell_refuses_nothing():
+    """Where the backend does not say what is free, as on a CPU, nothing is refused."""
+    function = spare(bucket_jit(double, in_axes=("batch seq",), config=GRID), None)
+    assert function.warmup(floats(0, 2, 4), **QUIET).captured == 6

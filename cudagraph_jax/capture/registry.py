@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cudagraph_jax._base.fork import forkable_lock, use_jax
+from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached, Errors, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
 from cudagraph_jax.capture.build import Builder, shelf_of
@@ -69,12 +70,15 @@ class _MemoryWarnings:
         if self._evictions[_key(entry)] >= _THRASHING and self._is_new("thrashing"):
             full = config.max_graphs is not None and held >= config.max_graphs
             limit = "max_graphs" if full else "memory_pool_size_mb"
-            _warn(
+            message = (
                 f"thrashing: {_key(entry)} is compiled again and again, because it is evicted "
                 f"before it serves {_WORTH_A_COMPILE} replays: raise "
                 f"{limit}={getattr(config, limit)}, or give fewer capture_sizes and "
                 "capture_seq_lens"
             )
+            # Who sets max_graphs, which is None by default, has chosen that buckets leave.
+            tell = logger.warning if full else _warn
+            tell(message)
         each = entry.closed_over_bytes
         if not each:
             return

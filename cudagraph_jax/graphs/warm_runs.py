@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from time import perf_counter
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ def run_idle(
     route = entry.route_for(rows, fit=Fit.PADDED, outputs=outputs)
     settings = entry.program.settings
 
-    def run() -> None:
+    def run() -> float:
         # What comes out of padding alone may be NaN, and nobody gets it.
         with (
             settings.applied(),
@@ -76,13 +77,16 @@ def run_idle(
             jax.transfer_guard("allow"),
         ):
             args, kwargs = _unshared(entry.program, rows)
+            start = perf_counter()
             jax.block_until_ready(route.call_padded(args, kwargs))
+            seconds = perf_counter() - start
             jax.effects_barrier()  # the callbacks that it has called, too
+            return seconds
 
     for _ in range(iterations):
         watch = _Watch(entry, rows.sizes, tell)
         try:
-            run_aside(run, name="cudagraph-jax-run", looks_on=watch, clock=clock)
+            seconds = run_aside(run, name="cudagraph-jax-run", looks_on=watch, clock=clock)
         except LeftBehindError:
             raise CaptureError(
                 f"{entry.bucket} was still being run when its manager was closed or the process "
@@ -94,7 +98,7 @@ def run_idle(
             raise CaptureError(
                 f"{entry.bucket} was compiled, but does not run: {error}{on}", stage="warm-up"
             ) from error
-        entry.journal.idle_runs += 1
+        entry.journal.add_idle_run(seconds)
 
 
 def runs(entry: CUDAGraphEntry) -> bool:

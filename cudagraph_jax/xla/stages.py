@@ -13,6 +13,7 @@ from jax.stages import Compiled, Lowered
 
 from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError, UnexpectedCompileError
 from cudagraph_jax.shapes.pytrees import PyTree, unflatten_shapes
+from cudagraph_jax.xla.memory import Memory, closed_over_bytes, memory_of
 
 REFUSAL = (
     "had to be compiled inside no_compiles(): warm the bucket up first, keep sizes inside the "
@@ -30,7 +31,7 @@ class Executable:
             tracers.
         output_info: Its outputs, with `shape` and `dtype`.
         compile_ms: Milliseconds to trace, lower and compile; or to load, if it was loaded.
-        memory_bytes: Generated code and temporary memory; None if the backend does not say.
+        memory: What it takes; None if the backend does not say.
         flops: Floating-point operations of one run; None if the backend does not say.
         is_loaded: Whether it was read from a store instead of compiled.
     """
@@ -38,9 +39,19 @@ class Executable:
     call: Compiled
     output_info: PyTree
     compile_ms: float
-    memory_bytes: int | None
+    memory: Memory | None
     flops: float | None
     is_loaded: bool = False
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What it keeps and what a run borrows; None if the backend does not say."""
+        return None if self.memory is None else self.memory.total_bytes
+
+    @property
+    def closed_over_bytes(self) -> int:
+        """Of the arrays that its function closes over."""
+        return 0 if self.memory is None else self.memory.closed_over_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +63,14 @@ class Lowering:
         output_info: Its outputs, with `shape` and `dtype`.
         name: What profiles and logs call it.
         took_ms: Milliseconds to trace and lower it.
+        closed_over_bytes: Of the arrays that the function closes over.
     """
 
     lowered: Lowered
     output_info: PyTree
     name: str
     took_ms: float
+    closed_over_bytes: int = 0
 
     @property
     def text(self) -> str:
@@ -109,7 +122,7 @@ class Lowering:
                 call=compiled,
                 output_info=self.output_info,
                 compile_ms=self.took_ms + (clock() - start) * 1e3,
-                memory_bytes=_memory_bytes(compiled),
+                memory=memory_of(compiled, closed_over_bytes=self.closed_over_bytes),
                 flops=_flops(compiled),
             )
 
@@ -170,7 +183,8 @@ def lower_function(
         lowered = traced.lower()
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in traced.jaxpr.out_avals]
     outputs = unflatten_shapes(lowered.out_tree, shapes)
-    return Lowering(lowered, outputs, name, (clock() - start) * 1e3)
+    took_ms = (clock() - start) * 1e3
+    return Lowering(lowered, outputs, name, took_ms, closed_over_bytes(traced.jaxpr))
 
 
 def evaluate_shapes(
@@ -227,13 +241,6 @@ def stage_errors(stage: str, name: str) -> Iterator[None]:
         raise CaptureError(
             f"cannot {stage} {name}: {type(error).__name__}: {reason}", stage=stage
         ) from error
-
-
-def _memory_bytes(compiled: Compiled) -> int | None:
-    report = compiled.memory_analysis()
-    if report is None:
-        return None
-    return int(report.generated_code_size_in_bytes + report.temp_size_in_bytes)
 
 
 def _flops(compiled: Compiled) -> float | None:

@@ -11,12 +11,11 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
-from cudagraph_jax._base.files import check_writable
+from cudagraph_jax._base.files import replacement_of
 from cudagraph_jax.errors import CUDAGraphError, StoreError
 from cudagraph_jax.store.entries import as_miss, is_entry, read_data
 from cudagraph_jax.store.folder import danger
@@ -40,22 +39,16 @@ def write_archive(path: Path, entries: Iterable[tuple[str, bytes]]) -> None:
             is written.
 
     Raises:
-        StoreError: It cannot be written; what was there is as it was.
+        ReportError: It cannot be written; what was there is as it was.
     """
-    check_writable(path)
-    try:
-        with (
-            _draft_for(path.resolve()) as draft,
-            tarfile.open(fileobj=draft, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-        ):
-            for name, data in entries:
-                member = tarfile.TarInfo(name)
-                member.size, member.mode = len(data), _MODE
-                tar.addfile(member, io.BytesIO(data))
-    except CUDAGraphError:
-        raise
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
+    with (
+        replacement_of(path, mode=0o600) as (draft, _),
+        tarfile.open(fileobj=draft, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for name, data in entries:
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), _MODE
+            tar.addfile(member, io.BytesIO(data))
 
 
 @contextmanager
@@ -145,17 +138,3 @@ def _check_end(file: BinaryIO, end: int) -> None:
     if zeros < _END_BYTES:
         raise StoreError("it is no whole tar: its end is missing")
 
-
-@contextmanager
-def _draft_for(target: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of `target` once it is whole, and goes if it never is."""
-    with NamedTemporaryFile(dir=target.parent, prefix=".", suffix=".tmp", delete=False) as draft:
-        try:
-            yield draft.file
-            draft.flush()
-            os.fsync(draft.fileno())
-            os.replace(draft.name, target)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(draft.name)
-            raise

@@ -177,7 +177,8 @@ def is_of_another(status: os.stat_result) -> bool:
     Nor to the owner of the root directory, who rules the system, too: in a user namespace that may
     not be uid 0.
     """
-    return status.st_uid not in (os.geteuid(), _ROOT, os.lstat(os.sep).st_uid)
+    owner = status.st_uid
+    return owner not in (os.geteuid(), _ROOT) and owner != os.lstat(os.sep).st_uid
 
 
 def _status(path: Path) -> os.stat_result | None:

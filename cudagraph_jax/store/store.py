@@ -468,7 +468,10 @@ def _absolute(path: object) -> Path:
 
 def _make(path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # Those on the way, too, are their owner's alone, whatever the umask.
+        missing = [place for place in (path, *path.parents) if not place.exists()]
+        for place in reversed(missing):
+            place.mkdir(mode=0o700, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreError(f"{no_directory(path)}: give another, or move it away") from error

@@ -64,8 +64,9 @@ def test_any_identity(path, identity, payload, key):
     assert identity in store
 
 
-def test_modes(path):
-    """The directory and its files are their owner's alone, whatever the umask."""
+def test_modes(tmp_path):
+    """The directory, those made on its way and its files are their owner's alone at any umask."""
+    path = tmp_path / "made" / "too" / "graphs"
     old = os.umask(0)
     try:
         store = filled(path)
@@ -75,6 +76,7 @@ def test_modes(path):
         os.umask(old)
     modes = {name: mode for name, (mode, _, _) in snapshot(path).items()}
     assert modes == {".": 0o700, FILE: 0o600, f"{FILE}.lock": 0o600}
+    assert {stat.S_IMODE(place.stat().st_mode) for place in list(path.parents)[:2]} == {0o700}
 
 
 def test_put_replaces(path):

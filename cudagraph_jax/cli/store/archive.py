@@ -18,7 +18,7 @@ from typing import BinaryIO
 from cudagraph_jax._base.files import replacement_of
 from cudagraph_jax.errors import CUDAGraphError, StoreError
 from cudagraph_jax.store.entries import as_miss, is_entry, read_data
-from cudagraph_jax.store.folder import danger
+from cudagraph_jax.store.folder import refuse_danger
 from cudagraph_jax.store.outcomes import UnusableError
 
 # An image whose builder unpacks it by itself (ADD of a Dockerfile) may serve as another user.
@@ -69,12 +69,10 @@ def opened(path: Path, *, is_trusted: bool) -> Iterator[BinaryIO]:
         why = getattr(error, "strerror", None) or error
         raise StoreError(f"{path} cannot be read: {why}") from error
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise StoreError(f"{path} is no ordinary file: give what export wrote")
-        unsafe = danger(status, path, uid=os.geteuid())
-        if unsafe is not None and not is_trusted:
-            raise StoreError(unsafe)
+        if not is_trusted:
+            refuse_danger(descriptor, path)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             yield file
     finally:

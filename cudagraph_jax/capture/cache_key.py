@@ -6,7 +6,6 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 import jax
@@ -21,7 +20,7 @@ from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.store import Json, Stored
-from cudagraph_jax.xla.environment import host_fields
+from cudagraph_jax.xla.environment import host_fields, jaxlib_version
 from cudagraph_jax.xla.stages import Executable, Lowering
 
 Fields = dict[str, Json]
@@ -76,9 +75,9 @@ def loading_keeps_options(jaxlib: str | None = None) -> bool:
     launches no graph after loading, and with FULL one. JAX 0.11.2 does not write them by name.
 
     Args:
-        jaxlib: Its version; None: that of the one that is installed.
+        jaxlib: Its version; None: that of the one that runs.
     """
-    major, minor = (version("jaxlib") if jaxlib is None else jaxlib).split(".")[:2]
+    major, minor = (jaxlib_version() if jaxlib is None else jaxlib).split(".")[:2]
     return (int(major), int(minor)) >= (0, 12)
 
 

@@ -20,12 +20,13 @@ from cudagraph_jax.capture.cache_key import (
     number_of,
     outputs_in,
 )
-from cudagraph_jax.errors import CUDAGraphError, CUDAGraphWarning, StoreError
+from cudagraph_jax.errors import CUDAGraphWarning, StoreError
 from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.program import CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Miss, MissReason, Stored
+from cudagraph_jax.store.outcomes import fence
 from cudagraph_jax.xla import serialize as serial
 from cudagraph_jax.xla.environment import cores
 from cudagraph_jax.xla.stages import Executable, Lowering, count_executable
@@ -137,7 +138,7 @@ class Loader:
         What is stored alone where the function must be traced; None where something is to be told.
         """
         try:
-            with _failing_to_load():
+            with fence("it cannot be loaded"):
                 answer = self._store.get(fields)
                 if isinstance(answer, Miss):
                     return answer
@@ -158,7 +159,7 @@ class Loader:
         is_again: bool,
     ) -> Found | Miss | None:
         try:
-            with _failing_to_load():
+            with fence("it cannot be loaded"):
                 answer = self._store.get(fields, is_again=is_again) if stored is None else stored
                 if isinstance(answer, Miss):
                     return answer
@@ -212,16 +213,10 @@ class Loader:
             if not is_first:  # the others differ likewise, and looking reads all headers
                 logger.info("%s is not in the store", request)
                 return
-            near = self._store.nearest(fields, same=("name", "bucket", "known_by"))
-            logger.info("%s is not in the store: %s", request, near or "nothing like it is")
-
-
-@contextmanager
-def _failing_to_load() -> Iterator[None]:
-    """Raises whatever fails as a `StoreError`: a file may state what nobody would write."""
-    try:
-        yield
-    except CUDAGraphError:
-        raise
-    except Exception as error:
-        raise StoreError(f"it cannot be loaded: {type(error).__name__}: {error}") from error
+            try:
+                with fence("it cannot be searched"):
+                    near = self._store.nearest(fields, same=("name", "bucket", "known_by"))
+            except StoreError as error:
+                logger.info("%s is not in the store: %s", request, error)
+            else:
+                logger.info("%s is not in the store: %s", request, near or "nothing like it is")

@@ -28,8 +28,10 @@ from cudagraph_jax.program.program import CompileRequest, Program
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Miss, MissReason
 from cudagraph_jax.store.identity import plain
+from cudagraph_jax.store.outcomes import fence
 from cudagraph_jax.xla import serialize as serial
 from cudagraph_jax.xla.compiles import cache_hits
+from cudagraph_jax.xla.environment import plugin_versions
 from cudagraph_jax.xla.stages import Executable, Lowering
 
 
@@ -51,6 +53,8 @@ class Shelf:
         self._loader = Loader(store, clock=clock)
         self._is_writable = store.mode != "ro"
         self._named: weakref.WeakKeyDictionary[Program, Fields | None] = weakref.WeakKeyDictionary()
+        with suppress(StoreError), fence(_NOT_NAMED):  # told when something is captured
+            plugin_versions()  # before somebody upgrades them under this process
         self._homes: weakref.WeakKeyDictionary[Executable, Fields] = weakref.WeakKeyDictionary()
 
     def distrust(self, bucket: Bucket, variant: Variant) -> None:
@@ -66,7 +70,8 @@ class Shelf:
         """
         program, bucket = request.program, request.bucket
         try:
-            common, named = self._fields(request)
+            with fence(_NOT_NAMED):
+                common, named = self._fields(request)
         except StoreError as error:
             self._loader.tell(request, error)
             return self._compile_unstored(request, *request.lower(clock=self._clock))
@@ -75,7 +80,10 @@ class Shelf:
             return missed.outputs, missed.executable
         outputs, lowering = request.lower(clock=self._clock)
         try:
-            exact = _settled(lowered_fields(common, program, lowering, bucket, clock=self._clock))
+            with fence(_NOT_NAMED):
+                exact = _settled(
+                    lowered_fields(common, program, lowering, bucket, clock=self._clock)
+                )
         except StoreError as error:
             self._loader.tell(request, error)
             return self._compile_unstored(request, outputs, lowering)
@@ -97,7 +105,7 @@ class Shelf:
         """Loads what has a fingerprint in threads, while the block takes it in that order."""
         named = []
         for request in requests:
-            with suppress(StoreError):  # told to who takes it
+            with suppress(StoreError), fence(_NOT_NAMED):  # told to who takes it
                 fields = self._fields(request)[1]
                 if fields is not None:
                     named.append((request, fields))
@@ -107,23 +115,26 @@ class Shelf:
     def hot(self, name: str) -> dict[str, int]:
         """How often each bucket of the function `name` was replayed before."""
         try:
-            return self.store.hot().get(name, {})
+            with fence("it cannot be read"):
+                return self.store.hot().get(name, {})
         except StoreError as error:
             logger.warning("the order of the warm-up is not known: %s", error)
             return {}
 
     def touch(self, executable: Executable) -> None:
-        """Marks the file of an executable as in use."""
+        """Marks the file of an executable as in use, if that is possible."""
         if (fields := self._homes.get(executable)) is not None:
-            self.store.touch(fields)
+            with suppress(StoreError), fence("it cannot be marked"):
+                self.store.touch(fields)
 
     def explain(self, request: CompileRequest) -> str:
         """What the store has of an executable, as far as that is known without tracing."""
         try:
-            fields, named = self._fields(request)
-            if named is not None and named in self.store:
-                return "the store has it"
-            near = self.store.nearest(fields, besides=WHAT_IT_COMPUTES)
+            with fence(_NOT_NAMED):
+                fields, named = self._fields(request)
+                if named is not None and named in self.store:
+                    return "the store has it"
+                near = self.store.nearest(fields, besides=WHAT_IT_COMPUTES)
         except StoreError as error:
             return f"the store is of no use: {error}"
         if near is None:
@@ -224,10 +235,9 @@ class Shelf:
         return again.compile(compiler_options=options, clock=self._clock), True
 
     def _has(self, fields: Fields) -> bool:
-        try:
+        with suppress(StoreError), fence("it cannot be read"):
             return fields in self.store
-        except (StoreError, OSError):
-            return False  # said already when it was asked for
+        return False  # why was said already when it was asked for
 
     def _load(
         self,
@@ -256,12 +266,8 @@ class Shelf:
         if self.store.mode == "ro":
             return
         try:
-            if payload is None:
-                _check_devices(request, executable)
-            data = serial.dump(executable.call) if payload is None else payload
-            if lost := [name for name in request.options if name.encode() not in data]:
-                raise StoreError(f"JAX does not write its compiler options {', '.join(lost)}")
-            self.store.put(fields, data, extra=beside(outputs, executable))
+            with fence("it cannot be stored"):
+                self._write(request, fields, outputs, executable, payload)
         except StoreError as error:
             self._is_writable = False
             self._loader.tell(request, error)
@@ -269,6 +275,24 @@ class Shelf:
             self._is_writable = True
             self._loader.trust(request)
             self._homes[executable] = fields
+
+    def _write(
+        self,
+        request: CompileRequest,
+        fields: Fields,
+        outputs: Outputs,
+        executable: Executable,
+        payload: bytes | None,
+    ) -> None:
+        if payload is None:
+            _check_devices(request, executable)
+        data = serial.dump(executable.call) if payload is None else payload
+        if lost := [name for name in request.options if name.encode() not in data]:
+            raise StoreError(f"JAX does not write its compiler options {', '.join(lost)}")
+        self.store.put(fields, data, extra=beside(outputs, executable))
+
+
+_NOT_NAMED = "what identifies it cannot be found out"
 
 
 def _settled(fields: Fields) -> Fields:

@@ -135,4 +135,3 @@ def _check_end(file: BinaryIO, end: int) -> None:
             raise StoreError("it is no whole tar: something else stands behind its members")
     if zeros < _END_BYTES:
         raise StoreError("it is no whole tar: its end is missing")
-

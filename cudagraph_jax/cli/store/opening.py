@@ -32,8 +32,8 @@ def key_of(options: argparse.Namespace) -> bytes | None:
                 refuse_danger(file.fileno(), path)
             key = file.read(LARGEST_KEY_BYTES + 1)
     except StoreError as error:
-        why = str(error).removesuffix(OR_KEY)
-        raise ConfigError(f"--key-file {path} is not safe: {why}") from error
+        danger = str(error).removesuffix(OR_KEY)
+        raise ConfigError(f"--key-file {path} is not safe: {danger}") from error
     except (OSError, ValueError) as error:  # ValueError: NUL in a name
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"--key-file {path} cannot be read: {why}") from error

@@ -269,6 +269,10 @@ class Shelf:
             with fence("it cannot be stored"):
                 self._write(request, fields, outputs, executable, payload)
         except StoreError as error:
+            if getattr(error, "reason", None) is MissReason.OUTDATED:
+                # Of a server that is upgraded already; why this one compiles was said.
+                logger.info("%s is not stored: %s", request, error)
+                return
             self._is_writable = False
             self._loader.tell(request, error)
         else:

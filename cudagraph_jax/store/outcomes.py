@@ -36,10 +36,11 @@ class MissReason(Enum):
     """Somebody else may change it, and there is no key to notice that."""
 
 
-SPOILED = frozenset(
-    {MissReason.TRUNCATED, MissReason.CORRUPT, MissReason.FOREIGN, MissReason.OUTDATED}
-)
-"""What is moved aside: such a file is of use to nobody who reads this directory."""
+SPOILED = frozenset({MissReason.TRUNCATED, MissReason.CORRUPT, MissReason.FOREIGN})
+"""What is moved aside: such a file is of use to nobody who reads this directory.
+
+One of another format version is: while servers are upgraded one by one, both share it.
+"""
 
 
 class UnusableError(StoreError):

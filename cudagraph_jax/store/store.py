@@ -19,6 +19,7 @@ from cudagraph_jax.store.entries import (
     as_miss,
     entry_names,
     is_entry,
+    is_of_newer_format,
     problem_in,
     problem_of,
     put_aside,
@@ -108,7 +109,7 @@ class GraphStore:
     def get(self, identity: Identity, *, is_again: bool = False) -> Stored | Miss:
         """The executable with this identity, or why there is none.
 
-        A truncated, corrupt, foreign or outdated file is moved aside (mode `"rw"`).
+        A truncated, corrupt or foreign file is moved aside (mode `"rw"`).
 
         Args:
             identity: What identifies it.
@@ -136,6 +137,8 @@ class GraphStore:
     ) -> str:
         """Writes an executable, in place of one that is there.
 
+        What a later version of this package wrote stays as it is: servers of that version read it.
+
         Args:
             identity: What identifies it.
             payload: Its bytes.
@@ -146,8 +149,8 @@ class GraphStore:
 
         Raises:
             ConfigError: `identity` or `extra` holds what JSON cannot, or `payload` is not bytes.
-            StoreError: It cannot be written; the system's error is the cause, and what was there is
-                as it was.
+            StoreError: It cannot be written; the system's error is the cause, if there is one, and
+                what was there is as it was.
         """
         if not isinstance(payload, bytes):
             raise ConfigError(f"payload of {type(payload).__name__} is not bytes: convert it")
@@ -157,6 +160,12 @@ class GraphStore:
         pieces = pack(Header(wanted, beside, float(self._clock())), payload, key=self._key)
         name = file_name(wanted)
         with self._opened() as folder:
+            if is_of_newer_format(folder, name):
+                raise UnusableError(
+                    f"{self.path / name} is of a newer format than this version of the package "
+                    "writes, and left to those that read it: upgrade this one, or remove the file",
+                    reason=MissReason.OUTDATED,
+                )
             self._write(folder, name, pieces)
         return name
 
@@ -168,7 +177,8 @@ class GraphStore:
             data: Its bytes, verified as by `verify` before anything is written.
 
         Returns:
-            Whether it was put: not where it is there already and would be loaded.
+            Whether it was put: not where it is there already and would be loaded, nor where the
+            file that is there is of a newer format.
 
         Raises:
             StoreError: It would not be loaded, or cannot be written.
@@ -177,7 +187,8 @@ class GraphStore:
         if (problem := problem_in(file, data, key=self._key)) is not None:
             raise StoreError(f"{file} is not put into {self.path}: {problem}")
         with self._opened() as folder:
-            if problem_of(folder, file, key=self._key) is None:
+            is_there = problem_of(folder, file, key=self._key) is None
+            if is_there or is_of_newer_format(folder, file):
                 return False
             self._write(folder, file, (data,))
         return True

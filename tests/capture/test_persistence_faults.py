@@ -311,3 +311,19 @@ def test_whatever_a_store_raises(tmp_path, fingerprint, caplog):
         assert_close(bucketed(X), X * 2)
         assert "the store is of no use" in str(bucketed.explain(X.astype(np.int32)))
     bucketed.manager.close()
+
+
+@pytest.mark.parametrize("fingerprint", [None, "v1"])
+def test_entries_of_a_newer_format(tmp_path, fingerprint, caplog):
+    """While servers are upgraded one by one, the old ones compile for themselves and say why."""
+    assert not loaded(double, tmp_path, fingerprint=fingerprint)
+    for file in tmp_path.glob("*.graph"):
+        file.write_bytes(file.read_bytes()[:8] + b"\2\0\0\0" + file.read_bytes()[12:])
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("*.graph*")}
+    with caplog.at_level(logging.WARNING):
+        bucketed, report = warmed(double, tmp_path, fingerprint=fingerprint)
+    assert report.captured == 1
+    assert_close(bucketed(X), X * 2)
+    assert caplog.text.count("format version 2 is newer than 1") == 1
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert not list(tmp_path.glob("*.bad"))

@@ -27,7 +27,9 @@ from tests.helpers.stores import (
     filled,
     found,
     missed,
+    peak_bytes,
     snapshot,
+    stretch,
 )
 
 PROGRAMS = Path(__file__).parents[1] / "helpers" / "programs"
@@ -453,3 +455,31 @@ def test_a_group_of_ones_own(user, group, is_safe):
     finally:
         os.seteuid(0)
         shutil.rmtree(way)
+
+
+@pytest.mark.parametrize("tail", ["of a stranger", "copied"])
+def test_a_stated_length_takes_no_memory(tmp_path, tail):
+    """Where others may write, a huge file that no key's owner wrote is missed without being kept.
+
+    Who copies the end of an authentic file makes it be read, in pieces.
+    """
+    store = filled(tmp_path, key=KEY)
+    is_copied = tail == "copied"
+    end = (tmp_path / FILE).read_bytes()[-64:] if is_copied else bytes(64)
+    stretch(tmp_path / FILE, (1 << 28) if is_copied else 3 << 30, tail=end)
+    assert peak_bytes(lambda: missed(store)) < 8 << 20
+    assert store.stats()["misses"]["corrupt" if is_copied else "not authentic"] == 1
+    store.put(IDENTITY, PAYLOAD)
+    assert found(store).payload == PAYLOAD
+
+
+def test_large_entries(tmp_path):
+    """An executable that is too large to be read at once is found whole, and a flaw in it."""
+    store = GraphStore(tmp_path, key=KEY)
+    payload = bytes(1 << 26)
+    store.put(IDENTITY, payload)
+    assert found(store).payload == payload
+    with (tmp_path / FILE).open("r+b") as file:
+        file.seek(1 << 25)
+        file.write(b"\1")
+    assert missed(store).reason is MissReason.CORRUPT

@@ -121,7 +121,6 @@ def test_another_key(path, first, then):
     [
         (b"", MissReason.TRUNCATED),
         (b"\x89CGJ\r\n\x1a\n\1\0\0\0", MissReason.TRUNCATED),
-        (b"\x89CGJ\r\n\x1a\n\2\0\0\0", MissReason.OUTDATED),
         (b"\x89CGJ\r\n\x1a\n\1\0\0\0" + b"\xff" * 20, MissReason.CORRUPT),
         (b"#!/bin/sh\n", MissReason.FOREIGN),
     ],
@@ -288,3 +287,37 @@ def test_knows_no_jax():
                 imported.setdefault(name.split(".")[0], set()).add(module.stem)
     assert not {"jax", "jaxlib", "numpy", "pickle", "marshal", "shelve"} & set(imported)
     assert imported["filelock"] == {"locks"}
+
+
+def of_version(data, version):
+    return data[:8] + version.to_bytes(4, "little") + data[12:]
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
+def test_a_newer_format(path, key):
+    """What a later version wrote is a miss that says so, and stays as it is: it reads it still."""
+    store = filled(path, key=key)
+    data = of_version((path / FILE).read_bytes(), 2)
+    (path / FILE).write_bytes(data)
+    miss = missed(store)
+    assert (miss.reason, miss.moved_to) == (MissReason.OUTDATED, None)
+    assert "format version 2 is newer than 1" in str(miss)
+    with pytest.raises(StoreError, match=r"is of a newer format .* upgrade this one, or remove"):
+        store.put(IDENTITY, PAYLOAD)
+    other = filled(path.parent / "other", key=key)
+    whole = other.file_bytes(FILE)
+    assert isinstance(whole, bytes)
+    assert not store.add_file(FILE, whole)
+    assert (os.listdir(path), (path / FILE).read_bytes()) == ([FILE], data)
+    assert (store.stats()["moved_aside"], IDENTITY in store) == (0, True)
+
+
+def test_an_older_format(path):
+    """What an earlier version wrote is left to its servers until this one writes its own."""
+    store = filled(path)
+    (path / FILE).write_bytes(of_version((path / FILE).read_bytes(), 0))
+    miss = missed(store)
+    assert (miss.reason, miss.moved_to) == (MissReason.OUTDATED, None)
+    assert "format version 0 is older than 1" in str(miss)
+    store.put(IDENTITY, PAYLOAD)
+    assert (found(store).payload, os.listdir(path)) == (PAYLOAD, [FILE])

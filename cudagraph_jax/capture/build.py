@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import jax
+
 from cudagraph_jax._base.fork import forkable_lock, use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.capture.ahead import CompilesAhead
@@ -154,7 +156,8 @@ def _prove(entry: CUDAGraphEntry, call: Call, *, config: CUDAGraphConfig, iterat
     if config.debug_mode:
         from cudagraph_jax.graphs.check import check_entry
 
-        check_entry(entry, call, pads_seq=config.capture_seq_lens is not None)
+        with jax.disable_jit(False):  # as `run_idle`
+            check_entry(entry, call, pads_seq=config.capture_seq_lens is not None)
     if iterations:
         run_idle(entry, iterations, leaves=call.leaves)
 

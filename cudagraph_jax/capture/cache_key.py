@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import Mesh, NamedSharding, Sharding
 
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax.errors import InputShapeError, StoreError
 from cudagraph_jax.program.call import AbstractLeaf, default_device
 from cudagraph_jax.program.fingerprint import written, written_structure
@@ -122,7 +123,7 @@ def lowered_fields(
     try:
         partitions, drops_arguments = lowering.partitions, lowering.drops_arguments
     except (LookupError, AttributeError, StopIteration) as error:
-        raise StoreError(f"its StableHLO is not what was expected: {error}") from error
+        raise StoreError(f"its StableHLO is not what was expected: {error_text(error)}") from error
     if partitions != devices:
         raise StoreError(f"it runs on {partitions} devices, but its arguments are for {devices}")
     text = lowering.text
@@ -279,7 +280,7 @@ def outputs_in(stored: Stored) -> Outputs | None:
     try:
         return outputs_from_json(pairs[-1][1]) if pairs else None
     except (LookupError, TypeError, ValueError, InputShapeError) as error:
-        raise StoreError(f"its outputs are not described: {error}") from error
+        raise StoreError(f"its outputs are not described: {error_text(error)}") from error
 
 
 def outputs_to_json(outputs: Outputs) -> Json:

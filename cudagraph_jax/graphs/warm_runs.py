@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cudagraph_jax._base.fork import use_jax
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.program.call import AbstractLeaf, copied_key
@@ -35,10 +36,13 @@ def run_idle(entry: CUDAGraphEntry, iterations: int, *, leaves: Sequence[object]
     for _ in range(iterations):
         args, kwargs = idle_arguments(entry, leaves=leaves)
         try:
-            jax.block_until_ready(entry.executable.call(*args, **kwargs))
+            # It is compiled already; with the switch on, JAX would refuse to run it.
+            with jax.disable_jit(False):
+                jax.block_until_ready(entry.executable.call(*args, **kwargs))
         except Exception as error:
             raise CaptureError(
-                f"{entry.bucket} was compiled, but does not run: {error}", stage="warm-up"
+                f"{entry.bucket} was compiled, but does not run: {error_text(error)}",
+                stage="warm-up",
             ) from error
         entry.journal.idle_runs += 1
 

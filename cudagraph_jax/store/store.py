@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -62,7 +63,7 @@ class GraphStore:
             HMAC-SHA-256, and so may lie where others can write; files of another key are misses.
         patience_s: The longest that one process waits for another that compiles the same, in
             seconds; then it compiles for itself, and waits for nobody again.
-        clock: Seconds since the epoch, for times of last use and for ages.
+        clock: Seconds since the epoch, for times of last use and for ages; asked once at once.
         files: The system calls.
 
     Attributes:
@@ -96,7 +97,7 @@ class GraphStore:
         self.mode = mode
         self.patience_s = checked_timeout(patience_s, name="patience_s")
         self._key = checked_key(key)
-        self._clock = clock
+        self._clock = checked_clock(clock)
         self._files = Files() if files is None else files
         self._counts = Counts()
         self._opened_at = time.time()
@@ -157,7 +158,7 @@ class GraphStore:
         wanted = plain(identity, name="identity", nested=False)
         beside = plain({} if extra is None else extra, name="extra", nested=True)
         self._require_writable("put")
-        pieces = pack(Header(wanted, beside, float(self._clock())), payload, key=self._key)
+        pieces = pack(Header(wanted, beside, self._clock()), payload, key=self._key)
         name = file_name(wanted)
         with self._opened() as folder:
             if is_of_newer_format(folder, name):
@@ -491,6 +492,28 @@ def _make(path: Path) -> None:
             f"{path} cannot be made: {error.strerror or error}. Give a directory on a disk that "
             'can be written, or with mode="ro" one that is there'
         ) from error
+
+
+def checked_clock(clock: object) -> Callable[[], float]:
+    """The clock, of which every answer is looked at: no age can be told from one that is none.
+
+    Raises:
+        ConfigError: It is none; it raises that itself, too, whenever it gives no finite number.
+    """
+    if not callable(clock):
+        raise ConfigError(f"clock={clock!r} cannot be called: give a function, such as time.time")
+
+    def checked() -> float:
+        now = clock()
+        try:
+            if not isinstance(now, bool) and math.isfinite(now):
+                return float(now)
+        except (TypeError, OverflowError):
+            pass
+        raise ConfigError(f"clock gives {now!r}: give seconds since the epoch, as time.time does")
+
+    checked()
+    return checked
 
 
 def _seconds(age: float | timedelta) -> float:

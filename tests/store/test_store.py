@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import os
 import stat
 from pathlib import Path
@@ -321,3 +322,30 @@ def test_an_older_format(path):
     assert "format version 0 is older than 1" in str(miss)
     store.put(IDENTITY, PAYLOAD)
     assert (found(store).payload, os.listdir(path)) == (PAYLOAD, [FILE])
+
+
+@pytest.mark.parametrize("clock", [math.nan, 3.0, None, "now"])
+def test_no_clock(path, clock):
+    """What is no function is told at once, and no directory is made for it."""
+    with pytest.raises(ConfigError, match=r"^clock=.* cannot be called: give a function"):
+        GraphStore(path, clock=clock)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("now", [math.nan, math.inf, None, "12", True, 10**400])
+def test_a_clock_that_gives_no_time(path, now):
+    """An answer that is no finite number is told when the store is opened, and at each use."""
+    with pytest.raises(ConfigError, match=r"^clock gives .*: give seconds since the epoch"):
+        GraphStore(path, clock=lambda: now)
+    answers = [1.0]
+    store = filled(path, clock=lambda: answers[0])
+    answers[0] = now
+    for use in (
+        lambda: store.put(IDENTITY, PAYLOAD),
+        lambda: store.prune(older_than=1),
+        lambda: store.touch(IDENTITY),
+    ):
+        with pytest.raises(ConfigError, match=r"^clock gives"):
+            use()
+    answers[0] = 2.0
+    assert found(store).payload == PAYLOAD

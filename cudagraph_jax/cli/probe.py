@@ -25,7 +25,7 @@ from cudagraph_jax.demo.requirements import MODEL_INSTALL
 from cudagraph_jax.demo.weights import PACKAGE as MODEL_PACKAGE
 from cudagraph_jax.modes import CommandBufferScope
 from cudagraph_jax.xla.compiles import compiles_are_reported
-from cudagraph_jax.xla.environment import cores
+from cudagraph_jax.xla.environment import cores, jaxlib_version
 
 PACKAGES = (
     "cudagraph-jax",
@@ -102,7 +102,11 @@ def gather(
     error = _cannot_start(environ, run)
     lowered = None if error else jax.jit(lambda x: x + 1).lower(np.float32(0))
     return Snapshot(
-        versions={"python": platform.python_version(), **_installed(PACKAGES)},
+        versions={
+            "python": platform.python_version(),
+            # Where the metadata of a package is missing, its own word for it.
+            **{"jax": jax.__version__, "jaxlib": jaxlib_version(), **_installed(PACKAGES)},
+        },
         backend=None if error else jax.default_backend(),
         backend_error=error,
         platform_version="" if error else str(jax_backend.get_backend().platform_version),

@@ -67,8 +67,9 @@ class CUDAGraphConfig:
             size), `"error"`.
         max_graphs: How many buckets are held; the least recently used goes first. None: no limit.
         use_memory_pool: Whether `memory_pool_size_mb` limits anything.
-        memory_pool_size_mb: Budget in MiB over the executables' code and temporary memory, as the
-            compiler reports it; the least recently used bucket goes first.
+        memory_pool_size_mb: Budget in MiB over all that the executables keep (code, and the arrays
+            that functions close over), plus the largest temporary memory among them: a run gives
+            it back, so that it is no sum. The least recently used bucket goes first.
         cudagraph_copy_inputs: Copy inputs into the library's own padded buffers. False: inputs
             must already have a bucket's shape and are passed through untouched.
         warmup_iterations: Runs of a bucket after it is compiled, so that a GPU has recorded its

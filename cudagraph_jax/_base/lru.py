@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
@@ -60,8 +60,11 @@ class SingleFlightLRU(Generic[K, V]):
     Args:
         last_used: When a value was used last, on any scale that grows.
         weight: What a value counts against `max_weight`.
+        borrows: What it needs besides while it is used, and gives back: of all values only the
+            largest counts.
         max_items: How many values are kept; None: any number.
-        max_weight: The sum of weights that is kept; None: any.
+        max_weight: The most that the weights and the largest of what is borrowed may add up to;
+            None: anything.
         on_drop: Called outside the lock after values have left, whatever the reason.
         on_evict: Called likewise, with those that had to leave because of a limit.
         describe: What errors call a key.
@@ -76,6 +79,7 @@ class SingleFlightLRU(Generic[K, V]):
         *,
         last_used: Callable[[V], float],
         weight: Callable[[V], int] = lambda value: 0,
+        borrows: Callable[[V], int] = lambda value: 0,
         max_items: int | None = None,
         max_weight: int | None = None,
         on_drop: Callable[[list[V]], None] = lambda values: None,
@@ -85,6 +89,7 @@ class SingleFlightLRU(Generic[K, V]):
     ) -> None:
         self._last_used = last_used
         self._weight = weight
+        self._borrows = borrows
         self._max_items = max_items
         self._max_weight = max_weight
         self._on_drop = on_drop
@@ -224,28 +229,30 @@ class SingleFlightLRU(Generic[K, V]):
         flight.done.set()
 
     def _admit(self, key: K, flight: _Flight[V], value: V) -> None:
-        weight = self._weight(value)
+        weight = self._weight(value) + self._borrows(value)
         if self._max_weight is not None and weight > self._max_weight:
             raise self._errors.too_heavy(self._describe(key), weight, self._max_weight)
         with self._lock:
             if self._flights.get(key) is not flight:
                 return
-            dropped = self._make_room(weight)
+            dropped = self._make_room(value)
             self.values[key] = value
         if dropped:
             self._on_drop(dropped)
             self._on_evict(dropped)
 
-    def _make_room(self, weight: int) -> list[V]:
+    def _make_room(self, new: V) -> list[V]:
         dropped: list[V] = []
-        total = weight + sum(map(self._weight, self.values.values()))
-        while self.values and (
-            (self._max_items is not None and len(self.values) >= self._max_items)
-            or (self._max_weight is not None and total > self._max_weight)
-        ):
+        while self.values and not self._fit([*self.values.values(), new]):
             oldest = min(self.values, key=lambda key: self._last_used(self.values[key]))
-            value = self.values.pop(oldest)
-            total -= self._weight(value)
-            dropped.append(value)
+            dropped.append(self.values.pop(oldest))
         self._evictions += len(dropped)
         return dropped
+
+    def _fit(self, values: Collection[V]) -> bool:
+        """Whether `values` may be held together."""
+        if self._max_items is not None and len(values) > self._max_items:
+            return False
+        if self._max_weight is None:
+            return True
+        return sum(map(self._weight, values)) + max(map(self._borrows, values)) <= self._max_weight

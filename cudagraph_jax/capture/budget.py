@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
 
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.call import Variant
+from cudagraph_jax.program.call import Variant, default_device
+from cudagraph_jax.program.program import Program
 from cudagraph_jax.report.words import things
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.xla.memory import Memory, array_bytes, pool_bytes
+
+FreeBytes = Callable[[jax.Device], int | None]
 
 _REMEDY = "raise it, or give fewer capture_sizes and capture_seq_lens"
 _REMEDY_OTHERS = (
@@ -40,7 +46,7 @@ class Budget:
         self._variant = variant
         self._buckets = frozenset(buckets)
         self._evictions = registry.evictions
-        self._measured: dict[int, int] = {}
+        self._measured: dict[int, Memory] = {}
         self._to_stay = dict.fromkeys(self._held())
         limit, others = registry.config.max_graphs, self._others
         if limit is not None and len(buckets) + others > limit:
@@ -57,12 +63,13 @@ class Budget:
             ConfigError: It does not; the message has the sizes.
         """
         if self._registry.find(bucket, self._variant) is None and not self.has_room([bucket]):
-            held = self._held()
+            held = _memories(self._held())
+            now, then = pool_bytes(held), pool_bytes([*held, self._share(bucket)])
             raise ConfigError(
                 f"the grid does not fit into {self._pool}: {things(len(held), 'bucket')} with "
-                f"{_bytes(held):,} bytes are held, and the next one, {bucket}, needs about "
-                f"{self._share(bucket):,}, but the budget is "
-                f"{self._registry.config.memory_budget_bytes:,}: {self._remedy}"
+                f"{now:,} bytes are held, and the next one, {bucket}, needs about {then - now:,} "
+                f"more, but the budget is {self._registry.config.memory_budget_bytes:,}: "
+                f"{self._remedy}"
             )
 
     def has_room(self, buckets: Sequence[Bucket]) -> bool:
@@ -70,7 +77,7 @@ class Budget:
         limit = self._registry.config.memory_budget_bytes
         if limit is None or not self._measured:
             return limit is None or len(buckets) == 1
-        return _bytes(self._held()) + sum(map(self._share, buckets)) <= limit
+        return pool_bytes([*_memories(self._held()), *map(self._share, buckets)]) <= limit
 
     def refuse(self, error: CaptureError) -> None:
         """Raises if a bucket could not be captured because it needs more than the whole budget.
@@ -87,7 +94,7 @@ class Budget:
         Raises:
             ConfigError: It has driven out another one: more was needed than was estimated.
         """
-        self._measured[entry.bucket.elements] = entry.memory_bytes or 0
+        self._measured[entry.bucket.elements] = entry.memory or Memory(0)
         self._to_stay[entry] = None
         if self._registry.evictions <= self._evictions:
             return
@@ -98,11 +105,12 @@ class Budget:
                 f"leave when {entry.bucket} was captured: {self._remedy}"
             )
 
-    def _share(self, bucket: Bucket) -> int:
-        """About the bytes that `bucket` needs: its share of what the nearest one does."""
+    def _share(self, bucket: Bucket) -> Memory:
+        """About what `bucket` needs: its share of what the nearest one does."""
         elements = bucket.elements
         nearest = min(self._measured, key=lambda size: abs(size - elements))
-        return int(self._measured[nearest] * min(1.0, elements / nearest))
+        known, part = self._measured[nearest], min(1.0, elements / nearest)
+        return Memory(int(known.kept_bytes * part), int(known.temporary_bytes * part))
 
     def _held(self) -> list[CUDAGraphEntry]:
         """What is to stay of the entries that are held now."""
@@ -113,7 +121,7 @@ class Budget:
         ]
 
     def _exceeded(self) -> str:
-        needed, config = _bytes(self._to_stay), self._registry.config
+        needed, config = pool_bytes(_memories(self._to_stay)), self._registry.config
         budget = config.memory_budget_bytes
         if config.max_graphs is not None and (budget is None or needed <= budget):
             return f"max_graphs={config.max_graphs}"
@@ -133,5 +141,49 @@ class Budget:
         return f"memory_pool_size_mb={self._registry.config.memory_pool_size_mb}"
 
 
-def _bytes(entries: Iterable[CUDAGraphEntry]) -> int:
-    return sum(entry.memory_bytes or 0 for entry in entries)
+def check_device(
+    program: Program, bucket: Bucket, free_bytes: FreeBytes, *, memory: Memory | None = None
+) -> None:
+    """Refuses a bucket that needs more to run than is free of its device, where that is known.
+
+    That are its own inputs and outputs, and the temporary memory. What is passed through lies on
+    the device already.
+
+    Args:
+        program: What runs.
+        bucket: At which size.
+        free_bytes: Asked for what is free of a device.
+        memory: What the compiler says of it; None before it is compiled.
+
+    Raises:
+        ConfigError: It needs more.
+        CaptureError: The function cannot be traced at `bucket`.
+    """
+    placed = [leaf.sharding.device_set for leaf in program.variant.leaves if leaf.sharding]
+    devices = set[jax.Device]().union(*placed) or {default_device()}
+    if len(devices) > 1:
+        return  # each has a part of it
+    (device,) = devices
+    free = free_bytes(device)
+    if free is None:
+        return
+    own = [
+        jax.ShapeDtypeStruct(
+            axes.resize(tuple(size or 0 for size in leaf.shape), bucket), leaf.dtype
+        )
+        for leaf, axes in zip(program.variant.leaves, program.axes, strict=True)
+        if not axes.passes_through
+    ]
+    needed = array_bytes((own, program.evaluate(bucket)))
+    needed += memory.temporary_bytes if memory else 0
+    if needed > free:
+        raise ConfigError(
+            f"{program.target.name} at {bucket} needs {needed:,} bytes of {device} for a run"
+            f"{'' if memory else ', without its temporary memory'}, but {free:,} are free: free "
+            "arrays that are not needed any more, or give smaller capture_sizes and "
+            "capture_seq_lens"
+        )
+
+
+def _memories(entries: Iterable[CUDAGraphEntry]) -> list[Memory | None]:
+    return [entry.memory for entry in entries]

@@ -240,6 +240,7 @@ def beside(outputs: Outputs, executable: Executable) -> dict[str, Json]:
         # The text in front named a grid once; files have it still.
         "outputs": [["", outputs_to_json(own)]],
         "memory_bytes": executable.memory_bytes,
+        "closed_over_bytes": executable.closed_over_bytes,
         "flops": executable.flops,
         "compile_ms": round(executable.compile_ms, 3),
     }

@@ -27,6 +27,7 @@ from cudagraph_jax.program.call import Call, Variant
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.program.single_input import check_outputs
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.xla.memory import free_bytes
 from cudagraph_jax.xla.settings import ThreadSettings
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Capturer:
         background: Captures that wait.
         is_warm: Whether a warm-up has ended: from then on a capture disturbs traffic.
         newest_plan: The last grid that was asked for; those before it are not put in place.
+        free_bytes: Asked what is free of a device's memory, before a warm-up.
         recorded_again: How many buckets were run because a capture had thrown their graphs away.
         upkeep: Who writes down what is hot; None without a store.
     """
@@ -65,6 +67,7 @@ class Capturer:
         self.failures = Failures(clock=clock)
         self.background = Background("cudagraph-jax-capture")
         self.is_warm = False
+        self.free_bytes: Callable[[jax.Device], int | None] = free_bytes
         self.recorded_again = 0
         self.newest_plan: object = None
         self.upkeep: Upkeep | None = None

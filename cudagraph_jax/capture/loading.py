@@ -29,6 +29,7 @@ from cudagraph_jax.store import GraphStore, Miss, MissReason, Stored
 from cudagraph_jax.store.outcomes import fence
 from cudagraph_jax.xla import serialize as serial
 from cudagraph_jax.xla.environment import cores
+from cudagraph_jax.xla.memory import memory_of
 from cudagraph_jax.xla.stages import Executable, Lowering, count_executable
 
 MOST_THREADS = 8
@@ -188,10 +189,14 @@ class Loader:
         )
         count_executable()
         took_ms = (self._clock() - start) * 1e3
+        if lowering is None:
+            closed_over = number_of(stored, "closed_over_bytes", int) or 0
+        else:
+            closed_over = lowering.closed_over_bytes
         executable = Executable(
             call=loaded,
             compile_ms=took_ms if lowering is None else took_ms + lowering.took_ms,
-            memory_bytes=number_of(stored, "memory_bytes", int),
+            memory=memory_of(loaded, closed_over_bytes=closed_over),
             flops=number_of(stored, "flops", float),
             is_loaded=True,
         )

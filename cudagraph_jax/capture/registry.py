@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cudagraph_jax._base.fork import forkable_lock, use_jax
+from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached, Errors, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
 from cudagraph_jax.capture.build import Builder, shelf_of
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
-from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError
+from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError, CUDAGraphWarning
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.observers import Observers
-from cudagraph_jax.graphs.replay_counts import Ledger, ReplayTotals, SizeHistogram
+from cudagraph_jax.graphs.replay_counts import MAX_SIZES, Ledger, ReplayTotals, SizeHistogram
 from cudagraph_jax.graphs.route import Routes, Watchers
 from cudagraph_jax.program.call import Call, Variant
 from cudagraph_jax.program.program import Compiler, Program
 from cudagraph_jax.program.single_input import capture_sizes, single_program
+from cudagraph_jax.report.words import things
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.memory import pool_bytes
 
 if TYPE_CHECKING:
     from cudagraph_jax.store import GraphStore
@@ -31,6 +36,12 @@ if TYPE_CHECKING:
 Key = tuple[Bucket, Variant]
 _ONE = "give a store or a compiler"
 
+# A compile takes some hundred times as long as a run. A bucket that was twice evicted sooner, and
+# is captured once more, is one that comes and goes.
+_WORTH_A_COMPILE = 10
+_THRASHING = 2
+_MUCH_CLOSED_OVER = 2**20
+
 
 def _too_heavy(name: str, memory_bytes: int, budget_bytes: int) -> CaptureError:
     return CaptureError(
@@ -38,6 +49,66 @@ def _too_heavy(name: str, memory_bytes: int, budget_bytes: int) -> CaptureError:
         "raise memory_pool_size_mb or leave the bucket out",
         stage="budget",
     )
+
+
+class _MemoryWarnings:
+    """What the users of one registry are warned of, once each."""
+
+    def __init__(self) -> None:
+        self._evictions: Counter[str] = Counter()
+        self._told: set[str] = set()
+
+    def evicted(self, entries: Iterable[CUDAGraphEntry]) -> None:
+        """Remembers those that left before they were worth their compile."""
+        early = [entry for entry in entries if entry.replay_count < _WORTH_A_COMPILE]
+        if len(self._evictions) > MAX_SIZES:
+            self._evictions.clear()
+        self._evictions.update(_key(entry) for entry in early)
+
+    def captured(self, entry: CUDAGraphEntry, config: CUDAGraphConfig, *, held: int) -> None:
+        """Warns where `entry`, one of so many, comes and goes, or closes over much."""
+        if self._evictions[_key(entry)] >= _THRASHING and self._is_new("thrashing"):
+            full = config.max_graphs is not None and held >= config.max_graphs
+            limit = "max_graphs" if full else "memory_pool_size_mb"
+            message = (
+                f"thrashing: {_key(entry)} is compiled again and again, because it is evicted "
+                f"before it serves {_WORTH_A_COMPILE} replays: raise "
+                f"{limit}={getattr(config, limit)}, or give fewer capture_sizes and "
+                "capture_seq_lens"
+            )
+            # Who sets max_graphs, which is None by default, has chosen that buckets leave.
+            tell = logger.warning if full else _warn
+            tell(message)
+        each = entry.closed_over_bytes
+        if not each:
+            return
+        program, grid = entry.program, config.buckets(seq_len=entry.seq_len)
+        buckets = len(
+            {(program.carries_batch and batch, program.carries_seq and seq) for batch, seq in grid}
+        )
+        if each * buckets >= _MUCH_CLOSED_OVER and self._is_new(entry.variant.name):
+            how = "an argument with None in in_axes"
+            if entry.single_input:
+                how = "a part of the inputs"
+            _warn(
+                f"{entry.variant.name} closes over arrays of {each:,} bytes, and every bucket "
+                f"keeps a copy of them: {each * buckets:,} bytes for the "
+                f"{things(buckets, 'bucket')} of the grid. Pass them as {how}, which all buckets "
+                "share"
+            )
+
+    def _is_new(self, what: str) -> bool:
+        is_new = what not in self._told
+        self._told.add(what)
+        return is_new
+
+
+def _key(entry: CUDAGraphEntry) -> str:
+    return f"{entry.variant.name} at {entry.bucket}"
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CUDAGraphWarning, stacklevel=3)
 
 
 ERRORS = Errors(shared=CUDAGraphError, not_made=CaptureError, too_heavy=_too_heavy)
@@ -93,13 +164,15 @@ class CUDAGraphRegistry:
             clock=clock, observers=self.observers, shelf=self.shelf, compiler=compiler
         )
         self.restarts = 0
+        self._warnings = _MemoryWarnings()
         self._entries: SingleFlightLRU[Key, CUDAGraphEntry] = SingleFlightLRU(
             last_used=lambda entry: entry.journal.last_used(),
-            weight=lambda entry: entry.memory_bytes or 0,
+            weight=lambda entry: entry.memory.kept_bytes if entry.memory else 0,
+            borrows=lambda entry: entry.memory.temporary_bytes if entry.memory else 0,
             max_items=self.config.max_graphs,
             max_weight=self.config.memory_budget_bytes,
             on_drop=lambda entries: self.changed() if entries else None,
-            on_evict=self.observers.evicted,
+            on_evict=self._tell_evicted,
             describe=lambda key: f"{key[1].name} at {key[0]}",
             errors=ERRORS,
         )
@@ -203,8 +276,17 @@ class CUDAGraphRegistry:
         make = self._building(program, bucket, call, iterations)
         made = self._entries.get_or_make((bucket, program.variant), make)
         if made.is_new:
-            self.observers.captured(made.value)
+            self._tell(made.value)
         return made
+
+    def _tell(self, entry: CUDAGraphEntry) -> None:
+        """Tells of a new entry, which anybody can find by now."""
+        self.observers.captured(entry)
+        self._warnings.captured(entry, self.config, held=self.num_graphs)
+
+    def _tell_evicted(self, entries: list[CUDAGraphEntry]) -> None:
+        self.observers.evicted(entries)
+        self._warnings.evicted(entries)
 
     def build(
         self,
@@ -239,7 +321,7 @@ class CUDAGraphRegistry:
         """Holds what was built, unless it was cleared since `generation`; evicts nothing."""
         adopted = self._entries.put_all(entries, generation=generation)
         for entry in entries.values() if adopted else ():
-            self.observers.captured(entry)
+            self._tell(entry)
         return adopted
 
     def find(self, bucket: Bucket, variant: Variant) -> CUDAGraphEntry | None:
@@ -284,6 +366,7 @@ class CUDAGraphRegistry:
             self._ledger = Ledger(self.sizes)
             self.sizes.clear()
         self.clear()
+        self._warnings = _MemoryWarnings()
         self._entries.forget_evictions()
         self._builder.forget()
         self.restarts += 1  # the last: who adds up differences reads it before the counts
@@ -362,7 +445,8 @@ def inventory(
         "capture_time_ms": builder.capture_ms,
         "load_count": builder.loads,
         "load_time_ms": builder.load_ms,
-        "memory_bytes": sum(entry.memory_bytes or 0 for entry in held),
+        "memory_bytes": pool_bytes(entry.memory for entry in held),
+        "closed_over_bytes": sum(entry.closed_over_bytes for entry in held),
         "evictions": evictions,
         "graphs": graphs,
     }

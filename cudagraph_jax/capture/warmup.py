@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import jax
 
 from cudagraph_jax._base.lru import Cached
-from cudagraph_jax.capture.budget import Budget
+from cudagraph_jax.capture.budget import Budget, check_device
 from cudagraph_jax.capture.capturer import Capturer, is_stale
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
@@ -102,6 +102,8 @@ def _record(made: Cached[CUDAGraphEntry]) -> BucketWarmup:
         how if made.is_new else "present",
         capture_time_ms=entry.capture_time_ms if made.is_new else 0.0,
         memory_bytes=entry.memory_bytes,
+        temporary_bytes=entry.memory.temporary_bytes if entry.memory else 0,
+        closed_over_bytes=entry.closed_over_bytes,
     )
 
 
@@ -121,7 +123,8 @@ def warm_grid(
 
     Raises:
         ConfigError: The grid does not fit into `max_graphs` or the memory budget; said before the
-            first bucket over it is compiled, as far as the ones before tell what it needs.
+            first bucket over it is compiled, as far as the ones before tell what it needs. Or a
+            bucket needs more to run than is free of its device.
         SealedError: The mode does not allow captures.
         InputShapeError: An output that must be trimmed cannot be.
     """
@@ -157,6 +160,8 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
     buckets = grid(config, call, call.sizes)
     program = capturer.program_of(call)
     budget = Budget(registry, call.variant, buckets)
+    largest = max(buckets, key=lambda bucket: bucket.elements)
+    check_device(program, largest, capturer.free_bytes)
     captured: set[CUDAGraphEntry] = set()
 
     def failed(bucket: Bucket, error: CaptureError) -> None:
@@ -172,6 +177,7 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
             budget.refuse(error)
             raise
         budget.add(made.value)
+        check_device(program, bucket, capturer.free_bytes, memory=made.value.memory)
         captured.add(made.value)
         return made
 

@@ -22,6 +22,7 @@ from cudagraph_jax.planning.plan import BucketPlan
 from cudagraph_jax.planning.planner import Headroom, plan_buckets
 from cudagraph_jax.program.call import Variant
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.xla.memory import pool_bytes
 
 Entries = dict[tuple[Bucket, Variant], CUDAGraphEntry]
 
@@ -279,7 +280,8 @@ def _check_count(config: CUDAGraphConfig, buckets: int) -> None:
 
 
 def _check_bytes(config: CUDAGraphConfig, entries: list[CUDAGraphEntry]) -> None:
-    needed, budget = sum(entry.memory_bytes or 0 for entry in entries), config.memory_budget_bytes
+    needed = pool_bytes(entry.memory for entry in entries)
+    budget = config.memory_budget_bytes
     if budget is not None and needed > budget:
         raise ConfigError(
             f"its {len(entries)} buckets take {needed:,} bytes, but the budget is {budget:,}: "

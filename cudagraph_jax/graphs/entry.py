@@ -21,6 +21,7 @@ from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.memory import Memory
 from cudagraph_jax.xla.stages import Executable
 
 if TYPE_CHECKING:
@@ -99,8 +100,18 @@ class CUDAGraphEntry:
 
     @property
     def memory_bytes(self) -> int | None:
-        """Code and temporary memory as the compiler reports it; None if it does not."""
+        """What it needs alone, kept and borrowed; None if the compiler does not say."""
         return self.executable.memory_bytes
+
+    @property
+    def memory(self) -> Memory | None:
+        """What it keeps while it is held, and what a run borrows, apart."""
+        return self.executable.memory
+
+    @property
+    def closed_over_bytes(self) -> int:
+        """Of the arrays that its function closes over, of which it keeps a copy."""
+        return self.executable.closed_over_bytes
 
     @property
     def flops(self) -> float | None:
@@ -148,6 +159,15 @@ class CUDAGraphEntry:
         """Mean milliseconds of a replay; 0 before the first."""
         return self.totals.mean_ms
 
+    @property
+    def cost_ms(self) -> float | None:
+        """Milliseconds that a run takes until its outputs are there; None where nobody waited.
+
+        It is measured in the warm-up, and refreshed by calls that wait for their outputs, as they
+        do with `unpad="host"` or in `debug_mode`: never a time to dispatch.
+        """
+        return self.journal.cost_ms
+
     def stats(self) -> dict[str, Any]:
         """Its figures, in values that JSON can hold."""
         totals = self.totals
@@ -159,10 +179,13 @@ class CUDAGraphEntry:
             "state": self._state(totals.replays).value,
             "capture_time_ms": self.capture_time_ms,
             "memory_bytes": self.memory_bytes,
+            "temporary_bytes": self.memory and self.memory.temporary_bytes,
+            "closed_over_bytes": self.closed_over_bytes,
             "flops": self.flops,
             "replay_count": totals.replays,
             "total_replay_time_ms": totals.seconds * 1e3,
             "avg_replay_time_ms": totals.mean_ms,
+            "cost_ms": self.cost_ms,
             "waste": totals.waste,
         }
 

@@ -106,13 +106,27 @@ class Tally:
         count: `next` counts one replay.
         seconds: Their time, from the inputs to the trimmed outputs.
         used_at: `time.perf_counter` at the end of the last one.
+        waits: Whether that is the time until the outputs are there, not only to dispatch.
         is_open: Whether there may be more; its route sets it to False when it goes away.
+        settled_seconds: The time of those that were read.
     """
 
-    __slots__ = ("_reads", "_settled", "count", "is_open", "request", "seconds", "used_at")
+    __slots__ = (
+        "_reads",
+        "_settled",
+        "count",
+        "is_open",
+        "request",
+        "seconds",
+        "settled_seconds",
+        "used_at",
+        "waits",
+    )
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, *, waits: bool = False) -> None:
         self.request = request
+        self.waits = waits
+        self.settled_seconds = 0.0
         self.count = itertools.count()
         self.seconds = 0.0
         self.used_at = 0.0
@@ -160,6 +174,7 @@ class _Sum:
 
 
 _FEW = 256
+_REMEMBERED_RUNS = 32
 
 
 class Journal:
@@ -177,6 +192,9 @@ class Journal:
         idle_runs: Runs without a request, as in the warm-up.
     """
 
+    # What a run costs: the least of those without a request, since the first ones load code and
+    # record graphs; from then on the mean of the calls that wait, the last 32 counting most.
+
     def __init__(self, bucket: Bucket, ledger: Ledger, owner: object) -> None:
         self._elements = bucket.elements
         self._ledger = ledger
@@ -187,11 +205,32 @@ class Journal:
         self._sum = ReplayTotals()
         self._used_at = time.perf_counter()
         self.idle_runs = 0
+        self._cost_s: float | None = None
+        self._costed_calls = 0
         ledger.open(self)
 
-    def open(self, request: Request) -> Tally:
-        """A tally for requests of one shape."""
-        tally = Tally(request)
+    def add_idle_run(self, seconds: float) -> None:
+        """Counts a run without a request, which took so long until its outputs were there."""
+        with self._lock:
+            self.idle_runs += 1
+            if not self._costed_calls:
+                self._cost_s = seconds if self._cost_s is None else min(self._cost_s, seconds)
+
+    @property
+    def cost_ms(self) -> float | None:
+        """Milliseconds of a run until its outputs are there; None where nobody waited for one."""
+        with self._lock:
+            self._fold()
+            return None if self._cost_s is None else self._cost_s * 1e3
+
+    def open(self, request: Request, *, waits: bool = False) -> Tally:
+        """A tally for requests of one shape.
+
+        Args:
+            request: What is served.
+            waits: Whether its times are those until the outputs are there.
+        """
+        tally = Tally(request, waits=waits)
         with self._lock:
             self._tallies.append(tally)
             if len(self._tallies) >= self._fold_at:
@@ -223,6 +262,8 @@ class Journal:
             # Asked before it is read, so that nothing is added between the two.
             is_open = tally.is_open
             replays, new = tally.read()
+            if new and tally.waits:
+                self._refresh_cost(tally, new)
             if new and tally.request.fit is not Fit.PIECE:
                 sizes.add(tally.request.sizes, new)
             if is_open:
@@ -234,6 +275,16 @@ class Journal:
         self._tallies = still_open
         self._sum = self._sum + ended.totals(self._elements)
         return self._sum + running.totals(self._elements)
+
+    def _refresh_cost(self, tally: Tally, new: int) -> None:
+        """Takes the mean of so many new calls into the cost, each with the weight of one run."""
+        seconds = tally.seconds
+        mean = (seconds - tally.settled_seconds) / new
+        tally.settled_seconds = seconds
+        before = mean if self._cost_s is None else self._cost_s
+        weight = new / (new + min(max(self._costed_calls, 1), _REMEMBERED_RUNS))
+        self._cost_s = before + (mean - before) * weight
+        self._costed_calls += new
 
 
 class Ledger:

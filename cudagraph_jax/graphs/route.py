@@ -134,7 +134,9 @@ class Route:
         self._call = call
         self.bucket = bucket
         self.request = request
-        self.tally = journal.open(request)
+        # All outputs are there as soon as one of them is on the host.
+        waits = wait or any(leaf.unpad == "host" for leaf in outputs.leaves)
+        self.tally = journal.open(request, waits=waits)
         self._wait = wait
         self._mask_argname = program.target.mask_argname
         self._pads = pads_for(program, shapes, sizes=request.sizes, bucket=bucket)

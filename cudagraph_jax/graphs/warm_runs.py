@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ def run_idle(entry: CUDAGraphEntry, iterations: int, *, leaves: Sequence[object]
     use_jax()
     for _ in range(iterations):
         args, kwargs = idle_arguments(entry, leaves=leaves)
+        start = perf_counter()
         try:
             # It is compiled already; with the switch on, JAX would refuse to run it.
             with jax.disable_jit(False):
@@ -44,7 +46,7 @@ def run_idle(entry: CUDAGraphEntry, iterations: int, *, leaves: Sequence[object]
                 f"{entry.bucket} was compiled, but does not run: {error_text(error)}",
                 stage="warm-up",
             ) from error
-        entry.journal.idle_runs += 1
+        entry.journal.add_idle_run(perf_counter() - start)
 
 
 def idle_arguments(

@@ -149,7 +149,11 @@ def attention_cost(hidden_size: int, *, mlp_size: int | None = None) -> Polynomi
 
 
 class Timed(Protocol):
-    """What `measured_cost` reads of a captured bucket; `CUDAGraphEntry` has it."""
+    """What `measured_cost` reads of a captured bucket; `CUDAGraphEntry` has it.
+
+    What has no `cost_ms`, such as figures of an older version that were read from a file, may have
+    `replay_count` and `avg_replay_time_ms` in its place.
+    """
 
     @property
     def batch_size(self) -> int:
@@ -160,47 +164,53 @@ class Timed(Protocol):
         """Sequence length of the bucket."""
 
     @property
-    def replay_count(self) -> int:
-        """How often it was replayed."""
-
-    @property
-    def avg_replay_time_ms(self) -> float:
-        """Mean milliseconds of a replay."""
+    def cost_ms(self) -> float | None:
+        """Milliseconds of a run until its outputs are there; None where nobody waited for one."""
 
 
 def measured_cost(entries: Iterable[Timed]) -> PolynomialCost:
-    """Milliseconds of a replay of any size, fitted to the times of buckets that were replayed.
+    """Milliseconds of a run of any size, fitted to what runs of the captured buckets cost.
 
     The fit minimises the relative error and has no negative term, so that a larger bucket never
-    costs less. Times are device times in `debug_mode` or with `unpad="host"`; otherwise they may
-    be times to dispatch.
+    costs less. Times are those until the outputs are there (`CUDAGraphEntry.cost_ms`), from the
+    warm-up and from calls that wait for their outputs.
 
     Where the buckets do not tell two terms apart, as in a single row, it is the elements that cost.
 
     Args:
-        entries: `registry.entries()`, say. Those that were never replayed are left out.
+        entries: `registry.entries()`, say. Those that nobody waited for are left out.
 
     Raises:
-        ConfigError: Fewer than two different buckets were replayed.
+        ConfigError: Fewer than two different buckets have a cost.
     """
     if not isinstance(entries, Iterable):
         raise ConfigError(
             f"entries={entries!r} is no collection of captured buckets: give registry.entries()"
         )
-    timed = [entry for entry in entries if entry.replay_count and entry.avg_replay_time_ms > 0]
-    buckets = len({(entry.batch_size, entry.seq_len) for entry in timed})
+    times_ms = [(entry, _time_ms(entry)) for entry in entries]
+    timed = [(entry, time_ms) for entry, time_ms in times_ms if time_ms > 0]
+    buckets = len({(entry.batch_size, entry.seq_len) for entry, _ in timed})
     if buckets < 2:
         raise ConfigError(
-            f"entries hold times of {buckets} different buckets, too few to fit a cost to: serve "
-            "requests in two or more first"
+            f"entries hold times of {buckets} different buckets, too few to fit a cost to: warm "
+            "up, or serve requests in two or more whose outputs go to the host"
         )
-    times = np.array([entry.avg_replay_time_ms for entry in timed])
-    batch = np.array([entry.batch_size for entry in timed], np.float64)
-    seq = np.array([entry.seq_len for entry in timed], np.float64)
+    times = np.array([time_ms for _, time_ms in timed], np.float64)
+    batch = np.array([entry.batch_size for entry, _ in timed], np.float64)
+    seq = np.array([entry.seq_len for entry, _ in timed], np.float64)
     # In the order in which terms are preferred that explain the times equally well.
     terms = np.stack([batch * seq, np.ones_like(batch), batch, batch * seq**2], axis=1)
     elements, constant, rows, pairs = _nonnegative_fit(terms / times[:, None])
     return PolynomialCost(constant=constant, rows=rows, elements=elements, pairs=pairs)
+
+
+def _time_ms(entry: Timed) -> float:
+    """What a run costs; 0 where nobody knows."""
+    if hasattr(entry, "cost_ms"):
+        return entry.cost_ms or 0.0
+    return float(
+        getattr(entry, "avg_replay_time_ms", 0.0) if getattr(entry, "replay_count", 0) else 0.0
+    )
 
 
 def _nonnegative_fit(terms: Floats) -> list[float]:

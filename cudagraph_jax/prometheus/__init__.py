@@ -11,7 +11,7 @@
 | `evictions_total` | counter | | buckets dropped for a limit |
 | `compile_seconds` | histogram | | trace, lower and compile, from the registration on |
 | `replay_duration_seconds` | histogram | | each replay, with `replay_times=True` |
-| `graphs`, `memory_bytes` | gauge | | captured buckets, and their code and temporary memory |
+| `graphs`, `memory_bytes` | gauge | | captured buckets, their code and largest temporary memory |
 | `queued_captures`, `failed_buckets` | gauge | | in the background; not captured for an error |
 
 All have the label `manager`, the name it was registered under. `outcome` is replay, capture, split,

@@ -11,6 +11,7 @@ from prometheus_client import Counter, Gauge, Histogram, Metric
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.dispatch.manager import CUDAGraphManager
 from cudagraph_jax.dispatch.stats import Outcomes
+from cudagraph_jax.xla.memory import pool_bytes
 
 _PREFIX = "cudagraph_jax_"
 _TRIES = 3
@@ -27,7 +28,7 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 _GAUGES = {
     "graphs": "Buckets that are captured.",
-    "memory_bytes": "Code and temporary memory of the captured buckets, as the compiler says.",
+    "memory_bytes": "Code of the captured buckets, and the largest of their temporary memory.",
     "queued_captures": "Captures that wait or run in the background.",
     "failed_buckets": "Buckets that could not be captured.",
 }
@@ -167,7 +168,7 @@ def levels(manager: CUDAGraphManager) -> dict[str, float]:
     entries, capturer = manager.registry.entries(), manager.dispatcher.capturer
     return {
         "graphs": len(entries),
-        "memory_bytes": sum(entry.memory_bytes or 0 for entry in entries),
+        "memory_bytes": pool_bytes(entry.memory for entry in entries),
         "queued_captures": len(capturer.background),
         "failed_buckets": len(capturer.failures),
     }

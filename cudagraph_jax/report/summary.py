@@ -105,6 +105,7 @@ def _captures(stats: Mapping[str, Any]) -> Pairs:
     return [
         ("graphs", f"{exact(registry['num_graphs'])} held, {exact(registry['evictions'])} evicted"),
         ("memory", f"{exact(registry['memory_bytes'])} bytes"),
+        *_closed_over(registry),
         ("captures", exact(captures)),
         ("compiling", f"{seconds(compile_ms / 1e3)} in all{mean}"),
         *_loads(registry),
@@ -115,6 +116,11 @@ def _captures(stats: Mapping[str, Any]) -> Pairs:
             f"{registry['avg_replay_time_ms']:,.3f} ms each",
         ),
     ]
+
+
+def _closed_over(registry: Mapping[str, Any]) -> Pairs:
+    closed_over = registry.get("closed_over_bytes")  # older snapshots do not have it
+    return [("of it closed over", f"{exact(closed_over)} bytes")] if closed_over else []
 
 
 def _loads(registry: Mapping[str, Any]) -> Pairs:

@@ -27,8 +27,11 @@ class BucketWarmup:
         bucket: Its sizes.
         status: `"captured"` now, `"loaded"` from the store, `"present"` before, or `"failed"`.
         capture_time_ms: Milliseconds to compile or load it; 0 if it was present or failed.
-        memory_bytes: Code and temporary memory as the compiler reports it; None if it does not.
+        memory_bytes: What it needs alone: what it keeps, and its temporary memory; None if the
+            compiler does not say.
         error: Why it failed.
+        temporary_bytes: The part of `memory_bytes` that a run gives back.
+        closed_over_bytes: The part of it that are arrays which the function closes over.
     """
 
     bucket: Bucket
@@ -36,6 +39,8 @@ class BucketWarmup:
     capture_time_ms: float = 0.0
     memory_bytes: int | None = None
     error: str | None = None
+    temporary_bytes: int = 0
+    closed_over_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,9 @@ class WarmupReport:
 
     def _headline(self) -> Pairs:
         compile_ms = self._milliseconds("captured")
-        memory = sum(record.memory_bytes or 0 for record in self.buckets)
+        kept = sum((record.memory_bytes or 0) - record.temporary_bytes for record in self.buckets)
+        memory = kept + max((record.temporary_bytes for record in self.buckets), default=0)
+        closed_over = sum(record.closed_over_bytes for record in self.buckets)
         return [
             ("captured", exact(self.captured)),
             *([("loaded", exact(self.loaded))] if self.loaded else []),
@@ -108,6 +115,7 @@ class WarmupReport:
                 else []
             ),
             ("memory bytes", exact(memory)),
+            *([("of it closed over", exact(closed_over))] if closed_over else []),
         ]
 
     def _milliseconds(self, status: Status) -> float:

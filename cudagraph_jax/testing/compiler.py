@@ -17,6 +17,7 @@ from cudagraph_jax.program.call import has_tracers
 from cudagraph_jax.program.program import CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.memory import Memory
 from cudagraph_jax.xla.stages import Executable, Lowering
 
 
@@ -100,7 +101,7 @@ class FakeCompiler:
         return Executable(
             call=cast(Compiled, call),
             compile_ms=lowering.took_ms + (clock() - start) * 1e3,
-            memory_bytes=self._memory_bytes,
+            memory=Memory(self._memory_bytes, closed_over_bytes=lowering.closed_over_bytes),
             flops=None,
         )
 

@@ -14,6 +14,7 @@ from jax.stages import Compiled, Lowered
 from cudagraph_jax._base.text import error_text
 from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError, UnexpectedCompileError
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.memory import Memory, closed_over_bytes, memory_of
 
 REFUSAL = (
     "had to be compiled inside no_compiles(): warm the bucket up first, keep sizes inside the "
@@ -30,16 +31,26 @@ class Executable:
         call: The compiled function; strict about shapes, dtypes and pytrees, and it refuses
             tracers.
         compile_ms: Milliseconds to trace, lower and compile; or to load, if it was loaded.
-        memory_bytes: Generated code and temporary memory; None if the backend does not say.
+        memory: What it takes; None if the backend does not say.
         flops: Floating-point operations of one run; None if the backend does not say.
         is_loaded: Whether it was read from a store instead of compiled.
     """
 
     call: Compiled
     compile_ms: float
-    memory_bytes: int | None
+    memory: Memory | None
     flops: float | None
     is_loaded: bool = False
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What it keeps and what a run borrows; None if the backend does not say."""
+        return None if self.memory is None else self.memory.total_bytes
+
+    @property
+    def closed_over_bytes(self) -> int:
+        """Of the arrays that its function closes over."""
+        return 0 if self.memory is None else self.memory.closed_over_bytes
 
     @property
     def output_info(self) -> PyTree:
@@ -55,11 +66,13 @@ class Lowering:
         lowered: JAX's own stage.
         name: What profiles and logs call it.
         took_ms: Milliseconds to trace and lower it.
+        closed_over_bytes: Of the arrays that the function closes over.
     """
 
     lowered: Lowered
     name: str
     took_ms: float
+    closed_over_bytes: int = 0
 
     @property
     def text(self) -> str:
@@ -115,7 +128,7 @@ class Lowering:
             return Executable(
                 call=compiled,
                 compile_ms=self.took_ms + (clock() - start) * 1e3,
-                memory_bytes=_memory_bytes(compiled),
+                memory=memory_of(compiled, closed_over_bytes=self.closed_over_bytes),
                 flops=_flops(compiled),
             )
 
@@ -174,7 +187,7 @@ def lower_function(
         traced = jitted.trace(*args, **kwargs)
     with stage_errors("lower", name), tracing_refusals():
         lowered = traced.lower()
-    return Lowering(lowered, name, (clock() - start) * 1e3)
+    return Lowering(lowered, name, (clock() - start) * 1e3, closed_over_bytes(traced.jaxpr))
 
 
 def evaluate_shapes(
@@ -223,13 +236,6 @@ def stage_errors(stage: str, name: str) -> Iterator[None]:
         raise CaptureError(
             f"cannot {stage} {name}: {type(error).__name__}: {reason}", stage=stage
         ) from error
-
-
-def _memory_bytes(compiled: Compiled) -> int | None:
-    report = compiled.memory_analysis()
-    if report is None:
-        return None
-    return int(report.generated_code_size_in_bytes + report.temp_size_in_bytes)
 
 
 def _flops(compiled: Compiled) -> float | None:

@@ -28,6 +28,7 @@ class Value:
     key: str
     weight: int
     used: int
+    borrowed: int = 0
 
 
 def cache_of(max_items=None, max_weight=None, on_drop=lambda values: None):
@@ -35,6 +36,7 @@ def cache_of(max_items=None, max_weight=None, on_drop=lambda values: None):
         errors=ERRORS,
         last_used=lambda value: value.used,
         weight=lambda value: value.weight,
+        borrows=lambda value: value.borrowed,
         max_items=max_items,
         max_weight=max_weight,
         on_drop=on_drop,

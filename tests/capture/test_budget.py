@@ -20,16 +20,16 @@ from cudagraph_jax import (
     bucket_jit,
 )
 from cudagraph_jax.capture.failures import Failures
-from tests.helpers.functions import GRID, assert_close, big, double, floats, in_a_loop
+from cudagraph_jax.xla.memory import Memory
+from tests.helpers.functions import GRID, assert_close, big, double, floats, stats_of
+from tests.helpers.memory import ROW, borrows, keeps, sized_manager
 
 QUIET = {"progress": False}
 
 
 def big_function(sizes, **options):
-    config = CUDAGraphConfig(
-        capture_sizes=sizes, memory_pool_size_mb=1, warmup_iterations=0, **options
-    )
-    return bucket_jit(big, in_axes=("batch _",), config=config)
+    manager = sized_manager(keeps, capture_sizes=sizes, **options)
+    return bucket_jit(big, in_axes=("batch _",), manager=manager)
 
 
 def test_more_buckets_than_graphs():
@@ -75,10 +75,8 @@ def test_without_a_pool_there_is_no_budget():
 
 def test_a_grid_that_fits_may_be_warmed_up_again():
     """A second warm-up of a grid that is held needs no more memory, and is no error."""
-    config = CUDAGraphConfig(
-        capture_sizes=(1,), capture_seq_lens=(8, 9), memory_pool_size_mb=1, warmup_iterations=0
-    )
-    function = bucket_jit(big, in_axes=("batch seq",), config=config)
+    manager = sized_manager(lambda bucket: Memory(ROW), capture_sizes=(1,), capture_seq_lens=(8, 9))
+    function = bucket_jit(big, in_axes=("batch seq",), manager=manager)
     for length in (9, 8):
         function(floats(0, 1, length))
     assert function.registry.num_graphs == 2
@@ -97,16 +95,10 @@ def test_functions_that_share_a_manager_fit_together():
     assert (manager.registry.num_graphs, manager.registry.evictions) == (6, 0)
 
 
-def fixed(x):
-    """Needs 400 kB of temporary memory, however many rows."""
-    return x + in_a_loop(jnp.arange(100_000.0) * x.sum(), x)[:1] * 0
-
-
 def fixed_function(sizes, **options):
-    config = CUDAGraphConfig(
-        capture_sizes=sizes, memory_pool_size_mb=1, warmup_iterations=0, **options
-    )
-    return bucket_jit(fixed, in_axes=("batch _",), config=config)
+    """Keeps 400 kB for a bucket, however many rows."""
+    manager = sized_manager(lambda bucket: Memory(ROW), capture_sizes=sizes, **options)
+    return bucket_jit(double, in_axes=("batch _",), manager=manager)
 
 
 def test_a_bucket_over_the_whole_budget_ends_the_warmup():
@@ -140,27 +132,27 @@ def test_a_larger_bucket_that_comes_later_needs_no_less(tmp_path):
     """With hot buckets first, too, a bucket that does not fit is said before it is compiled."""
     store = GraphStore(tmp_path)
     store.remember_hot({"big": {"2x1": 9, "1x1": 8}})
-    config = CUDAGraphConfig(capture_sizes=(1, 2, 4), memory_pool_size_mb=2, warmup_iterations=0)
+    config = CUDAGraphConfig(capture_sizes=(1, 2, 4), memory_pool_size_mb=4, warmup_iterations=0)
     manager = CUDAGraphManager(config, store=store)
     other = bucket_jit(lambda x: big(x) + 1, in_axes=("batch _",), manager=manager, name="other")
-    other(floats(0, 1, 1))
+    for batch in (1, 2):
+        other(floats(0, batch, 1))
     function = bucket_jit(big, in_axes=("batch _",), manager=manager)
     with pytest.raises(ConfigError, match="and the next one, 4x1, needs about"):
         function.warmup(floats(0, 1, 1), **QUIET)
-    assert [entry.key for entry in function.registry.entries()] == [(1, 1), (2, 1), (1, 1)]
-    assert (function.registry.capture_count, function.registry.evictions) == (3, 0)
+    assert [entry.key for entry in function.registry.entries()] == [(1, 1), (2, 1), (2, 1), (1, 1)]
+    assert (function.registry.capture_count, function.registry.evictions) == (4, 0)
 
 
 def jumping(x):
-    """Needs 400 kB for four rows, nearly nothing for two, and 800 kB for one."""
-    wide = jnp.arange({4: 1e5, 2: 4.0, 1: 2e5}[x.shape[0]]) * x.sum()
-    return x + in_a_loop(wide, x)[:1] * 0
+    return x + 1
 
 
 def test_the_last_bucket_may_not_drive_one_out():
     """A bucket that needs more than was estimated, also the last one, is no silent eviction."""
-    config = CUDAGraphConfig(capture_sizes=(1, 2, 4), memory_pool_size_mb=1, warmup_iterations=0)
-    function = bucket_jit(jumping, in_axes=("batch _",), out_axes="batch _", config=config)
+    needs = {4: Memory(400_000), 2: Memory(16), 1: Memory(800_000)}
+    manager = sized_manager(lambda bucket: needs[bucket.batch_size], capture_sizes=(1, 2, 4))
+    function = bucket_jit(jumping, in_axes=("batch _",), manager=manager)
     with pytest.raises(ConfigError) as caught:
         function.warmup(floats(0, 1, 1), **QUIET)
     assert (function.registry.capture_count, function.registry.evictions) == (3, 1)
@@ -237,10 +229,112 @@ def test_an_over_budget_bucket_is_compiled_once():
     assert function.registry.capture_count == 1
     (warning,) = told
     said = str(warning.message)
-    assert "big at 4x1 needs 1,6" in said
+    assert "big at 4x1 needs 1,600,000 bytes" in said
     assert "1,048,576" in said
     assert "not tried again" in said
     explained = str(function.explain(x))
     for text in (said, explained):
         assert "Variant(" not in text
         assert "PyTreeDef" not in text
+
+
+def test_temporary_memory_is_no_sum():
+    """Buckets of temporary memory that fit one by one fit together: a run gives it back."""
+    manager = sized_manager(borrows, capture_sizes=(1, 2))
+    function = bucket_jit(double, in_axes=("batch _",), manager=manager)
+    report = function.warmup(floats(0, 1, 1), **QUIET)
+    assert report.captured == 2
+    assert stats_of(function)["registry"]["memory_bytes"] == 2 * 1000 + 2 * ROW
+
+
+def test_alternating_buckets_compile_once_each():
+    """Traffic between two buckets that borrow most of the pool compiles each of them once."""
+    manager = sized_manager(borrows, capture_sizes=(1, 2))
+    function = bucket_jit(double, in_axes=("batch _",), manager=manager)
+    for batch in (1, 2, 1, 2, 1, 2):
+        function(floats(0, batch, 1))
+    assert (function.registry.capture_count, function.registry.evictions) == (2, 0)
+
+
+def test_one_bucket_that_borrows_too_much_drives_nobody_out():
+    """What alone borrows more than the pool is refused by name; the others stay."""
+    manager = sized_manager(borrows, capture_sizes=(1, 2, 8))
+    function = bucket_jit(double, in_axes=("batch _",), manager=manager)
+    for batch in (1, 2):
+        function(floats(0, batch, 1))
+    with pytest.warns(CUDAGraphWarning, match="double at 8x1 needs 3,201,000 bytes"):
+        function(floats(0, 8, 1))
+    assert (function.registry.num_graphs, function.registry.evictions) == (2, 0)
+
+
+def test_less_temporary_memory_is_asked_for_before_a_bucket_is_refused():
+    """A bucket that fits where XLA runs its operations one by one is compiled like that."""
+    manager = sized_manager(
+        borrows, one_by_one=lambda bucket: Memory(1000, ROW), capture_sizes=(1, 8)
+    )
+    function = bucket_jit(double, in_axes=("batch _",), manager=manager)
+    assert function.warmup(floats(0, 1, 1), **QUIET).captured == 2
+    small, large = sorted(function.registry.entries(), key=lambda entry: entry.key)
+    assert (small.memory_bytes, large.memory_bytes) == (ROW + 1000, ROW + 1000)
+    assert (dict(small.options), list(large.options)) == ({}, ["xla_cpu_scheduler_type"])
+
+
+def side_by_side(x):
+    """16 operations that XLA runs at once, each with 4 MiB of temporary memory for 8 rows."""
+    wide = x[:, None] * jnp.ones((1, 1 << 17))
+    return sum(jnp.sort(wide * by, axis=-1).mean(1) for by in range(1, 17))
+
+
+def test_xla_runs_operations_one_by_one_where_memory_is_short():
+    """Operations that would take more than the pool at once are compiled to take it in turn."""
+    config = CUDAGraphConfig(capture_sizes=(8,), memory_pool_size_mb=32, warmup_iterations=0)
+    function = bucket_jit(side_by_side, in_axes=("batch",), config=config)
+    x = np.arange(1, 8, dtype=np.float32)
+    assert_close(function(x), 136 * x)
+    wide = bucket_jit(
+        side_by_side,
+        in_axes=("batch",),
+        config=dataclasses.replace(config, memory_pool_size_mb=1024),
+    )
+    wide(x)
+    (frugal,), (entry,) = function.registry.entries(), wide.registry.entries()
+    assert (frugal.memory_bytes or 0) < 2**25 < (entry.memory_bytes or 0)
+
+
+def spare(function, free):
+    """The same with so many bytes free of each device."""
+    function.manager.dispatcher.capturer.free_bytes = lambda device: free
+    return function
+
+
+def test_a_device_without_room_is_said_before_anything_is_compiled():
+    """Inputs and outputs of the largest bucket that are more than is free end the warm-up."""
+    function = spare(bucket_jit(double, in_axes=("batch seq",), config=GRID), 63)
+    with pytest.raises(ConfigError, match=r"needs 160 bytes of .* but 63 are free"):
+        function.warmup(floats(0, 2, 4), **QUIET)
+    assert function.registry.capture_count == 0
+    assert spare(function, 160).warmup(floats(0, 2, 4), **QUIET).captured == 6
+
+
+def test_temporary_memory_is_compared_before_the_first_run():
+    """Temporary memory that is more than is free is said as soon as the compiler tells it."""
+    manager = sized_manager(borrows, capture_sizes=(1, 2), warmup_iterations=1)
+    function = spare(bucket_jit(double, in_axes=("batch _",), manager=manager), ROW)
+    with pytest.raises(ConfigError, match=f"double at 2x1 needs {2 * ROW + 16:,} bytes of"):
+        function.warmup(floats(0, 1, 1), **QUIET)
+    assert function.registry.capture_count == 1
+
+
+def test_what_is_passed_through_is_on_the_device():
+    """Parameters count for nothing: they are there before the warm-up."""
+    function = bucket_jit(
+        lambda w, x: x + w.sum(), in_axes=(None, "batch seq"), config=GRID, name="scaled"
+    )
+    spare(function, 4096).warmup(np.ones((1024, 1024), np.float32), floats(0, 2, 4), **QUIET)
+    assert function.registry.capture_count == 6
+
+
+def test_a_device_that_does_not_tell_refuses_nothing():
+    """Where the backend does not say what is free, as on a CPU, nothing is refused."""
+    function = spare(bucket_jit(double, in_axes=("batch seq",), config=GRID), None)
+    assert function.warmup(floats(0, 2, 4), **QUIET).captured == 6

@@ -21,8 +21,10 @@ from cudagraph_jax import (
     InputShapeError,
     bucket_jit,
 )
+from cudagraph_jax.xla.memory import Memory
 from tests.helpers.faults import Told
 from tests.helpers.functions import GRID, assert_close, big, double, floats, stats_of, total
+from tests.helpers.memory import ROW, SizedCompiler
 
 CONFIG = CUDAGraphConfig(capture_sizes=(1, 4, 8), capture_seq_lens=(8, 16), warmup_iterations=1)
 
@@ -252,9 +254,11 @@ def test_the_least_recently_used_goes_first():
 
 def test_the_memory_budget():
     """Beyond the budget the least recently used is dropped; one alone beyond it is an error."""
-    registry = CUDAGraphRegistry(CUDAGraphConfig(memory_pool_size_mb=1, warmup_iterations=0))
+    config = CUDAGraphConfig(memory_pool_size_mb=1, warmup_iterations=0)
+    compiler = SizedCompiler(lambda bucket: Memory(ROW * bucket.batch_size, 1000))
+    registry = CUDAGraphRegistry(config, compiler=compiler)
     entries = [registry.capture(1, seq, big, (1, seq)) for seq in (2, 3)]
-    assert stats_of(registry)["memory_bytes"] == sum(entry.memory_bytes or 0 for entry in entries)
+    assert stats_of(registry)["memory_bytes"] == 2 * ROW + 1000
     entries[0].replay(floats(0, 1, 2))
     registry.capture(1, 4, big, (1, 4))
     assert [entry.key for entry in registry.entries()] == [(1, 2), (1, 4)]

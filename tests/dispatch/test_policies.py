@@ -23,7 +23,9 @@ from cudagraph_jax import (
     SealedError,
     bucket_jit,
 )
+from cudagraph_jax.xla.memory import Memory
 from tests.helpers.functions import GRID, assert_close, big, double, floats, stats_of
+from tests.helpers.memory import ROW, keeps, sized_manager
 
 X = floats(0, 2, 4)
 
@@ -216,8 +218,8 @@ def test_an_unknown_compiler_option_is_an_error():
 
 def test_a_bucket_beyond_the_whole_budget_runs_eagerly():
     """A bucket that alone needs more than the budget is reported and served eagerly."""
-    config = CUDAGraphConfig(capture_sizes=(1, 8), memory_pool_size_mb=1, warmup_iterations=0)
-    function = bucket_jit(big, in_axes=("batch _",), config=config)
+    manager = sized_manager(keeps, capture_sizes=(1, 8))
+    function = bucket_jit(big, in_axes=("batch _",), manager=manager)
     x = floats(0, 8, 1)
     with pytest.warns(CUDAGraphWarning, match="more than the whole budget of 1,048,576"):
         assert_close(function(x), np.asarray(big(jnp.asarray(x))))
@@ -268,10 +270,10 @@ def test_a_dropped_function_is_freed():
 
 def test_the_budget_is_shared_by_least_recent_use():
     """The memory budget drops the bucket whose last use is longest ago."""
-    config = CUDAGraphConfig(
-        capture_sizes=(1,), capture_seq_lens=(1, 2, 3), memory_pool_size_mb=1, warmup_iterations=0
+    manager = sized_manager(
+        lambda bucket: Memory(ROW), capture_sizes=(1,), capture_seq_lens=(1, 2, 3)
     )
-    function = bucket_jit(big, in_axes=("batch seq",), config=config)
+    function = bucket_jit(big, in_axes=("batch seq",), manager=manager)
     one, two, three = (floats(0, 1, seq) for seq in (1, 2, 3))
     function(one)
     weight = function.registry.entries()[0].memory_bytes

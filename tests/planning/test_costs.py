@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cudagraph_jax import CUDAGraphConfig, bucket_jit
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.planning.costs import (
@@ -105,8 +106,13 @@ def test_bad_width(width):
     assert str(caught.value) == "mlp_size" + message
 
 
-def entry(batch, seq, time_ms, replays=1):
+def entry(batch, seq, time_ms):
     """What `measured_cost` reads of an entry."""
+    return SimpleNamespace(batch_size=batch, seq_len=seq, cost_ms=time_ms)
+
+
+def older(batch, seq, time_ms, replays=1):
+    """What it reads of figures that have no `cost_ms`."""
     return SimpleNamespace(
         batch_size=batch, seq_len=seq, replay_count=replays, avg_replay_time_ms=time_ms
     )
@@ -171,7 +177,8 @@ def test_measured_along_one_length():
         ([], 0),
         ([entry(1, 8, 1.0)], 1),
         ([entry(1, 8, 1.0), entry(1, 8, 2.0)], 1),
-        ([entry(1, 8, 1.0), entry(2, 8, 0.0, replays=0), entry(4, 8, 0.0)], 1),
+        ([entry(1, 8, 1.0), entry(2, 8, None), entry(4, 8, 0.0)], 1),
+        ([older(1, 8, 1.0), older(2, 8, 2.0, replays=0), older(4, 8, 0.0)], 1),
     ],
 )
 def test_too_few_times(entries, buckets):
@@ -179,8 +186,8 @@ def test_too_few_times(entries, buckets):
     with pytest.raises(ConfigError) as caught:
         measured_cost(entries)
     assert str(caught.value) == (
-        f"entries hold times of {buckets} different buckets, too few to fit a cost to: serve "
-        "requests in two or more first"
+        f"entries hold times of {buckets} different buckets, too few to fit a cost to: warm "
+        "up, or serve requests in two or more whose outputs go to the host"
     )
 
 
@@ -193,6 +200,29 @@ def test_measured_from_a_registry():
         captured.replay(np.zeros((batch, 8), np.float32))
     cost = measured_cost(registry.entries())
     assert cost(4, 8) >= cost(1, 8) > 0
+
+
+def test_a_time_to_dispatch_is_no_cost():
+    """What nobody waited for has no cost, however often it was replayed."""
+    config = CUDAGraphConfig(capture_sizes=(1, 2), warmup_iterations=0)
+    function = bucket_jit(lambda x: x + 1, in_axes="batch seq", unpad="none", config=config)
+    for batch in (1, 2) * 3:
+        function(np.zeros((batch, 8), np.float32))
+    entries = function.registry.entries()
+    assert {entry.cost_ms for entry in entries} == {None}
+    assert min(entry.avg_replay_time_ms for entry in entries) > 0
+    with pytest.raises(ConfigError, match="times of 0 different buckets"):
+        measured_cost(entries)
+    function.warmup(np.zeros((1, 8), np.float32), progress=False)
+    with pytest.raises(ConfigError, match="times of 0 different buckets"):
+        measured_cost(entries)
+
+
+def test_figures_of_an_older_version():
+    """Figures without a cost are fitted by their mean times, as they were before."""
+    cost = PolynomialCost(constant=0.1, elements=1e-3)
+    fitted = measured_cost([older(*size, cost(*size)) for size in GRID])
+    assert fitted.elements == pytest.approx(1e-3)
 
 
 def test_a_registry_is_no_collection():

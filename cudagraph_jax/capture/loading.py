@@ -133,6 +133,25 @@ class Loader:
                 stacklevel=2,
             )
 
+    def tell_closed_over(self, request: CompileRequest, lowering: Lowering) -> None:
+        """Warns once of a function's arrays that are stored with it and not seen by its name."""
+        fingerprint, size = request.program.target.fingerprint, lowering.closed_over_bytes
+        if fingerprint is None or fingerprint.unsure is None or not size:
+            return
+        about = f"closed over {fingerprint.given} {fingerprint.function} {fingerprint.code}"
+        with self._lock:
+            known = about in self._told
+            self._told.add(about)
+        if not known:
+            warnings.warn(
+                f"{request.program.target.name} closes over {size:,} bytes of arrays, which are "
+                f"stored with it: while fingerprint={fingerprint.given!r} stays the same, a server "
+                "that starts with other arrays loads these. Have the fingerprint change with them, "
+                'or pass them as an argument that is not padded: in_axes=(None, "batch seq")',
+                CUDAGraphWarning,
+                stacklevel=2,
+            )
+
     def _untraced(self, request: CompileRequest, fields: Fields) -> Ahead:
         """As `load`, in a thread to which what the caller set up for tracing does not apply.
 

@@ -89,6 +89,8 @@ class Shelf:
             return self._compile_unstored(request, outputs, lowering)
         found = self._load(request, exact, lowering=lowering, is_again=missed is not None)
         home = exact if named is None or not is_portable(lowering) else named
+        if home is named:
+            self._loader.tell_closed_over(request, lowering)
         if isinstance(found, Found):
             return self._moved(request, found, missed, home=None if home is exact else home)
         self._note(request, [(named or exact, missed), (exact, found)])

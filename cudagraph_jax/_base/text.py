@@ -1,4 +1,4 @@
-"""Text: tables, one line of what may hold anything, and what JSON can hold."""
+"""Text: tables, errors, one line of what may hold anything, and what JSON can hold."""
 
 from __future__ import annotations
 
@@ -43,6 +43,19 @@ def one_line(text: str) -> str:
     return "".join(
         c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
     )
+
+
+def error_text(error: BaseException) -> str:
+    """What an error says, whoever wrote its class: some fail when they are asked."""
+    try:
+        return str(error)
+    except Exception as failure:
+        return f"(its own text fails with {type(failure).__name__})"
+
+
+def error_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {error_text(error).strip()}".split("\n", 1)[0]
 
 
 def _is_number(text: str) -> bool:

@@ -192,7 +192,8 @@ def _prove(entry: CUDAGraphEntry, call: Call, *, config: CUDAGraphConfig, iterat
     if config.debug_mode:
         from cudagraph_jax.graphs.check import check_entry
 
-        with jax.transfer_guard("allow"):  # of examples that nobody but the check sees
+        # Nobody but the check sees its examples; `disable_jit` as in `run_idle`.
+        with jax.transfer_guard("allow"), jax.disable_jit(False):
             check_entry(
                 entry,
                 call,

@@ -7,12 +7,12 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
 from typing import Any, TypeVar, cast
 
 import jax
 from jax.sharding import Mesh, NamedSharding, Sharding
 
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax.errors import InputShapeError, StoreError
 from cudagraph_jax.program.call import AbstractLeaf, default_device
 from cudagraph_jax.program.fingerprint import written, written_structure
@@ -23,7 +23,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.output_axes import SizeName
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.store import Json, Stored
-from cudagraph_jax.xla.environment import host_fields
+from cudagraph_jax.xla.environment import host_fields, jaxlib_version
 from cudagraph_jax.xla.stages import Executable, Lowering
 
 Fields = dict[str, Json]
@@ -78,9 +78,9 @@ def loading_keeps_options(jaxlib: str | None = None) -> bool:
     launches no graph after loading, and with FULL one. JAX 0.11.2 does not write them by name.
 
     Args:
-        jaxlib: Its version; None: that of the one that is installed.
+        jaxlib: Its version; None: that of the one that runs.
     """
-    major, minor = (version("jaxlib") if jaxlib is None else jaxlib).split(".")[:2]
+    major, minor = (jaxlib_version() if jaxlib is None else jaxlib).split(".")[:2]
     return (int(major), int(minor)) >= (0, 12)
 
 
@@ -125,7 +125,7 @@ def lowered_fields(
     try:
         partitions, drops_arguments = lowering.partitions, lowering.drops_arguments
     except (LookupError, AttributeError, StopIteration) as error:
-        raise StoreError(f"its StableHLO is not what was expected: {error}") from error
+        raise StoreError(f"its StableHLO is not what was expected: {error_text(error)}") from error
     if partitions != devices:
         raise StoreError(f"it runs on {partitions} devices, but its arguments are for {devices}")
     text = lowering.text
@@ -291,7 +291,7 @@ def outputs_in(stored: Stored) -> Outputs | None:
     try:
         return outputs_from_json(pairs[-1][1]) if pairs else None
     except (LookupError, TypeError, ValueError, InputShapeError) as error:
-        raise StoreError(f"its outputs are not described: {error}") from error
+        raise StoreError(f"its outputs are not described: {error_text(error)}") from error
 
 
 def outputs_to_json(outputs: Outputs) -> Json:

@@ -14,6 +14,7 @@ import jax
 from cudagraph_jax._base.fork import forkable_lock, put_right_in_child
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax._base.worker import Background, is_wanted
 from cudagraph_jax.capture.failures import Failures
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
@@ -123,7 +124,7 @@ class Capturer:
                 raise
             # Axes were guessed by size, and guessed wrong: nothing that the caller declared.
             raise CaptureError(
-                f"{error} (bucket_jit names axes explicitly)", stage="trace"
+                f"{error_text(error)} (bucket_jit names axes explicitly)", stage="trace"
             ) from error
         if made.is_new:
             self._settle(made.value, in_warmup=in_warmup)
@@ -173,7 +174,8 @@ class Capturer:
             except BaseException as error:
                 # A function that exits, say: it is not to be tried with each call.
                 other = CaptureError(
-                    f"cannot capture {bucket}: {type(error).__name__}: {error}", stage="compile"
+                    f"cannot capture {bucket}: {type(error).__name__}: {error_text(error)}",
+                    stage="compile",
                 )
                 self.failures.remember(bucket, variant, other)
                 raise

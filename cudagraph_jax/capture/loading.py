@@ -20,12 +20,13 @@ from cudagraph_jax.capture.cache_key import (
     number_of,
     outputs_in,
 )
-from cudagraph_jax.errors import CUDAGraphError, CUDAGraphWarning, StoreError
+from cudagraph_jax.errors import CUDAGraphWarning, StoreError
 from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.program import CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Miss, MissReason, Stored
+from cudagraph_jax.store.outcomes import fence
 from cudagraph_jax.xla import serialize as serial
 from cudagraph_jax.xla.environment import cores
 from cudagraph_jax.xla.memory import memory_of
@@ -132,13 +133,32 @@ class Loader:
                 stacklevel=2,
             )
 
+    def tell_closed_over(self, request: CompileRequest, lowering: Lowering) -> None:
+        """Warns once of a function's arrays that are stored with it and not seen by its name."""
+        fingerprint, size = request.program.target.fingerprint, lowering.closed_over_bytes
+        if fingerprint is None or fingerprint.unsure is None or not size:
+            return
+        about = f"closed over {fingerprint.given} {fingerprint.function} {fingerprint.code}"
+        with self._lock:
+            known = about in self._told
+            self._told.add(about)
+        if not known:
+            warnings.warn(
+                f"{request.program.target.name} closes over {size:,} bytes of arrays, which are "
+                f"stored with it: while fingerprint={fingerprint.given!r} stays the same, a server "
+                "that starts with other arrays loads these. Have the fingerprint change with them, "
+                'or pass them as an argument that is not padded: in_axes=(None, "batch seq")',
+                CUDAGraphWarning,
+                stacklevel=2,
+            )
+
     def _untraced(self, request: CompileRequest, fields: Fields) -> Ahead:
         """As `load`, in a thread to which what the caller set up for tracing does not apply.
 
         What is stored alone where the function must be traced; None where something is to be told.
         """
         try:
-            with _failing_to_load():
+            with fence("it cannot be loaded"):
                 answer = self._store.get(fields)
                 if isinstance(answer, Miss):
                     return answer
@@ -159,7 +179,7 @@ class Loader:
         is_again: bool,
     ) -> Found | Miss | None:
         try:
-            with _failing_to_load():
+            with fence("it cannot be loaded"):
                 answer = self._store.get(fields, is_again=is_again) if stored is None else stored
                 if isinstance(answer, Miss):
                     return answer
@@ -218,16 +238,10 @@ class Loader:
             if not is_first:  # the others differ likewise, and looking reads all headers
                 logger.info("%s is not in the store", request)
                 return
-            near = self._store.nearest(fields, same=("name", "bucket", "known_by"))
-            logger.info("%s is not in the store: %s", request, near or "nothing like it is")
-
-
-@contextmanager
-def _failing_to_load() -> Iterator[None]:
-    """Raises whatever fails as a `StoreError`: a file may state what nobody would write."""
-    try:
-        yield
-    except CUDAGraphError:
-        raise
-    except Exception as error:
-        raise StoreError(f"it cannot be loaded: {type(error).__name__}: {error}") from error
+            try:
+                with fence("it cannot be searched"):
+                    near = self._store.nearest(fields, same=("name", "bucket", "known_by"))
+            except StoreError as error:
+                logger.info("%s is not in the store: %s", request, error)
+            else:
+                logger.info("%s is not in the store: %s", request, near or "nothing like it is")

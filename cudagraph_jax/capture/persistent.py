@@ -30,8 +30,10 @@ from cudagraph_jax.program.program import CompileRequest, Program
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.store import GraphStore, Miss, MissReason
 from cudagraph_jax.store.identity import plain
+from cudagraph_jax.store.outcomes import fence
 from cudagraph_jax.xla import serialize as serial
 from cudagraph_jax.xla.compiles import cache_hits
+from cudagraph_jax.xla.environment import plugin_versions
 from cudagraph_jax.xla.stages import Executable, Lowering
 
 
@@ -53,6 +55,8 @@ class Shelf:
         self._loader = Loader(store, clock=clock)
         self._is_writable = store.mode != "ro"
         self._named: weakref.WeakKeyDictionary[Program, Fields | None] = weakref.WeakKeyDictionary()
+        with suppress(StoreError), fence(_NOT_NAMED):  # told when something is captured
+            plugin_versions()  # before somebody upgrades them under this process
         self._homes: weakref.WeakKeyDictionary[Executable, Fields] = weakref.WeakKeyDictionary()
 
     def distrust(self, bucket: Bucket, variant: Variant) -> None:
@@ -70,7 +74,8 @@ class Shelf:
         """
         program, bucket = request.program, request.bucket
         try:
-            common, named = self._fields(request)
+            with fence(_NOT_NAMED):
+                common, named = self._fields(request)
         except StoreError as error:
             self._loader.tell(request, error)
             return partial(self._compile_unstored, request, *request.lower(clock=self._clock))
@@ -79,11 +84,16 @@ class Shelf:
             return partial(_both, missed)
         outputs, lowering = request.lower(clock=self._clock)
         try:
-            exact = _settled(lowered_fields(common, program, lowering, bucket, clock=self._clock))
+            with fence(_NOT_NAMED):
+                exact = _settled(
+                    lowered_fields(common, program, lowering, bucket, clock=self._clock)
+                )
         except StoreError as error:
             self._loader.tell(request, error)
             return partial(self._compile_unstored, request, outputs, lowering)
         home = exact if named is None or not is_portable(lowering) else named
+        if home is named:
+            self._loader.tell_closed_over(request, lowering)
 
         def finish() -> tuple[Outputs, Executable]:
             found = self._load(request, exact, lowering=lowering, is_again=missed is not None)
@@ -106,7 +116,7 @@ class Shelf:
         """Loads what has a fingerprint in threads, while the block takes it in that order."""
         named = []
         for request in requests:
-            with suppress(StoreError):  # told to who takes it
+            with suppress(StoreError), fence(_NOT_NAMED):  # told to who takes it
                 fields = self._fields(request)[1]
                 if fields is not None:
                     named.append((request, fields))
@@ -116,23 +126,26 @@ class Shelf:
     def hot(self, name: str) -> dict[str, int]:
         """How often each bucket of the function `name` was replayed before."""
         try:
-            return self.store.hot().get(name, {})
+            with fence("it cannot be read"):
+                return self.store.hot().get(name, {})
         except StoreError as error:
             logger.warning("the order of the warm-up is not known: %s", error)
             return {}
 
     def touch(self, executable: Executable) -> None:
-        """Marks the file of an executable as in use."""
+        """Marks the file of an executable as in use, if that is possible."""
         if (fields := self._homes.get(executable)) is not None:
-            self.store.touch(fields)
+            with suppress(StoreError), fence("it cannot be marked"):
+                self.store.touch(fields)
 
     def explain(self, request: CompileRequest) -> str:
         """What the store has of an executable, as far as that is known without tracing."""
         try:
-            fields, named = self._fields(request)
-            if named is not None and named in self.store:
-                return "the store has it"
-            near = self.store.nearest(fields, besides=WHAT_IT_COMPUTES)
+            with fence(_NOT_NAMED):
+                fields, named = self._fields(request)
+                if named is not None and named in self.store:
+                    return "the store has it"
+                near = self.store.nearest(fields, besides=WHAT_IT_COMPUTES)
         except StoreError as error:
             return f"the store is of no use: {error}"
         if near is None:
@@ -235,10 +248,9 @@ class Shelf:
         return again.compile(compiler_options=options, clock=self._clock), True
 
     def _has(self, fields: Fields) -> bool:
-        try:
+        with suppress(StoreError), fence("it cannot be read"):
             return fields in self.store
-        except (StoreError, OSError):
-            return False  # said already when it was asked for
+        return False  # why was said already when it was asked for
 
     def _load(
         self,
@@ -267,19 +279,37 @@ class Shelf:
         if self.store.mode == "ro":
             return
         try:
-            if payload is None:
-                _check_devices(request, executable)
-            data = serial.dump(executable.call) if payload is None else payload
-            if lost := [name for name in request.options if name.encode() not in data]:
-                raise StoreError(f"JAX does not write its compiler options {', '.join(lost)}")
-            self.store.put(fields, data, extra=beside(outputs, executable))
+            with fence("it cannot be stored"):
+                self._write(request, fields, outputs, executable, payload)
         except StoreError as error:
+            if getattr(error, "reason", None) is MissReason.OUTDATED:
+                # Of a server that is upgraded already; why this one compiles was said.
+                logger.info("%s is not stored: %s", request, error)
+                return
             self._is_writable = False
             self._loader.tell(request, error)
         else:
             self._is_writable = True
             self._loader.trust(request)
             self._homes[executable] = fields
+
+    def _write(
+        self,
+        request: CompileRequest,
+        fields: Fields,
+        outputs: Outputs,
+        executable: Executable,
+        payload: bytes | None,
+    ) -> None:
+        if payload is None:
+            _check_devices(request, executable)
+        data = serial.dump(executable.call) if payload is None else payload
+        if lost := [name for name in request.options if name.encode() not in data]:
+            raise StoreError(f"JAX does not write its compiler options {', '.join(lost)}")
+        self.store.put(fields, data, extra=beside(outputs, executable))
+
+
+_NOT_NAMED = "what identifies it cannot be found out"
 
 
 def _both(found: Found) -> tuple[Outputs, Executable]:

@@ -19,6 +19,7 @@ from cudagraph_jax._base.log import logger
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.store.folder import is_refused
+from cudagraph_jax.store.outcomes import fence
 
 if TYPE_CHECKING:
     from cudagraph_jax.capture.persistent import Shelf
@@ -115,7 +116,8 @@ class Upkeep:
         for entry, count in fresh.items():
             hot.setdefault(entry.variant.name, Counter())[str(entry.bucket)] += count
         try:
-            self._shelf.store.remember_hot(hot)
+            with fence("they cannot be added"):
+                self._shelf.store.remember_hot(hot)
         except StoreError as error:
             # Once, or it would come every minute; of a directory that is only read never.
             is_told = self._has_told or is_refused(error.__cause__)
@@ -126,9 +128,8 @@ class Upkeep:
                 self._seen.subtract({entry.graph_id: count for entry, count in fresh.items()})
             return
         self._has_told = False
-        with suppress(StoreError):
-            for entry in fresh:
-                self._shelf.touch(entry.executable)
+        for entry in fresh:
+            self._shelf.touch(entry.executable)
 
 
 def _write(upkeep: weakref.ref[Upkeep]) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import jax
 
 from cudagraph_jax._base.lru import Cached
 from cudagraph_jax.capture.budget import Budget, check_device
 from cudagraph_jax.capture.capturer import Capturer, is_stale
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.errors import CaptureError, PaddingLeakError, SealedError
+from cudagraph_jax.errors import CaptureError, CUDAGraphWarning, PaddingLeakError, SealedError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
@@ -133,7 +136,8 @@ def warm_grid(
 ) -> WarmupReport:
     """Captures and runs every bucket of the grid for calls like `call`.
 
-    A switched off manager has nothing to warm up: the report is empty.
+    A switched off manager has nothing to warm up: the report is empty. While `jax.disable_jit` is
+    on nothing is compiled, since every call runs the plain function: all buckets are `"failed"`.
 
     Args:
         capturer: Whose grid.
@@ -150,6 +154,8 @@ def warm_grid(
     """
     if capturer.gate.mode is CUDAGraphMode.DISABLED:
         return WarmupReport(call.target.name, (), 0.0)
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # not in JAX's stubs
+        return _without_jit(capturer.registry.config, call)
     with capturer.gate.admission() as admitted:
         if not admitted:
             raise sealed_error(capturer.gate.mode)
@@ -162,6 +168,14 @@ def warm_grid(
             for entry in capturer.registry.entries():
                 if is_stale(entry.program, entry.bucket, config, capturer.registry.config):
                     capturer.registry.discard(entry.bucket, entry.variant)
+
+
+def _without_jit(config: CUDAGraphConfig, call: Call) -> WarmupReport:
+    why = "jax.disable_jit is on, so every call runs the plain function: leave it off to warm up"
+    warnings.warn(f"{call.target.name} is not warmed up: {why}", CUDAGraphWarning, stacklevel=4)
+    buckets = grid(config, call, call.sizes)
+    failed = tuple(BucketWarmup(bucket, "failed", error=why) for bucket in buckets)
+    return WarmupReport(call.target.name, failed, 0.0)
 
 
 def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int) -> WarmupReport:

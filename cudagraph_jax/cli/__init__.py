@@ -6,8 +6,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from typing import TextIO, cast
 
-from cudagraph_jax._base.text import one_line
+from cudagraph_jax._base.text import error_text, one_line
 from cudagraph_jax.cli.demo_command import add_to as add_demo
 from cudagraph_jax.cli.doctor_command import add_to as add_doctor
 from cudagraph_jax.cli.inspect_command import add_to as add_inspect
@@ -27,26 +29,108 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments behind the command's name; those of the process if None.
 
     Returns:
-        0 if it worked, 1 if it did not (the reason is on stderr), a doctor found something wrong
-        or a store holds what is not whole, 130 if it was interrupted.
+        0 if it worked, 1 if it did not (the reason is on stderr), its output could not be written,
+        a doctor found something wrong or a store holds what is not whole, 130 if it was
+        interrupted.
         Arguments that cannot be understood leave the process with 2, as argparse does.
     """
-    options = _parser().parse_args(argv)
+    if sys.stdout is None:
+        return _fail("cudagraph-jax: the standard output is closed: send it to a file or /dev/null")
+    output = _Output(sys.stdout)
+    try:
+        with redirect_stdout(cast(TextIO, output)):
+            status = _status(argv)
+    except OSError as error:
+        if error is not output.error:
+            raise
+        status = 1
+    except MemoryError:
+        status = _fail("cudagraph-jax: there is not enough memory for this")
+    except KeyboardInterrupt:
+        _fail("cudagraph-jax: interrupted")
+        status = _INTERRUPTED
+    return status if output.error is None else output.give_up()
+
+
+def _status(argv: Sequence[str] | None) -> int:
+    """Runs one command; its exit status, once all that it printed is written.
+
+    Raises:
+        OSError: That cannot be written.
+    """
+    try:
+        options = _parser().parse_args(argv)
+    except SystemExit as end:
+        sys.stdout.flush()
+        if end.code:
+            raise
+        return 0
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
     except CUDAGraphError as error:
-        print(one_line(f"{options.says}: {error}"), file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # Whoever read the output has enough: `cudagraph-jax plan ... | head`. Python would flush
-        # into the closed pipe once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("cudagraph-jax: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        status = _fail(f"{options.says}: {error_text(error)}")
+    sys.stdout.flush()
     return status
+
+
+def _fail(text: str) -> int:
+    """Says on stderr why the command failed, if anybody listens; the status."""
+    if sys.stderr is not None:
+        try:
+            print(one_line(text), file=sys.stderr, flush=True)
+        except OSError:
+            _discard(sys.stderr)
+    return 1
+
+
+def _discard(stream: TextIO) -> None:
+    """Has Python not try once more, at its exit, to write what could not be written."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+class _Output:
+    """The standard output, which remembers that it could not be written.
+
+    Args:
+        stream: Where it goes.
+
+    Attributes:
+        error: Why it could not be written; None if it could.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Writes a text; some of it may wait for `flush`."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Writes what waits."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self.error = error
+            raise
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def give_up(self) -> int:
+        """Says why nothing more is written, unless whoever read it has enough; the status."""
+        _discard(self._stream)
+        # `cudagraph-jax plan ... | head`
+        if self.error is None or isinstance(self.error, BrokenPipeError):
+            return 1
+        why = self.error.strerror or self.error
+        return _fail(f"cudagraph-jax: the output cannot be written: {why}. Send it elsewhere")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -150,12 +150,7 @@ def look_at(path: Path | None, *, versions: Mapping[str, str]) -> StoreLook:
 def _findings(
     path: Path, files: Sequence[Checked], versions: Mapping[str, str]
 ) -> Iterator[Finding]:
-    # Those that a key authenticates cannot be checked without it.
-    bad = [
-        file
-        for file in files
-        if file.problem and file.problem.reason is not MissReason.NOT_AUTHENTIC
-    ]
+    bad = [file for file in files if file.problem and file.problem.reason not in _OF_OTHERS]
     old = [file for file in files if file.is_whole and _is_of_others(file, versions)]
     if bad:
         yield Finding(
@@ -167,6 +162,10 @@ def _findings(
             f"all {len(old)} executables in the store are of other versions of jax or jaxlib",
             f"start a server once, then cudagraph-jax store prune {path} --older-than 1d",
         )
+
+
+_OF_OTHERS = (MissReason.NOT_AUTHENTIC, MissReason.OUTDATED)
+"""What cannot be checked here: without its key, or by this version."""
 
 
 def _is_of_others(file: Checked, versions: Mapping[str, str]) -> bool:

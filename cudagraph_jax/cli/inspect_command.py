@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from cudagraph_jax._base.files import check_writable, write_json
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax.cli.options import positive
 from cudagraph_jax.dispatch.bucket_jit import bucket_jit
 from cudagraph_jax.dispatch.function import BucketedFunction
@@ -251,7 +252,7 @@ def _found(text: str) -> tuple[ModuleType, Callable[..., Any]]:
         is_nowhere = isinstance(error, ModuleNotFoundError) and error.name == name
         remedy = ": run it from the directory that has the module" if is_nowhere else ""
         raise ConfigError(
-            f"cannot import {name}: {type(error).__name__}: {error}{remedy}"
+            f"cannot import {name}: {type(error).__name__}: {error_text(error)}{remedy}"
         ) from error
     found = _attribute(module, attribute)
     if not callable(found):
@@ -265,7 +266,7 @@ def _attribute(module: ModuleType, path: str) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError as error:
-            raise ConfigError(f"{module.__name__} has no {path}: {error}") from error
+            raise ConfigError(f"{module.__name__} has no {path}: {error_text(error)}") from error
     return found
 
 

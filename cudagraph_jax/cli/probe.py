@@ -19,12 +19,13 @@ import numpy as np
 from jax.extend import backend as jax_backend
 from jax.stages import Lowered
 
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax.cli.checkup import Devices, Extra, Snapshot
 from cudagraph_jax.demo.requirements import MODEL_INSTALL
 from cudagraph_jax.demo.weights import PACKAGE as MODEL_PACKAGE
 from cudagraph_jax.modes import CommandBufferScope
 from cudagraph_jax.xla.compiles import compiles_are_reported
-from cudagraph_jax.xla.environment import cores
+from cudagraph_jax.xla.environment import cores, jaxlib_version
 
 PACKAGES = (
     "cudagraph-jax",
@@ -101,7 +102,11 @@ def gather(
     error = _cannot_start(environ, run)
     lowered = None if error else jax.jit(lambda x: x + 1).lower(np.float32(0))
     return Snapshot(
-        versions={"python": platform.python_version(), **_installed(PACKAGES)},
+        versions={
+            "python": platform.python_version(),
+            # Where the metadata of a package is missing, its own word for it.
+            **{"jax": jax.__version__, "jaxlib": jaxlib_version(), **_installed(PACKAGES)},
+        },
         backend=None if error else jax.default_backend(),
         backend_error=error,
         platform_version="" if error else str(jax_backend.get_backend().platform_version),
@@ -127,7 +132,7 @@ def refused(lowered: Lowered, options: Mapping[str, str]) -> str | None:
     try:
         lowered.compile(compiler_options=dict(options))
     except Exception as error:
-        return _first_line(str(error))
+        return _first_line(error_text(error))
     return None
 
 
@@ -148,7 +153,7 @@ def _cannot_start(environ: Mapping[str, str], run: Run) -> str | None:
     try:
         jax.devices()
     except Exception as error:
-        words = str(error) or "it says no more"
+        words = error_text(error) or "it says no more"
         return _first_line(f"{type(error).__name__}: {words}")
     return None
 
@@ -187,7 +192,7 @@ def _output(run: Run, command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
         return run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.SubprocessError) as error:
-        return subprocess.CompletedProcess(command, 1, "", str(error))
+        return subprocess.CompletedProcess(command, 1, "", error_text(error))
 
 
 def _installed(packages: Iterable[str]) -> dict[str, str]:

@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import cast
 
 import jax
@@ -19,6 +18,7 @@ from cudagraph_jax.demo.encoder import Embeddings
 from cudagraph_jax.demo.similarity import Match, search
 from cudagraph_jax.demo.traffic import Traffic
 from cudagraph_jax.demo.warmup_figures import WarmupFigures
+from cudagraph_jax.xla.environment import jaxlib_version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Environment:
             versions={
                 "cudagraph_jax": cudagraph_jax.__version__,
                 "jax": jax.__version__,
-                "jaxlib": version("jaxlib"),
+                "jaxlib": jaxlib_version(),
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },

@@ -12,6 +12,7 @@ import jax
 from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.capture.failures import is_final
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
@@ -500,7 +501,9 @@ def without_entry(
     bucket = entry.bucket
     if not is_out_of_memory(error) and runs(entry):
         raise error
-    failure = CaptureError(f"{bucket} was compiled, but does not run: {error}", stage="run")
+    failure = CaptureError(
+        f"{bucket} was compiled, but does not run: {error_text(error)}", stage="run"
+    )
     failure.__cause__ = error
     capturer.registry.discard_broken(bucket, call.variant, failure)
     if was_donated(call, call.target.donate_argnums):
@@ -517,10 +520,10 @@ def without_memory(call: Call, bucket: Bucket, error: BaseException) -> PyTree:
     """
     if not is_out_of_memory(error) or was_donated(call, call.target.donate_argnums):
         raise error
-    logger.warning("%s runs eagerly at %s: %s", call.target.name, bucket, error)
+    logger.warning("%s runs eagerly at %s: %s", call.target.name, bucket, error_text(error))
     return answer_eagerly(call)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device had no memory for a run."""
-    return isinstance(error, Exception) and "RESOURCE_EXHAUSTED" in str(error)
+    return isinstance(error, Exception) and "RESOURCE_EXHAUSTED" in error_text(error)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax.config import CompareWhere
 from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError
 from cudagraph_jax.graphs.compare import EXACT, USUAL, ArrayDifference, Tolerance, worst_difference
@@ -485,5 +486,6 @@ class Trial:
             # The device may have memory again later; what Python raises, it raises every time.
             is_device = isinstance(error, jax.errors.JaxRuntimeError)
             raise CaptureError(
-                f"{self.place} {what}: {error}", stage="warm-up" if is_device else "check"
+                f"{self.place} {what}: {error_text(error)}",
+                stage="warm-up" if is_device else "check",
             ) from error

@@ -14,6 +14,7 @@ import numpy as np
 from cudagraph_jax._base.aside import LeftBehindError, run_aside
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.replay_counts import Fit
@@ -75,6 +76,7 @@ def run_idle(
             jax.debug_nans(False),
             jax.debug_infs(False),
             jax.transfer_guard("allow"),
+            jax.disable_jit(False),  # with the switch on, JAX would refuse what is compiled
         ):
             args, kwargs = _unshared(entry.program, rows)
             start = perf_counter()
@@ -96,7 +98,8 @@ def run_idle(
         except Exception as error:
             on = "" if rows.sizes.elements else f" (it was run {_on(rows.sizes)}; {_REMEDY})"
             raise CaptureError(
-                f"{entry.bucket} was compiled, but does not run: {error}{on}", stage="warm-up"
+                f"{entry.bucket} was compiled, but does not run: {error_text(error)}{on}",
+                stage="warm-up",
             ) from error
         entry.journal.add_idle_run(seconds)
 

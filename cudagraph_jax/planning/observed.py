@@ -72,12 +72,28 @@ class Observed:
             pairs = _pairs(_array(list(sizes)))
             counts = _counts(list(sizes.values()))
         else:
-            pairs = _pairs(_array(sizes))
-            counts = np.ones(len(pairs))
+            pairs, counts = _in_parts(_array(sizes))
         asked = counts > 0
         if not asked.any():
             raise ConfigError(f"sizes hold no request, all counts are 0: {_EXPECTED}")
         return cls(*_distinct(pairs[asked], counts[asked]))
+
+
+def _in_parts(array: npt.NDArray[np.generic]) -> tuple[Ints, Floats]:
+    """Pairs and their counts, each part of the array's rows by itself.
+
+    Counting takes a dozen times the memory of what is counted.
+    """
+    parts = [
+        _distinct(pairs, np.ones(len(pairs)))
+        for start in range(0, len(array), _PART)
+        for pairs in [_pairs(array[start : start + _PART], start=start)]
+    ]
+    batches, seq_lens, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return np.stack([batches, seq_lens], axis=1), counts
+
+
+_PART = 2**18
 
 
 def _distinct(pairs: Ints, counts: Floats) -> tuple[Ints, Ints, Floats]:
@@ -106,9 +122,9 @@ def _array(sizes: object) -> npt.NDArray[np.generic]:
     return array
 
 
-def _pairs(array: npt.NDArray[np.generic]) -> Ints:
-    """The array as (N, 2) pairs of whole sizes of 1 or more."""
-    whole = _whole(array, name="sizes", minimum=1)
+def _pairs(array: npt.NDArray[np.generic], *, start: int = 0) -> Ints:
+    """The array as (N, 2) pairs of whole sizes of 1 or more; it is a part from `start` on."""
+    whole = _whole(array, name="sizes", minimum=1, start=start)
     if whole.ndim == 1:
         return np.stack([np.ones_like(whole), whole], axis=1)
     return whole
@@ -124,7 +140,7 @@ def _counts(counts: list[object]) -> Floats:
     return _whole(array, name="counts", minimum=0).astype(np.float64)
 
 
-def _whole(array: npt.NDArray[np.generic], *, name: str, minimum: int) -> Ints:
+def _whole(array: npt.NDArray[np.generic], *, name: str, minimum: int, start: int = 0) -> Ints:
     remedy = f"give whole numbers from {minimum} to 2**53"
     if array.dtype.kind not in "iuf":
         raise ConfigError(f"{name} have the dtype {array.dtype}: {remedy}")
@@ -140,5 +156,6 @@ def _whole(array: npt.NDArray[np.generic], *, name: str, minimum: int) -> Ints:
     for wrong, problem in problems:
         if wrong.any():
             place = int(np.argwhere(wrong)[0][0])
-            raise ConfigError(f"{name}[{place}]={array[place].tolist()!r} {problem}: {remedy}")
+            value = array[place].tolist()
+            raise ConfigError(f"{name}[{start + place}]={value!r} {problem}: {remedy}")
     return array.astype(np.int64)

@@ -9,7 +9,15 @@ from contextlib import suppress
 from typing import IO
 
 from cudagraph_jax.store.folder import Folder
-from cudagraph_jax.store.format import PREFIX_BYTES, read_header, read_prefix, unpack
+from cudagraph_jax.store.format import (
+    PREFIX_BYTES,
+    check_stream,
+    is_newer,
+    open_header,
+    read_header,
+    read_prefix,
+    unpack,
+)
 from cudagraph_jax.store.identity import SUFFIX, file_name
 from cudagraph_jax.store.outcomes import SPOILED, Miss, MissReason, Record, Stored, UnusableError
 
@@ -43,7 +51,7 @@ def read_entry(folder: Folder, name: str, *, key: bytes | None) -> Stored:
         UnusableError: It is no whole file of this package, or its name is another entry's.
     """
     with folder.reading(name) as (file, status):
-        header, payload = unpack(read_data(file, status.st_size), key=key)
+        header, payload = unpack(read_data(file, status.st_size, key=key), key=key)
     return Stored(
         file=name,
         identity=header.identity,
@@ -58,22 +66,34 @@ def read_file(folder: Folder, name: str, *, key: bytes | None) -> bytes | Miss:
     """A file's own bytes, if it would be loaded as the entry of its name; else why not."""
     try:
         with folder.reading(name) as (file, status):
-            data = read_data(file, status.st_size)
+            data = read_data(file, status.st_size, key=key)
     except UnusableError as problem:
         return as_miss(name, problem)
     return problem_in(name, data, key=key) or data
 
 
-def read_data(file: IO[bytes], file_bytes: int) -> bytes:
-    """All bytes of an open file, none of which is verified but the lengths that it states.
+def read_data(file: IO[bytes], file_bytes: int, *, key: bytes | None, start: int = 0) -> bytes:
+    """All bytes of an open file, which are still to be verified: somebody may change it meanwhile.
+
+    Args:
+        file: May be a larger one, of which this is a part.
+        file_bytes: Its length.
+        key: The store's.
+        start: Where it begins.
 
     Raises:
-        UnusableError: It is foreign, outdated, truncated, or states what cannot be.
+        UnusableError: It is foreign, outdated, truncated or corrupt, or not written with the key.
     """
-    # Before the rest is read: no memory is taken for lengths that cannot be.
-    read_prefix(file.read(PREFIX_BYTES), file_bytes=file_bytes)
-    file.seek(0)
+    check_stream(file, file_bytes=file_bytes, key=key, start=start)
+    file.seek(start)
     return file.read(file_bytes)
+
+
+def is_of_newer_format(folder: Folder, name: str) -> bool:
+    """Whether a file is one that a later version of this package wrote, and reads."""
+    with suppress(UnusableError), folder.reading(name) as (file, _):
+        return is_newer(file.read(PREFIX_BYTES))
+    return False
 
 
 def read_record(folder: Folder, name: str) -> Record | None:
@@ -117,7 +137,7 @@ def problem_in(name: str, data: bytes, *, key: bytes | None) -> Miss | None:
     try:
         if not is_entry(name):
             raise UnusableError("it has no name of an entry", reason=MissReason.FOREIGN)
-        header, _ = unpack(data, key=key)
+        header, _ = open_header(data, key=key)
     except UnusableError as problem:
         return as_miss(name, problem)
     if file_name(header.identity) == name:

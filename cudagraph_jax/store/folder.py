@@ -7,7 +7,9 @@ somebody renames it meanwhile.
 from __future__ import annotations
 
 import errno
+import grp
 import os
+import pwd
 import secrets
 import shlex
 import stat
@@ -16,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from cudagraph_jax._base.files import is_of_another, way_to
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.store.outcomes import MissReason, UnusableError
 
@@ -189,11 +192,9 @@ def opened(path: Path, *, is_trusted: bool, files: Files) -> Iterator[Folder]:
     except OSError as error:
         raise _unreadable(path, error) from error
     try:
-        with _readable(path):
-            status = os.fstat(descriptor)
-        unsafe = danger(status, path, uid=os.geteuid())
-        if unsafe is not None and not is_trusted:
-            raise UnusableError(unsafe)
+        if not is_trusted:
+            with _readable(path):
+                refuse_danger(descriptor, path)
         yield Folder(path, descriptor, is_trusted=is_trusted, files=files)
     finally:
         os.close(descriptor)
@@ -203,7 +204,7 @@ def opened(path: Path, *, is_trusted: bool, files: Files) -> Iterator[Folder]:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, UnusableError):
         raise
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -230,6 +231,8 @@ def _not_opened(error: OSError) -> UnusableError:
 
 
 _ROOT = 0
+OR_KEY = ", or give the store a key"
+"""How the remedy of every danger ends."""
 
 
 def danger(status: os.stat_result, path: Path, *, uid: int) -> str | None:
@@ -246,14 +249,95 @@ def danger(status: os.stat_result, path: Path, *, uid: int) -> str | None:
     if status.st_uid not in (uid, _ROOT):
         return (
             f"{path} belongs to uid={status.st_uid}, who could plant code that this process "
-            f"(uid={uid}) runs: run chown {uid} {shlex.quote(str(path))}, or give the store a key"
+            f"(uid={uid}) runs: run chown {uid} {shlex.quote(str(path))}{OR_KEY}"
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return (
             f"{path} can be written by others, mode={stat.S_IMODE(status.st_mode):04o}, who could "
-            f"plant code that this process runs: {_remedy(status, path)}, or give the store a key"
+            f"plant code that this process runs: {_remedy(status, path)}{OR_KEY}"
         )
     return None
+
+
+def refuse_danger(descriptor: int, path: Path) -> None:
+    """Refuses what somebody else could change, or exchange for something else.
+
+    Args:
+        descriptor: Of an open file or directory.
+        path: By which it was opened.
+
+    Raises:
+        UnusableError: Somebody could.
+        OSError: The system refuses to look.
+    """
+    status = os.fstat(descriptor)
+    unsafe = danger(status, path, uid=os.geteuid()) or danger_on_way(path, status)
+    if unsafe is not None:
+        raise UnusableError(unsafe)
+
+
+def danger_on_way(path: Path, status: os.stat_result) -> str | None:
+    """Who else could put something in the place of what `path` leads to; None if nobody could.
+
+    As sshd (StrictModes) and sudo do, it looks at every directory and every link on the way. In a
+    directory such as /tmp, whose sticky bit lets everybody rename only what is his, it is enough
+    that what lies there belongs to nobody else.
+
+    Args:
+        path: A directory or a file that is not dangerous itself.
+        status: What the system says about it, from its open file.
+
+    Raises:
+        OSError: The system refuses to look at the way.
+    """
+    last = None
+    for place, last in way_to(path):
+        if last is None:
+            break
+        if is_of_another(last):
+            return (
+                f"{place}, on the way to {path}, belongs to uid={last.st_uid}, who could lead it "
+                "elsewhere and plant code that this process runs: give a path without it"
+                f"{OR_KEY}"
+            )
+        if stat.S_ISDIR(last.st_mode) and _is_open(last, place):
+            return (
+                f"{place}, on the way to {path}, can be written by others, "
+                f"mode={stat.S_IMODE(last.st_mode):04o}, who could plant code that this process "
+                f"runs: run chmod go-w {shlex.quote(str(place))}{OR_KEY}"
+            )
+    if last is None or (last.st_dev, last.st_ino) != (status.st_dev, status.st_ino):
+        return f"{path} was exchanged while it was opened: look who changes it"
+    return None
+
+
+def _is_open(status: os.stat_result, path: Path) -> bool:
+    """Whether others can rename what lies in a directory, to have something else in its place."""
+    if status.st_mode & stat.S_ISVTX:
+        return False
+    if status.st_mode & stat.S_IWOTH:
+        return True
+    return bool(status.st_mode & stat.S_IWGRP) and not _is_private(status, path)
+
+
+def _is_private(status: os.stat_result, path: Path) -> bool:
+    """Whether a directory's group is that of its owner alone.
+
+    Many systems give each user a group of the same name, and let it write (umask 0002). The
+    superuser's is none of these: containers put users of any number into it.
+    """
+    if status.st_uid == _ROOT or _ACL in os.listxattr(path, follow_symlinks=False):
+        return False
+    try:
+        owner, group = pwd.getpwuid(status.st_uid), grp.getgrgid(status.st_gid)
+    except KeyError:
+        return False
+    is_own = owner.pw_gid == status.st_gid and owner.pw_name == group.gr_name
+    return is_own and set(group.gr_mem) <= {owner.pw_name}
+
+
+_ACL = "system.posix_acl_access"
+"""Where further users may be let in, the mode shows them as the group."""
 
 
 def _remedy(status: os.stat_result, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A file's bytes and what they mean. Nothing here touches a disk.
+"""A file's bytes and what they mean. Nothing here opens a file.
 
     offset  size  what
     0       8     magic
@@ -22,7 +22,7 @@ import hmac
 import json
 import math
 import struct
-from typing import Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store.identity import text_of
@@ -37,6 +37,9 @@ MAX_PAYLOAD_BYTES = 1 << 32
 _PREFIX = struct.Struct("<8sIIQQ")
 _VERSION = struct.Struct("<8sI")
 _DIGEST_BYTES = 32
+_CHUNK_BYTES = 1 << 20
+_MOST_AT_ONCE = 1 << 26
+"""A larger file is read twice: to find out whether it is whole, and then into memory."""
 _PURPOSE = b"cudagraph_jax.store 1\n"
 
 
@@ -54,10 +57,14 @@ class Prefix(NamedTuple):
     has_key: bool
 
     @property
+    def end(self) -> int:
+        """Where the payload ends, and the digest starts."""
+        return PREFIX_BYTES + self.header_bytes + self.payload_bytes
+
+    @property
     def file_bytes(self) -> int:
         """The length of the whole file."""
-        tail = _DIGEST_BYTES * (2 if self.has_key else 1)
-        return PREFIX_BYTES + self.header_bytes + self.payload_bytes + tail
+        return self.end + _DIGEST_BYTES * (2 if self.has_key else 1)
 
 
 class Header(NamedTuple):
@@ -106,7 +113,9 @@ def read_prefix(start: bytes, *, file_bytes: int) -> Prefix:
     if len(start) >= _VERSION.size:
         _, version = _VERSION.unpack_from(start)
         if version != VERSION:
-            _refuse(MissReason.OUTDATED, f"format version {version}, where {VERSION} is read")
+            age = "newer" if version > VERSION else "older"
+            what = f"format version {version} is {age} than {VERSION}, the one that is read here"
+            _refuse(MissReason.OUTDATED, what)
     if len(start) < PREFIX_BYTES:
         _refuse(MissReason.TRUNCATED, f"{file_bytes} bytes are not even its beginning")
     _, _, keyed, header_bytes, payload_bytes = _PREFIX.unpack_from(start)
@@ -120,22 +129,68 @@ def read_prefix(start: bytes, *, file_bytes: int) -> Prefix:
     return prefix
 
 
-def unpack(data: bytes, *, key: bytes | None) -> tuple[Header, bytes]:
-    """The header and the payload of a whole file.
+def is_newer(start: bytes) -> bool:
+    """Whether a file that starts like this is of a format that a later version writes."""
+    if start[:8] != MAGIC or len(start) < _VERSION.size:
+        return False
+    return bool(_VERSION.unpack_from(start)[1] > VERSION)
 
-    The digest, and with a key the HMAC, are checked before the header is parsed.
+
+def check_stream(file: IO[bytes], *, file_bytes: int, key: bytes | None, start: int = 0) -> None:
+    """Refuses an open file that is not whole, taking no memory for the lengths that it states.
+
+    With a key the last bytes are looked at first: without it nobody can have written them.
+
+    Args:
+        file: May be a larger one, of which this is a part.
+        file_bytes: Its length.
+        key: The store's.
+        start: Where it begins.
+
+    Raises:
+        UnusableError: The file is not as it was written, or not written with this key.
+    """
+    file.seek(start)
+    prefix = read_prefix(file.read(min(PREFIX_BYTES, file_bytes)), file_bytes=file_bytes)
+    file.seek(start + prefix.end)
+    digest = file.read(_DIGEST_BYTES)
+    tag = file.read(_DIGEST_BYTES) if prefix.has_key else b""
+    _authenticate(digest, tag, key)
+    if file_bytes <= _MOST_AT_ONCE:
+        return
+    file.seek(start)
+    found, left = hashlib.sha256(), prefix.end
+    while left and (piece := file.read(min(left, _CHUNK_BYTES))):
+        found.update(piece)
+        left -= len(piece)
+    _compare(found.digest(), digest)
+
+
+def unpack(data: bytes, *, key: bytes | None) -> tuple[Header, bytes]:
+    """The header and the payload of a whole file; see `open_header`.
+
+    Raises:
+        UnusableError: The file is not as it was written, or not written with this key.
+    """
+    header, start = open_header(data, key=key)
+    return header, data[start : read_prefix(data[:PREFIX_BYTES], file_bytes=len(data)).end]
+
+
+def open_header(data: bytes, *, key: bytes | None) -> tuple[Header, int]:
+    """The header of a whole file, and where its payload starts.
+
+    With a key the HMAC, and in any case the digest of all of it, are checked before the header is
+    parsed.
 
     Raises:
         UnusableError: The file is not as it was written, or not written with this key.
     """
     prefix = read_prefix(data[:PREFIX_BYTES], file_bytes=len(data))
-    end = PREFIX_BYTES + prefix.header_bytes + prefix.payload_bytes
-    digest = data[end : end + _DIGEST_BYTES]
-    if not hmac.compare_digest(_digest(memoryview(data)[:end]), digest):
-        _refuse(MissReason.CORRUPT, "its checksum is wrong")
-    _authenticate(digest, data[end + _DIGEST_BYTES :], key)
+    digest = data[prefix.end : prefix.end + _DIGEST_BYTES]
+    _authenticate(digest, data[prefix.end + _DIGEST_BYTES :], key)
+    _compare(_digest(memoryview(data)[: prefix.end]), digest)
     start = PREFIX_BYTES + prefix.header_bytes
-    return read_header(data[PREFIX_BYTES:start]), data[start:end]
+    return read_header(data[PREFIX_BYTES:start]), start
 
 
 def read_header(text: bytes) -> Header:
@@ -160,6 +215,11 @@ def _authenticate(digest: bytes, tag: bytes, key: bytes | None) -> None:
         _refuse(MissReason.NOT_AUTHENTIC, "it was written without a key, and this store has one")
     if key is not None and not hmac.compare_digest(_tag(key, digest), tag):
         _refuse(MissReason.NOT_AUTHENTIC, "it was not written with this store's key")
+
+
+def _compare(found: bytes, stated: bytes) -> None:
+    if not hmac.compare_digest(found, stated):
+        _refuse(MissReason.CORRUPT, "its checksum is wrong")
 
 
 def _digest(*pieces: bytes | memoryview) -> bytes:

@@ -69,7 +69,7 @@ def _acquire(
 ) -> bool:
     try:
         from filelock import FileLock, Timeout
-    except ImportError:
+    except (ImportError, OSError):  # not installed, or no file can be opened
         return False
     deadline, is_waiting = time.monotonic() + timeout_s, False
     try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from cudagraph_jax.errors import StoreError
+from cudagraph_jax._base.text import error_text
+from cudagraph_jax.errors import ConfigError, CUDAGraphError, StoreError
 from cudagraph_jax.store.identity import Difference, in_words
 
 
@@ -33,10 +36,11 @@ class MissReason(Enum):
     """Somebody else may change it, and there is no key to notice that."""
 
 
-SPOILED = frozenset(
-    {MissReason.TRUNCATED, MissReason.CORRUPT, MissReason.FOREIGN, MissReason.OUTDATED}
-)
-"""What is moved aside: such a file is of use to nobody who reads this directory."""
+SPOILED = frozenset({MissReason.TRUNCATED, MissReason.CORRUPT, MissReason.FOREIGN})
+"""What is moved aside: such a file is of use to nobody who reads this directory.
+
+One of another format version is: while servers are upgraded one by one, both share it.
+"""
 
 
 class UnusableError(StoreError):
@@ -59,6 +63,24 @@ class UnusableError(StoreError):
         self.reason = reason
         self.differences = differences
         self.seen: tuple[int, int] | None = None
+
+
+@contextmanager
+def fence(said: str) -> Iterator[None]:
+    """Raises whatever goes wrong with a store as a `StoreError`, so that a request is served.
+
+    The system may refuse anything, a file may state what nobody would write, and what is asked for
+    may be nothing that a store takes. Errors of the function itself are none of the store's.
+
+    Args:
+        said: How the error begins.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, CUDAGraphError) and not isinstance(error, ConfigError):
+            raise
+        raise StoreError(f"{said}: {type(error).__name__}: {error_text(error)}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from cudagraph_jax.store.entries import (
     as_miss,
     entry_names,
     is_entry,
+    is_of_newer_format,
     problem_in,
     problem_of,
     put_aside,
@@ -61,7 +63,7 @@ class GraphStore:
             HMAC-SHA-256, and so may lie where others can write; files of another key are misses.
         patience_s: The longest that one process waits for another that compiles the same, in
             seconds; then it compiles for itself, and waits for nobody again.
-        clock: Seconds since the epoch, for times of last use and for ages.
+        clock: Seconds since the epoch, for times of last use and for ages; asked once at once.
         files: The system calls.
 
     Attributes:
@@ -95,7 +97,7 @@ class GraphStore:
         self.mode = mode
         self.patience_s = checked_timeout(patience_s, name="patience_s")
         self._key = checked_key(key)
-        self._clock = clock
+        self._clock = checked_clock(clock)
         self._files = Files() if files is None else files
         self._counts = Counts()
         self._opened_at = time.time()
@@ -108,7 +110,7 @@ class GraphStore:
     def get(self, identity: Identity, *, is_again: bool = False) -> Stored | Miss:
         """The executable with this identity, or why there is none.
 
-        A truncated, corrupt, foreign or outdated file is moved aside (mode `"rw"`).
+        A truncated, corrupt or foreign file is moved aside (mode `"rw"`).
 
         Args:
             identity: What identifies it.
@@ -136,6 +138,8 @@ class GraphStore:
     ) -> str:
         """Writes an executable, in place of one that is there.
 
+        What a later version of this package wrote stays as it is: servers of that version read it.
+
         Args:
             identity: What identifies it.
             payload: Its bytes.
@@ -146,17 +150,23 @@ class GraphStore:
 
         Raises:
             ConfigError: `identity` or `extra` holds what JSON cannot, or `payload` is not bytes.
-            StoreError: It cannot be written; the system's error is the cause, and what was there is
-                as it was.
+            StoreError: It cannot be written; the system's error is the cause, if there is one, and
+                what was there is as it was.
         """
         if not isinstance(payload, bytes):
             raise ConfigError(f"payload of {type(payload).__name__} is not bytes: convert it")
         wanted = plain(identity, name="identity", nested=False)
         beside = plain({} if extra is None else extra, name="extra", nested=True)
         self._require_writable("put")
-        pieces = pack(Header(wanted, beside, float(self._clock())), payload, key=self._key)
+        pieces = pack(Header(wanted, beside, self._clock()), payload, key=self._key)
         name = file_name(wanted)
         with self._opened() as folder:
+            if is_of_newer_format(folder, name):
+                raise UnusableError(
+                    f"{self.path / name} is of a newer format than this version of the package "
+                    "writes, and left to those that read it: upgrade this one, or remove the file",
+                    reason=MissReason.OUTDATED,
+                )
             self._write(folder, name, pieces)
         return name
 
@@ -168,7 +178,8 @@ class GraphStore:
             data: Its bytes, verified as by `verify` before anything is written.
 
         Returns:
-            Whether it was put: not where it is there already and would be loaded.
+            Whether it was put: not where it is there already and would be loaded, nor where the
+            file that is there is of a newer format.
 
         Raises:
             StoreError: It would not be loaded, or cannot be written.
@@ -177,7 +188,8 @@ class GraphStore:
         if (problem := problem_in(file, data, key=self._key)) is not None:
             raise StoreError(f"{file} is not put into {self.path}: {problem}")
         with self._opened() as folder:
-            if problem_of(folder, file, key=self._key) is None:
+            is_there = problem_of(folder, file, key=self._key) is None
+            if is_there or is_of_newer_format(folder, file):
                 return False
             self._write(folder, file, (data,))
         return True
@@ -468,7 +480,10 @@ def _absolute(path: object) -> Path:
 
 def _make(path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # Those on the way, too, are their owner's alone, whatever the umask.
+        missing = [place for place in (path, *path.parents) if not place.exists()]
+        for place in reversed(missing):
+            place.mkdir(mode=0o700, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreError(f"{no_directory(path)}: give another, or move it away") from error
@@ -477,6 +492,28 @@ def _make(path: Path) -> None:
             f"{path} cannot be made: {error.strerror or error}. Give a directory on a disk that "
             'can be written, or with mode="ro" one that is there'
         ) from error
+
+
+def checked_clock(clock: object) -> Callable[[], float]:
+    """The clock, of which every answer is looked at: no age can be told from one that is none.
+
+    Raises:
+        ConfigError: It is none; it raises that itself, too, whenever it gives no finite number.
+    """
+    if not callable(clock):
+        raise ConfigError(f"clock={clock!r} cannot be called: give a function, such as time.time")
+
+    def checked() -> float:
+        now = clock()
+        try:
+            if not isinstance(now, bool) and math.isfinite(now):
+                return float(now)
+        except (TypeError, OverflowError):
+            pass
+        raise ConfigError(f"clock gives {now!r}: give seconds since the epoch, as time.time does")
+
+    checked()
+    return checked
 
 
 def _seconds(age: float | timedelta) -> float:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.stages import Compiled
 
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax.errors import CaptureError, CUDAGraphError
 from cudagraph_jax.program.call import has_tracers
 from cudagraph_jax.program.program import CompileRequest
@@ -114,7 +115,8 @@ class FakeCompiler:
             raise
         except Exception as error:
             raise CaptureError(
-                f"cannot compile {made.name} {made.bucket}: {type(error).__name__}: {error}",
+                f"cannot compile {made.name} {made.bucket}: {type(error).__name__}: "
+                f"{error_text(error)}",
                 stage="compile",
             ) from error
 

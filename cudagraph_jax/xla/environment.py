@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import jax
+from jaxlib import version as _jaxlib
 
 from cudagraph_jax._base.text import Json
 from cudagraph_jax.version import __version__
@@ -28,7 +29,7 @@ def environment(*, backend_started: bool) -> dict[str, str]:
     found = {
         "cudagraph_jax": __version__,
         "jax": jax.__version__,
-        "jaxlib": version("jaxlib"),
+        "jaxlib": jaxlib_version(),
         "Python": platform.python_version(),
         "system": platform.platform(),
     }
@@ -37,6 +38,11 @@ def environment(*, backend_started: bool) -> dict[str, str]:
     kinds = Counter(device.device_kind for device in jax.local_devices())
     devices = ", ".join(f"{number} × {kind}" for kind, number in sorted(kinds.items()))
     return {**found, "backend": f"{jax.default_backend()}: {devices}"}
+
+
+def jaxlib_version() -> str:
+    """That of the code which runs; what is installed may have been exchanged since it started."""
+    return str(_jaxlib.__version__)
 
 
 _PLUGINS = ("jax-cuda12-pjrt", "jax-cuda13-pjrt", "jax-rocm60-pjrt", "jax-rocm7-pjrt", "libtpu")
@@ -93,8 +99,8 @@ def host_fields(devices: Sequence[jax.Device]) -> dict[str, Json]:
     kind = devices[0]
     return {
         "jax": jax.__version__,
-        "jaxlib": version("jaxlib"),
-        "xla": [str(kind.client.platform_version), *_plugins()],
+        "jaxlib": jaxlib_version(),
+        "xla": [str(kind.client.platform_version), *plugin_versions()],
         "platform": kind.platform,
         "device_kind": sorted({device.device_kind for device in devices}),
         "device_count": jax.device_count(),
@@ -118,12 +124,15 @@ def _xla_flags() -> tuple[str, ...]:
 
     As they are when they are first asked for: XLA reads them once. A value that does not begin with
     a hyphen is the name of a file of flags.
+
+    Raises:
+        OSError: The file is there and cannot be read now.
     """
     found = []
     for variable in _FLAG_VARIABLES:
         value = os.environ.get(variable, "").strip()
         if value and not value.startswith("-"):
-            with suppress(OSError):
+            with suppress(FileNotFoundError):
                 value = Path(value).read_text(encoding="utf-8", errors="replace")
         found += [flag for flag in value.split() if not flag.startswith("--xla_dump")]
     return tuple(found)
@@ -148,7 +157,15 @@ def _names_that_matter(names: frozenset[str]) -> tuple[str, ...]:
 
 
 @cache
-def _plugins() -> tuple[str, ...]:
+def plugin_versions() -> tuple[str, ...]:
+    """The runtimes of accelerators that were installed when it was first asked.
+
+    Nothing that they load says its version, so ask early: an upgrade of a live server's packages
+    comes later.
+
+    Raises:
+        OSError: The system refuses to read what is installed.
+    """
     found = []
     for name in _PLUGINS:
         try:
@@ -160,10 +177,14 @@ def _plugins() -> tuple[str, ...]:
 
 @cache
 def _cpu() -> dict[str, str]:
-    """The processor and its instructions: code for one may be illegal on another."""
+    """The processor and its instructions: code for one may be illegal on another.
+
+    Raises:
+        OSError: The system knows them and does not say so now.
+    """
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except FileNotFoundError:
         return {"cpu": platform.processor() or "unknown"}
     lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
     first = {name.strip(): value.strip() for name, _, value in lines}

@@ -82,7 +82,8 @@ def _constants(value: object, seen: set[int]) -> Iterator[Any]:
     elif isinstance(value, core.ClosedJaxpr | core.Jaxpr) and id(value) not in seen:
         seen.add(id(value))
         # Only a closed one has constants; in newer versions of JAX all are.
-        yield from filter(_is_array, getattr(value, "consts", ()))
+        consts = getattr(value, "consts", ())
+        yield from (found for found in consts if isinstance(found, jax.Array) or _is_array(found))
         for equation in value.eqns:
             literals = [atom.val for atom in equation.invars if isinstance(atom, core.Literal)]
             yield from filter(_is_array, literals)

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 from jax.stages import Compiled
 
+from cudagraph_jax._base.text import error_line
 from cudagraph_jax.errors import StoreError
 
 
@@ -99,7 +100,7 @@ def check_pickle(data: bytes) -> None:
 
 def _reason(error: Exception) -> str:
     """The kind and the first line of an error."""
-    return f"{type(error).__name__}: {error}".split("\n", 1)[0]
+    return error_line(error)
 
 
 class _Made:

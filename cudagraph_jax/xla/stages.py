@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.stages import Compiled, Lowered
 
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError, UnexpectedCompileError
 from cudagraph_jax.shapes.pytrees import PyTree, unflatten_shapes
 from cudagraph_jax.xla.memory import Memory, closed_over_bytes, memory_of
@@ -233,7 +234,7 @@ def stage_errors(stage: str, name: str) -> Iterator[None]:
     except CUDAGraphError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n", 1)[0]
+        reason = error_text(error).strip().split("\n", 1)[0]
         if stage == "compile" and "INVALID_ARGUMENT" in reason and "option" in reason:
             raise ConfigError(
                 f"XLA refuses the compiler options: {reason}: correct compiler_options"
@@ -260,6 +261,6 @@ def tracing_refusals() -> Iterator[None]:
         raise
     except RuntimeError as error:
         # JAX has no class of its own for this; the option's name is in every such message.
-        if "no_tracing" not in str(error):
+        if "no_tracing" not in error_text(error):
             raise
         raise UnexpectedCompileError(f"a function {REFUSAL} ({error})") from error

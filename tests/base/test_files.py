@@ -124,3 +124,52 @@ def test_links_in_a_circle(tmp_path):
     (tmp_path / "b").symlink_to(tmp_path / "a")
     with pytest.raises(ReportError):
         write_whole(tmp_path / "a", "new")
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser may give files away")
+
+
+@as_root
+@pytest.mark.parametrize("where", ["file", "folder", "behind one's own"])
+def test_links_of_others_are_not_followed(tmp_path, where):
+    """In a directory for everybody, a link that somebody else put there overwrites nothing."""
+    shared, mine = tmp_path / "shared", tmp_path / "mine"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    mine.mkdir()
+    (mine / "a.html").write_text("kept")
+    planted, path = shared / "a.html", shared / "a.html"
+    if where == "folder":
+        planted, path = shared / "out", shared / "out" / "a.html"
+    planted.symlink_to(mine if where == "folder" else mine / "a.html")
+    os.lchown(planted, 12345, 12345)
+    if where == "behind one's own":
+        path = tmp_path / "latest.html"
+        path.symlink_to(planted)
+    for write in (check_writable, lambda path: write_whole(path, "new")):
+        with pytest.raises(ReportError, match=f"leads through {planted}, a link that uid=12345"):
+            write(path)
+    assert (mine / "a.html").read_text() == "kept"
+    assert sorted(os.listdir(shared)) == [planted.name]
+
+
+@as_root
+def test_files_of_others_are_replaced(tmp_path):
+    """What somebody else put there is replaced, never written to: another name of it stays."""
+    planted, other = tmp_path / "a.html", tmp_path / "other"
+    other.write_text("kept")
+    os.link(other, planted)
+    os.chown(planted, 12345, 12345)
+    write_whole(planted, "new")
+    assert (planted.read_text(), other.read_text()) == ("new", "kept")
+    assert planted.stat().st_uid == 0
+
+
+def test_links_through_folders(tmp_path, monkeypatch):
+    """Links of one's own are followed wherever they stand, relative ones and back up, too."""
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("deep/down")
+    (tmp_path / "deep" / "name").symlink_to(tmp_path / "link" / ".." / "a.html")
+    monkeypatch.chdir(tmp_path)
+    assert write_whole("link/../name", "new") == tmp_path / "deep" / "a.html"
+    assert (tmp_path / "deep" / "a.html").read_text() == "new"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import resource
+import sys
 import time
 import warnings
 from typing import Any
@@ -21,7 +23,8 @@ from cudagraph_jax import (
 )
 from cudagraph_jax.store import Stored
 from cudagraph_jax.store.locks import LOCK, held
-from tests.helpers.functions import GRID, assert_close, double
+from cudagraph_jax.xla.environment import plugin_versions
+from tests.helpers.functions import GRID, assert_close, double, floats
 from tests.helpers.warm_servers import BUCKETS, SMALL, X, loaded, warmed
 
 
@@ -254,3 +257,73 @@ def test_a_header_that_nobody_would_write(tmp_path, stated):
         function, report = warmed(double, tmp_path, **options)
     assert report.loaded + report.captured == 1
     assert_close(function(X), X * 2)
+
+
+@pytest.mark.parametrize("fingerprint", [None, "v1"])
+def test_no_free_file_descriptor(tmp_path, fingerprint):
+    """A process that can open no file serves, says once why it stores nothing, and recovers."""
+    warmed(double, tmp_path)
+    bucketed = bucket_jit(
+        double, in_axes=("batch seq",), config=GRID, store=tmp_path, fingerprint=fingerprint
+    )
+    plugin_versions.cache_clear()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.warns(CUDAGraphWarning, match="served without the store") as told:
+            answers = [(x, bucketed(x)) for x in (floats(0, batch, 3) for batch in (1, 2, 4))]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(told) == 1
+    for x, answer in answers:
+        assert_close(answer, x * 2)
+    x = floats(0, 4, 2)
+    assert_close(bucketed(x), x * 2)
+    assert bucketed.manager.store is not None
+    assert bucketed.manager.store.stats()["written"] == 1
+
+
+def test_packages_without_metadata(tmp_path, monkeypatch):
+    """In a bundle, or in the middle of an upgrade, executables are stored and loaded as ever."""
+    assert not loaded(double, tmp_path)
+    plugin_versions.cache_clear()
+    monkeypatch.setattr(sys, "path", [])
+    assert loaded(double, tmp_path)
+
+
+class Refusing(GraphStore):
+    """A store in which everything fails as nobody would expect."""
+
+    def get(self, *args: Any, **options: Any) -> Any:
+        raise LookupError("no such thing")
+
+    put = nearest = touch = hot = remember_hot = __contains__ = get
+
+
+@pytest.mark.parametrize("fingerprint", [None, "v1"])
+def test_whatever_a_store_raises(tmp_path, fingerprint, caplog):
+    """No error of a store reaches who asked: it is warned of, and what was asked for is served."""
+    store = Refusing(tmp_path)
+    with pytest.warns(CUDAGraphWarning, match="LookupError: no such thing"):
+        bucketed, report = warmed(double, store, fingerprint=fingerprint)
+    assert report.captured == 1
+    with caplog.at_level(logging.DEBUG):
+        assert_close(bucketed(X), X * 2)
+        assert "the store is of no use" in str(bucketed.explain(X.astype(np.int32)))
+    bucketed.manager.close()
+
+
+@pytest.mark.parametrize("fingerprint", [None, "v1"])
+def test_entries_of_a_newer_format(tmp_path, fingerprint, caplog):
+    """While servers are upgraded one by one, the old ones compile for themselves and say why."""
+    assert not loaded(double, tmp_path, fingerprint=fingerprint)
+    for file in tmp_path.glob("*.graph"):
+        file.write_bytes(file.read_bytes()[:8] + b"\2\0\0\0" + file.read_bytes()[12:])
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("*.graph*")}
+    with caplog.at_level(logging.WARNING):
+        bucketed, report = warmed(double, tmp_path, fingerprint=fingerprint)
+    assert report.captured == 1
+    assert_close(bucketed(X), X * 2)
+    assert caplog.text.count("format version 2 is newer than 1") == 1
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert not list(tmp_path.glob("*.bad"))

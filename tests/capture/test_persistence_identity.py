@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 import numpy as np
 import pytest
 
@@ -281,3 +283,18 @@ def test_axes_that_another_grid_did_not_see(tmp_path):
     assert_close(bucketed(X[:2]), X[:2])
     with pytest.raises(InputShapeError, match="output"):
         bucketed(floats(0, 9, 4))
+
+
+def test_a_package_that_is_upgraded_under_a_server(tmp_path, monkeypatch):
+    """What is stored has the version of the code that runs, not of what was installed since."""
+    double_of_the_old, double_of_the_new = (lambda x: x * 2), (lambda x: x + x)
+    assert not loaded(double_of_the_old, tmp_path / "graphs")
+    newer = tmp_path / "jaxlib-99.0.dist-info"
+    newer.mkdir()
+    (newer / "METADATA").write_text("Metadata-Version: 2.1\nName: jaxlib\nVersion: 99.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.metadata.version("jaxlib") == "99.0"
+    assert not loaded(double_of_the_new, tmp_path / "graphs")
+    versions = {record.identity["jaxlib"] for record in GraphStore(tmp_path / "graphs").ls()}
+    assert versions == {jaxlib.version.__version__}
+    assert loaded(double_of_the_old, tmp_path / "graphs")

@@ -7,12 +7,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cudagraph_jax import (
     ConfigError,
     CUDAGraphManager,
+    CUDAGraphWarning,
     GraphStore,
     StoreError,
     bucket_jit,
@@ -20,7 +22,7 @@ from cudagraph_jax import (
 )
 from cudagraph_jax.store import Json, Stored
 from cudagraph_jax.store.identity import file_name
-from tests.helpers.functions import GRID, double, floats
+from tests.helpers.functions import GRID, assert_close, double, floats
 from tests.helpers.warm_servers import BUCKETS, SMALL, X, loaded, warmed
 
 
@@ -151,3 +153,55 @@ def test_wrong_options(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError):
         bucket_jit(double, in_axes="batch", store=tmp_path / "file")
+
+
+class Model:
+    """A model that holds its parameters."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def __call__(self, x):
+        return x * self.weights
+
+
+def closing_over_a_model(weights):
+    def function(x):
+        return x * weights
+
+    return function
+
+
+@pytest.mark.parametrize("make", [Model, closing_over_a_model])
+@pytest.mark.parametrize("shape", [(1,), ()])
+def test_arrays_that_a_fingerprint_does_not_see(tmp_path, make, shape):
+    """Arrays of a function that is known by its fingerprint are warned of, once and in bytes."""
+    function = make(jnp.ones(shape, np.float32))
+    options: dict[str, Any] = {"config": GRID, "name": "model"}
+    version = f"{make.__name__} of {len(shape)} axes"  # each of these functions has its own
+    said = (
+        f"closes over 4 bytes of arrays.* while fingerprint='{version}' stays the same.* argument"
+    )
+    with pytest.warns(CUDAGraphWarning, match=said) as told:
+        _, report = warmed(function, tmp_path, fingerprint=version, **options)
+    assert (report.captured, len(told)) == (len(GRID.buckets()), 1)
+    warmed(function, tmp_path, fingerprint=version, **options)  # nothing is traced
+    warmed(function, tmp_path / "other", **options)  # known by what it lowers to
+
+
+def test_arrays_that_are_told_apart(tmp_path):
+    """NumPy's arrays in a closure are part of its name, and arguments are no part of it."""
+    weights = np.ones(1, np.float32)
+    warmed(closing_over_a_model(weights), tmp_path, fingerprint="v1")
+    assert loaded(closing_over_a_model(weights), tmp_path, fingerprint="v1")
+    assert not loaded(closing_over_a_model(weights + 1), tmp_path, fingerprint="v1")
+
+    def function(weights, x):
+        return x * weights
+
+    options: dict[str, Any] = {"in_axes": (None, "batch seq"), "fingerprint": "v1"}
+    for value in (1, 2):
+        args = (jnp.full(1, value, np.float32), X)
+        bucketed, report = warmed(function, tmp_path, *args, **options)
+        assert_close(bucketed(*args), X * value)
+    assert report.loaded == 1

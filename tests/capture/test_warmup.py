@@ -260,3 +260,25 @@ def test_the_first_call_of_another_dtype_is_a_miss():
     function.warmup(floats(0, 1, 1), progress=False)
     function(tokens(0, 2, 2))
     assert stats_of(function)["captures"] == 1
+
+
+def test_disable_jit():
+    """Under `jax.disable_jit` a warm-up says that it does nothing, and loses nothing."""
+    warm = bucket_jit(double, in_axes="batch seq", config=GRID)
+    warm.warmup(floats(0, 2, 4), progress=False)
+    cold = bucket_jit(double, in_axes="batch seq", config=GRID)
+    for function in (warm, cold):
+        before = function.registry.num_graphs
+        with (
+            jax.disable_jit(),
+            pytest.warns(
+                CUDAGraphWarning, match=r"double is not warmed up: jax\.disable_jit is on"
+            ),
+        ):
+            report = function.warmup(floats(0, 2, 4), progress=False)
+        assert len(report.failed) == len(GRID.buckets())
+        assert "jax.disable_jit is on" in str(report)
+        assert function.registry.num_graphs == before
+    with no_compiles():
+        assert_close(warm(floats(0, 3, 5)), floats(0, 3, 5) * 2)
+    assert cold.warmup(floats(0, 2, 4), progress=False).failed == ()

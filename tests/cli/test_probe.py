@@ -1,6 +1,7 @@
 """Gathering what the doctor looks at."""
 
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import cudagraph_jax
 from cudagraph_jax.cli.checkup import findings
 from cudagraph_jax.cli.probe import EXTRAS, gather, refused
+from cudagraph_jax.xla.environment import jaxlib_version
 
 
 def program(*, returncode=0, stdout="", stderr=""):
@@ -107,3 +109,11 @@ def test_extras():
     for name, modules in EXTRAS.items():
         packages = {requirement.split(">")[0].replace("-", "_") for requirement in extras[name]}
         assert packages == set(modules)
+
+
+def test_packages_without_metadata(monkeypatch):
+    """Where jaxlib's metadata is missing, its own version is told."""
+    monkeypatch.setattr(sys, "path", [])
+    snapshot = gather(environ={})
+    assert snapshot.versions["jaxlib"] == jaxlib_version()
+    assert not any("jaxlib" in finding.what for finding in findings(snapshot))

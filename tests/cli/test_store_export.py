@@ -174,3 +174,38 @@ def test_writing_fails(stock, archive):
     with pytest.raises(StoreError, match="gone"):
         write_archive(archive, entries())
     assert os.listdir(archive.parent) == ["graphs"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser may give files away")
+def test_a_link_of_somebody_else(store, stock, tmp_path):
+    """What another user's link leads to is not overwritten: one line on stderr."""
+    shared, target = tmp_path / "shared", tmp_path / "mine.tar"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    target.write_text("kept")
+    (shared / "graphs.tar").symlink_to(target)
+    os.lchown(shared / "graphs.tar", 12345, -1)
+    status, out, err = store("export", stock, shared / "graphs.tar")
+    assert (status, out, err.count("\n"), target.read_text()) == (1, "", 1, "kept")
+    assert "a link that uid=12345 made" in err
+
+
+def test_ways_that_others_can_change(store, stock, archive, tmp_path):
+    """Neither an archive without a key nor a key is read from where others can exchange it."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    assert store("export", stock, shared / "graphs.tar")[0] == 0
+    (shared / "key").write_bytes(KEY)
+    shared.chmod(0o777)
+    for arguments in (
+        ("import", tmp_path / "other", shared / "graphs.tar"),
+        ("verify", stock, "--key-file", shared / "key"),
+    ):
+        status, out, err = store(*arguments)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert f"{shared}, on the way to {shared}/" in err
+        assert f"run chmod go-w {shared}" in err
+    assert not (tmp_path / "other").exists()
+    shared.chmod(0o1777)
+    assert store("import", tmp_path / "other", shared / "graphs.tar")[0] == 0
+    assert store("verify", stock, "--key-file", shared / "key")[0] == 1  # sealed by no key

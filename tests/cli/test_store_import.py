@@ -20,6 +20,7 @@ from cudagraph_jax.store import GraphStore
 from cudagraph_jax.store.format import Header, pack
 from cudagraph_jax.store.identity import file_name
 from tests.helpers.stock import EMBED, EMBED_LARGE, RANK, files
+from tests.helpers.stores import KEY, peak_bytes
 
 Member = tuple[str, bytes, dict[str, Any]]
 
@@ -228,3 +229,30 @@ def test_extended_headers(tmp_path):
     chain = (header.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")) * 3000
     with pytest.raises(StoreError, match="it is no whole, uncompressed tar"):
         list(read_archive(io.BytesIO(chain)))
+
+
+@pytest.mark.parametrize("what", ["an entry", "an extended header", "an end"])
+def test_sizes_take_no_memory(store, stock, archive, tmp_path, what):
+    """What a strangers' archive states to be huge, and is in holes of it, is refused cheaply."""
+    (tmp_path / "key").write_bytes(KEY)
+    start, huge = files(stock)[NAME][:32], 3 << 30
+    member = tarfile.TarInfo(NAME)
+    if what == "an entry":
+        header_bytes = int.from_bytes(start[16:24], "little")
+        member.size = 32 + header_bytes + huge + 64
+        start = start[:12] + b"\1\0\0\0" + start[16:24] + huge.to_bytes(8, "little")
+    else:
+        member.type, member.size = tarfile.XHDTYPE, huge
+    content = b"" if what == "an end" else member.tobuf(tarfile.USTAR_FORMAT) + start
+    with archive.open("wb") as file:
+        file.write(content)
+        file.truncate(4 << 30)
+    found = []
+
+    def run():
+        found.append(store("import", tmp_path / "new", archive, "--key-file", tmp_path / "key"))
+
+    assert peak_bytes(run) < 8 << 20
+    status, out, err = found[0]
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "is refused, nothing is imported: " in err

@@ -224,3 +224,14 @@ def test_other_separators(tmp_path, separator, words):
     trace.write_text(f"a{separator}len\n1{separator}2\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=f"separated by {words}: separate them by commas"):
         read_sizes(str(trace), Columns("len"))
+
+
+def test_sizes_that_come_again(written):
+    """What was read once is not read anew, and is told from what only looks like it."""
+    cells = ["7", " 7", "7.0", "1e1", "7", "10"] * 3
+    assert (
+        read_sizes(written("\n".join(["len", *cells])), LENGTH).tolist() == [7, 7, 7, 10, 7, 10] * 3
+    )
+    assert "line 9: len='7.5' is no whole number" in refusal(
+        written("\n".join(["len", *"7777777", "7.5"]))
+    )

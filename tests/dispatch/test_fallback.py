@@ -382,3 +382,30 @@ def test_closing_from_within_a_capture():
     warming.join(60)
     assert not warming.is_alive()
     assert closed.is_set()
+
+
+class SpeechlessError(Exception):
+    """An error that fails when it is asked what it says."""
+
+    def __str__(self) -> str:
+        raise LookupError("no words")
+
+    __repr__ = __str__
+
+
+def speechless(x):
+    """Doubles, but cannot be traced."""
+    if isinstance(x, jax.core.Tracer):
+        raise SpeechlessError
+    return x * 2
+
+
+def test_an_error_without_words():
+    """Whatever an error's own text does, it is reported, and the call answered eagerly."""
+    said = r"cannot trace .*: SpeechlessError: \(its own text fails with LookupError\)"
+    function = bucket_jit(speechless, in_axes="batch seq", config=GRID)
+    with pytest.warns(CUDAGraphWarning, match=said):
+        assert_close(function(X), X * 2)
+    report = function.warmup(X, progress=False)
+    assert all("SpeechlessError: (its own" in str(bucket.error) for bucket in report.buckets)
+    assert "SpeechlessError" in str(function.explain(X))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+import tracemalloc
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cudagraph_jax._base.text import Json
@@ -103,3 +104,24 @@ def snapshot(path: Path) -> dict[str, tuple]:
         )
         for file in [path, *path.iterdir()]
     }
+
+
+def stretch(file: Path, payload_bytes: int, *, tail: bytes) -> None:
+    """An entry that states a longer payload and has it, as a hole that takes no disk."""
+    start = file.read_bytes()[:24] + payload_bytes.to_bytes(8, "little")
+    end = 32 + int.from_bytes(start[16:24], "little") + payload_bytes
+    with file.open("wb") as stretched:
+        stretched.write(start)
+        stretched.truncate(end)
+        stretched.seek(end)
+        stretched.write(tail)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most memory that Python takes while it works."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.planning.observed import Observed
 from cudagraph_jax.shapes.ladder import Bucket
+from tests.helpers.stores import peak_bytes
 
 PAIRS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=30)
 EXPECTED = (
@@ -128,3 +129,15 @@ def test_bad_sizes(sizes, message):
     with pytest.raises(ConfigError) as caught:
         Observed.of(sizes)
     assert str(caught.value) == message
+
+
+def test_many_requests():
+    """Of very many requests the same is found, with little memory, and which of them is wrong."""
+    lengths = np.random.default_rng(0).integers(1, 1000, 1_000_000)
+    observed: list[Observed] = []
+    assert peak_bytes(lambda: observed.append(Observed.of(lengths))) < 3 * lengths.nbytes
+    assert observed[0].counts.tolist() == np.bincount(lengths)[1:].tolist()
+    assert observed[0].seq_lens.tolist() == list(range(1, 1000))
+    lengths[777_777] = 0
+    with pytest.raises(ConfigError, match=r"sizes\[777777\]=0 is below 1"):
+        Observed.of(lengths)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -26,7 +27,9 @@ from tests.helpers.stores import (
     filled,
     found,
     missed,
+    peak_bytes,
     snapshot,
+    stretch,
 )
 
 PROGRAMS = Path(__file__).parents[1] / "helpers" / "programs"
@@ -380,3 +383,103 @@ def test_another_owner(tmp_path, name):
     os.chown(tmp_path / name, 0, -1)
     store.put(IDENTITY, PAYLOAD)
     assert found(store).payload == PAYLOAD
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o773, 0o770, 0o2775, 0o702])
+@pytest.mark.parametrize("below", [".", "of one's own"])
+def test_a_way_that_others_can_change(tmp_path, mode, below):
+    """Where others can put something in a safe directory's place it is refused at every use."""
+    shared = tmp_path / "shared"
+    store = filled(shared / below / "graphs")
+    shared.chmod(mode)
+    for operation in (
+        lambda: GraphStore(store.path),
+        lambda: GraphStore(store.path, mode="ro"),
+        lambda: store.get(IDENTITY),
+        lambda: store.put(IDENTITY, PAYLOAD),
+        store.ls,
+    ):
+        with pytest.raises(StoreError, match=f"on the way to .*mode={mode:04o}.*go-w {shared}, or"):
+            operation()
+    subprocess.run(["chmod", "go-w", str(shared)], check=True)
+    assert found(store).payload == PAYLOAD
+    shared.chmod(mode)
+    assert found(filled(store.path, key=KEY)).payload == PAYLOAD
+
+
+def test_a_directory_in_one_for_everybody(tmp_path):
+    """One's own directory in a sticky one, as /tmp is, is safe, and so is a link to it."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o1777)
+    store = filled(tmp_path / "shared" / "graphs")
+    (tmp_path / "shared" / "link").symlink_to("graphs")
+    assert found(GraphStore(tmp_path / "shared" / "link")).payload == found(store).payload
+
+
+@as_root
+@pytest.mark.parametrize("planted", ["link", "directory"])
+def test_what_others_plant_on_the_way(tmp_path, planted):
+    """A link or a directory of another user leads to no store, whatever it leads to."""
+    crafted = filled(tmp_path / "mine" / "graphs")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    if planted == "link":
+        (shared / "planted").symlink_to(tmp_path / "mine")
+    else:
+        (shared / "planted").mkdir()
+        crafted.path.rename(shared / "planted" / "graphs")
+    os.lchown(shared / "planted", 12345, 12345)
+    for path in (shared / "planted" / "graphs", tmp_path / "way" / "graphs"):
+        (tmp_path / "way").unlink(missing_ok=True)
+        (tmp_path / "way").symlink_to(shared / "planted")
+        with pytest.raises(StoreError, match=f"{shared}/planted, on the way.* to uid=12345"):
+            GraphStore(path)
+
+
+@as_root
+@pytest.mark.parametrize(("user", "group", "is_safe"), [(1, 1, True), (1, 2, False), (0, 0, False)])
+def test_a_group_of_ones_own(user, group, is_safe):
+    """A directory on the way may be written by its owner's private group, and by no other one."""
+    way = Path(mkdtemp())  # not below the tests' own directory, which the superuser alone may pass
+    try:
+        way.chmod(0o775)
+        os.chown(way, user, group)
+        os.seteuid(user)
+        path = way / "graphs"
+        if is_safe:
+            filled(path)
+        else:
+            with pytest.raises(StoreError, match=f"{way}, on the way to .* mode=0775"):
+                filled(path)
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(way)
+
+
+@pytest.mark.parametrize("tail", ["of a stranger", "copied"])
+def test_a_stated_length_takes_no_memory(tmp_path, tail):
+    """Where others may write, a huge file that no key's owner wrote is missed without being kept.
+
+    Who copies the end of an authentic file makes it be read, in pieces.
+    """
+    store = filled(tmp_path, key=KEY)
+    is_copied = tail == "copied"
+    end = (tmp_path / FILE).read_bytes()[-64:] if is_copied else bytes(64)
+    stretch(tmp_path / FILE, (1 << 28) if is_copied else 3 << 30, tail=end)
+    assert peak_bytes(lambda: missed(store)) < 8 << 20
+    assert store.stats()["misses"]["corrupt" if is_copied else "not authentic"] == 1
+    store.put(IDENTITY, PAYLOAD)
+    assert found(store).payload == PAYLOAD
+
+
+def test_large_entries(tmp_path):
+    """An executable that is too large to be read at once is found whole, and a flaw in it."""
+    store = GraphStore(tmp_path, key=KEY)
+    payload = bytes(1 << 26)
+    store.put(IDENTITY, payload)
+    assert found(store).payload == payload
+    with (tmp_path / FILE).open("r+b") as file:
+        file.seek(1 << 25)
+        file.write(b"\1")
+    assert missed(store).reason is MissReason.CORRUPT

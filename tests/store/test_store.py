@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import os
 import stat
 from pathlib import Path
@@ -64,8 +65,9 @@ def test_any_identity(path, identity, payload, key):
     assert identity in store
 
 
-def test_modes(path):
-    """The directory and its files are their owner's alone, whatever the umask."""
+def test_modes(tmp_path):
+    """The directory, those made on its way and its files are their owner's alone at any umask."""
+    path = tmp_path / "made" / "too" / "graphs"
     old = os.umask(0)
     try:
         store = filled(path)
@@ -75,6 +77,7 @@ def test_modes(path):
         os.umask(old)
     modes = {name: mode for name, (mode, _, _) in snapshot(path).items()}
     assert modes == {".": 0o700, FILE: 0o600, f"{FILE}.lock": 0o600}
+    assert {stat.S_IMODE(place.stat().st_mode) for place in list(path.parents)[:2]} == {0o700}
 
 
 def test_put_replaces(path):
@@ -119,7 +122,6 @@ def test_another_key(path, first, then):
     [
         (b"", MissReason.TRUNCATED),
         (b"\x89CGJ\r\n\x1a\n\1\0\0\0", MissReason.TRUNCATED),
-        (b"\x89CGJ\r\n\x1a\n\2\0\0\0", MissReason.OUTDATED),
         (b"\x89CGJ\r\n\x1a\n\1\0\0\0" + b"\xff" * 20, MissReason.CORRUPT),
         (b"#!/bin/sh\n", MissReason.FOREIGN),
     ],
@@ -286,3 +288,64 @@ def test_knows_no_jax():
                 imported.setdefault(name.split(".")[0], set()).add(module.stem)
     assert not {"jax", "jaxlib", "numpy", "pickle", "marshal", "shelve"} & set(imported)
     assert imported["filelock"] == {"locks"}
+
+
+def of_version(data, version):
+    return data[:8] + version.to_bytes(4, "little") + data[12:]
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
+def test_a_newer_format(path, key):
+    """What a later version wrote is a miss that says so, and stays as it is: it reads it still."""
+    store = filled(path, key=key)
+    data = of_version((path / FILE).read_bytes(), 2)
+    (path / FILE).write_bytes(data)
+    miss = missed(store)
+    assert (miss.reason, miss.moved_to) == (MissReason.OUTDATED, None)
+    assert "format version 2 is newer than 1" in str(miss)
+    with pytest.raises(StoreError, match=r"is of a newer format .* upgrade this one, or remove"):
+        store.put(IDENTITY, PAYLOAD)
+    other = filled(path.parent / "other", key=key)
+    whole = other.file_bytes(FILE)
+    assert isinstance(whole, bytes)
+    assert not store.add_file(FILE, whole)
+    assert (os.listdir(path), (path / FILE).read_bytes()) == ([FILE], data)
+    assert (store.stats()["moved_aside"], IDENTITY in store) == (0, True)
+
+
+def test_an_older_format(path):
+    """What an earlier version wrote is left to its servers until this one writes its own."""
+    store = filled(path)
+    (path / FILE).write_bytes(of_version((path / FILE).read_bytes(), 0))
+    miss = missed(store)
+    assert (miss.reason, miss.moved_to) == (MissReason.OUTDATED, None)
+    assert "format version 0 is older than 1" in str(miss)
+    store.put(IDENTITY, PAYLOAD)
+    assert (found(store).payload, os.listdir(path)) == (PAYLOAD, [FILE])
+
+
+@pytest.mark.parametrize("clock", [math.nan, 3.0, None, "now"])
+def test_no_clock(path, clock):
+    """What is no function is told at once, and no directory is made for it."""
+    with pytest.raises(ConfigError, match=r"^clock=.* cannot be called: give a function"):
+        GraphStore(path, clock=clock)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("now", [math.nan, math.inf, None, "12", True, 10**400])
+def test_a_clock_that_gives_no_time(path, now):
+    """An answer that is no finite number is told when the store is opened, and at each use."""
+    with pytest.raises(ConfigError, match=r"^clock gives .*: give seconds since the epoch"):
+        GraphStore(path, clock=lambda: now)
+    answers = [1.0]
+    store = filled(path, clock=lambda: answers[0])
+    answers[0] = now
+    for use in (
+        lambda: store.put(IDENTITY, PAYLOAD),
+        lambda: store.prune(older_than=1),
+        lambda: store.touch(IDENTITY),
+    ):
+        with pytest.raises(ConfigError, match=r"^clock gives"):
+            use()
+    answers[0] = 2.0
+    assert found(store).payload == PAYLOAD

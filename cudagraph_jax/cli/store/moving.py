@@ -122,7 +122,7 @@ def _whole(store: GraphStore, records: Sequence[Record]) -> Iterator[tuple[str, 
 def verified(file: BinaryIO, key: bytes | None, *, said: str) -> Iterator[tuple[str, bytes]]:
     """The entries of an archive; an error that starts with `said` at the first that is none."""
     try:
-        for name, data in read_archive(file):
+        for name, data in read_archive(file, key=key):
             if (problem := problem_in(name, data, key=key)) is not None:
                 raise StoreError(f"{name} is {problem}")
             yield name, data

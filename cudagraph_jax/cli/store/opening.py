@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 from pathlib import Path
 from typing import Literal
 
-from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.errors import ConfigError, StoreError
 from cudagraph_jax.store import GraphStore
+from cudagraph_jax.store.folder import OR_KEY, refuse_danger
 
 LARGEST_KEY_BYTES = 4096
 """No key is longer: such a file is another one, by mistake."""
@@ -17,14 +20,20 @@ def key_of(options: argparse.Namespace) -> bytes | None:
     """The key in `--key-file`; None without one.
 
     Raises:
-        ConfigError: The file cannot be read, or is too large to be a key.
+        ConfigError: The file cannot be read, others can change it, or it is too large to be a key.
     """
     path: Path | None = options.key_file
     if path is None:
         return None
     try:
         with path.open("rb") as file:
+            # Who chooses the key says what is authentic. A pipe comes from who started this.
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                refuse_danger(file.fileno(), path)
             key = file.read(LARGEST_KEY_BYTES + 1)
+    except StoreError as error:
+        danger = str(error).removesuffix(OR_KEY)
+        raise ConfigError(f"--key-file {path} is not safe: {danger}") from error
     except (OSError, ValueError) as error:  # ValueError: NUL in a name
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"--key-file {path} cannot be read: {why}") from error

@@ -1,0 +1,113 @@
+"""What every command does where it cannot print, read, or go on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cudagraph_jax.cli import main
+from tests.helpers.stock import stocked
+
+needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+
+COMMANDS = {
+    "plan": ["plan", "trace.csv", "--column", "len", "--max-graphs", "2"],
+    "ls": ["store", "ls", "graphs"],
+    "prune": ["store", "prune", "graphs", "--max-bytes", "0", "--dry-run"],
+    "export": ["store", "export", "graphs", "graphs.tar"],
+    "doctor": ["doctor", "--json", "doctor.json"],
+    "help": ["--help"],
+    "version": ["--version"],
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs the command in the shell, with redirections: its status and what stderr got."""
+    (tmp_path / "trace.csv").write_text("len\n5\n9\n")
+    stocked(tmp_path / "graphs")
+
+    def run(arguments, redirections, *, buffered=True):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, "-m", "cudagraph_jax",
+             *arguments],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+                "PYTHONUNBUFFERED": "" if buffered else "1",
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )  # fmt: skip
+        return done.returncode, done.stderr
+
+    return run
+
+
+@needs_full
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk_for_the_output(run, command):
+    """Where nothing can be printed, that is one line on stderr, and the status is 1."""
+    said = "cudagraph-jax: the output cannot be written: No space left on device. Send it elsewhere"
+    assert run(COMMANDS[command], "> /dev/full") == (1, f"{said}\n")
+
+
+@needs_full
+@pytest.mark.parametrize("command", ["plan", "ls", "help"])
+def test_a_full_disk_without_buffers(run, command):
+    """So it is where each line is written at once."""
+    status, said = run(COMMANDS[command], "> /dev/full", buffered=False)
+    assert (status, said.count("\n")) == (1, 1)
+    assert "the output cannot be written: No space left" in said
+
+
+@pytest.mark.parametrize("command", ["plan", "prune", "version"])
+def test_a_closed_output(run, tmp_path, command):
+    """Where there is no output at all, nothing is done, and that is said."""
+    said = "cudagraph-jax: the standard output is closed: send it to a file or /dev/null\n"
+    assert run(COMMANDS[command], ">&-") == (1, said)
+
+
+def test_nobody_who_listens(run):
+    """Where errors cannot be printed either, the status says that it failed."""
+    assert run(["store", "ls", "nowhere"], "2>&-") == (1, "")
+    if os.path.exists("/dev/full"):
+        assert run(["store", "ls", "nowhere"], "2>/dev/full") == (1, "")
+        assert run(COMMANDS["plan"], "> /dev/full 2>&1") == (1, "")
+
+
+def test_a_closed_input(run):
+    """A trace that is to come from a closed standard input is one line."""
+    status, said = run([*COMMANDS["plan"][:1], "-", *COMMANDS["plan"][2:]], "<&-")
+    assert (status, said) == (
+        1,
+        "cudagraph-jax: the standard input: it is closed: send the trace there, or name a file\n",
+    )
+
+
+def test_a_trace_without_an_end(run, tmp_path):
+    """A file of one endless line is refused before it takes all memory."""
+    (tmp_path / "endless.csv").symlink_to("/dev/zero")
+    (tmp_path / "endless.jsonl").symlink_to("/dev/zero")
+    for name in ("endless.csv", "endless.jsonl"):
+        status, said = run(["plan", name, *COMMANDS["plan"][2:]], "> /dev/null")
+        assert (status, said.count("\n")) == (1, 1)
+        assert "a line is longer than 67,108,864 bytes: this is no trace" in said
+
+
+def test_no_memory(tmp_path, monkeypatch, capsys):
+    """Where memory runs out, that is one line, too."""
+    (tmp_path / "hungry.py").write_text(
+        "from cudagraph_jax import bucket_jit\n\n"
+        "function = bucket_jit(lambda x: x, in_axes='batch _')\n\n\n"
+        "def example():\n    raise MemoryError\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["inspect", "hungry:function", "--example", "example"]) == 1
+    assert capsys.readouterr().err == "cudagraph-jax: there is not enough memory for this\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import operator
 from collections.abc import Iterable, Sequence
 
@@ -54,3 +56,45 @@ def nearest(value: object, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
     choices = ", ".join(known)
     return f"did you mean {close[0]!r}? ({choices})" if close else f"choose one of {choices}"
+
+
+_DEFERRED = (
+    (
+        inspect.iscoroutinefunction,
+        "an async function, whose calls give a coroutine: give a plain function, and call what is "
+        "made of it inside the async one (await asyncio.to_thread(...) keeps the event loop free)",
+    ),
+    (
+        inspect.isasyncgenfunction,
+        "an async generator function, whose calls give no arrays: give a plain function that "
+        "returns them, and iterate outside of it",
+    ),
+    (
+        inspect.isgeneratorfunction,
+        "a generator function, whose calls give a generator: give a plain function that returns "
+        "its arrays, as a tuple or stacked, instead of yielding them",
+    ),
+)
+
+
+def require_arrays_from(name: str, function: object) -> None:
+    """Raises `ConfigError` if calls of `function` give coroutines or generators, no arrays."""
+    called = _called(function)
+    for is_deferred, what in _DEFERRED:
+        if is_deferred(function) or is_deferred(called):
+            raise ConfigError(f"{name}={function!r:.80} is {what}")
+
+
+def _called(function: object) -> object:
+    """The Python function that a call of `function` runs, as far as it can be seen."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif inspect.isroutine(function) and not isinstance(function, staticmethod):
+            return function
+        elif inspect.isfunction(call := getattr(type(function), "__call__", None)):
+            return call
+        elif (wrapped := getattr(function, "__wrapped__", None)) is not None:
+            function = wrapped  # of a class in C, as jax.jit and functools.cache make one
+        else:
+            return function

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar, overload
 
 import jax
 
+from cudagraph_jax._base.checks import require_arrays_from
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.dispatch.manager import CUDAGraphManager
@@ -169,6 +170,7 @@ def bucket_jit(
     def make(function: Callable[P, R]) -> BucketedFunction[P, R]:
         if not callable(function):
             raise ConfigError(f"fn={function!r} cannot be called: give a function")
+        require_arrays_from("fn", function)
         called = function_name(function) if name is None else str(name)
         binder = Binder(
             function,

@@ -16,6 +16,7 @@ from jax.tree_util import PyTreeDef
 from numpy import ndarray
 
 from cudagraph_jax._base.checks import positive_size
+from cudagraph_jax._base.copies import belongs_to_process, global_name
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.dispatch.decision import Reason
@@ -54,6 +55,7 @@ MAX_DECLARATIONS = 256
 _shape_and_dtype = attrgetter("shape", "dtype")
 
 
+@belongs_to_process
 class BucketedFunction(Generic[P, R]):
     """A function whose calls are padded up to buckets, each compiled once.
 
@@ -70,7 +72,10 @@ class BucketedFunction(Generic[P, R]):
     def __init__(
         self, function: Callable[P, R], *, binder: Binder, target: Target, manager: CUDAGraphManager
     ) -> None:
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())
+        for attribute, value in getattr(function, "__dict__", {}).items():
+            if not hasattr(type(self), attribute):  # a model may have its own `stats`
+                self.__dict__.setdefault(attribute, value)
         self.manager = manager
         self._function = function
         self._binder = binder
@@ -144,6 +149,10 @@ class BucketedFunction(Generic[P, R]):
 
     def __repr__(self) -> str:
         return one_line(f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)")
+
+    def __reduce__(self) -> str:
+        # By reference, as functions and `jax.jit` are: the other process has a manager of its own.
+        return global_name(self)
 
     def _repr_html_(self) -> str:
         from cudagraph_jax.report.summary import stats_html

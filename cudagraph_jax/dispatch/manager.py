@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from cudagraph_jax._base.checks import require_bool
+from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from cudagraph_jax.store import GraphStore
 
 
+@belongs_to_process
 class CUDAGraphManager:
     """Has each call replayed, captured or run eagerly, as its mode and its policies say.
 

@@ -336,6 +336,14 @@ def abstract_passed(value: object, *, name: str) -> AbstractLeaf:
     return AbstractLeaf(abstract.shape, abstract.dtype, weak, placement(value))
 
 
+def fits_integers(value: object) -> bool:
+    """Whether JAX's integers can hold a Python number; whatever is no `int` does not ask for it."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return True
+    limits = jnp.iinfo(jax.dtypes.canonicalize_dtype(np.int64))  # type: ignore[no-untyped-call]
+    return int(limits.min) <= value <= int(limits.max)
+
+
 def is_weak(number: object) -> bool:
     """Whether the dtype of a number gives way to that of the arrays it meets."""
     return type(number) in (int, float, complex) or bool(getattr(number, "weak_type", False))

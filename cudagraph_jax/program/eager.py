@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from cudagraph_jax._base.fork import use_jax
-from cudagraph_jax.program.call import Declared, Target, traced_sizes
+from cudagraph_jax.program.call import Declared, Target, fits_integers, is_key, traced_sizes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
 from cudagraph_jax.xla.stages import tracing_refusals
@@ -52,7 +52,14 @@ def run_traced(
 
 def _on_host(leaf: PyTree) -> PyTree:
     # Constants that are computed on while another function is traced become part of it.
-    return leaf if isinstance(leaf, jax.core.Tracer) else np.asarray(leaf)
+    if isinstance(leaf, jax.core.Tracer):
+        return leaf
+    if isinstance(leaf, bool | int | float | complex):  # an array of JAX's dtype, as from a bucket
+        dtype = jax.dtypes.canonicalize_dtype(np.result_type(type(leaf)))
+        return np.asarray(leaf, dtype) if fits_integers(leaf) else leaf
+    # What is no array is the caller's as it is: text, objects, keys, which NumPy cannot hold.
+    is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic) and not is_key(leaf)
+    return np.asarray(leaf) if is_array else leaf
 
 
 def _on_device(leaf: PyTree) -> PyTree:

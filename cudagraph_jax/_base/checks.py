@@ -90,7 +90,7 @@ def _called(function: object) -> object:
     while True:
         if isinstance(function, functools.partial):
             function = function.func
-        elif inspect.isroutine(function) and not isinstance(function, staticmethod):
+        elif inspect.isfunction(function) or inspect.ismethod(function):
             return function
         elif inspect.isfunction(call := getattr(type(function), "__call__", None)):
             return call

@@ -58,7 +58,6 @@ class Binder:
             )
         signature = _signature(function, name)
         self._check_names(signature, mask_argname)
-        self._check_counts(signature)
         self._mask_argname = mask_argname
         self._signature = signature.replace(
             parameters=[
@@ -67,6 +66,7 @@ class Binder:
                 if parameter.name != mask_argname
             ]
         )
+        self._check_places()
 
     def form(self, count: int, keywords: Sequence[str]) -> Form:
         """The form of a call with `count` positional arguments and these keywords.
@@ -206,20 +206,47 @@ class Binder:
                     f"{self.name}{signature}: put it behind the positional arguments"
                 )
 
-    def _check_counts(self, signature: inspect.Signature) -> None:
-        count = len(signature.parameters)
+    def _check_places(self) -> None:
+        """Raises unless all that is declared by position is of positional arguments."""
+        signature, count = self._signature, len(self._signature.parameters)
         for place in self.donate_argnums:
             if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < count:
                 raise ConfigError(
                     f"donate_argnums has {place!r}, but {self.name}{signature} has {count} "
                     "arguments: give positions of those"
                 )
-        axes = self.in_axes
+            self._check_place("donate_argnums", place)
         variadic = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
-        if isinstance(axes, tuple | list) and len(axes) > count and not variadic:
+        most = count + (self._mask_argname is not None)
+        for option, prefix in (("in_axes", self.in_axes), ("pad_values", self.pad_values)):
+            if not isinstance(prefix, tuple | list):
+                continue
+            if len(prefix) > most and not variadic:
+                raise ConfigError(
+                    f"{option} has {len(prefix)} entries, but {self.name}{signature} has {count} "
+                    "arguments: give one entry for each positional argument"
+                )
+            for place, entry in enumerate(prefix):
+                if any(leaf is not UNCHOSEN for leaf in jax.tree.leaves(entry)):
+                    self._check_place(option, place)
+
+    def _check_place(self, option: str, place: int) -> None:
+        parameters = list(self._signature.parameters.values())
+        kinds = [parameter.kind for parameter in parameters]
+        if inspect.Parameter.VAR_POSITIONAL in kinds[: place + 1]:
+            return
+        if place >= len(parameters):
             raise ConfigError(
-                f"in_axes has {len(axes)} entries, but {self.name}{signature} has {count} "
-                "arguments: give one entry for each positional argument"
+                f"{option} has an entry for {self._mask_argname!r}, which bucket_jit builds itself "
+                "(mask_argname): leave the entry out"
+            )
+        if kinds[place] not in _POSITIONAL:
+            shown = parameters[place].replace(annotation=inspect.Parameter.empty)
+            raise ConfigError(
+                f"{option} has an entry for {parameters[place].name!r} ({shown}), which is passed "
+                f"by keyword to {self.name}{self._signature}: make it positional, since keywords "
+                "are passed through as they are; what says which elements are real can be named "
+                "in mask_argname instead"
             )
 
 

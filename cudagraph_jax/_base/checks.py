@@ -87,14 +87,15 @@ def require_arrays_from(name: str, function: object) -> None:
 
 def _called(function: object) -> object:
     """The Python function that a call of `function` runs, as far as it can be seen."""
-    while True:
+    while callable(function):
         if isinstance(function, functools.partial):
             function = function.func
         elif inspect.isfunction(function) or inspect.ismethod(function):
             return function
-        elif inspect.isfunction(call := getattr(type(function), "__call__", None)):
-            return call
-        elif (wrapped := getattr(function, "__wrapped__", None)) is not None:
-            function = wrapped  # of a class in C, as jax.jit and functools.cache make one
+        elif inspect.isfunction(type(function).__call__):
+            return type(function).__call__
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__  # of a class in C: jax.jit, functools.cache
         else:
-            return function
+            break
+    return function

@@ -137,7 +137,7 @@ class Dispatcher:
         """
         try:
             return route.run(args, kwargs)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return REFUSED
         except BaseException as error:
             if not self.may_answer(route, error):

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
 from time import perf_counter
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
 
 import jax
@@ -127,7 +128,7 @@ class BucketedFunction(Generic[P, R]):
                 else:
                     outputs = route.run(args)
                 return outputs
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 # The compiled function refuses what does not fit it: other parameters, tracers.
                 # Refusals are slow, so calls that alternate are told apart by all their arrays.
                 self._routes.exact.clear()
@@ -146,6 +147,15 @@ class BucketedFunction(Generic[P, R]):
             finally:
                 failure = None  # its traceback leads back to this frame, and the arguments in it
         return self._call_bound(args, kwargs, refused=refused)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """A method's function with its object as the first argument, as of any function.
+
+        Of a class that holds it beside its methods, it stays itself: only what has a `self` binds.
+        """
+        if instance is None or not self._binder.is_method:
+            return self
+        return MethodType(self, instance)
 
     def __repr__(self) -> str:
         return one_line(f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)")

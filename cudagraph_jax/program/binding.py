@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import jax
 
+from cudagraph_jax._base.checks import nearest
 from cudagraph_jax.errors import ConfigError, InputShapeError
+from cudagraph_jax.program.advice import static_advice
 from cudagraph_jax.program.call import Declared, Statics
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, PadValue
@@ -83,17 +85,27 @@ class Binder:
         try:
             bound = self._signature.bind(*range(count), **named)
         except TypeError as error:
-            if next(iter(self._signature.parameters), None) == "self":
-                raise InputShapeError(
-                    f"{self.name}{self._signature} is a method, and cannot be called like this: "
-                    f"{error}; decorating does not bind it: write self.{self.name} = "
-                    f"bucket_jit(self.{self.name}, ...) where the object is made"
-                ) from error
+            hint = self._nearest(keywords)
+            if self.is_method:
+                hint += ": it is a method: its object is the first argument"
+            elif self._mask_argname:
+                hint += f" ({self._mask_argname} is not given)"
             raise InputShapeError(
-                f"{self.name}{self._signature} cannot be called like this: {error}"
-                + (f" ({self._mask_argname} is not given)" if self._mask_argname else "")
+                f"{self.name}{self._signature} cannot be called like this: {error}{hint}"
             ) from None
         return self._sorted(bound)
+
+    def _nearest(self, keywords: Sequence[str]) -> str:
+        """What an unknown keyword may have been meant to be."""
+        known = list(self._signature.parameters)
+        unknown = [keyword for keyword in keywords if keyword not in known]
+        return f": {nearest(unknown[0], known)}" if unknown and known else ""
+
+    @property
+    def is_method(self) -> bool:
+        """Whether its first argument is an object's `self`."""
+        first = next(iter(self._signature.parameters.values()), None)
+        return first is not None and first.name == "self" and first.kind in _POSITIONAL
 
     def declared(self, bound: Bound) -> Declared:
         """What was declared for the leaves of a call's positional arguments.
@@ -391,7 +403,7 @@ def _static(name: str, value: object) -> tuple[str, type, Hashable]:
     except TypeError:
         raise InputShapeError(
             f"static argument {name} is a {type(value).__name__}, which cannot be hashed: "
-            "pass a tuple or another immutable value, or leave it out of static_argnames"
+            + static_advice(value)
         ) from None
     # The type too: 1, 1.0 and True are equal, but do not trace alike.
     return (name, type(value), value)

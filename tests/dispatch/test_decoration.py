@@ -99,11 +99,11 @@ def test_an_eager_answer_keeps_what_is_no_array(unpad):
     )
     other = function(floats(0, 2, 3))["other"]
     assert (other["text"], other["none"]) == ("label", None)
-    assert other["thing"] is thing and other["key"] is key
+    assert other["thing"] is thing
+    assert other["key"] is key
     numbers = jax.jit(lambda: (3, 0.5))()
     for found, expected in zip((other["n"], other["f"]), numbers, strict=True):
-        assert isinstance(found, np.ndarray) and found.dtype == expected.dtype
-        assert found == expected
+        assert (type(found), found.dtype, found) == (np.ndarray, expected.dtype, expected)
 
 
 class Eager:
@@ -131,10 +131,12 @@ def test_a_models_attributes_do_not_replace_methods():
     assert function.registry is function.manager.registry
     assert function.explain(x).mode.name == "REPLAY"
     names = [name for name in dir(plain) if not name.startswith("__")]
-    replaced = [name for name in names if getattr(plain, name) is not None is getattr(function, name)]
+    replaced = [
+        name for name in names if getattr(plain, name) is not None is getattr(function, name)
+    ]
     assert replaced == []
-    assert function.width == 3
-    assert function.__wrapped__.stats == {"a": 1}
+    assert vars(function)["width"] == 3
+    assert vars(function.__wrapped__)["stats"] == {"a": 1}
 
 
 def test_a_function_keeps_its_own_attributes():
@@ -144,9 +146,13 @@ def test_a_function_keeps_its_own_attributes():
         """Gives vectors."""
         return x
 
-    embed.version = 2
+    vars(embed)["version"] = 2
     function = bucket_jit(embed, in_axes="batch")
-    assert (function.version, function.__name__, function.__doc__) == (2, "embed", "Gives vectors.")
+    assert (vars(function)["version"], function.__name__, function.__doc__) == (
+        2,
+        "embed",
+        "Gives vectors.",
+    )
 
 
 def keyword_mask(x, *, mask):
@@ -185,7 +191,7 @@ def test_a_declaration_for_a_keyword_is_refused(function, options, named):
 
 def test_a_mask_argument_takes_no_entry():
     """An entry for the argument that is not the caller's to give is refused, too."""
-    with pytest.raises(ConfigError, match="'mask'.*mask_argname"):
+    with pytest.raises(ConfigError, match=r"'mask'.*mask_argname"):
         bucket_jit(keyword_mask, in_axes=("batch seq", "batch seq"), mask_argname="mask")
 
 

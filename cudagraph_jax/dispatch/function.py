@@ -23,7 +23,9 @@ from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.dispatch.decision import Reason
 from cudagraph_jax.dispatch.dispatcher import REFUSED
 from cudagraph_jax.dispatch.manager import CUDAGraphManager, PlanOptions
+from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.route import Route, Routes
+from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.arguments import leading_leaf
 from cudagraph_jax.program.binding import ALL, Binder, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.program.call import (
@@ -83,6 +85,7 @@ class BucketedFunction(Generic[P, R]):
         self._target = target
         self._routes = Routes()
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
+        self._instead: dict[Form, Form] = {}
         self._picks: dict[Form, Pick] = {}
         self._declarations: dict[tuple[Form, PyTreeDef], tuple[Target, Declared]] = {}
         self._pick = picker(binder.bucketed_places) if binder.has_entries else ALL
@@ -180,7 +183,7 @@ class BucketedFunction(Generic[P, R]):
         Raises:
             InputShapeError: The arguments do not fit `in_axes`, as in the call itself.
         """
-        return self._describe(self._bind(args, kwargs))
+        return self._captured(self._bind(args, kwargs))[1]
 
     def with_manager(self, manager: CUDAGraphManager) -> BucketedFunction[P, R]:
         """The same function, decided and counted by another manager."""
@@ -195,7 +198,8 @@ class BucketedFunction(Generic[P, R]):
         dispatcher = self.manager.dispatcher
         outputs: R
         try:
-            bound = self._bind(args, kwargs)
+            written = self._bind(args, kwargs)
+            bound = self._as_known(written)
             key = self._key(bound)
         except BaseException:
             self._outcomes.add("error", Reason.INPUT)
@@ -203,7 +207,7 @@ class BucketedFunction(Generic[P, R]):
         route = None if key is None else self._routes.table.get(key)
         if (
             route is not None
-            and route is not refused
+            and (route is not refused or bound is not written)
             and route.takes(bound.args, bound.kwargs)
             and route.takes_numpy(bound.args)
         ):
@@ -216,8 +220,9 @@ class BucketedFunction(Generic[P, R]):
             if has_tracers(bound.args, bound.kwargs):
                 call = None
             else:
-                call = self._describe(bound)
+                bound, call = self._captured(written)
                 refuse_abstract(call)
+                key = self._key(bound)
         except BaseException:
             self._outcomes.add("error", Reason.INPUT)
             raise
@@ -238,6 +243,34 @@ class BucketedFunction(Generic[P, R]):
             self._leads_in_tree = True
             lead = leading_leaf(lead)
         return getattr(lead, "shape", None)
+
+    def _as_known(self, bound: Bound) -> Bound:
+        """The call as that one was served which was written like it before."""
+        form = self._instead.get(bound.form)
+        other = None if form is None else self._binder.rewritten(bound, form)
+        return bound if other is None else other
+
+    def _captured(self, bound: Bound) -> tuple[Bound, Call]:
+        """The call and its description, written in a way whose bucket is captured if there is one.
+
+        A default that is left out is part of the program, as for `jax.jit`, and one that is given
+        is an argument of it: two programs, with the same answer where the value is the default.
+        """
+        call = self._describe(bound)
+        decide = self.manager.dispatcher.decide
+        if not self._binder.has_defaults or decide(call).mode is CUDAGraphMode.REPLAY:
+            self._instead.pop(bound.form, None)
+            return bound, call
+        for form in list(self._forms.values()):
+            if form.given == bound.form.given:
+                continue
+            with suppress(InputShapeError):  # a default that JAX does not take as an argument
+                other = self._binder.rewritten(bound, form)
+                described = call if other is None else self._describe(other)
+                if other is not None and decide(described).mode is CUDAGraphMode.REPLAY:
+                    self._instead[bound.form] = form
+                    return other, described
+        return bound, call
 
     def _bind(self, args: Args, kwargs: Mapping[str, PyTree]) -> Bound:
         written = (len(args), tuple(kwargs))
@@ -346,7 +379,7 @@ class BucketedFunction(Generic[P, R]):
             >>> double.warmup(np.ones((1, 3), np.float32), progress=False).captured
             2
         """
-        call = self.describe(*args, **kwargs)
+        call = self._describe(self._bind(args, kwargs))
         # Here, because importing this package is to cost little.
         from cudagraph_jax.capture.warmup import warm_grid
         from cudagraph_jax.report.progress import Progress

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -69,6 +70,11 @@ class Binder:
             ]
         )
         self._check_places()
+        self._defaults = {
+            name: parameter.default
+            for name, parameter in self._signature.parameters.items()
+            if parameter.default is not parameter.empty
+        }
 
     def form(self, count: int, keywords: Sequence[str]) -> Form:
         """The form of a call with `count` positional arguments and these keywords.
@@ -93,7 +99,60 @@ class Binder:
             raise InputShapeError(
                 f"{self.name}{self._signature} cannot be called like this: {error}{hint}"
             ) from None
-        return self._sorted(bound)
+        first = count + len(keywords)
+        defaults = self._static_defaults(bound.arguments)
+        given = {**bound.arguments, **{name: first + i for i, name in enumerate(defaults)}}
+        ordered = {name: given[name] for name in self._signature.parameters if name in given}
+        return self._sorted(ordered, tuple(defaults.values()))
+
+    def _static_defaults(self, given: Mapping[str, object]) -> dict[str, Hashable]:
+        """The defaults of the static arguments that a call leaves out.
+
+        They are filled in, so that a default that is written out selects the same program.
+        """
+        found: dict[str, Hashable] = {}
+        has_gap = False
+        for name, parameter in self._signature.parameters.items():
+            if name in given:
+                continue
+            default = self._defaults.get(name, parameter.empty)
+            is_static = name in self.static_argnames and default is not parameter.empty
+            # Behind a gap nothing can be filled in by position.
+            if is_static and not (has_gap and parameter.kind is parameter.POSITIONAL_ONLY):
+                with suppress(TypeError):  # of no hash: as long as it is left out, it is no key
+                    hash(default)
+                    found[name] = default
+            has_gap = has_gap or name not in found
+        return found
+
+    @property
+    def has_defaults(self) -> bool:
+        """Whether an argument that is not static may be left out."""
+        return not self.static_argnames.issuperset(self._defaults)
+
+    def rewritten(self, bound: Bound, form: Form) -> Bound | None:
+        """The same call, written as `form` is: with defaults filled in and left out.
+
+        Returns:
+            The call; None where `form` leaves out another value than the default, or asks for one
+            that the call has not.
+        """
+        given = {**dict(zip(bound.form.names, bound.args, strict=True)), **bound.kwargs}
+        asked = (*form.names, *(name for name, _ in form.kwargs))
+        left_out = [name for name in given if name not in asked]
+        filled_in = [name for name in asked if name not in given]
+        is_same = (
+            len(given)
+            == len(bound.args) + len(bound.kwargs)  # or a keyword is called like an `x, /`
+            and [name for name, _ in form.statics] == [name for name, _, _ in bound.statics]
+            and all(name in self._defaults for name in (*left_out, *filled_in))
+            and all(_are_one(given[name], self._defaults[name]) for name in left_out)
+        )
+        if not is_same:
+            return None
+        values = {**self._defaults, **given}
+        kwargs = {name: values[name] for name, _ in form.kwargs}
+        return Bound(form, tuple(values[name] for name in form.names), kwargs, bound.statics)
 
     def _nearest(self, keywords: Sequence[str]) -> str:
         """What an unknown keyword may have been meant to be."""
@@ -159,12 +218,12 @@ class Binder:
             index for index, place in enumerate(form.places) if place in self.donate_argnums
         )
 
-    def _sorted(self, bound: inspect.BoundArguments) -> Form:
+    def _sorted(self, given: Mapping[str, Any], defaults: tuple[Hashable, ...]) -> Form:
         args: list[tuple[int, str, int]] = []
         kwargs: list[tuple[str, int]] = []
         statics: list[tuple[str, int]] = []
         static_places: list[tuple[int, str]] = []
-        for name, value in bound.arguments.items():
+        for name, value in given.items():
             kind = self._signature.parameters[name].kind
             place = self._place(name)
             if name in self.static_argnames:
@@ -175,7 +234,7 @@ class Binder:
             elif kind is inspect.Parameter.VAR_POSITIONAL:
                 args += [(place + n, f"{name}[{n}]", item) for n, item in enumerate(value)]
             elif kind is inspect.Parameter.VAR_KEYWORD:
-                for key, item in value.items():
+                for key, item in sorted(value.items()):
                     (statics if key in self.static_argnames else kwargs).append((key, item))
             else:
                 kwargs.append((name, value))
@@ -188,6 +247,7 @@ class Binder:
             kwargs=tuple(kwargs),
             statics=tuple(statics),
             static_places=tuple(static_places),
+            defaults=defaults,
             plain=indices == places == tuple(range(len(args))) and not (kwargs or statics),
         )
 
@@ -335,6 +395,7 @@ class Form:
         kwargs: Names and indices of the keyword-only arguments.
         statics: Names and indices of the static arguments.
         static_places: Where the positional ones of those stand in the signature.
+        defaults: Those of static arguments that are left out, counted behind the call's values.
         plain: Whether a call is its positional arguments and nothing else.
     """
 
@@ -344,7 +405,13 @@ class Form:
     kwargs: tuple[tuple[str, int], ...]
     statics: tuple[tuple[str, int], ...]
     static_places: tuple[tuple[int, str], ...]
+    defaults: tuple[Hashable, ...]
     plain: bool
+
+    @property
+    def given(self) -> tuple[tuple[str, ...], frozenset[str]]:
+        """The names of its positional and of its keyword-only arguments, the static ones apart."""
+        return self.names, frozenset(name for name, _ in self.kwargs)
 
     def bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:
         """The arguments of a call that is written like this.
@@ -352,7 +419,7 @@ class Form:
         Raises:
             InputShapeError: A static argument cannot be hashed.
         """
-        values = (*args, *kwargs.values())
+        values = (*args, *kwargs.values(), *self.defaults)
         return Bound(
             self,
             tuple([values[index] for index in self.args]),
@@ -407,6 +474,15 @@ def _static(name: str, value: object) -> tuple[str, type, Hashable]:
         ) from None
     # The type too: 1, 1.0 and True are equal, but do not trace alike.
     return (name, type(value), value)
+
+
+def _are_one(value: object, default: object) -> bool:
+    """Whether a value is the default: the same object, or a plain one that is written like it."""
+    if value is default:
+        return True
+    is_plain = isinstance(value, bool | int | float | complex | str | bytes)
+    # 0.0 and -0.0 are equal, but not one.
+    return is_plain and type(value) is type(default) and repr(value) == repr(default)
 
 
 def picker(places: Sequence[int]) -> Pick:

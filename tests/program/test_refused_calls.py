@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 
 import jax
@@ -229,11 +230,9 @@ class Encoding(collections.UserDict):
     """A mapping that is no dict, as tokenizers give."""
 
 
+@dataclasses.dataclass
 class Model:
     """An object that is no pytree and cannot be hashed."""
-
-    def __eq__(self, other):
-        return self is other
 
     def __call__(self, x):
         return x * 3

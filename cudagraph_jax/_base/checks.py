@@ -6,9 +6,14 @@ import difflib
 import functools
 import inspect
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import ParamSpec, TypeVar
 
 from cudagraph_jax.errors import ConfigError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 def positive_size(value: object, *, name: str) -> int:
@@ -17,7 +22,16 @@ def positive_size(value: object, *, name: str) -> int:
     Raises:
         ConfigError: `value` is no integer (a bool is none), or below 1.
     """
-    return _integer(value, name=name, minimum=1, kind="size")
+    return _integer(value, f"{name}={{}}", minimum=1, kind="size")
+
+
+def size_within(value: object, *, name: str) -> int:
+    """`value`, which is one of several in `name`, as an int of 1 or more.
+
+    Raises:
+        ConfigError: As for `positive_size`.
+    """
+    return _integer(value, f"{name} has {{}}, which", minimum=1, kind="size")
 
 
 def require_bool(name: str, value: object) -> None:
@@ -35,19 +49,19 @@ def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 def count(name: str, value: object) -> int:
     """`value` as an int of 0 or more; `ConfigError` otherwise."""
-    return _integer(value, name=name, minimum=0, kind="count")
+    return _integer(value, f"{name}={{}}", minimum=0, kind="count")
 
 
-def _integer(value: object, *, name: str, minimum: int, kind: str) -> int:
+def _integer(value: object, shown: str, *, minimum: int, kind: str) -> int:
     remedy = f"give a {kind} of {minimum} or more"
     if isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r} is not an integer: {remedy}")
+        raise ConfigError(f"{shown.format(value)} is not an integer: {remedy}")
     try:
         number = operator.index(value)  # type: ignore[arg-type]  # index() itself says what fits
     except TypeError:
-        raise ConfigError(f"{name}={value!r} is not an integer: {remedy}") from None
+        raise ConfigError(f"{shown.format(repr(value))} is not an integer: {remedy}") from None
     if number < minimum:
-        raise ConfigError(f"{name}={number} is below {minimum}: {remedy}")
+        raise ConfigError(f"{shown.format(number)} is below {minimum}: {remedy}")
     return number
 
 
@@ -99,3 +113,30 @@ def _called(function: object) -> object:
         else:
             break
     return function
+
+
+def require_arguments(name: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raises `ConfigError`, with the nearest keyword, unless `name` knows all that are given."""
+    for keyword in given:
+        if keyword not in known:
+            raise ConfigError(f"{name}() has no argument {keyword!r}: {nearest(keyword, known)}")
+
+
+def names_nearest(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, with a `ConfigError` that names the nearest keyword for one that it has not."""
+    parameters = list(inspect.signature(function).parameters.values())
+    known = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY and p.name != "self"]
+    shown = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        require_arguments(shown, kwargs, known)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def made_by_nearest(cls: type[T]) -> type[T]:
+    """`cls`, whose constructor is `names_nearest`, as of a dataclass, which writes its own."""
+    cls.__init__ = names_nearest(vars(cls)["__init__"])  # type: ignore[method-assign]  # it is one
+    return cls

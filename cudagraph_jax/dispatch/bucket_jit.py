@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar, overload
 
 import jax
 
-from cudagraph_jax._base.checks import require_arrays_from
+from cudagraph_jax._base.checks import names_nearest, require_arrays_from
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.dispatch.manager import CUDAGraphManager
@@ -106,6 +106,7 @@ def bucket_jit(
 ) -> Callable[[Callable[P, R]], BucketedFunction[P, R]]: ...
 
 
+@names_nearest
 def bucket_jit(
     fn: Callable[P, R] | None = None,
     *,

@@ -216,16 +216,12 @@ class BucketedFunction(Generic[P, R]):
             )
             if outputs is not REFUSED:
                 return outputs
-        try:
-            if has_tracers(bound.args, bound.kwargs):
-                call = None
-            else:
+        call = None
+        if not has_tracers(bound.args, bound.kwargs):
+            with self._outcomes.counting_input_errors():
                 bound, call = self._captured(written)
                 refuse_abstract(call)
                 key = self._key(bound)
-        except BaseException:
-            self._outcomes.add("error", Reason.INPUT)
-            raise
         if call is None:
             self._outcomes.add("eager", Reason.TRANSFORMED)
             target, declared = self._declared(bound, jax.tree.structure((bound.args, bound.kwargs)))
@@ -379,6 +375,7 @@ class BucketedFunction(Generic[P, R]):
             >>> double.warmup(np.ones((1, 3), np.float32), progress=False).captured
             2
         """
+        self._binder.check_keywords(kwargs, options=("progress", "workers"))
         call = self._describe(self._bind(args, kwargs))
         # Here, because importing this package is to cost little.
         from cudagraph_jax.capture.warmup import warm_grid

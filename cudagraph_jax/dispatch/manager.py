@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from cudagraph_jax._base.checks import require_bool
+from cudagraph_jax._base.checks import names_nearest, require_arguments, require_bool
 from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax.capture.capturer import Capturer
@@ -77,6 +77,7 @@ class CUDAGraphManager:
         <CUDAGraphMode.REPLAY: 'replay'>
     """
 
+    @names_nearest
     def __init__(
         self,
         config: CUDAGraphConfig | None = None,
@@ -366,6 +367,7 @@ class CUDAGraphManager:
         """
         from cudagraph_jax.dispatch.replan import plan_from, replan_later
 
+        require_arguments("replan", options, ["max_graphs", *PlanOptions.__annotations__])
         plan = plan_from(self.sizes(), self.dispatcher.config, max_graphs=max_graphs, **options)
         given = (options.get(name) for name in ("headroom", "max_batch_size", "max_seq_len"))
         replan_later(self.dispatcher, plan, keeps_limits=all(value is None for value in given))

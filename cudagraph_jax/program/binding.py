@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
@@ -87,18 +87,12 @@ class Binder:
                 f"{self.name}() got {self._mask_argname!r}, which bucket_jit builds itself "
                 "(mask_argname): leave it out"
             )
+        self.check_keywords(keywords)
         named = {keyword: count + index for index, keyword in enumerate(keywords)}
         try:
             bound = self._signature.bind(*range(count), **named)
         except TypeError as error:
-            hint = self._nearest(keywords)
-            if self.is_method:
-                hint += ": it is a method: its object is the first argument"
-            elif self._mask_argname:
-                hint += f" ({self._mask_argname} is not given)"
-            raise InputShapeError(
-                f"{self.name}{self._signature} cannot be called like this: {error}{hint}"
-            ) from None
+            raise self._not_callable(str(error)) from None
         first = count + len(keywords)
         defaults = self._static_defaults(bound.arguments)
         given = {**bound.arguments, **{name: first + i for i, name in enumerate(defaults)}}
@@ -154,11 +148,33 @@ class Binder:
         kwargs = {name: values[name] for name, _ in form.kwargs}
         return Bound(form, tuple(values[name] for name in form.names), kwargs, bound.statics)
 
-    def _nearest(self, keywords: Sequence[str]) -> str:
-        """What an unknown keyword may have been meant to be."""
-        known = list(self._signature.parameters)
-        unknown = [keyword for keyword in keywords if keyword not in known]
-        return f": {nearest(unknown[0], known)}" if unknown and known else ""
+    def check_keywords(self, keywords: Iterable[str], *, options: Sequence[str] = ()) -> None:
+        """Raises unless the function has an argument for each keyword.
+
+        Args:
+            keywords: Those of a call.
+            options: Those that are no arguments of the function, for the nearest one.
+
+        Raises:
+            InputShapeError: It has none; the nearest one is named.
+        """
+        parameters = self._signature.parameters.values()
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return
+        known = [parameter.name for parameter in parameters]
+        for keyword in keywords:
+            if keyword not in known:
+                raise self._not_callable(
+                    f"got an unexpected keyword argument {keyword!r}: "
+                    + nearest(keyword, [*known, *options])
+                )
+
+    def _not_callable(self, why: str) -> InputShapeError:
+        if self.is_method:
+            why += ": it is a method: its object is the first argument"
+        elif self._mask_argname:
+            why += f" ({self._mask_argname} is not given)"
+        return InputShapeError(f"{self.name}{self._signature} cannot be called like this: {why}")
 
     @property
     def is_method(self) -> bool:

@@ -28,7 +28,7 @@ def run_eagerly(
     args, kwargs = jax.tree.map(_on_device, (tuple(args), dict(kwargs)))
     if target.mask_argname is not None:
         kwargs = {**kwargs, target.mask_argname: jax.device_put(np.ones(sizes, np.bool_))}
-    with tracing_refusals():
+    with tracing_refusals(f"an operation of {target.name}, which runs eagerly,"):
         result = target.function(*args, **kwargs)
     if target.unpad == "host":
         return jax.tree.map(_on_host, result)

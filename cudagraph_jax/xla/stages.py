@@ -168,10 +168,10 @@ def lower_function(
     # is freed together with its entry (docs/xla.md, "Compiling, freeing, counting").
     fresh = _fresh(function, name)
     donated = tuple(donate_argnums)
-    with stage_errors("trace", name), tracing_refusals():
+    with stage_errors("trace", name), tracing_refusals(name):
         jitted = jax.jit(fresh, donate_argnums=donated, keep_unused=keep_unused)
         traced = jitted.trace(*args, **kwargs)
-    with stage_errors("lower", name), tracing_refusals():
+    with stage_errors("lower", name), tracing_refusals(name):
         lowered = traced.lower()
     return Lowering(lowered, name, (clock() - start) * 1e3)
 
@@ -189,7 +189,7 @@ def evaluate_shapes(
         CaptureError: Tracing failed.
         UnexpectedCompileError: Called inside `no_compiles()`.
     """
-    with stage_errors("trace", name), tracing_refusals():
+    with stage_errors("trace", name), tracing_refusals(name):
         return jax.eval_shape(_fresh(function, name), *args, **kwargs)
 
 
@@ -240,8 +240,12 @@ def _flops(compiled: Compiled) -> float | None:
 
 
 @contextmanager
-def tracing_refusals() -> Iterator[None]:
-    """Raises JAX's refusal to trace inside `no_compiles()` as an `UnexpectedCompileError`."""
+def tracing_refusals(what: str = "a function") -> Iterator[None]:
+    """Raises JAX's refusal to trace inside `no_compiles()` as an `UnexpectedCompileError`.
+
+    Args:
+        what: What is traced.
+    """
     try:
         yield
     except UnexpectedCompileError:
@@ -250,4 +254,4 @@ def tracing_refusals() -> Iterator[None]:
         # JAX has no class of its own for this; the option's name is in every such message.
         if "no_tracing" not in str(error):
             raise
-        raise UnexpectedCompileError(f"a function {REFUSAL} ({error})") from error
+        raise UnexpectedCompileError(f"{what} {REFUSAL} (JAX: {error})") from error

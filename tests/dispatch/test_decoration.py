@@ -1,13 +1,22 @@
 """What `bucket_jit` takes: functions, and declarations that fit them."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax import ConfigError, CUDAGraphConfig, CUDAGraphManager, bucket_jit
+from cudagraph_jax import (
+    ConfigError,
+    CUDAGraphConfig,
+    CUDAGraphManager,
+    InputShapeError,
+    bucket_jit,
+    plan_buckets,
+)
 from tests.helpers.functions import GRID, double, floats
 
 DISABLED = CUDAGraphConfig.disabled()
@@ -217,3 +226,42 @@ def test_entries_of_none_may_stand_for_keywords():
     assert np.array_equal(function(x, x, scale=2.0), x * 2)
     rest = bucket_jit(behind_rest, in_axes=("batch seq",) * 4, config=GRID)
     assert np.array_equal(rest(x, x, x, mask=1), x)
+
+
+MISSPELT: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
+    "bucket_jit": (bucket_jit, {"in_axis": "batch"}, r"bucket_jit\(\) .*'in_axis': .*'in_axes'"),
+    "beside": (
+        bucket_jit,
+        {"fn": double, "in_axes": "batch", "static_argname": "x"},
+        "'static_argname': did you mean 'static_argnames'",
+    ),
+    "config": (CUDAGraphConfig, {"capture_size": (1,)}, r"Config\(\) .* mean 'capture_sizes'"),
+    "manager": (CUDAGraphManager, {"stor": "here"}, r"Manager\(\) .* mean 'store'"),
+    "plan_buckets": (plan_buckets, {"max_graph": 2}, "did you mean 'max_graphs'"),
+    "replan": (CUDAGraphManager(GRID).replan, {"batch_multiples": 2}, "mean 'batch_multiple'"),
+    "function's replan": (
+        bucket_jit(double, in_axes="batch").replan,
+        {"max_graph": 2},
+        r"replan\(\) has no argument 'max_graph': did you mean 'max_graphs'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("called", "options", "said"), MISSPELT.values(), ids=MISSPELT)
+def test_a_misspelt_option_names_the_nearest(called, options, said):
+    """An unknown keyword is an error that names the one that was meant."""
+    with pytest.raises(ConfigError, match=said):
+        called(**options)
+
+
+def test_a_misspelt_keyword_of_a_call_names_the_nearest():
+    """The function's own arguments are named, and those of warm-up beside them."""
+    x = floats(0, 2, 3)
+    function = bucket_jit(two, in_axes="batch seq", config=GRID)
+    calls: list[Callable[..., Any]] = [function, function.explain, function.warmup]
+    for call in calls:
+        with pytest.raises(InputShapeError, match="'scael': did you mean 'scale'"):
+            call(x, x, scael=2.0)
+    for wrong, right in (("progres", "progress"), ("worker", "workers")):
+        with pytest.raises(InputShapeError, match=f"{wrong!r}: did you mean {right!r}"):
+            function.warmup(x, x, **{wrong: 1})  # type: ignore[arg-type]  # misspelt

@@ -1,4 +1,4 @@
-"""Text: tables, one line of what may hold anything, and what JSON can hold."""
+"""Text: tables, one line of what may hold anything, what errors say, and what JSON can hold."""
 
 from __future__ import annotations
 
@@ -43,6 +43,26 @@ def one_line(text: str) -> str:
     return "".join(
         c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text
     )
+
+
+_TRACEBACK = "Traceback (most recent call last):"
+
+
+def said_by(error: BaseException) -> str:
+    """What an error says, without a traceback within: those of callbacks come as part of the text.
+
+    It never fails: an error whose own text cannot be had is called by its type.
+    """
+    try:
+        text = str(error).strip()
+    except Exception:
+        text = ""
+    if _TRACEBACK in text:
+        before, _, _ = text.partition(_TRACEBACK)
+        _, _, last = text.rpartition(_TRACEBACK)
+        told = [line for line in last.splitlines() if line and not line.startswith(" ")]
+        text = " ".join([before.strip(), *told]).strip()
+    return text or type(error).__name__
 
 
 def _is_number(text: str) -> bool:

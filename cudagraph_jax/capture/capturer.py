@@ -14,6 +14,7 @@ import jax
 from cudagraph_jax._base.fork import forkable_lock, put_right_in_child
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached
+from cudagraph_jax._base.text import said_by
 from cudagraph_jax._base.worker import Background
 from cudagraph_jax.capture.failures import Failures
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
@@ -174,7 +175,8 @@ class Capturer:
             except BaseException as error:
                 # A function that exits, say: it is not to be tried with each call.
                 other = CaptureError(
-                    f"cannot capture {bucket}: {type(error).__name__}: {error}", stage="compile"
+                    f"cannot capture {bucket}: {type(error).__name__}: {said_by(error)}",
+                    stage="compile",
                 )
                 self.failures.remember(bucket, variant, other)
                 raise

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached
+from cudagraph_jax._base.text import said_by
 from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.capture.failures import is_final
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
@@ -444,7 +445,8 @@ def without_entry(capturer: Capturer, call: Call, bucket: Bucket, error: Excepti
     Raises:
         Exception: `error`, where the call's donated arrays are gone.
     """
-    failure = CaptureError(f"{bucket} was compiled, but does not run: {error}", stage="run")
+    why = f"{bucket} was compiled, but does not run: {said_by(error)}"
+    failure = CaptureError(why, stage="run")
     failure.__cause__ = error
     capturer.registry.discard_broken(bucket, call.variant, failure)
     if was_donated(call, call.target.donate_argnums):

@@ -262,6 +262,8 @@ class CUDAGraphManager:
         """Counts and times, in values that JSON can hold.
 
         `hits` are replays; `misses` are captures in a request, and eager runs inside the limits.
+        `captures` counts the calls that captured their bucket, so that it is 0 where a warm-up did
+        all; `registry.capture_count` counts every capture, by whomever.
         Times are milliseconds unless named otherwise; `waste` is the part of all elements computed
         by replays that was padding, from 0 to 1.
         """

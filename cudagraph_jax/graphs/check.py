@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cudagraph_jax._base.text import said_by
 from cudagraph_jax.errors import CaptureError, CUDAGraphError, PaddingLeakError
 from cudagraph_jax.graphs.compare import EXACT, USUAL, worst_difference
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -185,7 +186,7 @@ class Trial:
             # The device may have memory again later; what Python raises, it raises every time.
             is_device = isinstance(error, jax.errors.JaxRuntimeError)
             raise CaptureError(
-                f"{self._where} {what}: {error}", stage="warm-up" if is_device else "check"
+                f"{self._where} {what}: {said_by(error)}", stage="warm-up" if is_device else "check"
             ) from error
 
 

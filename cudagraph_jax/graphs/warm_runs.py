@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cudagraph_jax._base.fork import use_jax
+from cudagraph_jax._base.text import said_by
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.program.call import AbstractLeaf, copied_key
@@ -38,7 +39,7 @@ def run_idle(entry: CUDAGraphEntry, iterations: int, *, leaves: Sequence[object]
             jax.block_until_ready(entry.executable.call(*args, **kwargs))
         except Exception as error:
             raise CaptureError(
-                f"{entry.bucket} was compiled, but does not run: {error}", stage="warm-up"
+                f"{entry.bucket} was compiled, but does not run: {said_by(error)}", stage="warm-up"
             ) from error
         entry.journal.idle_runs += 1
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.stages import Compiled, Lowered
 
+from cudagraph_jax._base.text import said_by
 from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError, UnexpectedCompileError
 from cudagraph_jax.shapes.pytrees import PyTree
 
@@ -214,7 +215,7 @@ def stage_errors(stage: str, name: str) -> Iterator[None]:
     except CUDAGraphError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n", 1)[0]
+        reason = said_by(error).split("\n", 1)[0]
         if stage == "compile" and "INVALID_ARGUMENT" in reason and "option" in reason:
             raise ConfigError(
                 f"XLA refuses the compiler options: {reason}: correct compiler_options"

@@ -337,8 +337,8 @@ def _in_axes(function: str, axes: Sequence[str], args: tuple[Any, ...]) -> list[
         wanted = " ".join(["--in-axes none"] * (len(args) - 1) + ["--in-axes 'batch ...'"])
         raise ConfigError(
             f"{function} is a plain function, and its example has {len(args)} argument(s), "
-            f"{shown}, for {len(axes)} --in-axes: say which of their dimensions are batch and seq, once for "
-            f"each, as in {wanted}"
+            f"{shown}, for {len(axes)} --in-axes: say which of their dimensions are batch and seq, "
+            f"once for each, as in {wanted}"
         )
     return [None if text.strip().lower() == "none" else text for text in axes]
 

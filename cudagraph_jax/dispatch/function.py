@@ -216,9 +216,9 @@ class BucketedFunction(Generic[P, R]):
             )
             if outputs is not REFUSED:
                 return outputs
-        call = None
-        if not has_tracers(bound.args, bound.kwargs):
-            with self._outcomes.counting_input_errors():
+        bound, call = written, None
+        with self._outcomes.counting_input_errors():
+            if not has_tracers(bound.args, bound.kwargs):
                 bound, call = self._captured(written)
                 refuse_abstract(call)
                 key = self._key(bound)

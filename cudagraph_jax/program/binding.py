@@ -329,12 +329,12 @@ class Binder:
                 "(mask_argname): leave the entry out"
             )
         if kinds[place] not in _POSITIONAL:
-            shown = parameters[place].replace(annotation=inspect.Parameter.empty)
+            stars = "**" if kinds[place] is inspect.Parameter.VAR_KEYWORD else ""
             raise ConfigError(
-                f"{option} has an entry for {parameters[place].name!r} ({shown}), which is passed "
-                f"by keyword to {self.name}{self._signature}: make it positional, since keywords "
-                "are passed through as they are; what says which elements are real can be named "
-                "in mask_argname instead"
+                f"{option} has an entry for '{stars}{parameters[place].name}', which is passed by "
+                f"keyword to {self.name}{self._signature}: make it positional, since keywords are "
+                "passed through as they are; what says which elements are real can be named in "
+                "mask_argname instead"
             )
 
 

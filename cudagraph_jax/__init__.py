@@ -19,6 +19,7 @@ from cudagraph_jax.errors import (
     SealedError,
     StoreError,
     UnexpectedCompileError,
+    UnpicklableError,
 )
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode, GraphState
@@ -89,6 +90,7 @@ __all__ = [
     "SealedError",
     "StoreError",
     "UnexpectedCompileError",
+    "UnpicklableError",
     "WarmupReport",
     "__version__",
     "attention_cost",

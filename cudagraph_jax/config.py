@@ -10,7 +10,14 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal, Protocol, Self, cast, get_args
 
-from cudagraph_jax._base.checks import count, nearest, positive_size, require_bool, require_choice
+from cudagraph_jax._base.checks import (
+    count,
+    made_by_nearest,
+    nearest,
+    positive_size,
+    require_bool,
+    require_choice,
+)
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.modes import CommandBufferScope
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
@@ -43,6 +50,7 @@ class SupportsPlan(Protocol):
         """The sequence ladder."""
 
 
+@made_by_nearest
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CUDAGraphConfig:
     """Which sizes are captured and what happens to the others; validated once, immutable.

@@ -8,6 +8,7 @@
     │   └── PaddingLeakError                the padding changes the real rows (debug_mode)
     ├── SealedError (RuntimeError)          a capture was needed where none is allowed
     ├── UnexpectedCompileError (RuntimeError)   something compiled inside no_compiles()
+    ├── UnpicklableError (TypeError)        what belongs to one process, given to pickle
     └── StoreError (OSError)                the directory of persisted executables
 
 Each derives from the built-in exception that a caller who has never heard of this package would
@@ -60,6 +61,10 @@ class SealedError(CUDAGraphError, RuntimeError):
 
 class UnexpectedCompileError(CUDAGraphError, RuntimeError):
     """Something was traced or compiled inside `no_compiles()`."""
+
+
+class UnpicklableError(CUDAGraphError, TypeError):
+    """What belongs to one process was to be pickled: compiled code, locks, threads."""
 
 
 class StoreError(CUDAGraphError, OSError):

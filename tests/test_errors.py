@@ -16,6 +16,7 @@ PARENTS = {
     "PaddingLeakError": (errors.CaptureError,),
     "SealedError": (errors.CUDAGraphError, RuntimeError),
     "UnexpectedCompileError": (errors.CUDAGraphError, RuntimeError),
+    "UnpicklableError": (errors.CUDAGraphError, TypeError),
     "StoreError": (errors.CUDAGraphError, OSError),
     "CUDAGraphWarning": (UserWarning,),
 }

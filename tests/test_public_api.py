@@ -45,6 +45,7 @@ def test_exports():
         "SealedError",
         "StoreError",
         "UnexpectedCompileError",
+        "UnpicklableError",
         "WarmupReport",
         "__version__",
         "attention_cost",

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import ParamSpec, TypeVar
 
 from cudagraph_jax.errors import ConfigError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 def positive_size(value: object, *, name: str) -> int:
@@ -15,7 +22,16 @@ def positive_size(value: object, *, name: str) -> int:
     Raises:
         ConfigError: `value` is no integer (a bool is none), or below 1.
     """
-    return _integer(value, name=name, minimum=1, kind="size")
+    return _integer(value, f"{name}={{}}", minimum=1, kind="size")
+
+
+def size_within(value: object, *, name: str) -> int:
+    """`value`, which is one of several in `name`, as an int of 1 or more.
+
+    Raises:
+        ConfigError: As for `positive_size`.
+    """
+    return _integer(value, f"{name} has {{}}, which", minimum=1, kind="size")
 
 
 def require_bool(name: str, value: object) -> None:
@@ -33,19 +49,19 @@ def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 def count(name: str, value: object) -> int:
     """`value` as an int of 0 or more; `ConfigError` otherwise."""
-    return _integer(value, name=name, minimum=0, kind="count")
+    return _integer(value, f"{name}={{}}", minimum=0, kind="count")
 
 
-def _integer(value: object, *, name: str, minimum: int, kind: str) -> int:
+def _integer(value: object, shown: str, *, minimum: int, kind: str) -> int:
     remedy = f"give a {kind} of {minimum} or more"
     if isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r} is not an integer: {remedy}")
+        raise ConfigError(f"{shown.format(value)} is not an integer: {remedy}")
     try:
         number = operator.index(value)  # type: ignore[arg-type]  # index() itself says what fits
     except TypeError:
-        raise ConfigError(f"{name}={value!r} is not an integer: {remedy}") from None
+        raise ConfigError(f"{shown.format(repr(value))} is not an integer: {remedy}") from None
     if number < minimum:
-        raise ConfigError(f"{name}={number} is below {minimum}: {remedy}")
+        raise ConfigError(f"{shown.format(number)} is below {minimum}: {remedy}")
     return number
 
 
@@ -54,3 +70,73 @@ def nearest(value: object, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
     choices = ", ".join(known)
     return f"did you mean {close[0]!r}? ({choices})" if close else f"choose one of {choices}"
+
+
+_DEFERRED = (
+    (
+        inspect.iscoroutinefunction,
+        "an async function, whose calls give a coroutine: give a plain function, and call what is "
+        "made of it inside the async one (await asyncio.to_thread(...) keeps the event loop free)",
+    ),
+    (
+        inspect.isasyncgenfunction,
+        "an async generator function, whose calls give no arrays: give a plain function that "
+        "returns them, and iterate outside of it",
+    ),
+    (
+        inspect.isgeneratorfunction,
+        "a generator function, whose calls give a generator: give a plain function that returns "
+        "its arrays, as a tuple or stacked, instead of yielding them",
+    ),
+)
+
+
+def require_arrays_from(name: str, function: object) -> None:
+    """Raises `ConfigError` if calls of `function` give coroutines or generators, no arrays."""
+    called = _called(function)
+    for is_deferred, what in _DEFERRED:
+        if is_deferred(function) or is_deferred(called):
+            raise ConfigError(f"{name}={function!r:.80} is {what}")
+
+
+def _called(function: object) -> object:
+    """The Python function that a call of `function` runs, as far as it can be seen."""
+    while callable(function):
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif inspect.isfunction(function) or inspect.ismethod(function):
+            return function
+        elif inspect.isfunction(type(function).__call__):
+            return type(function).__call__
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__  # of a class in C: jax.jit, functools.cache
+        else:
+            break
+    return function
+
+
+def require_arguments(name: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raises `ConfigError`, with the nearest keyword, unless `name` knows all that are given."""
+    for keyword in given:
+        if keyword not in known:
+            raise ConfigError(f"{name}() has no argument {keyword!r}: {nearest(keyword, known)}")
+
+
+def names_nearest(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, with a `ConfigError` that names the nearest keyword for one that it has not."""
+    parameters = list(inspect.signature(function).parameters.values())
+    known = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY and p.name != "self"]
+    shown = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        require_arguments(shown, kwargs, known)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def made_by_nearest(cls: type[T]) -> type[T]:
+    """`cls`, whose constructor is `names_nearest`, as of a dataclass, which writes its own."""
+    cls.__init__ = names_nearest(vars(cls)["__init__"])  # type: ignore[method-assign]  # it is one
+    return cls

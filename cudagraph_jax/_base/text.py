@@ -45,17 +45,29 @@ def one_line(text: str) -> str:
     )
 
 
+_TRACEBACK = "Traceback (most recent call last):"
+
+
 def error_text(error: BaseException) -> str:
-    """What an error says, whoever wrote its class: some fail when they are asked."""
+    """What an error says, without a traceback within: those of callbacks come as part of the text.
+
+    It never fails, whoever wrote the error's class: some fail when they are asked.
+    """
     try:
-        return str(error)
+        text = str(error).strip()
     except Exception as failure:
         return f"(its own text fails with {type(failure).__name__})"
+    if _TRACEBACK in text:
+        before, _, _ = text.partition(_TRACEBACK)
+        _, _, last = text.rpartition(_TRACEBACK)
+        told = [line for line in last.splitlines() if line and not line.startswith(" ")]
+        text = " ".join([before.strip(), *told]).strip()
+    return text or type(error).__name__
 
 
 def error_line(error: BaseException) -> str:
     """The kind of an error and the first line of what it says."""
-    return f"{type(error).__name__}: {error_text(error).strip()}".split("\n", 1)[0]
+    return f"{type(error).__name__}: {error_text(error)}".split("\n", 1)[0]
 
 
 def _is_number(text: str) -> bool:

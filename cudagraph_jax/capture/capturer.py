@@ -23,7 +23,8 @@ from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import Call, Variant
+from cudagraph_jax.program.advice import trace_advice
+from cudagraph_jax.program.call import Call, Variant, argument_leaf_names
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.program.single_input import check_outputs
 from cudagraph_jax.shapes.ladder import Bucket
@@ -119,6 +120,12 @@ class Capturer:
             check_outputs(program, call.sizes, call.target.output_shapes)
         try:
             made = self.registry.capture_program(program, bucket, call, iterations=iterations)
+        except CaptureError as error:
+            advice = _advice(call, bucket, error)
+            if advice is None:
+                raise
+            told = CaptureError(f"{str(error).rstrip('. ')}. {advice}", stage=error.stage)
+            raise told from error.__cause__
         except InputShapeError as error:
             if not call.target.single_input:
                 raise
@@ -232,6 +239,15 @@ class Capturer:
                 self.failures.remember(entry.bucket, entry.variant, error)
             with self._lock:
                 self.recorded_again += 1
+
+
+def _advice(call: Call, bucket: Bucket, error: CaptureError) -> str | None:
+    """What the caller may do about a function that cannot be traced."""
+    if error.stage != "trace" or call.target.single_input:
+        return None
+    names = argument_leaf_names(call.declared.argument_names, call.args, call.kwargs)
+    leaves = zip(names, call.leaves, call.axes, strict=True)
+    return trace_advice(error.__cause__, leaves, sizes=call.sizes, bucket=bucket)
 
 
 def is_stale(program: Program, bucket: Bucket, old: CUDAGraphConfig, new: CUDAGraphConfig) -> bool:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import forkable_lock, use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached, Errors, SingleFlightLRU
@@ -115,6 +116,7 @@ ERRORS = Errors(shared=CUDAGraphError, not_made=CaptureError, too_heavy=_too_hea
 """What is raised to those who wait for a capture that fails, and for a bucket without room."""
 
 
+@belongs_to_process
 class CUDAGraphRegistry:
     """Captured buckets by size and variant.
 

@@ -38,13 +38,14 @@ command buffers, which stay outside and why. On a CPU there are none; with --gpu
 a GPU that need not be here.
 
 MODULE is imported from the current directory or wherever Python finds it. FUNCTION is what
-bucket_jit made, or a plain function. What the arguments of a plain function are like is said by
---arg, once for each, those of a bucketed one by --arg or --example; one that has captured something
-needs neither."""
+bucket_jit made, or a plain function. What its arguments are like is said by --arg, once for each,
+or by --example; a plain function with an example takes --in-axes, too, and a bucketed one that has
+captured something needs none of these."""
 _EPILOG = """\
 examples:
   cudagraph-jax inspect model:embed --batch 8 --seq 128 --example example_arguments
   cudagraph-jax inspect model:mlp --batch 8 --arg 'float32[512,512]' --arg 'float32[batch,512]'
+  cudagraph-jax inspect model:mlp --batch 8 --example given --in-axes none --in-axes 'batch _'
   JAX_PLATFORMS=cpu cudagraph-jax inspect model:embed --batch 8 --gpu h100"""
 
 
@@ -88,6 +89,15 @@ def _add_function(parser: argparse.ArgumentParser) -> None:
         help="what MODULE has the positional arguments in: a tuple, or a function that gives one",
     )
 
+    parser.add_argument(
+        "--in-axes",
+        action="append",
+        default=[],
+        metavar="AXES",
+        help="for a plain function with --example, once for each argument: none, or the names of "
+        "its dimensions, as for bucket_jit: 'batch seq ...'",
+    )
+
 
 def _add_compiler(parser: argparse.ArgumentParser) -> None:
     """What it is compiled with, and what is written."""
@@ -128,6 +138,7 @@ def _run(options: argparse.Namespace) -> int:
         Bucket(options.batch, options.seq),
         arguments=options.arg,
         example=options.example,
+        in_axes=options.in_axes,
         scopes=scopes,
         compiler_options=options.option,
         gpu=options.gpu,
@@ -151,6 +162,7 @@ def inspected(
     arguments: Sequence[str],
     example: str | None,
     scopes: Sequence[CommandBufferScope],
+    in_axes: Sequence[str] = (),
     compiler_options: Sequence[str] = (),
     gpu: str | None = None,
 ) -> Inspection:
@@ -162,6 +174,7 @@ def inspected(
         arguments: Descriptions of the positional arguments, such as `int32[batch,seq]`.
         example: What the module has them in.
         scopes: What to compile it with.
+        in_axes: The axes of each argument of the example, where the function is a plain one.
         compiler_options: Further options of XLA for all of it, as `NAME=VALUE`.
         gpu: The GPU to compile for; None: for the default backend.
 
@@ -173,12 +186,17 @@ def inspected(
     specs = [_spec(text) for text in arguments]
     if specs and example is not None:
         raise ConfigError("--arg and --example both describe the arguments: give one of the two")
+    args = tuple(struct for struct, _ in specs) if example is None else _example(module, example)
+    if in_axes and (example is None or isinstance(found, BucketedFunction)):
+        raise ConfigError(
+            f"--in-axes is for a plain function with --example, not for {function}: leave it out"
+        )
     if isinstance(found, BucketedFunction):
         bucketed, own = found, found.manager.config.xla_options()
     else:
-        bucketed, own = bucket_jit(found, in_axes=_in_axes(function, specs)), None
+        axes = [axes for _, axes in specs] if specs else _in_axes(function, in_axes, args)
+        bucketed, own = bucket_jit(found, in_axes=axes), None
     options = compiled_with(own, scopes, compiler_options)
-    args = tuple(struct for struct, _ in specs) if example is None else _example(module, example)
     program = _program(bucketed, args, bucket)
     with without_cache():
         return inspect(program, _carried(program, bucket), options, gpu=gpu)
@@ -309,9 +327,24 @@ def _option(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _in_axes(function: str, specs: Sequence[tuple[object, str | None]]) -> tuple[str | None, ...]:
-    if not specs:
+def _in_axes(function: str, axes: Sequence[str], args: tuple[Any, ...]) -> list[str | None]:
+    if not args:
         raise ConfigError(
-            f"{function} is a plain function: describe its arguments with --arg, once for each"
+            f"{function} is a plain function: describe its arguments with --arg, once for each, "
+            "or with --example and --in-axes"
         )
-    return tuple(axes for _, axes in specs)
+    if len(axes) != len(args):
+        shown = ", ".join(_shape(arg) for arg in args)
+        wanted = " ".join(["--in-axes none"] * (len(args) - 1) + ["--in-axes 'batch ...'"])
+        raise ConfigError(
+            f"{function} is a plain function, and its example has {len(args)} argument(s), "
+            f"{shown}, for {len(axes)} --in-axes: say which of their dimensions are batch and seq, "
+            f"once for each, as in {wanted}"
+        )
+    return [None if text.strip().lower() == "none" else text for text in axes]
+
+
+def _shape(arg: object) -> str:
+    if hasattr(arg, "shape") and hasattr(arg, "dtype"):
+        return f"{arg.dtype}[{','.join(map(str, arg.shape))}]"
+    return f"a {type(arg).__name__}"

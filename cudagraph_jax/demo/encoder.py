@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cudagraph_jax import CUDAGraphConfig, GraphStore, InputShapeError, WarmupReport, bucket_jit
+from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax.demo.model import EMBEDDING_SIZE, encode
 from cudagraph_jax.demo.tokens import MAX_TOKENS, IntArray, load_tokenizer, stack
 from cudagraph_jax.demo.weights import find_model, load_params
@@ -42,6 +43,7 @@ def model_fingerprint() -> str:
     return f"all-MiniLM-L6-v2 {hashlib.sha256(source).hexdigest()}"
 
 
+@belongs_to_process
 class Encoder:
     """Texts to unit vectors, by all-MiniLM-L6-v2.
 

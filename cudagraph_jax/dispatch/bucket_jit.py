@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar, overload
 
 import jax
 
+from cudagraph_jax._base.checks import names_nearest, require_arrays_from
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.dispatch.manager import CUDAGraphManager
@@ -105,6 +106,7 @@ def bucket_jit(
 ) -> Callable[[Callable[P, R]], BucketedFunction[P, R]]: ...
 
 
+@names_nearest
 def bucket_jit(
     fn: Callable[P, R] | None = None,
     *,
@@ -170,6 +172,7 @@ def bucket_jit(
     def make(function: Callable[P, R]) -> BucketedFunction[P, R]:
         if not callable(function):
             raise ConfigError(f"fn={function!r} cannot be called: give a function")
+        require_arrays_from("fn", function)
         called = function_name(function) if name is None else str(name)
         binder = Binder(
             function,

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
 from time import perf_counter
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
 
 import jax
@@ -16,12 +17,15 @@ from jax.tree_util import PyTreeDef
 from numpy import ndarray
 
 from cudagraph_jax._base.checks import positive_size
+from cudagraph_jax._base.copies import belongs_to_process, global_name
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.dispatch.decision import Reason
 from cudagraph_jax.dispatch.dispatcher import REFUSED
 from cudagraph_jax.dispatch.manager import CUDAGraphManager, PlanOptions
+from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.route import Route, Routes
+from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.arguments import is_array, leading_leaf
 from cudagraph_jax.program.binding import Binder, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.program.call import (
@@ -55,6 +59,7 @@ MAX_DECLARATIONS = 256
 _shape_and_dtype = attrgetter("shape", "dtype")
 
 
+@belongs_to_process
 class BucketedFunction(Generic[P, R]):
     """A function whose calls are padded up to buckets, each compiled once.
 
@@ -71,13 +76,17 @@ class BucketedFunction(Generic[P, R]):
     def __init__(
         self, function: Callable[P, R], *, binder: Binder, target: Target, manager: CUDAGraphManager
     ) -> None:
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())
+        for attribute, value in getattr(function, "__dict__", {}).items():
+            if not hasattr(type(self), attribute):  # a model may have its own `stats`
+                self.__dict__.setdefault(attribute, value)
         self.manager = manager
         self._function = function
         self._binder = binder
         self._target = target
         self._routes = Routes()
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
+        self._instead: dict[Form, Form] = {}
         self._picks: dict[Form, Pick] = {}
         self._declarations: dict[tuple[Form, PyTreeDef], tuple[Target, Declared]] = {}
         self._lead = binder.lead
@@ -152,8 +161,21 @@ class BucketedFunction(Generic[P, R]):
                 failure = None  # its traceback leads back to this frame, and the arguments in it
         return self._call_bound(args, kwargs, refused=refused)
 
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """A method's function with its object as the first argument, as of any function.
+
+        Of a class that holds it beside its methods, it stays itself: only what has a `self` binds.
+        """
+        if instance is None or not self._binder.is_method:
+            return self
+        return MethodType(self, instance)
+
     def __repr__(self) -> str:
         return one_line(f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)")
+
+    def __reduce__(self) -> str:
+        # By reference, as functions and `jax.jit` are: the other process has a manager of its own.
+        return global_name(self)
 
     def _repr_html_(self) -> str:
         from cudagraph_jax.report.summary import stats_html
@@ -171,7 +193,7 @@ class BucketedFunction(Generic[P, R]):
         Raises:
             InputShapeError: The arguments do not fit `in_axes`, as in the call itself.
         """
-        return self._describe(self._bind(args, kwargs))
+        return self._captured(self._bind(args, kwargs))[1]
 
     def with_manager(self, manager: CUDAGraphManager) -> BucketedFunction[P, R]:
         """The same function, decided and counted by another manager."""
@@ -186,7 +208,8 @@ class BucketedFunction(Generic[P, R]):
         dispatcher = self.manager.dispatcher
         outputs: R
         try:
-            bound = self._bind(args, kwargs)
+            written = self._bind(args, kwargs)
+            bound = self._as_known(written)
             key = self._key(bound)
         except BaseException:
             self._outcomes.add("error", Reason.INPUT)
@@ -194,7 +217,7 @@ class BucketedFunction(Generic[P, R]):
         route = None if key is None else self._routes.table.get(key)
         if (
             route is not None
-            and route is not refused
+            and (route is not refused or bound is not written)
             and route.checks.accept(bound.args, bound.kwargs)
         ):
             outputs = dispatcher.replay(
@@ -202,15 +225,12 @@ class BucketedFunction(Generic[P, R]):
             )
             if outputs is not REFUSED:
                 return outputs
-        try:
-            if has_tracers(bound.args, bound.kwargs):
-                call = None
-            else:
-                call = self._describe(bound)
+        bound, call = written, None
+        with self._outcomes.counting_input_errors():
+            if not has_tracers(bound.args, bound.kwargs):
+                bound, call = self._captured(written)
                 refuse_abstract(call)
-        except BaseException:
-            self._outcomes.add("error", Reason.INPUT)
-            raise
+                key = self._key(bound)
         if call is None:
             self._outcomes.add("eager", Reason.TRANSFORMED)
             target, declared = self._declared(bound, jax.tree.structure((bound.args, bound.kwargs)))
@@ -228,6 +248,34 @@ class BucketedFunction(Generic[P, R]):
             self._leads_in_tree = True
             lead = leading_leaf(lead)
         return lead if hasattr(lead, "shape") else None
+
+    def _as_known(self, bound: Bound) -> Bound:
+        """The call as that one was served which was written like it before."""
+        form = self._instead.get(bound.form)
+        other = None if form is None else self._binder.rewritten(bound, form)
+        return bound if other is None else other
+
+    def _captured(self, bound: Bound) -> tuple[Bound, Call]:
+        """The call and its description, written in a way whose bucket is captured if there is one.
+
+        A default that is left out is part of the program, as for `jax.jit`, and one that is given
+        is an argument of it: two programs, with the same answer where the value is the default.
+        """
+        call = self._describe(bound)
+        decide = self.manager.dispatcher.decide
+        if not self._binder.has_defaults or decide(call).mode is CUDAGraphMode.REPLAY:
+            self._instead.pop(bound.form, None)
+            return bound, call
+        for form in list(self._forms.values()):
+            if form.given == bound.form.given:
+                continue
+            with suppress(InputShapeError):  # a default that JAX does not take as an argument
+                other = self._binder.rewritten(bound, form)
+                described = call if other is None else self._describe(other)
+                if other is not None and decide(described).mode is CUDAGraphMode.REPLAY:
+                    self._instead[bound.form] = form
+                    return other, described
+        return bound, call
 
     def _bind(self, args: Args, kwargs: Mapping[str, PyTree]) -> Bound:
         written = (len(args), tuple(kwargs))
@@ -340,7 +388,8 @@ class BucketedFunction(Generic[P, R]):
             >>> double.warmup(np.ones((1, 3), np.float32), progress=False).captured
             2
         """
-        call = self.describe(*args, **kwargs)
+        self._binder.check_keywords(kwargs, options=("progress", "workers"))
+        call = self._describe(self._bind(args, kwargs))
         # Here, because importing this package is to cost little.
         from cudagraph_jax.capture.warmup import warm_grid
         from cudagraph_jax.report.progress import Progress

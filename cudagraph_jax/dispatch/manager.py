@@ -9,7 +9,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from cudagraph_jax._base.checks import require_bool
+from cudagraph_jax._base.checks import names_nearest, require_arguments, require_bool
+from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from cudagraph_jax.store import GraphStore
 
 
+@belongs_to_process
 class CUDAGraphManager:
     """Has each call replayed, captured or run eagerly, as its mode and its policies say.
 
@@ -75,6 +77,7 @@ class CUDAGraphManager:
         <CUDAGraphMode.REPLAY: 'replay'>
     """
 
+    @names_nearest
     def __init__(
         self,
         config: CUDAGraphConfig | None = None,
@@ -259,6 +262,8 @@ class CUDAGraphManager:
         """Counts and times, in values that JSON can hold.
 
         `hits` are replays; `misses` are captures in a request, and eager runs inside the limits.
+        `captures` counts the calls that captured their bucket, so that it is 0 where a warm-up did
+        all; `registry.capture_count` counts every capture, by whomever.
         Times are milliseconds unless named otherwise; `waste` is the part of all elements computed
         by replays that was padding, from 0 to 1.
         """
@@ -364,6 +369,7 @@ class CUDAGraphManager:
         """
         from cudagraph_jax.dispatch.replan import plan_from, replan_later
 
+        require_arguments("replan", options, ["max_graphs", *PlanOptions.__annotations__])
         plan = plan_from(self.sizes(), self.dispatcher.config, max_graphs=max_graphs, **options)
         given = (options.get(name) for name in ("headroom", "max_batch_size", "max_seq_len"))
         replan_later(self.dispatcher, plan, keeps_limits=all(value is None for value in given))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax.errors import InputShapeError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _RUNS_UNTIL_WARM = 3
 
 
+@belongs_to_process
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CUDAGraphEntry:
     """One captured bucket, born complete; only its counters change.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
+from cudagraph_jax._base.checks import nearest
 from cudagraph_jax.errors import ConfigError, InputShapeError
+from cudagraph_jax.program.advice import static_advice
 from cudagraph_jax.program.call import Declared, Statics
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, PadValue
@@ -58,7 +61,6 @@ class Binder:
             )
         signature = _signature(function, name)
         self._check_names(signature, mask_argname)
-        self._check_counts(signature)
         self._mask_argname = mask_argname
         self._signature = signature.replace(
             parameters=[
@@ -67,6 +69,12 @@ class Binder:
                 if parameter.name != mask_argname
             ]
         )
+        self._check_places()
+        self._defaults = {
+            name: parameter.default
+            for name, parameter in self._signature.parameters.items()
+            if parameter.default is not parameter.empty
+        }
 
     def form(self, count: int, keywords: Sequence[str]) -> Form:
         """The form of a call with `count` positional arguments and these keywords.
@@ -79,21 +87,100 @@ class Binder:
                 f"{self.name}() got {self._mask_argname!r}, which bucket_jit builds itself "
                 "(mask_argname): leave it out"
             )
+        self.check_keywords(keywords)
         named = {keyword: count + index for index, keyword in enumerate(keywords)}
         try:
             bound = self._signature.bind(*range(count), **named)
         except TypeError as error:
-            if next(iter(self._signature.parameters), None) == "self":
-                raise InputShapeError(
-                    f"{self.name}{self._signature} is a method, and cannot be called like this: "
-                    f"{error}; decorating does not bind it: write self.{self.name} = "
-                    f"bucket_jit(self.{self.name}, ...) where the object is made"
-                ) from error
-            raise InputShapeError(
-                f"{self.name}{self._signature} cannot be called like this: {error}"
-                + (f" ({self._mask_argname} is not given)" if self._mask_argname else "")
-            ) from None
-        return self._sorted(bound)
+            raise self._not_callable(str(error)) from None
+        first = count + len(keywords)
+        defaults = self._static_defaults(bound.arguments)
+        given = {**bound.arguments, **{name: first + i for i, name in enumerate(defaults)}}
+        ordered = {name: given[name] for name in self._signature.parameters if name in given}
+        return self._sorted(ordered, tuple(defaults.values()))
+
+    def _static_defaults(self, given: Mapping[str, object]) -> dict[str, Hashable]:
+        """The defaults of the static arguments that a call leaves out.
+
+        They are filled in, so that a default that is written out selects the same program.
+        """
+        found: dict[str, Hashable] = {}
+        has_gap = False
+        for name, parameter in self._signature.parameters.items():
+            if name in given:
+                continue
+            default = self._defaults.get(name, parameter.empty)
+            is_static = name in self.static_argnames and default is not parameter.empty
+            # Behind a gap nothing can be filled in by position.
+            if is_static and not (has_gap and parameter.kind is parameter.POSITIONAL_ONLY):
+                with suppress(TypeError):  # of no hash: as long as it is left out, it is no key
+                    hash(default)
+                    found[name] = default
+            has_gap = has_gap or name not in found
+        return found
+
+    @property
+    def has_defaults(self) -> bool:
+        """Whether an argument that is not static may be left out."""
+        return not self.static_argnames.issuperset(self._defaults)
+
+    def rewritten(self, bound: Bound, form: Form) -> Bound | None:
+        """The same call, written as `form` is: with defaults filled in and left out.
+
+        Returns:
+            The call; None where `form` leaves out another value than the default, or asks for one
+            that the call has not.
+        """
+        given = {**dict(zip(bound.form.names, bound.args, strict=True)), **bound.kwargs}
+        asked = (*form.names, *(name for name, _ in form.kwargs))
+        left_out = [name for name in given if name not in asked]
+        filled_in = [name for name in asked if name not in given]
+        is_same = (
+            len(given)
+            == len(bound.args) + len(bound.kwargs)  # or a keyword is called like an `x, /`
+            and [name for name, _ in form.statics] == [name for name, _, _ in bound.statics]
+            and all(name in self._defaults for name in (*left_out, *filled_in))
+            and all(_are_one(given[name], self._defaults[name]) for name in left_out)
+        )
+        if not is_same:
+            return None
+        values = {**self._defaults, **given}
+        kwargs = {name: values[name] for name, _ in form.kwargs}
+        return Bound(form, tuple(values[name] for name in form.names), kwargs, bound.statics)
+
+    def check_keywords(self, keywords: Iterable[str], *, options: Sequence[str] = ()) -> None:
+        """Raises unless the function has an argument for each keyword.
+
+        Args:
+            keywords: Those of a call.
+            options: Those that are no arguments of the function, for the nearest one.
+
+        Raises:
+            InputShapeError: It has none; the nearest one is named.
+        """
+        parameters = self._signature.parameters.values()
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return
+        known = [parameter.name for parameter in parameters]
+        for keyword in keywords:
+            if keyword not in known:
+                raise self._not_callable(
+                    f"got an unexpected keyword argument {keyword!r}: "
+                    + nearest(keyword, [*known, *options])
+                )
+
+    def _not_callable(self, why: str) -> InputShapeError:
+        if self.is_method:
+            why += ": it is a method: its object is the first argument"
+        elif self._mask_argname:
+            why += f" ({self._mask_argname} is not given)"
+        return InputShapeError(f"{self.name}{self._signature} cannot be called like this: {why}")
+
+    @property
+    def is_method(self) -> bool:
+        """Whether its first argument is an object's `self`."""
+        first = next(iter(self._signature.parameters.values()), None)
+        return first is not None and first.name == "self" and first.kind in _POSITIONAL
 
     def declared(self, bound: Bound) -> Declared:
         """What was declared for the leaves of a call's positional arguments.
@@ -147,12 +234,12 @@ class Binder:
             index for index, place in enumerate(form.places) if place in self.donate_argnums
         )
 
-    def _sorted(self, bound: inspect.BoundArguments) -> Form:
+    def _sorted(self, given: Mapping[str, Any], defaults: tuple[Hashable, ...]) -> Form:
         args: list[tuple[int, str, int]] = []
         kwargs: list[tuple[str, int]] = []
         statics: list[tuple[str, int]] = []
         static_places: list[tuple[int, str]] = []
-        for name, value in bound.arguments.items():
+        for name, value in given.items():
             kind = self._signature.parameters[name].kind
             place = self._place(name)
             if name in self.static_argnames:
@@ -163,7 +250,7 @@ class Binder:
             elif kind is inspect.Parameter.VAR_POSITIONAL:
                 args += [(place + n, f"{name}[{n}]", item) for n, item in enumerate(value)]
             elif kind is inspect.Parameter.VAR_KEYWORD:
-                for key, item in value.items():
+                for key, item in sorted(value.items()):
                     (statics if key in self.static_argnames else kwargs).append((key, item))
             else:
                 kwargs.append((name, value))
@@ -176,6 +263,7 @@ class Binder:
             kwargs=tuple(kwargs),
             statics=tuple(statics),
             static_places=tuple(static_places),
+            defaults=defaults,
             plain=indices == places == tuple(range(len(args))) and not (kwargs or statics),
         )
 
@@ -206,20 +294,47 @@ class Binder:
                     f"{self.name}{signature}: put it behind the positional arguments"
                 )
 
-    def _check_counts(self, signature: inspect.Signature) -> None:
-        count = len(signature.parameters)
+    def _check_places(self) -> None:
+        """Raises unless all that is declared by position is of positional arguments."""
+        signature, count = self._signature, len(self._signature.parameters)
         for place in self.donate_argnums:
             if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < count:
                 raise ConfigError(
                     f"donate_argnums has {place!r}, but {self.name}{signature} has {count} "
                     "arguments: give positions of those"
                 )
-        axes = self.in_axes
+            self._check_place("donate_argnums", place)
         variadic = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
-        if isinstance(axes, tuple | list) and len(axes) > count and not variadic:
+        most = count + (self._mask_argname is not None)
+        for option, prefix in (("in_axes", self.in_axes), ("pad_values", self.pad_values)):
+            if not isinstance(prefix, tuple | list):
+                continue
+            if len(prefix) > most and not variadic:
+                raise ConfigError(
+                    f"{option} has {len(prefix)} entries, but {self.name}{signature} has {count} "
+                    "arguments: give one entry for each positional argument"
+                )
+            for place, entry in enumerate(prefix):
+                if any(leaf is not UNCHOSEN for leaf in jax.tree.leaves(entry)):
+                    self._check_place(option, place)
+
+    def _check_place(self, option: str, place: int) -> None:
+        parameters = list(self._signature.parameters.values())
+        kinds = [parameter.kind for parameter in parameters]
+        if inspect.Parameter.VAR_POSITIONAL in kinds[: place + 1]:
+            return
+        if place >= len(parameters):
             raise ConfigError(
-                f"in_axes has {len(axes)} entries, but {self.name}{signature} has {count} "
-                "arguments: give one entry for each positional argument"
+                f"{option} has an entry for {self._mask_argname!r}, which bucket_jit builds itself "
+                "(mask_argname): leave the entry out"
+            )
+        if kinds[place] not in _POSITIONAL:
+            stars = "**" if kinds[place] is inspect.Parameter.VAR_KEYWORD else ""
+            raise ConfigError(
+                f"{option} has an entry for '{stars}{parameters[place].name}', which is passed by "
+                f"keyword to {self.name}{self._signature}: make it positional, since keywords are "
+                "passed through as they are; what says which elements are real can be named in "
+                "mask_argname instead"
             )
 
 
@@ -296,6 +411,7 @@ class Form:
         kwargs: Names and indices of the keyword-only arguments.
         statics: Names and indices of the static arguments.
         static_places: Where the positional ones of those stand in the signature.
+        defaults: Those of static arguments that are left out, counted behind the call's values.
         plain: Whether a call is its positional arguments and nothing else.
     """
 
@@ -305,7 +421,13 @@ class Form:
     kwargs: tuple[tuple[str, int], ...]
     statics: tuple[tuple[str, int], ...]
     static_places: tuple[tuple[int, str], ...]
+    defaults: tuple[Hashable, ...]
     plain: bool
+
+    @property
+    def given(self) -> tuple[tuple[str, ...], frozenset[str]]:
+        """The names of its positional and of its keyword-only arguments, the static ones apart."""
+        return self.names, frozenset(name for name, _ in self.kwargs)
 
     def bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:
         """The arguments of a call that is written like this.
@@ -313,7 +435,7 @@ class Form:
         Raises:
             InputShapeError: A static argument cannot be hashed.
         """
-        values = (*args, *kwargs.values())
+        values = (*args, *kwargs.values(), *self.defaults)
         return Bound(
             self,
             tuple([values[index] for index in self.args]),
@@ -364,10 +486,19 @@ def _static(name: str, value: object) -> tuple[str, type, Hashable]:
     except TypeError:
         raise InputShapeError(
             f"static argument {name} is a {type(value).__name__}, which cannot be hashed: "
-            "pass a tuple or another immutable value, or leave it out of static_argnames"
+            + static_advice(value)
         ) from None
     # The type too: 1, 1.0 and True are equal, but do not trace alike.
     return (name, type(value), value)
+
+
+def _are_one(value: object, default: object) -> bool:
+    """Whether a value is the default: the same object, or a plain one that is written like it."""
+    if value is default:
+        return True
+    is_plain = isinstance(value, bool | int | float | complex | str | bytes)
+    # 0.0 and -0.0 are equal, but not one.
+    return is_plain and type(value) is type(default) and repr(value) == repr(default)
 
 
 def picker(places: Sequence[int]) -> Pick:

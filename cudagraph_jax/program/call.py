@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeGuard
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from cudagraph_jax.errors import InputShapeError
+from cudagraph_jax.program.advice import bucketed_advice, passed_advice
 from cudagraph_jax.program.fingerprint import Fingerprint
 from cudagraph_jax.shapes.axes import (
     PASS_THROUGH,
@@ -340,7 +342,7 @@ def abstract_bucketed(value: object, axes: LeafAxes, *, name: str) -> AbstractLe
     if not isinstance(value, np.ndarray | jax.Array | jax.ShapeDtypeStruct):
         raise InputShapeError(
             f"{name} is of type {type(value).__name__}, not an array, but its axes are bucketed: "
-            "pass a NumPy or JAX array (numpy.asarray makes one)"
+            + bucketed_advice(value, name=name)
         )
     if jnp.issubdtype(value.dtype, jax.dtypes.extended):
         raise InputShapeError(
@@ -366,12 +368,21 @@ def abstract_passed(value: object, *, name: str, is_bare: bool = True) -> Abstra
     _refuse_masked(value, name)
     if is_bare and isinstance(value, np.ndarray):
         computed_dtype(value.dtype, name=name)
+    elif not fits_integers(value):
+        integers = np.dtype(jax.dtypes.canonicalize_dtype(np.int64))
+        raise InputShapeError(
+            f"{name}={value} does not fit into {integers}, the integers that JAX computes with: "
+            f"pass float({name}) where its digits do not matter"
+            + ("" if integers == np.int64 else ", or turn jax_enable_x64 on")
+        )
     try:
         abstract = jax.typeof(value)
     except TypeError:
+        if isinstance(value, np.generic):
+            computed_dtype(value.dtype, name=name)
         raise InputShapeError(
             f"{name} is a {type(value).__name__}, which is no JAX type: "
-            "pass an array or a number, or name the argument in static_argnames"
+            + passed_advice(value, name=name)
         ) from None
     weak = not abstract.shape and is_weak(value)
     return AbstractLeaf(abstract.shape, abstract.dtype, weak, placement(value))
@@ -383,6 +394,14 @@ def _refuse_masked(value: object, name: str) -> None:
             f"{name} is a numpy.ma.MaskedArray, whose mask JAX does not know: pass "
             f"{name}.filled(value), and the mask as an argument of its own"
         )
+
+
+def fits_integers(value: object) -> bool:
+    """Whether JAX's integers can hold a Python number; whatever is no `int` does not ask for it."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return True
+    limits = jnp.iinfo(jax.dtypes.canonicalize_dtype(np.int64))  # type: ignore[no-untyped-call]
+    return int(limits.min) <= value <= int(limits.max)
 
 
 def is_weak(number: object) -> bool:
@@ -402,6 +421,18 @@ def computed_dtype(dtype: np.dtype[np.generic], *, name: str) -> np.dtype[np.gen
     if not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_):
         raise InputShapeError(
             f"{name} has dtype {dtype}, which JAX does not have: convert it to numbers first"
+        )
+    native = dtype.newbyteorder("=")
+    if native != dtype or native.itemsize > (
+        16 if np.issubdtype(native, np.complexfloating) else 8
+    ):
+        widest = np.complex128 if np.issubdtype(native, np.complexfloating) else np.float64
+        near = jax.dtypes.canonicalize_dtype(
+            min(native, np.dtype(widest), key=attrgetter("itemsize"))
+        )
+        raise InputShapeError(
+            f"{name} has dtype {dtype}, which JAX does not have (another order of bytes, or more "
+            f"of them): pass {name}.astype(numpy.{near})"
         )
     computed = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
     if computed != dtype and np.issubdtype(dtype, np.inexact):

@@ -8,7 +8,14 @@ import jax
 import numpy as np
 
 from cudagraph_jax._base.fork import use_jax
-from cudagraph_jax.program.call import Call, Declared, Target, traced_mask_shape
+from cudagraph_jax.program.call import (
+    Call,
+    Declared,
+    Target,
+    fits_integers,
+    is_key,
+    traced_mask_shape,
+)
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
 from cudagraph_jax.xla.stages import tracing_refusals
 
@@ -31,7 +38,7 @@ def run_eagerly(call: Call, *, target: Target | None = None) -> PyTree:
     if target.mask_argname is not None:
         mask = jax.device_put(np.ones(call.mask_shape, np.bool_))
         kwargs = {**kwargs, target.mask_argname: mask}
-    with tracing_refusals():
+    with tracing_refusals(f"an operation of {target.name}, which runs eagerly,"):
         result = target.function(*args, **kwargs)
     if target.unpad == "host":
         return jax.tree.map(_on_host, result)
@@ -55,7 +62,14 @@ def run_traced(
 
 def _on_host(leaf: PyTree) -> PyTree:
     # Constants that are computed on while another function is traced become part of it.
-    return leaf if isinstance(leaf, jax.core.Tracer) else np.asarray(leaf)
+    if isinstance(leaf, jax.core.Tracer):
+        return leaf
+    if isinstance(leaf, bool | int | float | complex):  # an array of JAX's dtype, as from a bucket
+        dtype = jax.dtypes.canonicalize_dtype(np.result_type(type(leaf)))
+        return np.asarray(leaf, dtype) if fits_integers(leaf) else leaf
+    # What is no array is the caller's as it is: text, objects, keys, which NumPy cannot hold.
+    is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic) and not is_key(leaf)
+    return np.asarray(leaf) if is_array else leaf
 
 
 def _on_device(leaf: PyTree) -> PyTree:

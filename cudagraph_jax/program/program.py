@@ -396,10 +396,16 @@ def request_for(
         program,
         bucket,
         options=config.xla_options(),
-        others=config.buckets(seq_len=bucket.seq_len),
+        others=_along_axes(config, bucket),
         # Who compares outputs, or joins pieces of them, needs axes that nobody trims by.
         searches=is_stored or config.debug_mode or config.on_overflow == "split",
     )
+
+
+def _along_axes(config: CUDAGraphConfig, bucket: Bucket) -> list[Bucket]:
+    """`bucket` with each size of one axis: a grid may have a million, its ladders hundreds."""
+    batches = [Bucket(size, bucket.seq_len) for size in config.capture_sizes]
+    return batches + [Bucket(bucket.batch_size, size) for size in config.capture_seq_lens or ()]
 
 
 class Compiler(Protocol):

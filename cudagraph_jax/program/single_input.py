@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 import jax
 import numpy as np
 
+from cudagraph_jax._base.checks import require_arrays_from
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.arguments import is_array
 from cudagraph_jax.program.call import Call, Declared, Target, describe_call
@@ -56,8 +57,10 @@ def single_call(
         output_shapes: What it is expected to give at these sizes; None: anything.
 
     Raises:
+        ConfigError: The function is a coroutine or generator function.
         InputShapeError: A leaf of `inputs` is nothing that JAX computes with.
     """
+    require_arrays_from("function", function)
     patterns = [_axes(leaf, sizes) for leaf in jax.tree.leaves(inputs)]
     call = describe_call(
         Identity.of(function),

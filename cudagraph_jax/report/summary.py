@@ -9,7 +9,7 @@ from cudagraph_jax._base.html import escaped, styled
 from cudagraph_jax._base.text import one_line, text_pairs
 from cudagraph_jax.report.heatmap import ON_A_TERMINAL, HeatGrid
 from cudagraph_jax.report.tables import NONE_YET, buckets_html, buckets_text
-from cudagraph_jax.report.words import exact, listed, part, seconds, things
+from cudagraph_jax.report.words import exact, listed, milliseconds, part, seconds, things
 
 Pairs = list[tuple[str, str]]
 
@@ -112,8 +112,10 @@ def _captures(stats: Mapping[str, Any]) -> Pairs:
         ("replays", exact(registry["total_replays"])),
         (
             "replaying",
-            f"{seconds(registry['total_replay_time_ms'] / 1e3)} in all, "
-            f"{registry['avg_replay_time_ms']:,.3f} ms each",
+            f"{milliseconds(registry['total_replay_time_ms'])} in all, "
+            f"{registry['avg_replay_time_ms']:,.3f} ms each"
+            if registry["total_replays"]
+            else "–",
         ),
     ]
 

@@ -42,6 +42,14 @@ def seconds(value: float) -> str:
     return f"{value:,.1f} s" if value >= 10 else f"{value:.2f} s"
 
 
+def milliseconds(value: float) -> str:
+    """A time in milliseconds: in seconds from 1 s up, else with three digits."""
+    if value >= 999.5:
+        return seconds(value / 1e3)
+    digits = 0 if value >= 99.5 else 1 if value >= 9.95 else 2
+    return f"{value:.{digits}f} ms"
+
+
 def listed(pairs: Iterable[tuple[str, int]]) -> str:
     """Counts by name in one line: `"miss 3, overflow 1"`."""
     return ", ".join(f"{name} {exact(number)}" for name, number in pairs)

@@ -157,7 +157,8 @@ def _agree(axis: str, known: tuple[str, int] | None, found: tuple[str, int]) -> 
         return found if known is None else known
     raise InputShapeError(
         f"{known[0]} has {axis}={known[1]} but {found[0]} has {axis}={found[1]}: "
-        f"all arrays of one call must have the same {axis}"
+        f'all arrays of one call must have the same {axis} (an output of unpad="none" has its '
+        'bucket\'s: trim it, or ask for unpad="host" or "device")'
     )
 
 

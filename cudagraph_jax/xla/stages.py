@@ -177,10 +177,10 @@ def lower_function(
     # is freed together with its entry (docs/xla.md, "Compiling, freeing, counting").
     fresh = _fresh(function, name)
     donated = tuple(donate_argnums)
-    with stage_errors("trace", name), tracing_refusals():
+    with stage_errors("trace", name), tracing_refusals(name):
         jitted = jax.jit(fresh, donate_argnums=donated, keep_unused=keep_unused)
         traced = jitted.trace(*args, **kwargs)
-    with stage_errors("lower", name), tracing_refusals():
+    with stage_errors("lower", name), tracing_refusals(name):
         lowered = traced.lower()
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in traced.jaxpr.out_avals]
     outputs = unflatten_shapes(lowered.out_tree, shapes)
@@ -208,7 +208,7 @@ def evaluate_shapes(
         structures.append(structure)
         return leaves
 
-    with stage_errors("trace", name), tracing_refusals():
+    with stage_errors("trace", name), tracing_refusals(name):
         leaves = jax.eval_shape(_fresh(flat, name), *args, **kwargs)
     return unflatten_shapes(structures[-1], leaves)
 
@@ -234,7 +234,7 @@ def stage_errors(stage: str, name: str) -> Iterator[None]:
     except CUDAGraphError:
         raise
     except Exception as error:
-        reason = error_text(error).strip().split("\n", 1)[0]
+        reason = error_text(error).split("\n", 1)[0]
         if stage == "compile" and "INVALID_ARGUMENT" in reason and "option" in reason:
             raise ConfigError(
                 f"XLA refuses the compiler options: {reason}: correct compiler_options"
@@ -253,8 +253,12 @@ def _flops(compiled: Compiled) -> float | None:
 
 
 @contextmanager
-def tracing_refusals() -> Iterator[None]:
-    """Raises JAX's refusal to trace inside `no_compiles()` as an `UnexpectedCompileError`."""
+def tracing_refusals(what: str = "a function") -> Iterator[None]:
+    """Raises JAX's refusal to trace inside `no_compiles()` as an `UnexpectedCompileError`.
+
+    Args:
+        what: What is traced.
+    """
     try:
         yield
     except UnexpectedCompileError:
@@ -263,4 +267,4 @@ def tracing_refusals() -> Iterator[None]:
         # JAX has no class of its own for this; the option's name is in every such message.
         if "no_tracing" not in error_text(error):
             raise
-        raise UnexpectedCompileError(f"a function {REFUSAL} ({error})") from error
+        raise UnexpectedCompileError(f"{what} {REFUSAL} (JAX: {error})") from error

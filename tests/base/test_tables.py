@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cudagraph_jax._base.html import escaped, html_pairs, html_table, table_fragment
-from cudagraph_jax._base.text import one_line, text_pairs, text_table
+from cudagraph_jax._base.text import error_text, one_line, text_pairs, text_table
 from tests.helpers.html_reader import Reader, shown
 from tests.helpers.snapshots import HOSTILE
 
@@ -113,3 +113,38 @@ def test_html_shows_any_text_as_it_is(title, table):
 def test_html_keeps_lines_alone():
     """Line breaks stay, and what would act on a terminal or turn the text around does not."""
     assert escaped("<a>\n\x1b[31m\u202eb\t'") == "&lt;a&gt;\n\ufffd[31m\ufffdb &#x27;"
+
+
+class UnspeakableError(Exception):
+    """An error whose text cannot be had."""
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+REMOTE = """INTERNAL: CpuCallback error: Traceback (most recent call last):
+  File "a.py", line 1, in host
+    return table[3]
+           ~~~~~^^^
+KeyError: 3
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "a.py", line 3, in host
+ValueError: no such row
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError(" no\nwhy "), "no\nwhy"),
+        (RuntimeError(REMOTE), "INTERNAL: CpuCallback error: ValueError: no such row"),
+        (ValueError(), "ValueError"),
+        (UnspeakableError(), "UnspeakableError"),
+    ],
+)
+def test_what_an_error_says(error, said):
+    """A traceback within the text is cut down to its last error, and no error is too odd."""
+    assert error_text(error) == said

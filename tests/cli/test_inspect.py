@@ -61,6 +61,7 @@ def module(tmp_path, monkeypatch):
     [
         ("mlp", ["--arg", WEIGHTS, "--arg", X]),
         ("Group.mlp", ["--arg", WEIGHTS, "--arg", X, "--scope", "FULL"]),
+        ("mlp", ["--example", "given", "--in-axes", "none", "--in-axes", "batch seq _"]),
         ("bucketed", ["--arg", WEIGHTS, "--arg", X]),
         ("bucketed", ["--example", "arguments"]),
         ("bucketed", ["--example", "given"]),
@@ -99,6 +100,15 @@ def test_sizes_that_nothing_carries(module):
         (["inspected_model:none"], "inspected_model has no none"),
         (["inspected_model:number"], "is no function but 3"),
         (["inspected_model:mlp"], "describe its arguments with --arg"),
+        (
+            ["inspected_model:mlp", "--example", "given"],
+            "its example has 2 argument(s), float32[8,8], float32[2,3,8], for 0 --in-axes: say",
+        ),
+        (["inspected_model:mlp", "--example", "given", "--in-axes", "none"], "for 1 --in-axes"),
+        (
+            ["inspected_model:bucketed", "--example", "given", "--in-axes", "none"],
+            "not for inspected_model:bucketed: leave it out",
+        ),
         (["inspected_model:bucketed"], "describe them with --arg or --example"),
         (["inspected_model:mlp", "--arg", "float32"], "write it as 'int32[batch,seq]'"),
         (["inspected_model:mlp", "--arg", "float32[x]"], "the dimension 'x'"),

@@ -107,13 +107,16 @@ def test_too_many_sizes_on_both_axes():
             "headroom and seq_multiple ask for a bucket of 1152921504606846976, above 2**53: set a "
             "smaller one",
         ),
-        ({"headroom": True}, "a size in headroom=True is not an integer: give a size of 1 or more"),
-        ({"headroom": -5}, "a size in headroom=-5 is below 1: give a size of 1 or more"),
-        ({"headroom": 0}, "a size in headroom=0 is below 1: give a size of 1 or more"),
-        ({"headroom": "9"}, "a size in headroom='9' is not an integer: give a size of 1 or more"),
+        (
+            {"headroom": True},
+            "headroom has True, which is not an integer: give a size of 1 or more",
+        ),
+        ({"headroom": -5}, "headroom has -5, which is below 1: give a size of 1 or more"),
+        ({"headroom": 0}, "headroom has 0, which is below 1: give a size of 1 or more"),
+        ({"headroom": "9"}, "headroom has '9', which is not an integer: give a size of 1 or more"),
         (
             {"headroom": (4, 0.5)},
-            "a size in headroom=0.5 is not an integer: give a size of 1 or more",
+            "headroom has 0.5, which is not an integer: give a size of 1 or more",
         ),
         (
             {"headroom": (1, 2, 3)},

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax import CUDAGraphError, InputShapeError, bucket_jit
+from cudagraph_jax import CUDAGraphConfig, CUDAGraphError, InputShapeError, bucket_jit
 from tests.helpers.functions import GRID, TABLE, assert_close, floats, stats_of, tokens
 
 
@@ -156,3 +160,208 @@ def test_wide_integers_are_narrowed_as_jax_does():
     for x in (np.arange(2), np.arange(3), np.arange(2, dtype=np.uint64)):
         for _ in range(2):
             assert_close(function(x), np.asarray(jnp.asarray(x) + 1), 0)
+
+
+def scaled(x, y):
+    return x * y
+
+
+BESIDE_NATIVE = {
+    ">f2": np.float16,
+    ">f4": np.float32,
+    ">f8": np.float32,
+    ">c8": np.complex64,
+    ">c16": np.complex64,
+    ">i4": np.int32,
+    ">i8": np.int32,
+    ">u2": np.uint16,
+    "longdouble": np.float32,
+    "clongdouble": np.complex64,
+}
+
+
+@pytest.mark.parametrize("dtype", BESIDE_NATIVE)
+@pytest.mark.parametrize("axes", ["batch seq", None], ids=["bucketed", "passed through"])
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+def test_a_dtype_that_jax_does_not_have(dtype, axes, warm):
+    """Foreign byte orders and long doubles name the argument, and the dtype to convert it to."""
+    function = bucket_jit(scaled, in_axes=("batch seq", axes), config=GRID)
+    x, near = floats(0, 2, 3), BESIDE_NATIVE[dtype]
+    y = np.ones((2, 3) if axes else (1,), dtype)
+    if warm:
+        function(x, y.astype(near))
+    said = rf"y has dtype .*, which JAX does not have.*: pass y\.astype\(numpy\.{near.__name__}\)"
+    for _ in range(2):
+        with pytest.raises(InputShapeError, match=said):
+            function(x, y)
+    assert np.array_equal(function(x, y.astype(near)), x)
+
+
+def test_a_long_double_number():
+    """A number of such a dtype is named, too."""
+    function = bucket_jit(scaled, in_axes=("batch seq", None), config=GRID)
+    with pytest.raises(InputShapeError, match=r"y has dtype .*: pass y\.astype\(numpy\.float32\)"):
+        function(floats(0, 2, 3), np.longdouble(2))
+
+
+@pytest.mark.parametrize("number", [2**31, -(2**31) - 1, 2**70])
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+@pytest.mark.parametrize("config", [GRID, CUDAGraphConfig.disabled()], ids=["grid", "disabled"])
+def test_a_number_that_no_integer_of_jax_holds(number, warm, config):
+    """A Python int beyond JAX's integers names the argument, and the advice works."""
+    function = bucket_jit(scaled, in_axes=("batch seq", None), config=config)
+    by_keyword = bucket_jit(lambda x, *, y: x * y, in_axes="batch seq", config=config)
+    nested = bucket_jit(lambda x, y: x * y["n"], in_axes=("batch seq", None), config=config)
+    x = floats(0, 2, 3)
+    if warm:
+        function(x, 2), by_keyword(x, y=2), nested(x, {"n": 2})
+    said = f"={number} does not fit into int32.*pass float"
+    with pytest.raises(InputShapeError, match=f"^y{said}"):
+        function(x, number)
+    with pytest.raises(InputShapeError, match=f"^y{said}"):
+        by_keyword(x, y=number)
+    with pytest.raises(InputShapeError, match=rf"^y\['n'\]{said}"):
+        nested(x, {"n": number})
+    assert_close(function(x, float(number)), x * np.float32(number))
+    assert_close(function(x, 2**31 - 1), x * np.float32(2**31 - 1))
+
+
+class Encoding(collections.UserDict):
+    """A mapping that is no dict, as tokenizers give."""
+
+
+@dataclasses.dataclass
+class Model:
+    """An object that is no pytree and cannot be hashed."""
+
+    def __call__(self, x):
+        return x * 3
+
+
+def test_a_mapping_that_is_no_pytree():
+    """What is like a dict but none is to be passed as one, and that works."""
+    x = floats(0, 2, 3)
+    encoding = Encoding(x=x)
+    padded = bucket_jit(lambda d: d["x"] * 2, in_axes="batch seq", config=GRID)
+    passed = bucket_jit(lambda x, d: x + d["x"], in_axes=("batch", None), config=GRID)
+    with pytest.raises(InputShapeError, match=r"d is of type Encoding, .*: pass dict\(d\)"):
+        padded(encoding)
+    with pytest.raises(InputShapeError, match=r"d is a Encoding, .*: pass dict\(d\)"):
+        passed(x[:, 0], Encoding(x=np.float32(1)))
+    assert_close(padded(dict(encoding)), x * 2)
+    assert_close(passed(x[:, 0], {"x": np.float32(1)}), x[:, 0] + 1)
+
+
+def test_an_object_that_can_be_neither_passed_nor_hashed():
+    """Neither error sends the caller to the other: both say to close over it, which works."""
+    x = floats(0, 2, 3)
+
+    def apply(model, x):
+        return model(x)
+
+    said = r"m.* close over it \(a lambda or functools\.partial\)"
+    for statics in ((), ("model",)):
+        function = bucket_jit(
+            apply, in_axes=(None, "batch seq"), static_argnames=statics, config=GRID
+        )
+        with pytest.raises(InputShapeError, match=said):
+            function(Model(), x)
+    closed = bucket_jit(functools.partial(apply, Model()), in_axes="batch seq", config=GRID)
+    assert_close(closed(x), x * 3)
+
+
+def test_a_model_of_arrays_and_functions():
+    """An Equinox model is split into its arrays and the rest, as the error says."""
+    equinox = pytest.importorskip("equinox")
+    model = equinox.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+    x = floats(0, 2, 3)
+
+    def apply(model, x):
+        return jax.vmap(model)(x)
+
+    for statics in ((), ("model",)):
+        function = bucket_jit(
+            apply, in_axes=(None, "batch _"), static_argnames=statics, config=GRID
+        )
+        with pytest.raises(InputShapeError, match=r"close over.*equinox\.partition"):
+            function(model, x)
+    arrays, rest = equinox.partition(model, equinox.is_array)
+    split = bucket_jit(
+        lambda arrays, x: apply(equinox.combine(arrays, rest), x),
+        in_axes=(None, "batch _"),
+        config=GRID,
+    )
+    assert_close(split(arrays, x), apply(model, x))
+
+
+def test_arrays_are_no_statics():
+    """Arrays that were named static are to be left out of static_argnames, and that works."""
+    x = floats(0, 2, 3)
+    static = bucket_jit(scaled, in_axes=("batch seq", None), static_argnames="y", config=GRID)
+    with pytest.raises(InputShapeError, match=r"static argument y .* leave it out of static_argn"):
+        static(x, x[:1])
+    passed = bucket_jit(scaled, in_axes=("batch seq", None), config=GRID)
+    assert_close(passed(x, x[:1, :1]), x * x[:1, :1])
+
+
+@jax.tree_util.register_pytree_node_class
+class Scaling:
+    """A model with decorated methods; a pytree."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def tree_flatten(self):
+        return (self.factor,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+    @functools.partial(bucket_jit, in_axes=(None, "batch seq"), config=GRID)
+    def apply(self, x):
+        return x * self.factor
+
+
+class Plain:
+    """The same, no pytree."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    @functools.partial(bucket_jit, in_axes=(None, "batch seq"), config=GRID)
+    def apply(self, x):
+        return x * self.factor
+
+    @functools.partial(bucket_jit, in_axes=(None, "batch seq"), static_argnames="self", config=GRID)
+    def apply_static(self, x):
+        return x * self.factor
+
+    double = bucket_jit(lambda x: x * 2, in_axes="batch seq", config=GRID)
+
+    def plain(self, x):
+        return x * self.factor
+
+
+def test_a_decorated_method():
+    """A method binds to its object, which is an argument like any other, as for `jax.jit`."""
+    x = floats(0, 2, 3)
+    for factor in (2.0, 3.0):
+        assert_close(Scaling(factor).apply(x), x * factor)
+        assert_close(Scaling.apply(Scaling(factor), x), x * factor)
+        assert_close(Plain(factor).apply_static(x), x * factor)
+    assert stats_of(Scaling.apply)["registry"]["capture_count"] == 1
+    assert_close(Plain(2.0).double(x), x * 2)
+
+
+def test_a_decorated_method_of_no_pytree():
+    """The error for an object that JAX does not know says what to write, and that works."""
+    x, model = floats(0, 2, 3), Plain(2.0)
+    said = r"self is a Plain.*self\.f = bucket_jit\(self\.f.*static_argnames=\"self\""
+    for call in (model.apply, functools.partial(Plain.apply, model)):
+        with pytest.raises(InputShapeError, match=said):
+            call(x)
+    with pytest.raises(InputShapeError, match=r"missing a required argument: 'x'.*is a method"):
+        Plain.apply(x)
+    vars(model)["plain"] = bucket_jit(model.plain, in_axes="batch seq", config=GRID)
+    assert_close(model.plain(x), x * 2)

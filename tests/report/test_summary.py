@@ -26,7 +26,7 @@ memory               2,048 bytes
 captures             1
 compiling            0.01 s in all, 13 ms each
 replays              3
-replaying            0.00 s in all, 0.250 ms each"""
+replaying            0.75 ms in all, 0.250 ms each"""
 
 
 MAPS = [

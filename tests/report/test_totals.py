@@ -63,8 +63,13 @@ def test_totals():
         ("captures", "1"),
         ("compiling", "0.01 s in all, 13 ms each"),
         ("replays", "3"),
-        ("replaying", "0.00 s in all, 0.250 ms each"),
+        ("replaying", "0.75 ms in all, 0.250 ms each"),
     ]
+
+
+def test_replays_that_were_not():
+    """Without a replay there is no time that it took."""
+    assert ("replaying", "–") in totals(manager_stats())
 
 
 def test_registry_alone():

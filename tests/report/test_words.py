@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudagraph_jax.report.words import exact, listed, part, seconds, short, things
+from cudagraph_jax.report.words import exact, listed, milliseconds, part, seconds, short, things
 
 
 @pytest.mark.parametrize(
@@ -64,5 +64,8 @@ def test_words():
     assert things(1, "bucket") == "1 bucket"
     assert things(2000, "bucket") == "2,000 buckets"
     assert seconds(0.126) == "0.13 s"
+    assert [milliseconds(value) for value in (0, 0.75, 12.34, 420.4, 999.7)] == [
+        "0.00 ms", "0.75 ms", "12.3 ms", "420 ms", "1.00 s",
+    ]  # fmt: skip
     assert seconds(1234.56) == "1,234.6 s"
     assert listed([("miss", 3), ("overflow", 1000)]) == "miss 3, overflow 1,000"

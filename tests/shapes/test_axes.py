@@ -168,7 +168,9 @@ def test_sizes_of_disagreeing_arrays(shape, message):
     ]
     with pytest.raises(InputShapeError) as caught:
         sizes_of(leaves)
-    assert str(caught.value) == message
+    said, _, advice = str(caught.value).partition(" (")
+    assert said == message
+    assert 'unpad="none"' in advice
 
 
 @pytest.mark.parametrize(

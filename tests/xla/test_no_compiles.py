@@ -83,6 +83,17 @@ def test_it_catches(compiling):
         compiling(x)
 
 
+def test_it_names_what_had_to_be_compiled():
+    """The error begins with the bucket, or with the function that runs eagerly."""
+    bucketed = bucket_jit(double, in_axes="batch", config=GRID)
+    with pytest.raises(UnexpectedCompileError, match=r"^double_3x1 had to be comp"), no_compiles():
+        bucketed(np.ones(2, np.float32))
+    with pytest.raises(UnexpectedCompileError, match=r"^double_4x1 had to be comp"), no_compiles():
+        bucketed.warmup(np.ones(2, np.float32), progress=False)
+    with pytest.raises(UnexpectedCompileError, match=r"^an operation of lambda, wh"), no_compiles():
+        overflow(None)
+
+
 def test_it_catches_the_compile_of_a_lowered_program():
     """Compiling what was lowered before needs no trace, and is caught all the same."""
     lowered = jax.jit(lambda x: x * 3 + 1).lower(floats(0, 7))

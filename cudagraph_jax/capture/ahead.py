@@ -7,7 +7,6 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax.errors import CUDAGraphError
 from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
@@ -42,7 +41,6 @@ class CompilesAhead:
     def __init__(self, *, compiler: Compiler | None, clock: Callable[[], float]) -> None:
         self._compiler = compiler
         self._clock = clock
-        self._lock = forkable_lock()
         self.begun: dict[tuple[Bucket, Variant], _Begun] = {}
 
     @contextmanager
@@ -106,11 +104,7 @@ class CompilesAhead:
     def _remove(self, begun: _Begun) -> bool:
         """Whether it was there still, to be taken by one alone."""
         key = _key(begun.request)
-        with self._lock:
-            if self.begun.get(key) is not begun:
-                return False
-            del self.begun[key]
-            return True
+        return self.begun.get(key) is begun and self.begun.pop(key, None) is begun
 
     def _compile(self, begun: _Begun, lowering: Lowering) -> None:
         if not begun.executable.set_running_or_notify_cancel():

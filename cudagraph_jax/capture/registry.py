@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cudagraph_jax._base.fork import forkable_lock, use_jax
+from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.lru import Cached, Errors, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
 from cudagraph_jax.capture.build import Builder, shelf_of
@@ -86,7 +86,6 @@ class CUDAGraphRegistry:
             )
         self.sizes = SizeHistogram()
         self._ledger = Ledger(self.sizes)
-        self._lock = forkable_lock()
         self._watchers = Watchers()
         self.observers: Observers = Observers(self._watchers.forget)
         self._builder = Builder(
@@ -255,6 +254,10 @@ class CUDAGraphRegistry:
             self.discard(entry.bucket, entry.variant)
         return bool(entries)
 
+    def is_capturing_here(self, bucket: Bucket, variant: Variant) -> bool:
+        """Whether this very thread captures the bucket, and a signal handler came in between."""
+        return self._entries.is_making_here((bucket, variant))
+
     def discard(self, bucket: Bucket, variant: Variant) -> None:
         """Drops the entry of exactly this bucket and variant, if there is one."""
         self._entries.pop((bucket, variant))
@@ -279,10 +282,10 @@ class CUDAGraphRegistry:
 
     def reset(self) -> None:
         """Drops all entries and starts all counts from zero."""
-        with self._lock:  # first, so that what is captured from now on counts in the new ledger
-            self._ledger.sizes = SizeHistogram()  # whose journals may be read on
-            self._ledger = Ledger(self.sizes)
-            self.sizes.clear()
+        # First, so that what is captured from now on counts in the new ledger.
+        self._ledger.sizes = SizeHistogram()  # whose journals may be read on
+        self._ledger = Ledger(self.sizes)
+        self.sizes.clear()
         self.clear()
         self._entries.forget_evictions()
         self._builder.forget()

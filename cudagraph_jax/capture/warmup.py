@@ -123,8 +123,9 @@ def warm_grid(
     """
     if capturer.gate.mode is CUDAGraphMode.DISABLED:
         return WarmupReport(call.target.name, (), 0.0)
-    with capturer.gate.admission() as admitted:
-        if not admitted:
+
+    def warm(is_admitted: bool) -> WarmupReport:
+        if not is_admitted:
             raise sealed_error(capturer.gate.mode)
         while True:
             config = capturer.registry.config
@@ -135,6 +136,8 @@ def warm_grid(
             for entry in capturer.registry.entries():
                 if is_stale(entry.program, entry.bucket, config, capturer.registry.config):
                     capturer.registry.discard(entry.bucket, entry.variant)
+
+    return capturer.gate.within(warm)
 
 
 def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int) -> WarmupReport:

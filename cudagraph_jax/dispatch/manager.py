@@ -145,11 +145,15 @@ class CUDAGraphManager:
         _, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
         bucket = self.config.bucket_for(*sizes)
         entry = self.registry.find(bucket, call.variant)
-        with self._capturer.gate.admission() as admitted:
-            if entry is None and admitted:
-                iterations = self.config.warmup_iterations
-                entry = self._capturer.capture(call, bucket, iterations=iterations).value
-        return entry if self.is_enabled() else None
+
+        def capture(is_admitted: bool) -> CUDAGraphEntry | None:
+            if entry is not None or not is_admitted:
+                return entry
+            iterations = self.config.warmup_iterations
+            return self._capturer.capture(call, bucket, iterations=iterations).value
+
+        made = self._capturer.gate.within(capture)
+        return made if self.is_enabled() else None
 
     def replay_graph(self, batch_size: int, seq_len: int, inputs: PyTree) -> PyTree | None:
         """The outputs of the captured bucket that fits `inputs`.
@@ -304,8 +308,13 @@ class CUDAGraphManager:
         self._capturer.record_again()
 
     def wait(self) -> None:
-        """Waits until every capture that is queued in the background has ended."""
-        self._capturer.background.drain()
+        """Waits until every capture that is queued in the background has ended.
+
+        From within a capture, as a signal handler may call it, it does not wait: the background may
+        wait for that very capture.
+        """
+        if not self._capturer.gate.is_inside:
+            self._capturer.background.drain()
 
     def close(self) -> None:
         """Ends the background worker; what waits is dropped, and calls are served on."""

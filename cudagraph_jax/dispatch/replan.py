@@ -121,8 +121,8 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool
     def dropped() -> None:
         _warn(plan, "the manager was closed or reset before it was captured")
 
-    with capturer.gate.admission() as admitted:
-        if not admitted:
+    def submit(is_admitted: bool) -> None:
+        if not is_admitted:
             raise sealed_error(dispatcher.mode)
         before, capturer.newest_plan = capturer.newest_plan, turn
         if not capturer.background.submit(turn, job, dropped=dropped):
@@ -130,6 +130,8 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool
             raise CUDAGraphError(
                 f"{plan!r} cannot be captured: the manager is closed, or its queue is full"
             )
+
+    capturer.gate.within(submit)
 
 
 def planned_config(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cudagraph_jax._base.fork import forkable_lock, put_right_in_child
+from cudagraph_jax._base.fork import put_right_in_child
 from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, Request
 from cudagraph_jax.program.call import is_weak
@@ -399,21 +399,19 @@ class Watchers:
     """All the routes that have to be forgotten when an entry is dropped; held weakly."""
 
     def __init__(self) -> None:
-        self._lock = forkable_lock()
-        self._routes: weakref.WeakSet[Routes] = weakref.WeakSet()
+        # Unlike the walk through a WeakSet, its copy stands while others add.
+        self._routes: weakref.WeakValueDictionary[int, Routes] = weakref.WeakValueDictionary()
         put_right_in_child(self)
 
     def add(self, routes: Routes) -> None:
         """Forgets `routes` too, from now on."""
-        with self._lock:
-            self._routes.add(routes)
+        self._routes[id(routes)] = routes
 
     def forget(self) -> None:
         """Decides every call anew from now on."""
-        with self._lock:
-            routes = list(self._routes)
-        for watcher in routes:
-            watcher.forget_routes()
+        for reference in self._routes.valuerefs():
+            if (routes := reference()) is not None:
+                routes.forget_routes()
 
     def after_fork(self) -> None:
         """Has a forked child decide every call anew, so that it is told that it is one."""

@@ -84,7 +84,7 @@ def piece_route(entry: CUDAGraphEntry, piece: Call) -> Route:
         leaf._replace(unpad="none") if leaf.unpad == "device" else leaf
         for leaf in entry.outputs.leaves
     )
-    route.finish = finisher(entry.outputs._replace(leaves=leaves), piece.sizes)
+    route.finish = finisher(entry.outputs._replace(leaves=leaves), piece.sizes, bucket=entry.bucket)
     return route
 
 

@@ -201,7 +201,7 @@ class CUDAGraphManager:
 
         Axis 0 of an array is the batch where its size is `batch_size`, axis 1 the sequence where
         its size is `seq_len`; `bucket_jit` names axes explicitly. Pass the same function object
-        each time: another one is another program.
+        each time: another one is another program. The manager does not keep it alive.
 
         Args:
             batch_size: Rows of the request.
@@ -236,8 +236,11 @@ class CUDAGraphManager:
             if outputs is not REFUSED:
                 return outputs
         with outcomes.counting_input_errors():
-            call = None if has_tracers(inputs) else describe()
-            if call is not None:
+            if has_tracers(inputs):
+                use_jax()  # as the operations will
+                call = None
+            else:
+                call = describe()
                 refuse_abstract(call)
         if call is None:
             outcomes.add("eager", Reason.TRANSFORMED)

@@ -100,6 +100,12 @@ def all_say(actions, answer):
 
 
 REFUSED = {
+    "vmap": "import jax; jax.vmap(function)(x[None])",
+    "jit": "import jax; jax.jit(function)(x)",
+    "specification under vmap": """
+import jax
+jax.vmap(lambda x: manager.execute_or_capture(512, 1, product, x))(x[None])
+""",
     "hit": "result = function(x)",
     "miss": "function(x[:1, :3])",
     "other function": "other(x)",

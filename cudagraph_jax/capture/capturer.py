@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
@@ -23,6 +24,7 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import Call, Variant
+from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.program.single_input import check_outputs
 from cudagraph_jax.shapes.ladder import Bucket
@@ -76,15 +78,36 @@ class Capturer:
 
             self.upkeep = Upkeep(registry.shelf, registry)
         self._programs: WeakValueDictionary[Variant, Program] = WeakValueDictionary()
+        self._watched: dict[FunctionRef, object] = {}
         self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
 
     def program_of(self, call: Call) -> Program:
         """The one program of the call's variant, for as long as anybody holds it."""
         program = self._programs.get(call.variant)
         if program is None:
+            self._watch(call.variant.function)
             return self._programs.setdefault(call.variant, Program(call))
         program.renew(call)
         return program
+
+    def _watch(self, function: FunctionRef) -> None:
+        """Has everything of `function` dropped once it is gone."""
+        if function in self._watched:
+            return
+        own = weakref.ref(self)
+
+        def tell() -> None:
+            if (capturer := own()) is not None:
+                capturer.release(function)
+
+        if (watch := function.when_gone(tell)) is not None:
+            self._watched[function] = watch
+
+    def release(self, function: FunctionRef) -> None:
+        """Drops what was captured for a function that is gone, and what failed."""
+        self._watched.pop(function, None)
+        self.failures.forget_function(function)
+        self.registry.release(function)
 
     def capture(
         self,
@@ -135,6 +158,8 @@ class Capturer:
         if not _has_place(entry.program, entry.bucket, self.registry.config):
             # It was decided before the grid changed: whoever asked for it has it all the same.
             self.registry.discard(entry.bucket, entry.variant)
+        if entry.variant.function.is_gone:
+            self.release(entry.variant.function)  # it went meanwhile
         if self.is_warm and not in_warmup:
             self.record_again(other_than={entry})
 
@@ -155,6 +180,8 @@ class Capturer:
         def job() -> None:
             if self.registry.config is not config or self.registry.generation != generation:
                 return  # another grid, or dropped since: the next call asks for its own bucket
+            if variant.function.is_gone:
+                return
             iterations = config.warmup_iterations
             try:
                 with settings.applied():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from cudagraph_jax.errors import CaptureError, CUDAGraphWarning, PaddingLeakError
 from cudagraph_jax.program.call import Variant
+from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.shapes.ladder import Bucket
 
 FIRST_PAUSE_S = 1.0
@@ -52,7 +53,7 @@ class Failures:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.remembered: dict[tuple[Bucket, Variant], Failure] = {}
-        self._reported: dict[tuple[object, str], object] = {}
+        self._reported: dict[tuple[FunctionRef, str], object] = {}
 
     def __len__(self) -> int:
         return len(self.remembered)
@@ -73,6 +74,15 @@ class Failures:
         if self.remembered:
             self.remembered.pop((bucket, variant), None)
 
+    def forget_function(self, function: FunctionRef) -> None:
+        """Forgets a function, because it is gone."""
+        for bucket, variant in list(self.remembered):
+            if variant.function == function:
+                self.remembered.pop((bucket, variant), None)
+        for cause in list(self._reported):
+            if cause[0] == function:
+                self._reported.pop(cause, None)
+
     def clear(self) -> None:
         """Forgets all, so that every bucket is tried again."""
         self.remembered.clear()
@@ -85,6 +95,8 @@ class Failures:
 
     def note(self, bucket: Bucket, variant: Variant, error: CaptureError) -> bool:
         """Keeps `error`; whether it is new, and not that of the same attempt."""
+        if variant.function.is_gone:
+            return False  # nobody will call it again
         before = self.remembered.get((bucket, variant))
         if (
             before is not None

@@ -19,6 +19,7 @@ from cudagraph_jax.graphs.observers import Observers
 from cudagraph_jax.graphs.replay_counts import Ledger, ReplayTotals, SizeHistogram
 from cudagraph_jax.graphs.route import Routes, Watchers
 from cudagraph_jax.program.call import Call, Variant
+from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.program import Compiler, Program
 from cudagraph_jax.program.single_input import capture_sizes, single_program
 from cudagraph_jax.shapes.ladder import Bucket
@@ -203,6 +204,9 @@ class CUDAGraphRegistry:
         made = self._entries.get_or_make((bucket, program.variant), make)
         if made.is_new:
             self.observers.captured(made.value)
+            for other in self._same_calls(made.value):
+                if other.variant.function.is_gone:
+                    self.discard(other.bucket, other.variant)
         return made
 
     def build(
@@ -261,6 +265,33 @@ class CUDAGraphRegistry:
     def discard(self, bucket: Bucket, variant: Variant) -> None:
         """Drops the entry of exactly this bucket and variant, if there is one."""
         self._entries.pop((bucket, variant))
+
+    def release(self, function: FunctionRef) -> None:
+        """Drops what was captured for a function that is gone, as it can serve nobody.
+
+        The graph of a function of one pytree still serves `replay_graph` and `get`, which name no
+        function, until another one is captured for the same bucket and inputs.
+        """
+        for entry in self.entries():
+            if entry.variant.function == function and not (
+                entry.single_input and self._is_newest(entry)
+            ):
+                self.discard(entry.bucket, entry.variant)
+
+    def _is_newest(self, entry: CUDAGraphEntry) -> bool:
+        return all(other.graph_id < entry.graph_id for other in self._same_calls(entry))
+
+    def _same_calls(self, entry: CUDAGraphEntry) -> list[CUDAGraphEntry]:
+        """The entries of other functions of one pytree for the same bucket and inputs."""
+        own = entry.variant
+        return [
+            other
+            for other in self.at(entry.bucket)
+            if entry.single_input
+            and other.single_input
+            and other.variant.function != own.function
+            and (other.variant.structure, other.variant.leaves) == (own.structure, own.leaves)
+        ]
 
     def discard_broken(self, bucket: Bucket, variant: Variant, error: CaptureError) -> None:
         """Drops an entry that does not run; one that was loaded is compiled the next time."""

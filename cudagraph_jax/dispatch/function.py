@@ -16,6 +16,7 @@ from jax.tree_util import PyTreeDef
 from numpy import ndarray
 
 from cudagraph_jax._base.checks import positive_size
+from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.dispatch.decision import Reason
@@ -35,6 +36,7 @@ from cudagraph_jax.program.call import (
     refuse_abstract,
 )
 from cudagraph_jax.program.eager import run_traced
+from cudagraph_jax.program.function_ref import FunctionRef, Holder
 from cudagraph_jax.shapes.pytrees import PyTree
 
 if TYPE_CHECKING:
@@ -72,9 +74,10 @@ class BucketedFunction(Generic[P, R]):
     ) -> None:
         functools.update_wrapper(self, function)
         self.manager = manager
-        self._function = function
+        self._holder = Holder(function)  # alone: what is captured goes with this object
+        self._function = FunctionRef(self._holder)
         self._binder = binder
-        self._target = target
+        self._target = replace(target, function=self._function)
         self._routes = Routes()
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
         self._picks: dict[Form, Pick] = {}
@@ -166,7 +169,7 @@ class BucketedFunction(Generic[P, R]):
     def with_manager(self, manager: CUDAGraphManager) -> BucketedFunction[P, R]:
         """The same function, decided and counted by another manager."""
         return BucketedFunction(
-            self._function, binder=self._binder, target=self._target, manager=manager
+            self._holder.function, binder=self._binder, target=self._target, manager=manager
         )
 
     def _call_bound(
@@ -195,6 +198,7 @@ class BucketedFunction(Generic[P, R]):
                 return outputs
         try:
             if has_tracers(bound.args, bound.kwargs):
+                use_jax()  # as the operations will, many of them at once
                 call = None
             else:
                 call = self._describe(bound)
@@ -253,13 +257,13 @@ class BucketedFunction(Generic[P, R]):
         leaves, structure = jax.tree.flatten((bound.args, bound.kwargs))
         target, declared = self._declared(bound, structure)
         return describe_call(
-            # Where each argument stands is part of what is computed.
-            (self, bound.form.places),
+            self._function,
             bound.args,
             bound.kwargs,
             declared=declared,
             target=target,
             statics=bound.statics,
+            places=bound.form.places,  # which are part of what is computed
             flat=(leaves, structure),
         )
 

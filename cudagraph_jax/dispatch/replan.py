@@ -266,6 +266,8 @@ def _programs(registry: CUDAGraphRegistry) -> list[CUDAGraphEntry]:
     found = {}
     for entry in registry.entries():
         program = entry.program
+        if entry.variant.function.is_gone:
+            continue  # it cannot be compiled for other buckets
         batch = None if program.carries_batch else entry.batch_size
         seq = None if program.carries_seq and pads_seq else entry.seq_len
         found[entry.variant, batch, seq] = entry

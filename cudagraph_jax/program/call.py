@@ -13,6 +13,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.fingerprint import Fingerprint
+from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.shapes.axes import PASS_THROUGH, AxisPattern, Leaf, LeafAxes, sizes_of
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import PadValue, check_pad_value
@@ -100,24 +101,26 @@ class Call:
 
 
 def describe_call(
-    function: Hashable,
+    function: FunctionRef,
     args: Args,
     kwargs: Mapping[str, PyTree],
     *,
     declared: Declared,
     target: Target,
     statics: Statics = (),
+    places: tuple[int, ...] = (),
     flat: tuple[list[PyTree], jax.tree_util.PyTreeDef] | None = None,
 ) -> Call:
     """The description of one call.
 
     Args:
-        function: What identifies the function among others.
+        function: What the function is known by.
         args: Its positional arguments: arrays or `jax.ShapeDtypeStruct`.
         kwargs: Its keyword arguments.
         declared: The declarations for the leaves of `args`.
         target: The function, and what is asked of its outputs.
         statics: The static arguments.
+        places: Where the arguments stand in the function's signature.
         flat: The leaves and the structure of `(args, kwargs)`, where they are known.
 
     Raises:
@@ -135,7 +138,7 @@ def describe_call(
         names = argument_leaf_names(declared.argument_names, args, kwargs)
         described = _describe_leaves(leaves, patterns, pads, names)
     sizes, axes, abstract = described
-    variant = Variant(function, target.name, structure, abstract, statics)
+    variant = Variant(function, target.name, structure, abstract, statics, places)
     return Call(args, dict(kwargs), tuple(leaves), axes, declared, sizes, variant, target)
 
 
@@ -268,22 +271,24 @@ class Variant:
     """The identity of a program beside its bucket; hashable.
 
     Attributes:
-        function: The function, or what stands for it; compared by equality.
+        function: What the function is known by.
         name: The function's name.
         structure: The pytree of the arguments.
         leaves: Their arrays.
         statics: The static arguments: name, type and value.
+        places: Where the arguments stand in the function's signature.
     """
 
-    function: Hashable
+    function: FunctionRef
     name: str
     structure: jax.tree_util.PyTreeDef
     leaves: tuple[AbstractLeaf, ...]
     statics: tuple[tuple[str, type, Hashable], ...] = ()
+    places: tuple[int, ...] = ()
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
-        key = (self.function, self.structure, self.leaves, self.statics)
+        key = (self.function, self.structure, self.leaves, self.statics, self.places)
         object.__setattr__(self, "_hash", hash(key))
 
     def __hash__(self) -> int:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import weakref
 from collections.abc import Callable, Hashable
+from types import FunctionType
 
 import jax
 import numpy as np
 
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.call import Call, Declared, Target, describe_call
+from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes, axes_by_size
 from cudagraph_jax.shapes.ladder import Bucket
@@ -20,30 +23,18 @@ from cudagraph_jax.shapes.pytrees import PyTree, as_structs, describe_mismatch
 Function = Callable[[PyTree], PyTree]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Identity:
-    """Stands for a function that cannot be hashed; it keeps the function, so ids stay unique."""
-
-    function: Function = dataclasses.field(hash=False, compare=False)
-    number: int
-
-    @classmethod
-    def of(cls, function: Function) -> Hashable:
-        """`function` itself where it can be hashed, else a stand-in."""
-        try:
-            hash(function)
-        except TypeError:
-            return cls(function, id(function))
-        return function
-
-
 def function_name(function: Callable[..., PyTree]) -> str:
     """What profiles and messages call `function`."""
     return str(getattr(function, "__name__", type(function).__name__)).strip("<>")
 
 
 def single_call(
-    function: Function, inputs: PyTree, sizes: Bucket, *, output_shapes: PyTree = None
+    function: Function,
+    inputs: PyTree,
+    sizes: Bucket,
+    *,
+    output_shapes: PyTree = None,
+    keeps_function: bool = False,
 ) -> Call:
     """The description of `function(inputs)`.
 
@@ -52,18 +43,23 @@ def single_call(
         inputs: Its only argument.
         sizes: The call's (batch, seq_len).
         output_shapes: What it is expected to give at these sizes; None: anything.
+        keeps_function: Whether what is captured for it keeps it alive.
 
     Raises:
         InputShapeError: A leaf of `inputs` is nothing that JAX computes with.
     """
     patterns = [_axes(leaf, sizes) for leaf in jax.tree.leaves(inputs)]
+    reference = FunctionRef(function)
     call = describe_call(
-        Identity.of(function),
+        reference,
         (inputs,),
         {},
         declared=Declared(patterns, [UNCHOSEN] * len(patterns), ("inputs",)),
         target=Target(
-            function, function_name(function), single_input=True, output_shapes=output_shapes
+            function if keeps_function else reference,
+            function_name(function),
+            single_input=True,
+            output_shapes=output_shapes,
         ),
     )
     # The caller's word counts, also where no array carries a size.
@@ -104,7 +100,8 @@ def single_program(
         InputShapeError: `input_shapes` are no shapes, or `output_shapes` not what comes.
         CaptureError: The function cannot be traced.
     """
-    call = single_call(function, as_structs(input_shapes, name="input_shapes"), sizes)
+    structs = as_structs(input_shapes, name="input_shapes")
+    call = single_call(function, structs, sizes, keeps_function=True)
     program = Program(call)
     if output_shapes is not None:
         check_outputs(program, sizes, output_shapes)
@@ -148,11 +145,12 @@ def route_key(
 ) -> Hashable | None:
     """What the route of `function(inputs)` depends on; None where it cannot be remembered."""
     leaves, structure = jax.tree.flatten(inputs)
+    known_by = weakref.ref if type(function) is FunctionType else FunctionRef
     try:
-        key = (function, sizes, structure, *[(leaf.shape, leaf.dtype) for leaf in leaves])
+        key = (known_by(function), sizes, structure, *[(leaf.shape, leaf.dtype) for leaf in leaves])
         hash(key)
     except (AttributeError, TypeError):
-        return None  # a Python number among the leaves, or a function that cannot be hashed
+        return None  # a Python number among the leaves
     return key
 
 

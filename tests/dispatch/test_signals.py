@@ -148,7 +148,7 @@ def test_a_handler_ends_at_any_point(name, policy):
 
 
 def test_real_signals():
-    """A process whose timer calls the function, reads and waits all the time answers and ends."""
+    """A process whose timer reads, and waits for the background, all the time answers and ends."""
     said = said_by(
         """
         import signal, sys
@@ -163,26 +163,24 @@ def test_real_signals():
         handled = []
 
         def handle(*_):
-            x = np.ones((1 + len(handled) % 4, 5), np.float32)
-            assert (function(x) == 2).all()
             function.stats(), function.manager.sizes(), function.manager.report()
             if len(handled) % 5 == 0:
                 function.manager.wait()
             handled.append(1)
-            if len(handled) < 300:  # again, once this one has ended
+            if len(handled) < 100:  # again, once this one has ended
                 signal.setitimer(signal.ITIMER_REAL, 0.001)
 
         function.manager.report()  # imports what it needs
         signal.signal(signal.SIGALRM, handle)
         signal.setitimer(signal.ITIMER_REAL, 0.001)
         calls = 0
-        while len(handled) < 300:
+        while len(handled) < 100:
             calls += 1
             x = np.full((1 + calls % 4, 1 + calls % 16), calls, np.float32)
             assert (function(x) == 2 * calls).all()
         function.manager.wait()
         stats = function.stats()
-        assert stats["calls"] == calls + len(handled), (stats, calls, len(handled))
+        assert stats["calls"] == calls, (stats, calls)
         assert sum(function.manager.sizes().values()) == stats["calls"]
         print("ended")
         """

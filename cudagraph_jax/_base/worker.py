@@ -77,15 +77,15 @@ class Background:
         `dropped` is called if it is dropped while it waits; not when the interpreter exits.
         """
         if key in self._waiting or key == self._running:
-            return self._has_worker()
+            return self._ensure_worker()
         if self._closed or len(self) >= self._max_queued:
             return False
         queued = Queued(job, dropped)
         if self._waiting.setdefault(key, queued) is not queued:
-            return self._has_worker()
+            return self._ensure_worker()
         if self._closed or len(self) > self._max_queued:  # by another thread, in between
             return self._waiting.pop(key, None) is not queued
-        return self._has_worker()
+        return self._ensure_worker()
 
     def runs_here(self) -> bool:
         """Whether this is called from a job."""
@@ -111,7 +111,7 @@ class Background:
         if self.runs_here():
             return
         if self._waiting:
-            self._has_worker()
+            self._ensure_worker()
         self._changes.wait_for(lambda: not self)
 
     def close(self, *, wait: bool = True) -> None:
@@ -132,10 +132,10 @@ class Background:
         self._worker = worker if self._worker is None else self._worker
         return self._worker is worker
 
-    def _has_worker(self) -> bool:
-        """Whether there is a worker, started where there was none.
+    def _ensure_worker(self) -> bool:
+        """Starts a worker where there is none; whether there is one now.
 
-        There is none yet for a job if an interrupt came right behind it.
+        An interrupt may have left a job behind without one.
         """
         return self._worker is not None or self._start()
 

@@ -104,7 +104,7 @@ def at_each_point(act, manager_of, *, files=OURS):
         assert under_signals(trace, partial(function, X)) is None
         points = trace.points
         yield manager, function
-        number += 11
+        number += 17
     assert points > 300
 
 
@@ -127,7 +127,7 @@ def test_a_handler_calls_what_is_being_captured():
         assert stats["registry"]["num_graphs"] == 1
         in_the_middle += stats["eager_by_reason"] == {"queued": 1}
         assert_close(function(X), X * 2)
-    assert in_the_middle > 5
+    assert in_the_middle > 3
     for answer in answers:
         assert_close(answer, X * 2)
 

@@ -1,9 +1,8 @@
-"""What a fork leaves behind: locks that nobody releases, workers that are gone, JAX that hangs."""
+"""What a fork leaves behind: workers that are gone, and JAX that hangs."""
 
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from typing import Protocol
 
@@ -23,22 +22,17 @@ class _Process:
     Attributes:
         has_used_jax: Whether this package ran or compiled anything with JAX, here or in a parent.
         is_forked: Whether that was in a parent, so that JAX would wait for threads it lacks.
-        locks: Those of `forkable_lock`.
         inherited: Those of `put_right_in_child`.
     """
 
     def __init__(self) -> None:
         self.has_used_jax = False
         self.is_forked = False
-        self.locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
         self.inherited: weakref.WeakSet[Inherited] = weakref.WeakSet()
 
     def after_fork(self) -> None:
-        """Makes a process of a new child: the threads that held the locks are not there."""
+        """Makes a process of a new child, whose other threads are not there."""
         self.is_forked = self.has_used_jax
-        for lock in list(self.locks):
-            if lock.locked():
-                lock.release()
         for state in list(self.inherited):
             state.after_fork()
 
@@ -61,13 +55,6 @@ def use_jax() -> None:
             'a fork: start workers with the "spawn" method'
         )
     _process.has_used_jax = True
-
-
-def forkable_lock() -> threading.Lock:
-    """A lock that a forked child finds free, whoever held it in the parent."""
-    lock = threading.Lock()
-    _process.locks.add(lock)
-    return lock
 
 
 def put_right_in_child(state: Inherited) -> None:

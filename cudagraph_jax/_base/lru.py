@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
-from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax._base.changes import Changes
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -46,16 +45,24 @@ class _Flight(Generic[V]):
 
     def __init__(self) -> None:
         self.owner = threading.get_ident()
-        self.done = threading.Event()
+        self.is_done = False
+        self.changes = Changes()
         self.value: V | None = None
         self.error: BaseException | None = None
+
+
+class _Contents(NamedTuple, Generic[K, V]):
+    """What is held, and what is in the making; clearing begins with another one."""
+
+    values: dict[K, V]
+    flights: dict[K, _Flight[V]]
 
 
 class SingleFlightLRU(Generic[K, V]):
     """Values by key, each made once however many threads ask for it.
 
-    Values are made outside the lock. Which one was used last is asked of the values themselves,
-    so that a reader who holds a value can mark its use without coming back here.
+    Which one was used last is asked of the values themselves, so that a reader who holds a value
+    can mark its use without coming back here. There is no lock: see `changes`.
 
     Args:
         last_used: When a value was used last, on any scale that grows.
@@ -65,13 +72,10 @@ class SingleFlightLRU(Generic[K, V]):
         max_items: How many values are kept; None: any number.
         max_weight: The most that the weights and the largest of what is borrowed may add up to;
             None: anything.
-        on_drop: Called outside the lock after values have left, whatever the reason.
+        on_drop: Called after values have left, whatever the reason.
         on_evict: Called likewise, with those that had to leave because of a limit.
         describe: What errors call a key.
         errors: What is raised.
-
-    Attributes:
-        values: What is held, for look-ups that mark nothing as used; not to be changed.
     """
 
     def __init__(
@@ -96,11 +100,14 @@ class SingleFlightLRU(Generic[K, V]):
         self._on_evict = on_evict
         self._describe = describe
         self._errors = errors
-        self._lock = forkable_lock()
-        self.values: dict[K, V] = {}
-        self._flights: dict[K, _Flight[V]] = {}
+        self._contents: _Contents[K, V] = _Contents({}, {})
         self._evictions = 0
         self._generation = 0
+
+    @property
+    def values(self) -> Mapping[K, V]:
+        """What is held, for look-ups that mark nothing as used."""
+        return self._contents.values
 
     def __len__(self) -> int:
         return len(self.values)
@@ -115,8 +122,7 @@ class SingleFlightLRU(Generic[K, V]):
 
     def forget_evictions(self) -> None:
         """Counts evictions from zero again."""
-        with self._lock:
-            self._evictions = 0
+        self._evictions = 0
 
     def get(self, key: K) -> V | None:
         """The value of `key`, or None; marks nothing as used."""
@@ -124,8 +130,7 @@ class SingleFlightLRU(Generic[K, V]):
 
     def items(self) -> list[tuple[K, V]]:
         """A snapshot of all keys and values, oldest first."""
-        with self._lock:
-            return list(self.values.items())
+        return list(self.values.items())
 
     def get_or_make(self, key: K, make: Callable[[], V]) -> Cached[V]:
         """The value of `key`, made by `make` where it is absent.
@@ -137,21 +142,37 @@ class SingleFlightLRU(Generic[K, V]):
             Exception: To those who waited, when the maker failed, and to a `make` that asks for its
                 own key; see `Errors`. The maker gets its own error.
         """
-        own: _Flight[V] = _Flight()
-        with self._landing(key, own):
-            with self._lock:
-                if key in self.values:
-                    return Cached(self.values[key], is_new=False)
-                flight = self._flights.setdefault(key, own)
+        contents, own = self._contents, _Flight[V]()
+        try:
+            # In this order: who has landed by now has left the value.
+            flight = contents.flights.setdefault(key, own)
+            if (held := contents.values.get(key)) is not None:
+                own.value = held
+                return Cached(held, is_new=False)
             if flight is not own:
                 return Cached(self._wait(key, flight), is_new=False)
             own.value = make()
-            self._admit(key, own, own.value)
+            self._admit(key, own.value, contents)
             return Cached(own.value, is_new=True)
+        except BaseException as error:
+            own.error = error
+            raise
+        finally:
+            # By no context manager of Python's: an interrupt on the way into its exit skips that.
+            try:
+                _land(key, own, contents.flights)
+            except BaseException:  # one of two interrupts
+                _land(key, own, contents.flights)
+                raise
 
     def is_making(self, key: K) -> bool:
         """Whether the value of `key` is in the making."""
-        return key in self._flights
+        return key in self._contents.flights
+
+    def is_making_here(self, key: K) -> bool:
+        """Whether this thread makes the value of `key`, and does something else meanwhile."""
+        flight = self._contents.flights.get(key)
+        return flight is not None and flight.owner == threading.get_ident()
 
     @property
     def generation(self) -> int:
@@ -163,28 +184,24 @@ class SingleFlightLRU(Generic[K, V]):
 
         Limits are left to the caller.
         """
-        with self._lock:
-            if self._generation != generation:
-                return False
-            self.values.update(values)
-            return True
+        contents = self._contents
+        if self._generation != generation:
+            return False
+        contents.values.update(values)  # into what was there before, if it is cleared by now
+        return True
 
     def pop(self, key: K) -> V | None:
         """Takes the value of `key` out; None if absent."""
-        with self._lock:
-            value = self.values.pop(key, None)
+        value = self._contents.values.pop(key, None)
         if value is not None:
             self._on_drop([value])
         return value
 
     def clear(self) -> None:
         """Takes every value out; what is in the making is not kept either."""
-        with self._lock:
-            self._generation += 1
-            dropped = list(self.values.values())
-            self.values.clear()
-            self._flights.clear()
-        self._on_drop(dropped)
+        self._generation += 1
+        before, self._contents = self._contents, _Contents({}, {})
+        self._on_drop(list(before.values.values()))
 
     def _wait(self, key: K, flight: _Flight[V]) -> V:
         if flight.owner == threading.get_ident():
@@ -192,7 +209,7 @@ class SingleFlightLRU(Generic[K, V]):
             raise self._errors.not_made(
                 f"making {name} asked for {name} itself: break the recursion"
             )
-        flight.done.wait()
+        flight.changes.wait_for(lambda: flight.is_done)
         if isinstance(flight.error, self._errors.shared):
             # A copy: raising one object in many threads would mix their tracebacks.
             raise copy.copy(flight.error) from flight.error.__cause__
@@ -201,53 +218,33 @@ class SingleFlightLRU(Generic[K, V]):
             raise self._errors.not_made(
                 f"{self._describe(key)} was not made: {kind} in another thread"
             ) from flight.error
-        assert flight.value is not None  # set before `done`, unless there was an error
+        assert flight.value is not None  # set before it was done, unless there was an error
         return flight.value
 
-    @contextmanager
-    def _landing(self, key: K, flight: _Flight[V]) -> Iterator[None]:
-        """Ends `flight` and wakes its waiters, also after a KeyboardInterrupt.
-
-        It is entered before anybody can know of the flight: an interrupt may leave none behind.
-        """
-        try:
-            yield
-        except BaseException as error:
-            flight.error = error
-            raise
-        finally:
-            try:
-                self._land(key, flight)
-            except BaseException:  # the second of two interrupts
-                self._land(key, flight)
-                raise
-
-    def _land(self, key: K, flight: _Flight[V]) -> None:
-        with self._lock:
-            if self._flights.get(key) is flight:
-                del self._flights[key]
-        flight.done.set()
-
-    def _admit(self, key: K, flight: _Flight[V], value: V) -> None:
+    def _admit(self, key: K, value: V, contents: _Contents[K, V]) -> None:
         weight = self._weight(value) + self._borrows(value)
         if self._max_weight is not None and weight > self._max_weight:
             raise self._errors.too_heavy(self._describe(key), weight, self._max_weight)
-        with self._lock:
-            if self._flights.get(key) is not flight:
-                return
-            dropped = self._make_room(value)
-            self.values[key] = value
+        dropped: list[V] = []
+        try:
+            contents.values[key] = value
+            while (oldest := self._surplus(contents.values)) is not None:
+                # Of those who find the same surplus, one takes it out.
+                if (left := contents.values.pop(oldest, None)) is not None:
+                    dropped.append(left)
+                    self._evictions += 1
+        finally:
+            if dropped:
+                self._on_drop(dropped)
         if dropped:
-            self._on_drop(dropped)
             self._on_evict(dropped)
 
-    def _make_room(self, new: V) -> list[V]:
-        dropped: list[V] = []
-        while self.values and not self._fit([*self.values.values(), new]):
-            oldest = min(self.values, key=lambda key: self._last_used(self.values[key]))
-            dropped.append(self.values.pop(oldest))
-        self._evictions += len(dropped)
-        return dropped
+    def _surplus(self, values: Mapping[K, V]) -> K | None:
+        """The key of what has to leave next because of a limit; never what came last."""
+        held = list(values.items())
+        if len(held) < 2 or self._fit([value for _, value in held]):
+            return None
+        return min(held[:-1], key=lambda item: self._last_used(item[1]))[0]
 
     def _fit(self, values: Collection[V]) -> bool:
         """Whether `values` may be held together."""
@@ -256,3 +253,11 @@ class SingleFlightLRU(Generic[K, V]):
         if self._max_weight is None:
             return True
         return sum(map(self._weight, values)) + max(map(self._borrows, values)) <= self._max_weight
+
+
+def _land(key: K, flight: _Flight[V], flights: dict[K, _Flight[V]]) -> None:
+    """Ends a flight, and wakes those who wait for it."""
+    if flights.get(key) is flight:
+        flights.pop(key, None)
+    flight.is_done = True
+    flight.changes.tell()

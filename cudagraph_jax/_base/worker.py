@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from typing import NamedTuple
 
+from cudagraph_jax._base.changes import Changes, start_thread
 from cudagraph_jax._base.fork import put_right_in_child
 from cudagraph_jax._base.log import logger
 
@@ -77,7 +78,7 @@ class Background:
 
     def after_fork(self) -> None:
         """Begins with an empty queue and no worker; in a child, the parent has both."""
-        self._changed = threading.Condition()
+        self._changes = Changes()
         self._waiting: dict[Hashable, Queued] = {}
         self._running: Hashable | None = None
         self._worker: threading.Thread | None = None
@@ -87,13 +88,16 @@ class Background:
 
         `dropped` is called if it is dropped while it waits; not when the interpreter exits.
         """
-        with self._changed:
-            if key in self._waiting or key == self._running:
-                return True
-            if self._closed or len(self) >= self._max_queued:
-                return False
-            self._waiting[key] = Queued(job, dropped)
-            return self._worker is not None or self._start()
+        if key in self._waiting or key == self._running:
+            return self._ensure_worker()
+        if self._closed or len(self) >= self._max_queued:
+            return False
+        queued = Queued(job, dropped)
+        if self._waiting.setdefault(key, queued) is not queued:
+            return self._ensure_worker()
+        if self._closed or len(self) > self._max_queued:  # by another thread, in between
+            return self._waiting.pop(key, None) is not queued
+        return self._ensure_worker()
 
     def runs_here(self) -> bool:
         """Whether this is called from a job."""
@@ -101,16 +105,14 @@ class Background:
 
     def accepts(self, key: Hashable) -> bool:
         """Whether a job of this key waits or runs, or may be queued."""
-        with self._changed:
-            known = key in self._waiting or key == self._running
-            return known or not (self._closed or len(self) >= self._max_queued)
+        known = key in self._waiting or key == self._running
+        return known or not (self._closed or len(self) >= self._max_queued)
 
     def clear(self) -> None:
         """Drops what waits."""
-        with self._changed:
-            waiting = list(self._waiting.values())
-            self._waiting.clear()
-            self._changed.notify_all()
+        taken = [self._waiting.pop(key, None) for key in list(self._waiting)]
+        waiting = [queued for queued in taken if queued is not None]
+        self._changes.tell()
         with ExitStack() as told:
             # All of them, also where warnings are errors.
             for queued in reversed(waiting):
@@ -120,8 +122,9 @@ class Background:
         """Waits until nothing waits or runs; not from a job, which would wait for itself."""
         if self.runs_here():
             return
-        with self._changed:
-            self._changed.wait_for(lambda: not self)
+        if self._waiting:
+            self._ensure_worker()
+        self._changes.wait_for(lambda: not self)
 
     def close(self, *, wait: bool = True) -> None:
         """Drops what waits, finishes what runs, and takes no more jobs.
@@ -129,66 +132,93 @@ class Background:
         Args:
             wait: Whether to wait for what runs.
         """
-        with self._changed:
-            self._closed = True
+        self._closed = True
         try:
             self.clear()
         finally:
             if wait:
                 self.drain()
 
+    def _claim(self, worker: threading.Thread) -> bool:
+        """Makes `worker` the one that works, if there is none; whether there was none."""
+        self._worker = worker if self._worker is None else self._worker
+        return self._worker is worker
+
+    def _ensure_worker(self) -> bool:
+        """Starts a worker where there is none; whether there is one now.
+
+        An interrupt may have left a job behind without one.
+        """
+        return self._worker is not None or self._start()
+
     def _start(self) -> bool:
         """Starts the worker; where that cannot be, drops what waits."""
-        if not _process_goes_on():
-            self._waiting.clear()
-            return False
         # Not a daemon: a thread that is killed inside XLA takes the process down with it.
         worker = self._thread(target=self._work, name=self._name)
         if isinstance(worker, Worker):
             worker.is_wanted = lambda: not self._closed and _process_goes_on()
         try:
-            worker.start()
-        except RuntimeError as error:
-            # Memory; or Python 3.12.0 to 3.12.2 after the main thread (python/cpython#113964).
-            self._waiting.clear()
+            if not self._claim(worker):
+                return True
+            if not _process_goes_on():
+                self._give_up()
+                return False
+            if not start_thread(worker, failed=self._give_up):
+                return False
+        except BaseException:
+            if self._worker is worker and not worker.is_alive():
+                self._worker = None  # and if it starts all the same, it claims its place itself
+            raise
+        self._lacks_thread = False
+        return True
+
+    def _give_up(self, error: BaseException | None = None) -> None:
+        """Drops what waits, for want of a worker."""
+        self._waiting.clear()
+        self._worker = None
+        self._changes.tell()
+        if error is not None:
             if not self._lacks_thread:
                 logger.warning("nothing runs in the background for now: %s", error)
             self._lacks_thread = True
-            return False
-        self._lacks_thread = False
-        self._worker = worker
-        return True
 
     def _work(self) -> None:
+        worker = threading.current_thread()
+        if self._worker is not worker and not self._claim(worker):
+            return
         try:
-            while (job := self._next()) is not None:
-                try:
-                    job()
-                except BaseException:
-                    # Nobody waits for the result; the request that queued the job was served.
-                    logger.exception("a job in the background failed")
+            while True:
+                while (job := self._next()) is not None:
+                    try:
+                        job()
+                    except BaseException:
+                        # Nobody waits for the result; the request that queued it was served.
+                        logger.exception("a job in the background failed")
+                self._worker = None
+                self._changes.tell()
+                # Who queued a job before that has left it to this worker.
+                if not self._waiting or not self._claim(worker):
+                    return
         except BaseException:
             # A handler of the log that raises, say. Another worker takes the queue over.
-            with self._changed:
-                self._running = self._worker = None
-                try:
-                    if self._waiting:
-                        self._start()
-                finally:
-                    self._changed.notify_all()
+            self._running = self._worker = None
+            try:
+                if self._waiting:
+                    self._start()
+            finally:
+                self._changes.tell()
             raise
 
     def _next(self) -> Job | None:
-        with self._changed:
+        self._running = None
+        if not _process_goes_on():
+            self._waiting.clear()
+        for key in list(self._waiting):
+            self._running = key  # before it leaves, so that it is always in one of the two
+            if (queued := self._waiting.pop(key, None)) is not None:
+                return queued.job
             self._running = None
-            if not _process_goes_on():
-                self._waiting.clear()
-            if not self._waiting:
-                self._worker = None
-                self._changed.notify_all()
-                return None
-            self._running = next(iter(self._waiting))
-            return self._waiting.pop(self._running).job
+        return None
 
 
 def _process_goes_on() -> bool:

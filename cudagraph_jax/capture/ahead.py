@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from cudagraph_jax._base.aside import daemons
-from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax.errors import CUDAGraphError
 from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
@@ -46,7 +45,6 @@ class CompilesAhead:
 
     def __init__(self, prepare: Prepare) -> None:
         self._prepare = prepare
-        self._lock = forkable_lock()
         self.begun: dict[tuple[Bucket, Variant], _Begun] = {}
 
     @contextmanager
@@ -108,11 +106,7 @@ class CompilesAhead:
     def _remove(self, begun: _Begun) -> bool:
         """Whether it was there still, to be taken by one alone."""
         key = _key(begun.request)
-        with self._lock:
-            if self.begun.get(key) is not begun:
-                return False
-            del self.begun[key]
-            return True
+        return self.begun.get(key) is begun and self.begun.pop(key, None) is begun
 
 
 def _finish(begun: _Begun, finish: Finish, settings: ThreadSettings) -> None:

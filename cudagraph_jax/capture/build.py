@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from cudagraph_jax._base.fork import forkable_lock, use_jax
+from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.capture.ahead import CompilesAhead, Finish
 from cudagraph_jax.config import CUDAGraphConfig
@@ -62,7 +62,6 @@ class Builder:
         self._compiler = compiler
         self.ahead = CompilesAhead(self._prepare)
         self._ids = itertools.count(1)
-        self._lock = forkable_lock()
         self.captures = self.loads = 0
         self.capture_ms = self.load_ms = 0.0
 
@@ -149,24 +148,23 @@ class Builder:
             return
         logger.warning("%s of the store is compiled again: %s", entry.bucket, error)
         self._shelf.distrust(entry.bucket, entry.variant)
-        with self._lock:
-            self.loads -= 1
-            self.load_ms -= entry.capture_time_ms
+        took_ms = entry.capture_time_ms
+        self.loads -= 1
+        self.load_ms -= took_ms
 
     def forget(self) -> None:
         """Counts from zero again."""
-        with self._lock:
-            self.captures = self.loads = 0
-            self.capture_ms = self.load_ms = 0.0
+        self.captures = self.loads = 0
+        self.capture_ms = self.load_ms = 0.0
 
     def _count(self, executable: Executable) -> None:
-        with self._lock:
-            if executable.is_loaded:
-                self.loads += 1
-                self.load_ms += executable.compile_ms
-            else:
-                self.captures += 1
-                self.capture_ms += executable.compile_ms
+        took_ms = executable.compile_ms
+        if executable.is_loaded:
+            self.loads += 1
+            self.load_ms += took_ms
+        else:
+            self.captures += 1
+            self.capture_ms += took_ms
 
 
 # XLA's CPU compiler orders operations so that many may run at once, with temporary memory for each:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+import weakref
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
 import jax
 
-from cudagraph_jax._base.fork import forkable_lock, put_right_in_child
+from cudagraph_jax._base.changes import Changes
+from cudagraph_jax._base.fork import put_right_in_child
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached
 from cudagraph_jax._base.text import error_text
@@ -25,6 +26,7 @@ from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.advice import trace_advice
 from cudagraph_jax.program.call import Call, Variant, argument_leaf_names
+from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.program.single_input import check_outputs
 from cudagraph_jax.shapes.ladder import Bucket
@@ -33,6 +35,9 @@ from cudagraph_jax.xla.settings import ThreadSettings
 
 if TYPE_CHECKING:
     from cudagraph_jax.capture.usage import Upkeep
+
+
+T = TypeVar("T")
 
 
 class Capturer:
@@ -77,19 +82,37 @@ class Capturer:
             from cudagraph_jax.capture.usage import Upkeep
 
             self.upkeep = Upkeep(registry.shelf, registry)
-        self._lock = forkable_lock()
         self._programs: WeakValueDictionary[Variant, Program] = WeakValueDictionary()
+        self._watched: dict[FunctionRef, object] = {}
         self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
 
     def program_of(self, call: Call) -> Program:
         """The one program of the call's variant, for as long as anybody holds it."""
-        with self._lock:
-            program = self._programs.get(call.variant)
-            if program is None:
-                program = self._programs[call.variant] = Program(call)
-                return program
+        program = self._programs.get(call.variant)
+        if program is None:
+            self._watch(call.variant.function)
+            return self._programs.setdefault(call.variant, Program(call))
         program.renew(call)
         return program
+
+    def _watch(self, function: FunctionRef) -> None:
+        """Has everything of `function` dropped once it is gone."""
+        if function in self._watched:
+            return
+        own = weakref.ref(self)
+
+        def tell() -> None:
+            if (capturer := own()) is not None:
+                capturer.release(function)
+
+        if (watch := function.when_gone(tell)) is not None:
+            self._watched[function] = watch
+
+    def release(self, function: FunctionRef) -> None:
+        """Drops what was captured for a function that is gone, and what failed."""
+        self._watched.pop(function, None)
+        self.failures.forget_function(function)
+        self.registry.release(function)
 
     def capture(
         self,
@@ -146,6 +169,8 @@ class Capturer:
         if not _has_place(entry.program, entry.bucket, self.registry.config):
             # It was decided before the grid changed: whoever asked for it has it all the same.
             self.registry.discard(entry.bucket, entry.variant)
+        if entry.variant.function.is_gone:
+            self.release(entry.variant.function)  # it went meanwhile
         if self.is_warm and not in_warmup:
             self.record_again(other_than={entry})
 
@@ -166,6 +191,8 @@ class Capturer:
         def job() -> None:
             if self.registry.config is not config or self.registry.generation != generation:
                 return  # another grid, or dropped since: the next call asks for its own bucket
+            if variant.function.is_gone:
+                return
             iterations = config.warmup_iterations
             try:
                 with settings.applied():
@@ -237,8 +264,7 @@ class Capturer:
             except CaptureError as error:
                 self.registry.discard_broken(entry.bucket, entry.variant, error)
                 self.failures.remember(entry.bucket, entry.variant, error)
-            with self._lock:
-                self.recorded_again += 1
+            self.recorded_again += 1
 
 
 def _advice(call: Call, bucket: Bucket, error: CaptureError) -> str | None:
@@ -293,31 +319,31 @@ class CaptureGate:
 
     def after_fork(self) -> None:
         """Begins with nobody inside; in a child, that is where they are."""
-        # Taken by `with`, which an interrupt cannot cut in two, unlike that of a Condition.
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._changes = Changes()
         self._inside: dict[object, int] = {}
         self._settling: set[int] = set()
 
     def change(self, mode: CUDAGraphMode) -> None:
         """Sets the mode; effective for the next admission."""
-        with self._lock:
-            self.mode = mode
+        self.mode = mode
 
-    @contextmanager
-    def admission(self) -> Iterator[bool]:
-        """Whether the block may capture; `settle` waits for its end if so."""
+    def within(self, act: Callable[[bool], T]) -> T:
+        """What `act` gives, which is told whether it may capture; `settle` waits for its end if so.
+
+        It is no context manager: an interrupt on the way into the exit of one skips that.
+        """
         ticket, thread = object(), threading.get_ident()
         try:
-            with self._lock:
-                admitted = self.mode is CUDAGraphMode.CAPTURE
-                if admitted:
-                    self._inside[ticket] = thread
-            yield admitted
+            # First, so that whoever changes the mode and settles sees this, or this the new mode.
+            self._inside[ticket] = thread
+            is_admitted = self.mode is CUDAGraphMode.CAPTURE
+            if not is_admitted:
+                self._leave(ticket, thread)
+            return act(is_admitted)
         finally:
             try:
                 self._leave(ticket, thread)
-            except BaseException:  # the second of two interrupts
+            except BaseException:  # one of two interrupts
                 self._leave(ticket, thread)
                 raise
 
@@ -327,11 +353,10 @@ class CaptureGate:
         return threading.get_ident() in self._inside.values()
 
     def _leave(self, ticket: object, thread: int) -> None:
-        with self._lock:
-            self._inside.pop(ticket, None)
-            if thread not in self._inside.values():
-                self._settling.discard(thread)
-            self._changed.notify_all()
+        self._inside.pop(ticket, None)
+        if thread not in self._inside.values():
+            self._settling.discard(thread)
+        self._changes.tell()
 
     def settle(self, *, is_waited_for: bool = False) -> None:
         """Waits until no other thread is inside.
@@ -342,12 +367,10 @@ class CaptureGate:
         Args:
             is_waited_for: Whether such threads may wait for the caller, as for a worker.
         """
-        thread = threading.get_ident()
-        with self._lock:
-            if thread in self._inside.values():
-                self._settling.add(thread)
-                self._changed.notify_all()
-            elif not is_waited_for:
-                self._changed.wait_for(lambda: not self._inside)
-                return
-            self._changed.wait_for(lambda: self._settling.issuperset(self._inside.values()))
+        if self.is_inside:
+            self._settling.add(threading.get_ident())
+            self._changes.tell()
+        elif not is_waited_for:
+            self._changes.wait_for(lambda: not self._inside)
+            return
+        self._changes.wait_for(lambda: self._settling.issuperset(list(self._inside.values())))

@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax.errors import CaptureError, CUDAGraphWarning, PaddingLeakError
 from cudagraph_jax.program.call import Variant
+from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.shapes.ladder import Bucket
 
 FIRST_PAUSE_S = 1.0
@@ -52,17 +52,15 @@ class Failures:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = forkable_lock()
         self.remembered: dict[tuple[Bucket, Variant], Failure] = {}
-        self._reported: dict[tuple[object, str], None] = {}
+        self._reported: dict[tuple[FunctionRef, str], object] = {}
 
     def __len__(self) -> int:
         return len(self.remembered)
 
     def snapshot(self) -> list[tuple[Bucket, Variant, CaptureError]]:
         """What is remembered now, the oldest first."""
-        with self._lock:
-            return [(*key, failure.error) for key, failure in self.remembered.items()]
+        return [(*key, failure.error) for key, failure in list(self.remembered.items())]
 
     def get(self, bucket: Bucket, variant: Variant) -> CaptureError | None:
         """Why this bucket is not tried now; None if it may be."""
@@ -74,14 +72,21 @@ class Failures:
     def forget(self, bucket: Bucket, variant: Variant) -> None:
         """Forgets a bucket, because it was captured."""
         if self.remembered:
-            with self._lock:
+            self.remembered.pop((bucket, variant), None)
+
+    def forget_function(self, function: FunctionRef) -> None:
+        """Forgets a function, because it is gone."""
+        for bucket, variant in list(self.remembered):
+            if variant.function == function:
                 self.remembered.pop((bucket, variant), None)
+        for cause in list(self._reported):
+            if cause[0] == function:
+                self._reported.pop(cause, None)
 
     def clear(self) -> None:
         """Forgets all, so that every bucket is tried again."""
-        with self._lock:
-            self.remembered.clear()
-            self._reported.clear()
+        self.remembered.clear()
+        self._reported.clear()
 
     def remember(self, bucket: Bucket, variant: Variant, error: CaptureError) -> None:
         """Keeps `error`, and warns of it the first time that this function fails like this."""
@@ -90,34 +95,36 @@ class Failures:
 
     def note(self, bucket: Bucket, variant: Variant, error: CaptureError) -> bool:
         """Keeps `error`; whether it is new, and not that of the same attempt."""
-        with self._lock:
-            before = self.remembered.get((bucket, variant))
-            if (
-                before is not None
-                and (before.error.stage, str(before.error)) == (error.stage, str(error))
-                and self._clock() < before.retry_at
-            ):
-                return False  # from somebody who waited for the same attempt
-            attempts = 1 if before is None else before.attempts + 1
-            pause = min(FIRST_PAUSE_S * 2 ** (attempts - 1), LONGEST_PAUSE_S)
-            retry_at = math.inf if is_final(error) else self._clock() + pause
-            # Without its traceback, whose frames would keep the caller's arrays alive.
-            kept = CaptureError(str(error), stage=error.stage)
-            if isinstance(error, PaddingLeakError):
-                kept = PaddingLeakError(str(error))
-            self.remembered.pop((bucket, variant), None)
-            self.remembered[bucket, variant] = Failure(kept, attempts, retry_at)
-            _shorten(self.remembered)
+        if variant.function.is_gone:
+            return False  # nobody will call it again
+        before = self.remembered.get((bucket, variant))
+        if (
+            before is not None
+            and (before.error.stage, str(before.error)) == (error.stage, str(error))
+            and self._clock() < before.retry_at
+        ):
+            return False  # from somebody who waited for the same attempt
+        attempts = 1 if before is None else before.attempts + 1
+        pause = min(FIRST_PAUSE_S * 2 ** (attempts - 1), LONGEST_PAUSE_S)
+        retry_at = math.inf if is_final(error) else self._clock() + pause
+        # Without its traceback, whose frames would keep the caller's arrays alive.
+        kept = CaptureError(str(error), stage=error.stage)
+        if isinstance(error, PaddingLeakError):
+            kept = PaddingLeakError(str(error))
+        self.remembered.pop((bucket, variant), None)
+        self.remembered[bucket, variant] = Failure(kept, attempts, retry_at)
+        _shorten(self.remembered)
         return True
 
     def warn(self, bucket: Bucket, variant: Variant, error: CaptureError) -> None:
         """Warns of `error` the first time that this function fails like this."""
         cause = (variant.function, f"{error.stage}:{type(error.__cause__).__name__}")
-        with self._lock:
-            if cause in self._reported or isinstance(error, PaddingLeakError):
-                return  # a leak is raised, not warned of
-            self._reported[cause] = None
-            _shorten(self._reported)
+        if isinstance(error, PaddingLeakError):
+            return  # a leak is raised, not warned of
+        own = object()
+        if self._reported.setdefault(cause, own) is not own:
+            return
+        _shorten(self._reported)
         again = "It is tried again later, after a pause that doubles each time"
         if is_final(error):
             again = "It is not tried again for this bucket; reset() forgets that"
@@ -134,5 +141,5 @@ def is_final(error: CaptureError) -> bool:
 
 
 def _shorten(known: dict[Any, Any]) -> None:
-    while len(known) > MAX_REMEMBERED:
-        del known[next(iter(known))]
+    for key in list(known)[: max(0, len(known) - MAX_REMEMBERED)]:
+        known.pop(key, None)

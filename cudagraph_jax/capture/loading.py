@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 
-from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.capture.cache_key import (
     Fields,
@@ -57,20 +56,17 @@ class Loader:
     def __init__(self, store: GraphStore, *, clock: Callable[[], float]) -> None:
         self._store = store
         self._clock = clock
-        self._lock = forkable_lock()
-        self._told: set[str] = set()
+        self._told: dict[str, object] = {}
         self._distrusted: set[tuple[Bucket, Variant]] = set()
         self._ahead: dict[tuple[Bucket, Variant], tuple[Fields, Future[Ahead]]] = {}
 
     def distrust(self, bucket: Bucket, variant: Variant) -> None:
         """From now on loads nothing for this bucket."""
-        with self._lock:
-            self._distrusted.add((bucket, variant))
+        self._distrusted.add((bucket, variant))
 
     def trust(self, request: CompileRequest) -> None:
         """Loads this bucket again, since it was stored anew."""
-        with self._lock:
-            self._distrusted.discard((request.bucket, request.program.variant))
+        self._distrusted.discard((request.bucket, request.program.variant))
 
     def load(
         self,
@@ -123,10 +119,7 @@ class Loader:
         system, reason = error.__cause__, getattr(error, "reason", None)
         cause = str(error) if reason is None else str(reason)
         cause = str(system.errno) if isinstance(system, OSError) and system.errno else cause
-        with self._lock:
-            known = cause in self._told
-            self._told.add(cause)
-        if not known:
+        if self._is_news(cause):
             warnings.warn(
                 f"{request} is served without the store {self._store.path}: {error}",
                 CUDAGraphWarning,
@@ -139,10 +132,7 @@ class Loader:
         if fingerprint is None or fingerprint.unsure is None or not size:
             return
         about = f"closed over {fingerprint.given} {fingerprint.function} {fingerprint.code}"
-        with self._lock:
-            known = about in self._told
-            self._told.add(about)
-        if not known:
+        if self._is_news(about):
             warnings.warn(
                 f"{request.program.target.name} closes over {size:,} bytes of arrays, which are "
                 f"stored with it: while fingerprint={fingerprint.given!r} stays the same, a server "
@@ -151,6 +141,11 @@ class Loader:
                 CUDAGraphWarning,
                 stacklevel=2,
             )
+
+    def _is_news(self, cause: str) -> bool:
+        """Whether this is asked for the first time."""
+        own = object()
+        return self._told.setdefault(cause, own) is own
 
     def _untraced(self, request: CompileRequest, fields: Fields) -> Ahead:
         """As `load`, in a thread to which what the caller set up for tracing does not apply.
@@ -232,10 +227,9 @@ class Loader:
             logger.warning("%s is compiled again: %s", request, miss)
         elif logger.isEnabledFor(logging.INFO):
             name = request.program.target.name
-            with self._lock:
-                is_first = f"absent {name}" not in self._told
-                self._told.add(f"absent {name}")
-            if not is_first:  # the others differ likewise, and looking reads all headers
+            if not self._is_news(
+                f"absent {name}"
+            ):  # the others differ likewise, and looking reads all headers
                 logger.info("%s is not in the store", request)
                 return
             try:

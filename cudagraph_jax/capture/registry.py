@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cudagraph_jax._base.copies import belongs_to_process
-from cudagraph_jax._base.fork import forkable_lock, use_jax
+from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached, Errors, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
@@ -23,6 +23,7 @@ from cudagraph_jax.graphs.observers import Observers
 from cudagraph_jax.graphs.replay_counts import MAX_SIZES, Ledger, ReplayTotals, SizeHistogram
 from cudagraph_jax.graphs.route import Routes, Watchers
 from cudagraph_jax.program.call import Call, Variant
+from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.program import Compiler, Program
 from cudagraph_jax.program.single_input import capture_sizes, single_program
 from cudagraph_jax.report.words import things
@@ -159,7 +160,6 @@ class CUDAGraphRegistry:
             )
         self.sizes = SizeHistogram()
         self._ledger = Ledger(self.sizes)
-        self._lock = forkable_lock()
         self._watchers = Watchers()
         self.observers: Observers = Observers(self._watchers.forget)
         self._builder = Builder(
@@ -279,6 +279,9 @@ class CUDAGraphRegistry:
         made = self._entries.get_or_make((bucket, program.variant), make)
         if made.is_new:
             self._tell(made.value)
+            for other in self._same_calls(made.value):
+                if other.variant.function.is_gone:
+                    self.discard(other.bucket, other.variant)
         return made
 
     def _tell(self, entry: CUDAGraphEntry) -> None:
@@ -339,9 +342,40 @@ class CUDAGraphRegistry:
             self.discard(entry.bucket, entry.variant)
         return bool(entries)
 
+    def is_capturing_here(self, bucket: Bucket, variant: Variant) -> bool:
+        """Whether this very thread captures the bucket, and a signal handler came in between."""
+        return self._entries.is_making_here((bucket, variant))
+
     def discard(self, bucket: Bucket, variant: Variant) -> None:
         """Drops the entry of exactly this bucket and variant, if there is one."""
         self._entries.pop((bucket, variant))
+
+    def release(self, function: FunctionRef) -> None:
+        """Drops what was captured for a function that is gone, as it can serve nobody.
+
+        The graph of a function of one pytree still serves `replay_graph` and `get`, which name no
+        function, until another one is captured for the same bucket and inputs.
+        """
+        for entry in self.entries():
+            if entry.variant.function == function and not (
+                entry.single_input and self._is_newest(entry)
+            ):
+                self.discard(entry.bucket, entry.variant)
+
+    def _is_newest(self, entry: CUDAGraphEntry) -> bool:
+        return all(other.graph_id < entry.graph_id for other in self._same_calls(entry))
+
+    def _same_calls(self, entry: CUDAGraphEntry) -> list[CUDAGraphEntry]:
+        """The entries of other functions of one pytree for the same bucket and inputs."""
+        own = entry.variant
+        return [
+            other
+            for other in self.at(entry.bucket)
+            if entry.single_input
+            and other.single_input
+            and other.variant.function != own.function
+            and (other.variant.structure, other.variant.leaves) == (own.structure, own.leaves)
+        ]
 
     def discard_broken(self, bucket: Bucket, variant: Variant, error: CaptureError) -> None:
         """Drops an entry that does not run; one that was loaded is compiled the next time."""
@@ -363,10 +397,10 @@ class CUDAGraphRegistry:
 
     def reset(self) -> None:
         """Drops all entries and starts all counts from zero."""
-        with self._lock:  # first, so that what is captured from now on counts in the new ledger
-            self._ledger.sizes = SizeHistogram()  # whose journals may be read on
-            self._ledger = Ledger(self.sizes)
-            self.sizes.clear()
+        # First, so that what is captured from now on counts in the new ledger.
+        self._ledger.sizes = SizeHistogram()  # whose journals may be read on
+        self._ledger = Ledger(self.sizes)
+        self.sizes.clear()
         self.clear()
         self._warnings = _MemoryWarnings()
         self._entries.forget_evictions()

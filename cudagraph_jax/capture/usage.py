@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax._base.changes import start_thread
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -61,8 +61,8 @@ class Upkeep:
         self._registry = weakref.ref(registry)
         self._interval_s = interval_s
         self._thread = thread
-        self._lock = forkable_lock()
         self._is_ended = False
+        self._is_writing = False
         # Unlike an event, it may be told by a finalizer that interrupts the thread that waits.
         self._told: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._at_exit: Callable[[], object] | None = None
@@ -73,21 +73,19 @@ class Upkeep:
 
     def begin(self) -> None:
         """Starts the thread, once, where the store may be written."""
-        with self._lock:
-            if self.is_begun or self._is_ended:
-                return
-            self.is_begun = True
-            self._at_exit = partial(_write, weakref.ref(self))
-            self._process = os.getpid()
+        if self.is_begun or self._is_ended:
+            return
+        self.is_begun = True
+        self._at_exit = partial(_write, weakref.ref(self))
+        self._process = os.getpid()
         arguments = (weakref.ref(self), self._told, self._interval_s)
         with suppress(RuntimeError):  # the interpreter exits
             atexit.register(self._at_exit)
             weakref.finalize(self, atexit.unregister, self._at_exit).atexit = False
             weakref.finalize(self, self._told.put, None).atexit = False
-        with suppress(RuntimeError):  # or there are no more threads
-            self._thread(
-                target=_work, args=arguments, name="cudagraph_jax upkeep", daemon=True
-            ).start()
+        start_thread(  # unless there are no more threads
+            self._thread(target=_work, args=arguments, name="cudagraph_jax upkeep", daemon=True)
+        )
 
     def end(self) -> None:
         """Writes for the last time."""
@@ -98,18 +96,26 @@ class Upkeep:
             self.write()
 
     def write(self) -> None:
-        """Writes what was replayed since the last time, if anything was."""
+        """Writes what was replayed since the last time, if anything was, unless somebody does."""
+        if self._is_writing:
+            return
+        self._is_writing = True
+        try:
+            self._write()
+        finally:
+            self._is_writing = False
+
+    def _write(self) -> None:
         registry = self._registry()
         if registry is None or self._process != os.getpid():
             return
-        with self._lock:
-            replays = [(entry, entry.replay_count) for entry in registry.entries()]
-            fresh = {
-                entry: count - self._seen[entry.graph_id]
-                for entry, count in replays
-                if count > self._seen[entry.graph_id]
-            }
-            self._seen = Counter({entry.graph_id: count for entry, count in replays})
+        replays = [(entry, entry.replay_count) for entry in registry.entries()]
+        fresh = {
+            entry: count - self._seen[entry.graph_id]
+            for entry, count in replays
+            if count > self._seen[entry.graph_id]
+        }
+        self._seen = Counter({entry.graph_id: count for entry, count in replays})
         if not fresh:
             return
         hot: dict[str, Counter[str]] = {}
@@ -124,8 +130,7 @@ class Upkeep:
             self._has_told = self._has_told or not is_told
             level = logging.DEBUG if is_told else logging.WARNING
             logger.log(level, "the hot buckets are not written down: %s", error)
-            with self._lock:
-                self._seen.subtract({entry.graph_id: count for entry, count in fresh.items()})
+            self._seen.subtract({entry.graph_id: count for entry, count in fresh.items()})
             return
         self._has_told = False
         for entry in fresh:

@@ -156,8 +156,9 @@ def warm_grid(
         return WarmupReport(call.target.name, (), 0.0)
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # not in JAX's stubs
         return _without_jit(capturer.registry.config, call)
-    with capturer.gate.admission() as admitted:
-        if not admitted:
+
+    def warm(is_admitted: bool) -> WarmupReport:
+        if not is_admitted:
             raise sealed_error(capturer.gate.mode)
         while True:
             config = capturer.registry.config
@@ -168,6 +169,8 @@ def warm_grid(
             for entry in capturer.registry.entries():
                 if is_stale(entry.program, entry.bucket, config, capturer.registry.config):
                     capturer.registry.discard(entry.bucket, entry.variant)
+
+    return capturer.gate.within(warm)
 
 
 def _without_jit(config: CUDAGraphConfig, call: Call) -> WarmupReport:

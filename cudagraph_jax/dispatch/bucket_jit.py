@@ -150,9 +150,10 @@ def bucket_jit(
         mask_argname: A keyword of `fn` that gets `bool[batch, seq]`, True where an element is
             real; `bool[batch]` or `bool[seq]` where `in_axes` names one of the two alone. Callers
             do not pass it.
-        unpad: A pytree prefix of the outputs. `"host"`: read-only NumPy views, trimmed; compiles
-            nothing. `"device"`: JAX arrays, trimmed; compiles a slice for every new size.
-            `"none"`: the JAX arrays at the bucket's size.
+        unpad: A pytree prefix of the outputs. `"host"`: read-only NumPy arrays, trimmed: views, or
+            copies where a view would keep much more than itself; compiles nothing. `"device"`: JAX
+            arrays, trimmed; compiles a slice for every new size. `"none"`: the JAX arrays at the
+            bucket's size.
         donate_argnums: Positions of the arguments whose buffers the outputs may take over.
         static_argnames: Arguments that select a program of their own by their value.
         name: What reports, logs and profiles call it; the function's own name if None.

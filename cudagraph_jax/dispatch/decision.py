@@ -100,12 +100,15 @@ class Holdings(NamedTuple):
         find: The entry of exactly this bucket.
         find_larger: The smallest entry that holds the call, whatever its bucket.
         failed: Why a bucket could not be captured before.
+        is_capturing_here: Whether this very thread captures it, so that the call is of a signal
+            handler in the middle of that, or of the function itself.
         queues: Whether it waits to be captured in the background, or may be queued.
     """
 
     find: Callable[[Bucket], CUDAGraphEntry | None]
     find_larger: Callable[[], CUDAGraphEntry | None]
     failed: Callable[[Bucket], CaptureError | None]
+    is_capturing_here: Callable[[Bucket], bool] = lambda bucket: False
     queues: Callable[[Bucket], bool] = lambda bucket: True
 
 
@@ -167,7 +170,7 @@ def _miss(config: CUDAGraphConfig, bucket: Bucket, holdings: Holdings) -> Decisi
     if failed is not None:
         return _failed(config, bucket, holdings, failed)
     if config.on_miss == "capture":
-        return Decision(CUDAGraphMode.CAPTURE, Reason.MISS, bucket)
+        return _capture(Reason.MISS, bucket, holdings)
     if config.on_miss == "background":
         return _background(config, bucket, holdings)
     error = None
@@ -235,7 +238,13 @@ def _overflow(
     failed = holdings.failed(sizes)
     if failed is not None:
         return _failed(config, sizes, holdings, failed)
-    return Decision(CUDAGraphMode.CAPTURE, Reason.OVERFLOW, sizes)
+    return _capture(Reason.OVERFLOW, sizes, holdings)
+
+
+def _capture(reason: Reason, bucket: Bucket, holdings: Holdings) -> Decision:
+    if holdings.is_capturing_here(bucket):
+        return Decision(CUDAGraphMode.NONE, Reason.QUEUED, bucket)  # it cannot wait for itself
+    return Decision(CUDAGraphMode.CAPTURE, reason, bucket)
 
 
 def _too_large(config: CUDAGraphConfig, sizes: Bucket) -> CUDAGraphError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
@@ -120,6 +121,7 @@ class Dispatcher:
             find=lambda bucket: self.registry.find(bucket, call.variant),
             find_larger=lambda: self.registry.find_larger(sizes, call.variant),
             failed=lambda bucket: self._failure(bucket, call.variant),
+            is_capturing_here=lambda bucket: self.registry.is_capturing_here(bucket, call.variant),
             queues=lambda bucket: self.capturer.background.accepts((bucket, call.variant)),
         )
         while True:
@@ -238,10 +240,13 @@ class Dispatcher:
 
     def _queue(self, call: Call) -> bool:
         """Has the call's bucket captured in the background; False where the mode forbids it."""
-        with self.capturer.gate.admission() as admitted:
-            if admitted:
+
+        def queue(is_admitted: bool) -> bool:
+            if is_admitted:
                 self.capturer.capture_later(self.bucket_for(call), call)
-            return admitted
+            return is_admitted
+
+        return self.capturer.gate.within(queue)
 
     def _replay_decided(self, call: Call, decision: Decision) -> Reply:
         entry, reason = decision.entry, Reason.MEMORY
@@ -265,30 +270,32 @@ class Dispatcher:
         return Reply(outputs)
 
     def _capture(self, call: Call, decision: Decision) -> Reply | None:
+        return self.capturer.gate.within(partial(self._capture_inside, call, decision))
+
+    def _capture_inside(self, call: Call, decision: Decision, is_admitted: bool) -> Reply | None:
         bucket = decision.bucket
         assert bucket is not None  # or this is not what was decided
-        with self.capturer.gate.admission() as admitted:
-            if not admitted:
-                return None
+        if not is_admitted:
+            return None
+        try:
+            made = self.capturer.capture(call, bucket)
+        except CaptureError as error:
+            answer = partial(without_bucket, self.capturer, call, bucket, error)
+        else:
+            route = made.value.route_for(call)
             try:
-                made = self.capturer.capture(call, bucket)
-            except CaptureError as error:
-                answer = partial(without_bucket, self.capturer, call, bucket, error)
-            else:
-                route = made.value.route_for(call)
-                try:
-                    run = route.execute if made.is_new else route.run
-                    outputs = run(call.args, call.kwargs)
-                    if made.is_new:
-                        self.outcomes.add("capture", decision.reason, call.sizes)
-                    return Reply(outputs, route)
-                except Exception as error:
-                    answer = partial(without_entry, self.capturer, call, made.value, error)
-            # Not within the `except`: a mistake in the function is to show its own traceback alone.
-            try:
-                outputs = answer()
-            finally:
-                del answer  # with the error, whose traceback leads back to this frame
+                run = route.execute if made.is_new else route.run
+                outputs = run(call.args, call.kwargs)
+                if made.is_new:
+                    self.outcomes.add("capture", decision.reason, call.sizes)
+                return Reply(outputs, route)
+            except Exception as error:
+                answer = partial(without_entry, self.capturer, call, made.value, error)
+        # Not within the `except`: a mistake in the function is to show its own traceback alone.
+        try:
+            outputs = answer()
+        finally:
+            del answer  # with the error, whose traceback leads back to this frame
         self.outcomes.add("eager", Reason.FAILED, call.sizes)
         return Reply(outputs)
 
@@ -338,24 +345,36 @@ class Dispatcher:
                 continue
             if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
                 return None if decision.entry is None else Cached(decision.entry, is_new=False)
-            with self.capturer.gate.admission() as admitted:
-                if not admitted:
-                    continue
-                try:
-                    return self.capturer.capture(call, decision.bucket)
-                except PaddingLeakError as error:
-                    self.capturer.failures.remember(decision.bucket, call.variant, error)
-                    raise
-                except CaptureError as error:
-                    failure = error
-                try:
-                    self.capturer.failures.remember(decision.bucket, call.variant, failure)
-                finally:
-                    del failure
-                return None
+            capture = partial(self._capture_piece, call, decision.bucket)
+            is_settled, made = self.capturer.gate.within(capture)
+            if is_settled:
+                return made
+
+    def _capture_piece(
+        self, call: Call, bucket: Bucket, is_admitted: bool
+    ) -> tuple[bool, Cached[CUDAGraphEntry] | None]:
+        """Whether it was tried, and the entry."""
+        if not is_admitted:
+            return False, None
+        try:
+            return True, self.capturer.capture(call, bucket)
+        except PaddingLeakError as error:
+            self.capturer.failures.remember(bucket, call.variant, error)
+            raise
+        except CaptureError as error:
+            failure = error
+        try:
+            self.capturer.failures.remember(bucket, call.variant, failure)
+        finally:
+            del failure
+        return True, None
 
     def _eager(self, call: Call, decision: Decision) -> Reply:
-        outputs = answer_eagerly(call)
+        # Where this thread captures the very bucket, JAX may be in the middle of a trace, which
+        # would take the operations for a part of it.
+        is_within = decision.reason is Reason.QUEUED and not decision.in_background
+        with jax.ensure_compile_time_eval() if is_within else nullcontext():
+            outputs = answer_eagerly(call)
         self.outcomes.add("eager", decision.reason, call.sizes)
         return Reply(outputs)
 

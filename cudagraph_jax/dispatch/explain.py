@@ -102,6 +102,8 @@ def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
                 f'{bucket} is not captured yet and on_miss="eager"',
                 "warm up with arguments like these first",
             )
+        case Reason.QUEUED if not decision.in_background:
+            return f"{bucket} is being captured by this very thread", ""
         case Reason.QUEUED:
             return (
                 f"{bucket} is not captured yet; it is captured in the background, and "

@@ -18,6 +18,7 @@ from numpy import ndarray
 
 from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax._base.copies import belongs_to_process, global_name
+from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.dispatch.decision import Reason
@@ -39,6 +40,7 @@ from cudagraph_jax.program.call import (
     refuse_abstract,
 )
 from cudagraph_jax.program.eager import run_traced
+from cudagraph_jax.program.function_ref import FunctionRef, Holder
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.settings import DEVICE, PRECISION, X64, Settings, current_settings
 
@@ -81,9 +83,10 @@ class BucketedFunction(Generic[P, R]):
             if not hasattr(type(self), attribute):  # a model may have its own `stats`
                 self.__dict__.setdefault(attribute, value)
         self.manager = manager
-        self._function = function
+        self._holder = Holder(function)  # alone: what is captured goes with this object
+        self._function = FunctionRef(self._holder)
         self._binder = binder
-        self._target = target
+        self._target = replace(target, function=self._function)
         self._routes = Routes()
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
         self._instead: dict[Form, Form] = {}
@@ -198,7 +201,7 @@ class BucketedFunction(Generic[P, R]):
     def with_manager(self, manager: CUDAGraphManager) -> BucketedFunction[P, R]:
         """The same function, decided and counted by another manager."""
         return BucketedFunction(
-            self._function, binder=self._binder, target=self._target, manager=manager
+            self._holder.function, binder=self._binder, target=self._target, manager=manager
         )
 
     def _call_bound(
@@ -227,7 +230,9 @@ class BucketedFunction(Generic[P, R]):
                 return outputs
         bound, call = written, None
         with self._outcomes.counting_input_errors():
-            if not has_tracers(bound.args, bound.kwargs):
+            if has_tracers(bound.args, bound.kwargs):
+                use_jax()  # as the operations will, many of them at once
+            else:
                 bound, call = self._captured(written)
                 refuse_abstract(call)
                 key = self._key(bound)
@@ -311,13 +316,13 @@ class BucketedFunction(Generic[P, R]):
         leaves, structure = jax.tree.flatten((bound.args, bound.kwargs))
         target, declared = self._declared(bound, structure)
         return describe_call(
-            # Where each argument stands is part of what is computed.
-            (self, bound.form.places),
+            self._function,
             bound.args,
             bound.kwargs,
             declared=declared,
             target=target,
             statics=bound.statics,
+            places=bound.form.places,  # which are part of what is computed
             flat=(leaves, structure),
         )
 

@@ -148,11 +148,15 @@ class CUDAGraphManager:
         _, call = single_program(capture_fn, input_shapes, output_shapes, sizes)
         bucket = self.config.bucket_for(*sizes)
         entry = self.registry.find(bucket, call.variant)
-        with self._capturer.gate.admission() as admitted:
-            if entry is None and admitted:
-                iterations = self.config.warmup_iterations
-                entry = self._capturer.capture(call, bucket, iterations=iterations).value
-        return entry if self.is_enabled() else None
+
+        def capture(is_admitted: bool) -> CUDAGraphEntry | None:
+            if entry is not None or not is_admitted:
+                return entry
+            iterations = self.config.warmup_iterations
+            return self._capturer.capture(call, bucket, iterations=iterations).value
+
+        made = self._capturer.gate.within(capture)
+        return made if self.is_enabled() else None
 
     def replay_graph(self, batch_size: int, seq_len: int, inputs: PyTree) -> PyTree | None:
         """The outputs of the captured bucket that fits `inputs`.
@@ -200,7 +204,7 @@ class CUDAGraphManager:
 
         Axis 0 of an array is the batch where its size is `batch_size`, axis 1 the sequence where
         its size is `seq_len`; `bucket_jit` names axes explicitly. Pass the same function object
-        each time: another one is another program.
+        each time: another one is another program. The manager does not keep it alive.
 
         Args:
             batch_size: Rows of the request.
@@ -235,8 +239,11 @@ class CUDAGraphManager:
             if outputs is not REFUSED:
                 return outputs
         with outcomes.counting_input_errors():
-            call = None if has_tracers(inputs) else describe()
-            if call is not None:
+            if has_tracers(inputs):
+                use_jax()  # as the operations will
+                call = None
+            else:
+                call = describe()
                 refuse_abstract(call)
         if call is None:
             outcomes.add("eager", Reason.TRANSFORMED)
@@ -309,8 +316,13 @@ class CUDAGraphManager:
         self._capturer.record_again()
 
     def wait(self) -> None:
-        """Waits until every capture that is queued in the background has ended."""
-        self._capturer.background.drain()
+        """Waits until every capture that is queued in the background has ended.
+
+        From within a capture, as a signal handler may call it, it does not wait: the background may
+        wait for that very capture.
+        """
+        if not self._capturer.gate.is_inside:
+            self._capturer.background.drain()
 
     def close(self) -> None:
         """Ends the background worker; what waits is dropped, and calls are served on."""

@@ -122,8 +122,8 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool
     def dropped() -> None:
         _warn(plan, "the manager was closed or reset before it was captured")
 
-    with capturer.gate.admission() as admitted:
-        if not admitted:
+    def submit(is_admitted: bool) -> None:
+        if not is_admitted:
             raise sealed_error(dispatcher.mode)
         before, capturer.newest_plan = capturer.newest_plan, turn
         if not capturer.background.submit(turn, job, dropped=dropped):
@@ -131,6 +131,8 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool
             raise CUDAGraphError(
                 f"{plan!r} cannot be captured: the manager is closed, or its queue is full"
             )
+
+    capturer.gate.within(submit)
 
 
 def planned_config(
@@ -265,6 +267,8 @@ def _programs(registry: CUDAGraphRegistry) -> list[CUDAGraphEntry]:
     found = {}
     for entry in registry.entries():
         program = entry.program
+        if entry.variant.function.is_gone:
+            continue  # it cannot be compiled for other buckets
         batch = None if program.carries_batch else entry.batch_size
         seq = None if program.carries_seq and pads_seq else entry.seq_len
         found[entry.variant, batch, seq] = entry

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax._base.changes import counted
 from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.dispatch.decision import Reason
 from cudagraph_jax.graphs.replay_counts import SizeHistogram
@@ -27,8 +27,7 @@ class Outcomes:
 
     def __init__(self, sizes: SizeHistogram | None = None) -> None:
         self.sizes = SizeHistogram() if sizes is None else sizes
-        self._lock = forkable_lock()
-        self._counts: Counter[tuple[str, Reason]] = Counter()
+        self._counts: dict[tuple[str, Reason], itertools.count[int]] = {}
         self.restarts = 0
 
     def add(self, outcome: str, reason: Reason, sizes: Bucket | None = None) -> None:
@@ -41,8 +40,7 @@ class Outcomes:
         """
         if sizes is not None:
             self.sizes.add(sizes)
-        with self._lock:
-            self._counts[outcome, reason] += 1
+        next(self._counts.setdefault((outcome, reason), itertools.count()))
 
     @contextmanager
     def counting_input_errors(self) -> Iterator[None]:
@@ -55,16 +53,13 @@ class Outcomes:
 
     def clear(self) -> None:
         """Starts from zero."""
-        with self._lock:
-            self._counts.clear()
-            self.restarts += 1
+        self._counts = {}
+        self.restarts += 1
 
     def by_reason(self, outcome: str) -> dict[str, int]:
         """The counts of one outcome by reason, sorted."""
-        with self._lock:
-            found = {
-                reason.value: n for (kind, reason), n in self._counts.items() if kind == outcome
-            }
+        counts = list(self._counts.items())
+        found = {reason.value: counted(n) for (kind, reason), n in counts if kind == outcome}
         return dict(sorted(found.items()))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
 
-from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax._base.changes import counted
 from cudagraph_jax.program.call import argument_leaf_names
 from cudagraph_jax.report.replay_profile import ArgumentMoves
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -19,9 +20,8 @@ class AddressBook:
     """
 
     def __init__(self) -> None:
-        self._lock = forkable_lock()
-        self._last: dict[tuple[int, str], int | None] = {}
-        self._moves: dict[int, dict[str, int | None]] = {}
+        self._last: dict[tuple[int, str], int] = {}
+        self._moves: dict[int, dict[str, itertools.count[int] | None]] = {}
 
     def noting(
         self, graph_id: int, names: Sequence[str], call: Callable[..., PyTree]
@@ -42,27 +42,26 @@ class AddressBook:
 
     def moves(self, graph_id: int) -> tuple[ArgumentMoves, ...]:
         """What is known of an entry's arguments."""
-        with self._lock:
-            return tuple(
-                ArgumentMoves(argument, moves)
-                for argument, moves in self._moves.get(graph_id, {}).items()
-            )
+        return tuple(
+            ArgumentMoves(argument, None if moves is None else counted(moves))
+            for argument, moves in list(self._moves.get(graph_id, {}).items())
+        )
 
     def _note(
         self, graph_id: int, names: Sequence[str], args: Sequence[PyTree], kwargs: PyTree
     ) -> None:
         arguments = argument_leaf_names(names[: len(args)], tuple(args), kwargs)
         addresses = map(address_of, jax.tree.leaves((args, kwargs)))
-        with self._lock:
-            moves = self._moves.setdefault(graph_id, {})
-            for argument, address in zip(arguments, addresses, strict=True):
-                last = self._last.get((graph_id, argument), address)
-                self._last[graph_id, argument] = address
-                known = moves.get(argument, 0)
-                if address is None or known is None:
-                    moves[argument] = None
-                else:
-                    moves[argument] = known + (address != last)
+        moves = self._moves.setdefault(graph_id, {})
+        for argument, address in zip(arguments, addresses, strict=True):
+            if address is None:
+                moves[argument] = None
+                continue
+            last = self._last.get((graph_id, argument), address)
+            self._last[graph_id, argument] = address
+            count = moves.setdefault(argument, itertools.count())
+            if count is not None and address != last:
+                next(count)
 
 
 def address_of(leaf: object) -> int | None:

@@ -288,7 +288,12 @@ class CUDAGraphEntry:
                 f"{self.variant.structure}: give the same pytree of arrays"
             )
         call = describe_call(
-            self.variant.function, args, {}, declared=declared, target=self.program.target
+            self.variant.function,
+            args,
+            {},
+            declared=declared,
+            target=self.program.target,
+            places=self.variant.places,
         )
         if call.variant.leaves != self.variant.leaves:
             raise InputShapeError(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
 import jax
 
-from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.stages import compiled_so_far
@@ -41,9 +40,8 @@ class Observers:
     def __init__(self, changed: Callable[[], None]) -> None:
         self.number = next(self._numbers)
         self._changed = changed
-        self._lock = forkable_lock()
-        self._on_capture: tuple[Callable[[CUDAGraphEntry], None], ...] = ()
-        self._on_replay: tuple[OnReplay, ...] = ()
+        self._on_capture: list[Callable[[CUDAGraphEntry], None]] = []
+        self._on_replay: list[OnReplay] = []
         self._annotate_replays = False
         self._addresses: AddressBook | None = None
         self.watches_replays = False
@@ -85,25 +83,20 @@ class Observers:
 
     def on_capture(self, callback: Callable[[CUDAGraphEntry], None]) -> None:
         """Calls `callback(entry)` after each capture from now on, in the thread that captured."""
-        with self._lock:
-            self._on_capture += (callback,)
+        self._on_capture.append(callback)
 
     def on_replay(self, callback: OnReplay) -> None:
         """Calls `callback(bucket, seconds)` after each replay from now on, in its thread.
 
         The seconds are those of the statistics: from the inputs to the trimmed outputs.
         """
-        with self._lock:
-            self._on_replay += (callback,)
+        self._on_replay.append(callback)
         self._rewatch()
 
     def remove(self, callback: Callable[..., None]) -> None:
         """Calls `callback` no more; nothing happens if it is unknown."""
-        with self._lock:
-            self._on_capture = tuple(known for known in self._on_capture if known != callback)
-            watched = self._on_replay
-            self._on_replay = tuple(known for known in watched if known != callback)
-        if self._on_replay != watched:
+        _remove(self._on_capture, callback)
+        if _remove(self._on_replay, callback):
             self._rewatch()
 
     def _rewatch(self) -> None:
@@ -133,8 +126,18 @@ class Observers:
         _tell(self._on_replay, bucket, seconds)
 
 
-def _tell(callbacks: tuple[Callable[..., None], ...], *arguments: object) -> None:
-    for callback in callbacks:
+def _remove(callbacks: list[Callable[..., None]], callback: Callable[..., None]) -> bool:
+    """Takes `callback` out, however often it is there; whether it was."""
+    was_there = False
+    while callback in callbacks:
+        with suppress(ValueError):  # another thread was faster
+            callbacks.remove(callback)
+        was_there = True
+    return was_there
+
+
+def _tell(callbacks: Sequence[Callable[..., None]], *arguments: object) -> None:
+    for callback in tuple(callbacks):
         try:
             callback(*arguments)
         except Exception:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import time
 import weakref
-from collections import Counter
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-from cudagraph_jax._base.fork import forkable_lock
+from cudagraph_jax._base.changes import counted
+from cudagraph_jax._base.fork import put_right_in_child
 from cudagraph_jax.shapes.ladder import Bucket
 
 
@@ -112,7 +113,6 @@ class Tally:
     """
 
     __slots__ = (
-        "_reads",
         "_settled",
         "count",
         "is_open",
@@ -131,14 +131,11 @@ class Tally:
         self.seconds = 0.0
         self.used_at = 0.0
         self.is_open = True
-        self._reads = 0
         self._settled = 0
 
     def read(self) -> tuple[int, int]:
-        """The replays so far, and how many are new; one thread at a time may ask."""
-        # A counter tells its value only by counting on: what was read is taken off again.
-        replays = next(self.count) - self._reads
-        self._reads += 1
+        """The replays so far, and how many of them nobody was told before."""
+        replays = counted(self.count)
         new, self._settled = replays - self._settled, replays
         return replays, new
 
@@ -173,8 +170,67 @@ class _Sum:
         )
 
 
-_FEW = 256
+P = TypeVar("P")
+
+
+class _Parts(Generic[P]):
+    """What is added up: parts that go on, and the sum of those that are over.
+
+    Several threads may add up at a time, and a signal handler in the middle of another one: each
+    looks at one state, and of those that found the same parts to be over, one takes them out.
+
+    Attributes:
+        over: The sum of those that are over, another object whenever it changes.
+        open: Those that go on.
+    """
+
+    __slots__ = ("_fold_at", "open", "over")
+
+    _FEW = 256
+
+    def __init__(self) -> None:
+        self.over = ReplayTotals()
+        self.open: list[P] = []
+        self._fold_at = self._FEW
+
+    def add(self, part: P) -> bool:
+        """Adds a part; whether there are so many by now that those that are over should go."""
+        self.open.append(part)
+        if len(self.open) < self._fold_at:
+            return False
+        self._fold_at = 2 * len(self.open) + self._FEW
+        return True
+
+    def now(self) -> tuple[ReplayTotals, list[P]]:
+        """The sum of those that are over, and the others."""
+        return self.over, list(self.open)
+
+    def close(
+        self, before: ReplayTotals, seen: int, going_on: list[P], ended: ReplayTotals
+    ) -> None:
+        """Takes parts out that are over, unless somebody has since `before`.
+
+        Args:
+            before: The sum without them.
+            seen: How many parts there were.
+            going_on: Those of them that go on.
+            ended: What the others add up to.
+        """
+        over = before + ended
+        # One line without a call, which nobody cuts in two; parts that came since are at the end.
+        self.open[:seen], self.over = (
+            (going_on, over) if self.over is before else (self.open[:seen], self.over)
+        )
+
+
 _REMEMBERED_RUNS = 32
+
+
+class _Cost(NamedTuple):
+    """What a run costs, and how many calls that waited have said so."""
+
+    seconds: float | None = None
+    calls: int = 0
 
 
 class Journal:
@@ -199,29 +255,26 @@ class Journal:
         self._elements = bucket.elements
         self._ledger = ledger
         self._owner = weakref.ref(owner)
-        self._lock = forkable_lock()
-        self._tallies: list[Tally] = []
-        self._fold_at = _FEW
-        self._sum = ReplayTotals()
+        self._tallies: _Parts[Tally] = _Parts()
         self._used_at = time.perf_counter()
         self.idle_runs = 0
-        self._cost_s: float | None = None
-        self._costed_calls = 0
+        self._cost = _Cost()
         ledger.open(self)
 
     def add_idle_run(self, seconds: float) -> None:
         """Counts a run without a request, which took so long until its outputs were there."""
-        with self._lock:
-            self.idle_runs += 1
-            if not self._costed_calls:
-                self._cost_s = seconds if self._cost_s is None else min(self._cost_s, seconds)
+        self.idle_runs += 1
+        cost = self._cost
+        if not cost.calls:
+            least = seconds if cost.seconds is None else min(cost.seconds, seconds)
+            self._cost = _Cost(least)
 
     @property
     def cost_ms(self) -> float | None:
         """Milliseconds of a run until its outputs are there; None where nobody waited for one."""
-        with self._lock:
-            self._fold()
-            return None if self._cost_s is None else self._cost_s * 1e3
+        self.totals()
+        seconds = self._cost.seconds
+        return None if seconds is None else seconds * 1e3
 
     def open(self, request: Request, *, waits: bool = False) -> Tally:
         """A tally for requests of one shape.
@@ -231,34 +284,26 @@ class Journal:
             waits: Whether its times are those until the outputs are there.
         """
         tally = Tally(request, waits=waits)
-        with self._lock:
-            self._tallies.append(tally)
-            if len(self._tallies) >= self._fold_at:
-                self._fold()
-                self._fold_at = 2 * len(self._tallies) + _FEW
+        if self._tallies.add(tally):
+            self.totals()
         return tally
 
     @property
     def is_over(self) -> bool:
         """Whether nothing can be added any more; after `totals`."""
-        return self._owner() is None and not self._tallies
+        return self._owner() is None and not self._tallies.open
 
     def last_used(self) -> float:
         """`time.perf_counter` at the end of the last replay, or when the journal began."""
-        with self._lock:
-            return max([self._used_at, *[tally.used_at for tally in self._tallies]])
+        return max([self._used_at, *[tally.used_at for tally in list(self._tallies.open)]])
 
     def totals(self) -> ReplayTotals:
-        """The sum of all replays so far."""
-        with self._lock:
-            return self._fold()
-
-    def _fold(self) -> ReplayTotals:
         """The sum of all replays so far; lets go of the tallies that are closed."""
-        still_open: list[Tally] = []
+        over, tallies = self._tallies.now()
+        going_on: list[Tally] = []
         running, ended = _Sum(), _Sum()
         sizes = self._ledger.sizes
-        for tally in self._tallies:
+        for tally in tallies:
             # Asked before it is read, so that nothing is added between the two.
             is_open = tally.is_open
             replays, new = tally.read()
@@ -266,25 +311,25 @@ class Journal:
                 self._refresh_cost(tally, new)
             if new and tally.request.fit is not Fit.PIECE:
                 sizes.add(tally.request.sizes, new)
+            (running if is_open else ended).add(tally, replays)
             if is_open:
-                running.add(tally, replays)
-                still_open.append(tally)
+                going_on.append(tally)
             else:
-                ended.add(tally, replays)
                 self._used_at = max(self._used_at, tally.used_at)
-        self._tallies = still_open
-        self._sum = self._sum + ended.totals(self._elements)
-        return self._sum + running.totals(self._elements)
+        closed = ended.totals(self._elements)
+        if len(going_on) < len(tallies):
+            self._tallies.close(over, len(tallies), going_on, closed)
+        return over + closed + running.totals(self._elements)
 
     def _refresh_cost(self, tally: Tally, new: int) -> None:
         """Takes the mean of so many new calls into the cost, each with the weight of one run."""
         seconds = tally.seconds
         mean = (seconds - tally.settled_seconds) / new
         tally.settled_seconds = seconds
-        before = mean if self._cost_s is None else self._cost_s
-        weight = new / (new + min(max(self._costed_calls, 1), _REMEMBERED_RUNS))
-        self._cost_s = before + (mean - before) * weight
-        self._costed_calls += new
+        cost = self._cost
+        before = mean if cost.seconds is None else cost.seconds
+        weight = new / (new + min(max(cost.calls, 1), _REMEMBERED_RUNS))
+        self._cost = _Cost(before + (mean - before) * weight, cost.calls + new)
 
 
 class Ledger:
@@ -299,37 +344,29 @@ class Ledger:
 
     def __init__(self, sizes: SizeHistogram | None = None) -> None:
         self.sizes = SizeHistogram() if sizes is None else sizes
-        self._lock = forkable_lock()
-        self._journals: list[Journal] = []
-        self._fold_at = _FEW
-        self._sum = ReplayTotals()
+        self._journals: _Parts[Journal] = _Parts()
 
     def open(self, journal: Journal) -> None:
         """Counts `journal` from now on."""
-        with self._lock:
-            self._journals.append(journal)
-            if len(self._journals) >= self._fold_at:
-                self._fold()
-                self._fold_at = 2 * len(self._journals) + _FEW
+        if self._journals.add(journal):
+            self.totals()
 
     def totals(self) -> ReplayTotals:
-        """The sum of all journals."""
-        with self._lock:
-            return self._fold()
-
-    def _fold(self) -> ReplayTotals:
         """The sum of all journals; lets go of those that are over."""
-        still_open, total = [], self._sum
-        for journal in self._journals:
+        over, journals = self._journals.now()
+        going_on: list[Journal] = []
+        running, ended = ReplayTotals(), ReplayTotals()
+        for journal in journals:
             # Asked in this order, so that nothing is added between the two.
             found = journal.totals()
-            total = total + found
             if journal.is_over:
-                self._sum = self._sum + found
+                ended = ended + found
             else:
-                still_open.append(journal)
-        self._journals = still_open
-        return total
+                running = running + found
+                going_on.append(journal)
+        if len(going_on) < len(journals):
+            self._journals.close(over, len(journals), going_on, ended)
+        return over + ended + running
 
 
 MAX_SIZES = 4096
@@ -348,42 +385,61 @@ class SizeHistogram:
 
     def __init__(self, *, max_sizes: int = MAX_SIZES) -> None:
         self._max_sizes = max_sizes
-        self._lock = forkable_lock()
-        self._counts: Counter[Bucket] = Counter()
-        self._largest = Bucket(0, 0)
-        self._steps = Bucket(1, 1)
+        self._added: deque[tuple[Bucket, int]] = deque()
+        self._is_adding = False
+        self._counts: dict[Bucket, int] = {}
         self._is_fresh = False
+        self._largest, self._steps = Bucket(0, 0), Bucket(1, 1)
+        put_right_in_child(self)
+
+    def after_fork(self) -> None:
+        """In a child, where nobody else is adding."""
+        self._is_adding = False
 
     def add(self, sizes: Bucket, count: int = 1) -> None:
         """Counts requests of one size; an empty batch or sequence is none that a bucket serves."""
         if 0 in sizes or not count:
             return
-        with self._lock:
-            self._largest = Bucket(*map(max, self._largest, sizes))
-            self._counts[self._rounded(sizes)] += count
-            self._is_fresh = True
-            while len(self._counts) > self._max_sizes:
-                self._coarsen()
+        self._added.append((sizes, count))
+        self._settle()
 
     def counts(self) -> dict[Bucket, int]:
         """A snapshot, ascending."""
-        with self._lock:
-            return dict(sorted(self._counts.items()))
+        self._settle()
+        return dict(sorted(self._counts.items()))
 
     def fade(self) -> None:
         """Halves the counts if any is new, so that newer requests count for more; none is lost."""
-        with self._lock:
-            if self._is_fresh:
-                for sizes, count in self._counts.items():
-                    self._counts[sizes] = max(1, count // 2)
-            self._is_fresh = False
+        self._settle()
+        if self._is_fresh:
+            self._counts = {sizes: max(1, n // 2) for sizes, n in list(self._counts.items())}
+        self._is_fresh = False
 
     def clear(self) -> None:
         """Forgets everything."""
-        with self._lock:
-            self._counts.clear()
-            self._is_fresh = False
-            self._largest, self._steps = Bucket(0, 0), Bucket(1, 1)
+        self._settle()
+        self._counts = {}
+        self._is_fresh = False
+        self._largest, self._steps = Bucket(0, 0), Bucket(1, 1)
+
+    def _settle(self) -> None:
+        """Counts what was added, unless somebody does already, who then goes on with it."""
+        if self._is_adding:
+            return
+        self._is_adding = True
+        try:
+            while self._added:
+                self._count(*self._added.popleft())
+        finally:
+            self._is_adding = False
+
+    def _count(self, sizes: Bucket, count: int) -> None:
+        self._largest = Bucket(*map(max, self._largest, sizes))
+        rounded = self._rounded(sizes)
+        self._counts[rounded] = self._counts.get(rounded, 0) + count
+        self._is_fresh = True
+        while len(self._counts) > self._max_sizes:
+            self._coarsen()
 
     def _rounded(self, sizes: Bucket) -> Bucket:
         return Bucket(
@@ -401,9 +457,11 @@ class SizeHistogram:
             self._steps = Bucket(2 * batch, seq)
         else:
             self._steps = Bucket(batch, 2 * seq)
-        counts, self._counts = self._counts, Counter()
-        for sizes, count in counts.items():
-            self._counts[self._rounded(sizes)] += count
+        coarse: dict[Bucket, int] = {}
+        for sizes, count in self._counts.items():
+            rounded = self._rounded(sizes)
+            coarse[rounded] = coarse.get(rounded, 0) + count
+        self._counts = coarse  # as a whole: who reads it meanwhile sees all of it
 
 
 def _distinct(sizes: Iterable[int]) -> int:

@@ -15,6 +15,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.advice import bucketed_advice, passed_advice
 from cudagraph_jax.program.fingerprint import Fingerprint
+from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.shapes.axes import (
     PASS_THROUGH,
     AxisPattern,
@@ -123,24 +124,26 @@ class Call:
 
 
 def describe_call(
-    function: Hashable,
+    function: FunctionRef,
     args: Args,
     kwargs: Mapping[str, PyTree],
     *,
     declared: Declared,
     target: Target,
     statics: Statics = (),
+    places: tuple[int, ...] = (),
     flat: tuple[list[PyTree], jax.tree_util.PyTreeDef] | None = None,
 ) -> Call:
     """The description of one call.
 
     Args:
-        function: What identifies the function among others.
+        function: What the function is known by.
         args: Its positional arguments: arrays or `jax.ShapeDtypeStruct`.
         kwargs: Its keyword arguments.
         declared: The declarations for the leaves of `args`.
         target: The function, and what is asked of its outputs.
         statics: The static arguments.
+        places: Where the arguments stand in the function's signature.
         flat: The leaves and the structure of `(args, kwargs)`, where they are known.
 
     Raises:
@@ -160,7 +163,7 @@ def describe_call(
         described = _describe_leaves(leaves, patterns, pads, names, bare)
     sizes, axes, abstract = described
     settings = with_device(current_settings(), default_device())
-    variant = Variant(function, target.name, structure, abstract, statics, settings)
+    variant = Variant(function, target.name, structure, abstract, statics, places, settings)
     return Call(args, dict(kwargs), tuple(leaves), axes, declared, sizes, variant, target)
 
 
@@ -301,24 +304,29 @@ class Variant:
     """The identity of a program beside its bucket; hashable.
 
     Attributes:
-        function: The function, or what stands for it; compared by equality.
+        function: What the function is known by.
         name: The function's name.
         structure: The pytree of the arguments.
         leaves: Their arrays.
         statics: The static arguments: name, type and value.
+        places: Where the arguments stand in the function's signature.
         settings: JAX's settings of the thread that calls.
     """
 
-    function: Hashable
+    function: FunctionRef
     name: str
     structure: jax.tree_util.PyTreeDef
     leaves: tuple[AbstractLeaf, ...]
     statics: tuple[tuple[str, type, Hashable], ...] = ()
+    places: tuple[int, ...] = ()
     settings: Settings = ()
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
     def __post_init__(self) -> None:
-        key = (self.function, self.structure, self.leaves, self.statics, self.settings)
+        key = (
+            *(self.function, self.structure, self.leaves, self.statics),
+            *(self.places, self.settings),
+        )
         object.__setattr__(self, "_hash", hash(key))
 
     def __hash__(self) -> int:

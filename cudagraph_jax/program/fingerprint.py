@@ -28,6 +28,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from cudagraph_jax.errors import CaptureError
+from cudagraph_jax.program.function_ref import FunctionRef
+
 _UNSURE = "?"
 _DEEPEST = 100
 _BUILT_IN = (BuiltinFunctionType, WrapperDescriptorType, MethodDescriptorType)
@@ -87,7 +90,7 @@ class Source:
     """
 
     def __init__(self, function: Callable[..., object]) -> None:
-        self.function = function
+        self._reference = FunctionRef(function)
         inner = function
         while isinstance(inner, functools.partial):
             inner = inner.func
@@ -96,10 +99,18 @@ class Source:
     def __repr__(self) -> str:
         return f"Source({self.where})"
 
+    @property
+    def function(self) -> Callable[..., object] | None:
+        """The function; None where it is gone."""
+        return self._reference.function
+
     @functools.cached_property
     def read(self) -> tuple[str, bool]:
         """A hash of them, and whether there is something that it does not see."""
-        parts = list(_Reader().parts(self.function))
+        function = self.function
+        if function is None:
+            raise CaptureError(f"the function {self.where} is gone: keep it", stage="trace")
+        parts = list(_Reader().parts(function))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16], _UNSURE in parts
 
 

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.program.arguments import checks_of
@@ -83,11 +82,11 @@ class Program:
         self.checks = checks_of(call)
         self.settings = ThreadSettings()
         self.known_outputs: Outputs | None = None
+        self._first: dict[str, tuple[Outputs, list[tuple[int, ...]]]] = {}
         self._known_shapes: list[tuple[int, ...]] | None = None
         self.keys: dict[int, jax.Array] = {}
         self.example = abstract_call(call)
         self._passed: dict[int, weakref.ref[Any]] = {}
-        self._lock = forkable_lock()
         self.renew(call)
 
     def renew(self, call: Call) -> None:
@@ -105,9 +104,8 @@ class Program:
             for index, (leaf, axes) in enumerate(zip(call.leaves, call.axes, strict=True))
             if axes.passes_through and isinstance(leaf, jax.Array | np.ndarray) and leaf.ndim
         }
-        with self._lock:
-            self.keys, self._passed = {**self.keys, **keys}, {**self._passed, **passed}
-            self.example = abstract_call(call, unknown=self.example.leaves)
+        self.keys, self._passed = {**self.keys, **keys}, {**self._passed, **passed}
+        self.example = abstract_call(call, unknown=self.example.leaves)
 
     @property
     def donated_leaves(self) -> list[int]:
@@ -230,11 +228,10 @@ class Program:
             outputs: What is known of them.
             tree: Their shapes at the bucket where it was found.
         """
-        with self._lock:
-            if self.known_outputs is None:
-                self._known_shapes = _shapes(tree)  # first, for who reads without the lock
-                self.known_outputs = outputs
-            return self.known_outputs
+        first, shapes = self._first.setdefault("outputs", (outputs, _shapes(tree)))
+        self._known_shapes = shapes  # before the outputs, for whoever finds those
+        self.known_outputs = first
+        return first
 
     def evaluate(self, bucket: Bucket) -> PyTree:
         """The outputs at `bucket`, as `jax.ShapeDtypeStruct`; compiles nothing.

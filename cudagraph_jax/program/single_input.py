@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import weakref
 from collections.abc import Callable, Hashable
+from types import FunctionType
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from cudagraph_jax._base.checks import require_arrays_from
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.arguments import is_array
 from cudagraph_jax.program.call import Call, Declared, Target, describe_call
+from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes, axes_by_size
 from cudagraph_jax.shapes.ladder import Bucket
@@ -23,30 +26,18 @@ from cudagraph_jax.xla.settings import current_settings
 Function = Callable[[PyTree], PyTree]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Identity:
-    """Stands for a function that cannot be hashed; it keeps the function, so ids stay unique."""
-
-    function: Function = dataclasses.field(hash=False, compare=False)
-    number: int
-
-    @classmethod
-    def of(cls, function: Function) -> Hashable:
-        """`function` itself where it can be hashed, else a stand-in."""
-        try:
-            hash(function)
-        except TypeError:
-            return cls(function, id(function))
-        return function
-
-
 def function_name(function: Callable[..., PyTree]) -> str:
     """What profiles and messages call `function`."""
     return str(getattr(function, "__name__", type(function).__name__)).strip("<>")
 
 
 def single_call(
-    function: Function, inputs: PyTree, sizes: Bucket, *, output_shapes: PyTree = None
+    function: Function,
+    inputs: PyTree,
+    sizes: Bucket,
+    *,
+    output_shapes: PyTree = None,
+    keeps_function: bool = False,
 ) -> Call:
     """The description of `function(inputs)`.
 
@@ -55,6 +46,7 @@ def single_call(
         inputs: Its only argument.
         sizes: The call's (batch, seq_len).
         output_shapes: What it is expected to give at these sizes; None: anything.
+        keeps_function: Whether what is captured for it keeps it alive.
 
     Raises:
         ConfigError: The function is a coroutine or generator function.
@@ -62,13 +54,17 @@ def single_call(
     """
     require_arrays_from("function", function)
     patterns = [_axes(leaf, sizes) for leaf in jax.tree.leaves(inputs)]
+    reference = FunctionRef(function)
     call = describe_call(
-        Identity.of(function),
+        reference,
         (inputs,),
         {},
         declared=Declared(patterns, [UNCHOSEN] * len(patterns), ("inputs",)),
         target=Target(
-            function, function_name(function), single_input=True, output_shapes=output_shapes
+            function if keeps_function else reference,
+            function_name(function),
+            single_input=True,
+            output_shapes=output_shapes,
         ),
     )
     # The caller's word counts, also where no array carries a size.
@@ -109,7 +105,8 @@ def single_program(
         InputShapeError: `input_shapes` are no shapes, or `output_shapes` not what comes.
         CaptureError: The function cannot be traced.
     """
-    call = single_call(function, as_structs(input_shapes, name="input_shapes"), sizes)
+    structs = as_structs(input_shapes, name="input_shapes")
+    call = single_call(function, structs, sizes, keeps_function=True)
     program = Program(call)
     if output_shapes is not None:
         check_outputs(program, sizes, output_shapes)
@@ -155,12 +152,13 @@ def route_key(
     leaves, structure = jax.tree.flatten(inputs)
     if not all(map(is_array, leaves)):
         return None  # a Python number, or what JAX does not take as it is
+    known_by = weakref.ref if type(function) is FunctionType else FunctionRef
     arrays = [(leaf.shape, leaf.dtype) for leaf in leaves]
-    key = (function, sizes, structure, current_settings(), *arrays)
+    key = (known_by(function), sizes, structure, current_settings(), *arrays)
     try:
         hash(key)
     except TypeError:
-        return None  # a function that cannot be hashed
+        return None  # what is static in a pytree may be anything
     return key
 
 

@@ -105,6 +105,7 @@ class Registration:
         self._collector = collector
         self._metrics = collector.metrics
         self._seen: dict[str, Reading] = {}
+        self._is_updating = False
         self._over = threading.Event()
         self._interval_s = 0.0
         self._callbacks: list[Callable[..., None]] = []
@@ -179,8 +180,15 @@ class Registration:
         manager = self._manager()
         if manager is None:
             self._drop()
-        if manager is None or self._over.is_set():
-            return
+        if manager is None or self._over.is_set() or self._is_updating:
+            return  # the last of the three: a signal handler, in the middle of an update
+        self._is_updating = True
+        try:
+            self._bring_up_to_date(manager)
+        finally:
+            self._is_updating = False
+
+    def _bring_up_to_date(self, manager: CUDAGraphManager) -> None:
         self._add("registry", between_resets(manager.registry, counts_of_registry))
         self._add("outcomes", between_resets(manager.dispatcher.outcomes, counts_of_outcomes))
         for key, value in levels(manager).items():
@@ -274,7 +282,7 @@ def _registrations() -> list[Registration]:
 # A Prometheus registry takes each name once, so that its managers share their metrics; and a
 # process forks as a whole, so that there is one lock.
 _collectors: weakref.WeakKeyDictionary[CollectorRegistry, _Collector] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+_lock = threading.RLock()
 os.register_at_fork(
     before=_before_fork, after_in_parent=_lock.release, after_in_child=_after_fork_in_child
 )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from cudagraph_jax._base.changes import counted
 from cudagraph_jax._base.checks import count, require_choice
-from cudagraph_jax._base.fork import forkable_lock
 from cudagraph_jax._base.text import Json
 from cudagraph_jax.errors import ConfigError, StoreError
 from cudagraph_jax.store.entries import (
@@ -527,38 +527,32 @@ class Counts:
     """Counts of a store, safe to change from many threads."""
 
     def __init__(self) -> None:
-        self._lock = forkable_lock()
-        self._hits = 0
-        self._misses: Counter[MissReason] = Counter()
-        self._moved_aside = 0
-        self._written = 0
+        self._hits = itertools.count()
+        self._misses = {reason.value: itertools.count() for reason in MissReason}
+        self._moved_aside = itertools.count()
+        self._written = itertools.count()
 
     def hit(self) -> None:
         """An executable was found."""
-        with self._lock:
-            self._hits += 1
+        next(self._hits)
 
     def miss(self, reason: MissReason) -> None:
         """An executable was not found."""
-        with self._lock:
-            self._misses[reason] += 1
+        next(self._misses[reason.value])
 
     def move_aside(self) -> None:
         """A file was put aside."""
-        with self._lock:
-            self._moved_aside += 1
+        next(self._moved_aside)
 
     def write(self) -> None:
         """An executable was written."""
-        with self._lock:
-            self._written += 1
+        next(self._written)
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as JSON can hold them; every reason is there."""
-        with self._lock:
-            return {
-                "hits": self._hits,
-                "misses": {reason.value: self._misses[reason] for reason in MissReason},
-                "moved_aside": self._moved_aside,
-                "written": self._written,
-            }
+        return {
+            "hits": counted(self._hits),
+            "misses": {reason: counted(count) for reason, count in self._misses.items()},
+            "moved_aside": counted(self._moved_aside),
+            "written": counted(self._written),
+        }

@@ -6,6 +6,7 @@ absent `compiles_are_reported` says so, instead of a count of zero that would pr
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ import jax
 import jax.monitoring
 import numpy as np
 
+from cudagraph_jax._base.changes import counted
 from cudagraph_jax.errors import UnexpectedCompileError
 from cudagraph_jax.xla.stages import REFUSAL, tracing_refusals
 
@@ -32,27 +34,23 @@ class CompileCounter:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._names: list[str] = []
-        self._cache_hits = 0
+        self._cache_hits = itertools.count()
 
     @property
     def events(self) -> int:
         """Compiles and reads from the persistent cache together."""
-        with self._lock:
-            return len(self._names)
+        return len(self._names)
 
     @property
     def compiles(self) -> int:
         """Programs that XLA compiled."""
-        with self._lock:
-            return len(self._names) - self._cache_hits
+        return len(self._names) - counted(self._cache_hits)
 
     @property
     def names(self) -> list[str]:
         """What was compiled, or read from the persistent cache, in that order."""
-        with self._lock:
-            return list(self._names)
+        return list(self._names)
 
     def __enter__(self) -> Self:
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
@@ -70,13 +68,11 @@ class CompileCounter:
 
     def _on_duration(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILE_EVENT:
-            with self._lock:
-                self._names.append(str(kwargs.get("fun_name", "a program")))
+            self._names.append(str(kwargs.get("fun_name", "a program")))
 
     def _on_event(self, event: str, **kwargs: str | int) -> None:
         if event == CACHE_HIT_EVENT:
-            with self._lock:
-                self._cache_hits += 1
+            next(self._cache_hits)
 
 
 @cache

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 import weakref
 
 import pytest
 
-from cudagraph_jax._base.fork import forkable_lock, put_right_in_child
+from cudagraph_jax._base.fork import put_right_in_child
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks nothing here")
 
@@ -39,29 +38,15 @@ def in_child():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:os.fork:RuntimeWarning")
-def test_locks_and_state(in_child):
-    """In a child a lock that was held is free, and state is told once; the parent keeps both."""
-    lock, free, state = forkable_lock(), forkable_lock(), State()
-    with lock:
-        assert in_child(
-            lambda: (
-                lock.acquire(blocking=False) and free.acquire(blocking=False) and state.forks == 1
-            )
-        )
-        assert lock.locked()
-    assert (free.locked(), state.forks) == (False, 0)
+def test_state_is_told(in_child):
+    """State is told once in a child, and not at all in the parent."""
+    state = State()
+    assert in_child(lambda: state.forks == 1)
+    assert state.forks == 0
 
 
 def test_nothing_is_kept_alive():
-    """Locks and state go when their owners do, however many there were."""
-    lock, state = weakref.ref(forkable_lock()), weakref.ref(State())
+    """State goes when its owner does."""
+    state = weakref.ref(State())
     gc.collect()
-    assert (lock(), state()) == (None, None)
-
-
-def test_a_lock_is_a_lock():
-    """A forkable lock excludes other threads like any other."""
-    lock = forkable_lock()
-    assert isinstance(lock, type(threading.Lock()))
-    with lock:
-        assert not lock.acquire(blocking=False)
+    assert state() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import threading
 import warnings
@@ -29,6 +30,7 @@ from cudagraph_jax.capture.failures import (
 )
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
 from cudagraph_jax.program.call import Variant
+from cudagraph_jax.program.function_ref import FunctionRef
 from tests.helpers.functions import GRID, assert_close, double, floats, stats_of
 
 X = floats(0, 2, 4)
@@ -45,8 +47,13 @@ class Clock:
         return self.now
 
 
+@functools.cache
+def function(name: str) -> FunctionRef:
+    return FunctionRef(name.upper)
+
+
 def variant(name: str) -> Variant:
-    return Variant(name, name, jax.tree.structure(0), ())
+    return Variant(function(name), name, jax.tree.structure(0), ())
 
 
 @pytest.fixture

@@ -26,8 +26,7 @@ def capturing():
 @pytest.mark.parametrize("mode", CUDAGraphMode)
 def test_only_one_mode_admits(mode):
     """Captures are admitted in the mode CAPTURE alone."""
-    with CaptureGate(mode).admission() as admitted:
-        assert admitted == (mode is CUDAGraphMode.CAPTURE)
+    assert CaptureGate(mode).within(bool) == (mode is CUDAGraphMode.CAPTURE)
 
 
 def test_settling_waits_for_those_inside():
@@ -35,12 +34,16 @@ def test_settling_waits_for_those_inside():
     gate, inside, leave = capturing(), threading.Event(), threading.Event()
     log: list[str] = []
 
+    def wait(is_admitted):
+        inside.set()
+        assert leave.wait(60)
+
+    def nested(is_admitted):
+        gate.within(wait)
+        log.append("captured")
+
     def capture():
-        with gate.admission():
-            with gate.admission():
-                inside.set()
-                assert leave.wait(60)
-            log.append("captured")
+        gate.within(nested)
 
     def settle():
         gate.change(CUDAGraphMode.REPLAY)
@@ -60,33 +63,33 @@ def test_a_block_that_raises_has_ended():
     """Nobody waits for a capture that failed, nor for one that was not admitted."""
     gate = capturing()
 
-    def fail():
-        with gate.admission():
-            raise LookupError
+    def fail(is_admitted):
+        raise LookupError
 
     with ThreadPoolExecutor(2) as pool:
-        assert isinstance(pool.submit(fail).exception(60), LookupError)
+        assert isinstance(pool.submit(gate.within, fail).exception(60), LookupError)
         gate.settle()
         gate.change(CUDAGraphMode.NONE)
-        with gate.admission() as admitted:
-            assert not admitted
+
+        def settle_elsewhere(is_admitted):
             pool.submit(gate.settle).result(60)
+            return is_admitted
+
+        assert not gate.within(settle_elsewhere)
 
 
 def test_settling_from_inside():
     """A thread does not wait for itself, and two that settle from inside not for each other."""
     gate = capturing()
-    with gate.admission():
-        gate.settle()
+    gate.within(lambda _: gate.settle())
     both = threading.Barrier(2)
 
-    def capture():
-        with gate.admission():
-            both.wait(60)
-            gate.settle()
+    def capture(is_admitted):
+        both.wait(60)
+        gate.settle()
 
     with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(capture) for _ in range(2)]:
+        for done in [pool.submit(gate.within, capture) for _ in range(2)]:
             done.result(60)
     gate.settle()
 
@@ -94,12 +97,14 @@ def test_settling_from_inside():
 def test_a_child_has_nobody_inside():
     """A forked child has no thread to wait for."""
     gate = capturing()
-    with gate.admission():
+
+    def fork(is_admitted):
         gate.after_fork()
         with ThreadPoolExecutor(1) as pool:
             pool.submit(gate.settle).result(60)
-        with gate.admission():
-            pass
+        assert gate.within(bool)
+
+    gate.within(fork)
 
 
 @pytest.mark.parametrize("policy", ["capture", "background"])

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-import linecache
-import sys
-from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+import itertools
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from cudagraph_jax import bucket_jit
-from cudagraph_jax._base.lru import SingleFlightLRU
-from cudagraph_jax.capture.capturer import CaptureGate
+from cudagraph_jax import CUDAGraphManager, bucket_jit
 from tests.helpers.faults import managed
-from tests.helpers.functions import assert_close, floats, stats_of
+from tests.helpers.functions import GRID, assert_close, floats, stats_of
+from tests.helpers.processes import said_by
+from tests.helpers.signals import SignalAt, elsewhere, under_signals
 
 X = floats(0, 2, 4)
 
@@ -78,61 +77,72 @@ def test_an_interrupt_goes_through(how, after):
     assert stats_of(manager)["calls"] == before + 2
 
 
-class InterruptedAt:
-    """Raises KeyboardInterrupt at the so-manieth line that runs of some functions."""
-
-    def __init__(self, number, functions):
-        self.left = number
-        self.codes = {inspect.unwrap(function).__code__ for function in functions}
-
-    def __call__(self, frame, event, argument):
-        return self.line if frame.f_code in self.codes else None
-
-    def line(self, frame, event, argument):
-        source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        # Python looks for signals in calls. A `with` is looked at again when it is left, where it
-        # lets none in before `__exit__`.
-        if event == "line" and "(" in source and not source.startswith("with "):
-            self.left -= 1
-            if self.left == -1:
-                raise KeyboardInterrupt
-        return self.line
+def interrupt():
+    raise KeyboardInterrupt
 
 
-def traced(trace, call):
-    """What `call` does in a thread of its own under `trace`; coverage traces this one."""
-
-    def run():
-        sys.settrace(trace)
-        try:
-            call()
-        finally:
-            sys.settrace(None)
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(run).exception(60)
+PLACES = {
+    "flights": ("/_base/lru.py", "/_base/changes.py", "/capture/capturer.py", "/contextlib.py"),
+    "counts": ("/graphs/replay_counts.py", "/dispatch/stats.py", "/capture/build.py"),
+    "decisions": ("/dispatch/dispatcher.py", "/dispatch/decision.py", "/capture/registry.py"),
+}
 
 
-@pytest.mark.parametrize("number", range(20))
-def test_an_interrupt_at_any_line_leaves_nothing_behind(number):
-    """Whatever line Ctrl-C cuts short, others capture the bucket, and sealing waits for nobody."""
-    manager = managed()
-    function = bucket_jit(lambda x: x * 2, in_axes="batch seq", manager=manager)
-    cuts = InterruptedAt(
-        number,
-        [
-            SingleFlightLRU.get_or_make,
-            SingleFlightLRU._landing,
-            SingleFlightLRU._land,
-            SingleFlightLRU._admit,
-            CaptureGate.admission,
-            CaptureGate._leave,
-        ],
+@pytest.mark.filterwarnings("ignore:Exception ignored in")  # Python swallows those in `__del__`
+@pytest.mark.parametrize("policy", ["capture", "background"])
+@pytest.mark.parametrize("place", PLACES)
+def test_an_interrupt_at_any_point_leaves_nothing_behind(place, policy):
+    """Whatever step Ctrl-C cuts short, others are served, and sealing and closing wait for nobody.
+
+    The error is kept, as a notebook does, and with it all frames that it went through.
+    """
+    kept: list[BaseException | None] = []
+    for number in itertools.count(step=2):
+        manager = CUDAGraphManager(dataclasses.replace(GRID, on_miss=policy))
+        function = bucket_jit(lambda x: x * 2, in_axes="batch seq", manager=manager)
+        trace = SignalAt(interrupt, number=number, files=PLACES[place])
+        error = under_signals(trace, partial(function, X))
+        assert error is None or isinstance(error, KeyboardInterrupt), error
+        kept.append(error)
+        assert_close(elsewhere(partial(function, X)), X * 2)
+        elsewhere(manager.wait)
+        assert_close(elsewhere(partial(function, X)), X * 2)
+        elsewhere(manager.seal)
+        elsewhere(manager.close)
+        assert manager.registry.num_graphs == 1
+        if trace.points <= number:
+            break
+    assert len(kept) > 8
+
+
+def test_an_interrupt_while_a_worker_starts():
+    """Ctrl-C while a thread is started leaves it started: the process ends, and jobs are done."""
+    said = said_by(
+        """
+        import itertools, sys, threading
+        from cudagraph_jax._base.worker import Background
+        from tests.helpers.signals import SignalAt
+
+        def interrupt():
+            raise KeyboardInterrupt
+
+        for number in itertools.count():
+            jobs, done = Background("jobs"), threading.Event()
+            trace = SignalAt(interrupt, number=number, files=("/threading.py", "/_base/"))
+            sys._getframe().f_trace_opcodes = True
+            sys.settrace(trace)
+            try:
+                jobs.submit("a", lambda: None)
+            except KeyboardInterrupt as error:
+                kept = error
+            finally:
+                sys.settrace(None)
+            assert jobs.submit("b", done.set)
+            assert done.wait(60)
+            jobs.drain()
+            if trace.points <= number:
+                break
+        print(number > 20)
+        """
     )
-    error = traced(cuts, lambda: function(X))
-    assert error is None or isinstance(error, KeyboardInterrupt)
-    assert (error is None) == (cuts.left >= 0)
-    with ThreadPoolExecutor(1) as pool:
-        assert_close(pool.submit(function, X).result(60), X * 2)
-        pool.submit(manager.seal).result(60)
-    assert manager.registry.num_graphs == 1
+    assert said == "True\n"

@@ -10,6 +10,7 @@ import pytest
 from cudagraph_jax import InputShapeError
 from cudagraph_jax.graphs.trial import example_call, poison, poisonable
 from cudagraph_jax.program.call import Declared, Target, describe_call
+from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.ladder import Bucket
@@ -24,7 +25,7 @@ def program_of(*args, axes, pads=None, donate=()):
     names = [f"arg{position}" for position in range(len(args))]
     declared = Declared(patterns, pads or [UNCHOSEN] * len(args), names)
     target = Target(double, "double", donate_argnums=donate)
-    call = describe_call(double, args, {}, declared=declared, target=target)
+    call = describe_call(FunctionRef(double), args, {}, declared=declared, target=target)
     return Program(call), call
 
 

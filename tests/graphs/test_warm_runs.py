@@ -55,7 +55,7 @@ def test_sealing_goes_through_all_buckets():
     """seal() drops those that do not run any more, runs the others, and seals."""
     trouble: list[str] = []
     manager = managed(SHORT, evicts=True)
-    warmed(manager, through_host(trouble))
+    _broken = warmed(manager, through_host(trouble))
     sound = warmed(manager, double)
     trouble.append("the wire is broken")
     before = manager.dispatcher.capturer.recorded_again
@@ -71,7 +71,7 @@ def test_sealing_goes_through_all_buckets():
 def test_runs_are_counted_exactly():
     """The count of buckets that were run again is exact whatever the number of threads."""
     manager = managed(SHORT, evicts=True)
-    warmed(manager, double)
+    _held = warmed(manager, double)  # or its graphs would go
     start = threading.Barrier(8)
 
     def record():
@@ -88,7 +88,7 @@ def test_runs_are_counted_exactly():
 def test_a_second_warm_up_runs_the_first_function_once():
     """What a warm-up throws away is recorded again once at its end, not after each capture."""
     manager = managed(SHORT, evicts=True)
-    warmed(manager, double)
+    _held = warmed(manager, double)  # or its graphs would go
     other = warmed(manager, lambda x: x + 1)
     assert stats_of(manager)["recorded_again"] == 3
     other.warmup(X, progress=False)
@@ -98,11 +98,15 @@ def test_a_second_warm_up_runs_the_first_function_once():
 def test_a_capture_of_the_specification_records_again():
     """capture_graph after a warm-up runs the other buckets, as a capture in a request does."""
     manager = managed(SHORT, evicts=True)
-    warmed(manager, double)
-    entry = manager.capture_graph(2, 5, lambda x: x + 1, (2, 5))
+    _held = warmed(manager, double)  # or its graphs would go
+
+    def increment(x):
+        return x + 1
+
+    entry = manager.capture_graph(2, 5, increment, (2, 5))
     assert entry is not None
     assert stats_of(manager)["recorded_again"] == 3
-    assert manager.capture_graph(2, 5, entry.variant.function, (2, 5)) is entry  # type: ignore[arg-type]
+    assert manager.capture_graph(2, 5, increment, (2, 5)) is entry
     assert stats_of(manager)["recorded_again"] == 3
 
 

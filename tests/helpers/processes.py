@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 
-def error_text(program: str, **environment: str) -> str:
+def said_by(program: str, **environment: str) -> str:
     """What a program prints. It fails if the program does."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],

@@ -14,7 +14,7 @@ PROGRAMS = Path(__file__).parents[1] / "helpers" / "programs"
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks nothing here")
 
 
-def error_text(script: str) -> str:
+def said_by(script: str) -> str:
     """What a script prints; it must come to its end."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(PROGRAMS / script)],
@@ -31,7 +31,7 @@ def error_text(script: str) -> str:
 @pytest.mark.slow  # hundreds of processes
 def test_killed_writers():
     """However a writer is killed, the file is the old one or the new one, whole."""
-    at_every_step, at_any_moment = map(int, error_text("killed_writers.py").split())
+    at_every_step, at_any_moment = map(int, said_by("killed_writers.py").split())
     assert at_every_step > 250
     assert at_any_moment == 150
 
@@ -41,4 +41,4 @@ def test_shared_directory():
 
     Beside readers and writers one spoils files and one prunes; a killed process holds no lock.
     """
-    assert error_text("crowd.py").split() == ["share", "compile_once", "die_with_a_lock"]
+    assert said_by("crowd.py").split() == ["share", "compile_once", "die_with_a_lock"]

@@ -63,7 +63,7 @@ class GraphStore:
             HMAC-SHA-256, and so may lie where others can write; files of another key are misses.
         patience_s: The longest that one process waits for another that compiles the same, in
             seconds; then it compiles for itself, and waits for nobody again.
-        clock: Seconds since the epoch, for times of last use and for ages; asked once at once.
+        clock: Seconds since the epoch, for times of last use and for ages.
         files: The system calls.
 
     Attributes:
@@ -498,7 +498,7 @@ def checked_clock(clock: object) -> Callable[[], float]:
     """The clock, of which every answer is looked at: no age can be told from one that is none.
 
     Raises:
-        ConfigError: It is none; it raises that itself, too, whenever it gives no finite number.
+        ConfigError: It is none; the one that is given raises that for what is no finite number.
     """
     if not callable(clock):
         raise ConfigError(f"clock={clock!r} cannot be called: give a function, such as time.time")
@@ -512,7 +512,6 @@ def checked_clock(clock: object) -> Callable[[], float]:
             pass
         raise ConfigError(f"clock gives {now!r}: give seconds since the epoch, as time.time does")
 
-    checked()
     return checked
 
 

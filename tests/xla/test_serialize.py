@@ -18,7 +18,7 @@ import pytest
 
 from cudagraph_jax import StoreError
 from cudagraph_jax.xla import serialize
-from tests.helpers.processes import error_text
+from tests.helpers.processes import said_by
 
 STRUCT = jax.ShapeDtypeStruct
 
@@ -87,7 +87,7 @@ def test_a_new_process_loads_everything(tmp_path):
             serialize.check_pickle(path.read_bytes())
             print(path.name)
     """
-    assert len(error_text(program).split()) == len(called)
+    assert len(said_by(program).split()) == len(called)
 
 
 def test_what_jax_has_moved(monkeypatch):
@@ -170,7 +170,7 @@ def test_two_devices():
         print("the same")
     """
     flags = "--xla_force_host_platform_device_count=2"
-    assert error_text(program, XLA_FLAGS=flags).endswith("the same\n")
+    assert said_by(program, XLA_FLAGS=flags).endswith("the same\n")
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"not a pickle", pickle.dumps("x")[:-1]])

@@ -6,7 +6,7 @@ import pytest
 
 from cudagraph_jax import StoreError
 from cudagraph_jax.xla import serialize
-from tests.helpers.processes import error_text
+from tests.helpers.processes import said_by
 
 
 def text(value: str) -> bytes:
@@ -101,7 +101,7 @@ ATTACK = """
 @pytest.mark.parametrize("module", ["numpy.f2py.__main__", "jax.experimental.jax2tf"])
 def test_nothing_is_imported(module):
     """A module that would end the process, or take its time, is not imported for its name."""
-    said = error_text(ATTACK.format(before="", data=f"named({module!r}, 'P')"))
+    said = said_by(ATTACK.format(before="", data=f"named({module!r}, 'P')"))
     assert "its pickle" in said
     assert said.endswith("lives on, and has imported set()\n")
 
@@ -109,7 +109,7 @@ def test_nothing_is_imported(module):
 def test_an_extension_that_the_application_has_used(tmp_path):
     """Not even what Python has in its cache of extensions is called."""
     path = tmp_path / "planted"
-    said = error_text(
+    said = said_by(
         ATTACK.format(
             before="import copyreg; copyreg.add_extension('posix', 'system', 240); "
             "pickle.loads(b'\\x80\\x04\\x82\\xf0.')",

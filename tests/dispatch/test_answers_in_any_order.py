@@ -1,0 +1,198 @@
+"""No answer depends on the calls before it: any mix of what users pass, in any order."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, InputShapeError, bucket_jit
+
+GRID = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(4, 8), warmup_iterations=1)
+
+
+def scaled(params, x, y=None, *, scale=2.0, mode="add", mask):
+    """Uses all there is: parameters, a default array, keywords, a static word, and the mask."""
+    real = jnp.where(mask, x, 0)
+    total = real * scale + params["w"] * params["s"]
+    if y is not None:
+        total = total + y
+    if mode == "mean":
+        return {"out": total, "mean": real.sum(1) / jnp.maximum(mask.sum(1), 1).astype(x.dtype)}
+    return {"out": total, "whole": total.astype(int)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """One call, as it is written."""
+
+    shape: tuple[int, int]
+    dtype: str
+    kind: str
+    other: str
+    scale: Any
+    mode: str | None
+    names_x: bool
+    wide: bool
+    weak: bool
+
+    def arguments(self):
+        """The arguments, positional and by keyword."""
+        x = KINDS[self.kind](values(self.shape, self.dtype))
+        strong = np.float32(1.5)
+        params = {
+            "w": jnp.asarray(0.5, jnp.bfloat16),
+            "s": jnp.asarray(2.0) if self.weak else jnp.asarray(strong),
+        }
+        kwargs: dict[str, Any] = {}
+        args: list[Any] = [params]
+        if self.names_x:
+            kwargs["x"] = x
+        else:
+            args.append(x)
+        if self.other != "absent":
+            y = None if self.other == "none" else KINDS[self.other](values(self.shape, self.dtype))
+            if self.names_x:
+                kwargs["y"] = y
+            else:
+                args.append(y)
+        if self.scale is not None:
+            kwargs["scale"] = self.scale
+        if self.mode is not None:
+            kwargs["mode"] = self.mode
+        return args, kwargs
+
+    @property
+    def is_refused(self):
+        """Whether it cannot be answered as it is."""
+        kinds = {self.kind, self.other}
+        lost = self.dtype == "float64" and not self.wide and not kinds <= {"jax", *NO_ARRAY}
+        return bool(lost or kinds & {"masked", "foreign"})
+
+    def expected(self):
+        """The plain function's answer, under `jit`."""
+        args, kwargs = self.arguments()
+        mask = np.ones(self.shape, np.bool_)
+        plain = jax.jit(scaled, static_argnames="mode")
+        return plain(*args, **kwargs, mask=mask)
+
+
+class Foreign:
+    """An array of another library."""
+
+    def __init__(self, array):
+        self.shape, self.dtype, self._array = array.shape, array.dtype, array
+
+    def __array__(self, dtype=None, copy=None):
+        return self._array
+
+
+def values(shape, dtype):
+    return (np.arange(np.prod(shape)).reshape(shape) % 5 - 1).astype(jnp.dtype(dtype))
+
+
+KINDS = {
+    "numpy": lambda array: array,
+    "jax": jnp.asarray,
+    "committed": lambda array: jax.device_put(array, jax.devices()[0]),
+    "strided": lambda array: np.asfortranarray(array),
+    "matrix": lambda array: array.view(np.matrix),
+    "masked": lambda array: np.ma.array(array, mask=array > 0),
+    "foreign": Foreign,
+}
+NO_ARRAY = ("absent", "none")
+
+CALLS = st.builds(
+    Written,
+    shape=st.sampled_from([(1, 1), (1, 8), (2, 3), (3, 4), (3, 5), (4, 8)]),
+    dtype=st.sampled_from(["float32", "bfloat16", "int32", "int8", "float64"]),
+    kind=st.sampled_from(list(KINDS)),
+    other=st.sampled_from([*NO_ARRAY, *KINDS]),
+    scale=st.sampled_from([None, 2.0, 3, np.float32(2), jnp.float32(2)]),
+    mode=st.sampled_from([None, "add", "mean"]),
+    names_x=st.booleans(),
+    wide=st.booleans(),
+    weak=st.booleans(),
+)
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """One bucketed function, or two of one manager, called in any way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.manager = CUDAGraphManager(GRID)
+        make = partial(
+            bucket_jit,
+            in_axes=(None, "batch seq", "batch seq"),
+            static_argnames="mode",
+            mask_argname="mask",
+            manager=self.manager,
+        )
+        self.functions = [make(scaled), make(scaled, unpad="device")]
+        self.answers = 0
+
+    def check(self, call: Written, which: int) -> None:
+        function = self.functions[which]
+        context = jax.enable_x64(True) if call.wide else contextlib.nullcontext()
+        with context:
+            args, kwargs = call.arguments()
+            if call.is_refused:
+                with pytest.raises(InputShapeError):
+                    function(*args, **kwargs)
+                return
+            found, expected = function(*args, **kwargs), call.expected()
+            assert jax.tree.structure(found) == jax.tree.structure(expected)
+            for have, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                assert (have.shape, have.dtype) == (want.shape, want.dtype)
+                np.testing.assert_allclose(
+                    np.asarray(have, np.float64), np.asarray(want, np.float64), rtol=2e-2
+                )
+        self.answers += 1
+
+    @initialize(call=CALLS, warms=st.booleans())
+    def begin(self, call: Written, warms: bool) -> None:
+        if warms and not call.is_refused:
+            with jax.enable_x64(True) if call.wide else contextlib.nullcontext():
+                args, kwargs = call.arguments()
+                self.functions[0].warmup(*args, progress=False, **kwargs)
+
+    @rule(call=CALLS, which=st.sampled_from([0, 1]))
+    def call_it(self, call: Written, which: int) -> None:
+        self.check(call, which)
+
+    @rule(calls=st.lists(CALLS, min_size=2, max_size=3), which=st.sampled_from([0, 1]))
+    def call_it_from_threads(self, calls: list[Written], which: int) -> None:
+        with ThreadPoolExecutor(len(calls)) as pool:
+            for done in [pool.submit(self.check, call, which) for call in calls]:
+                done.result(60)
+
+    @precondition(lambda self: self.answers)
+    @rule()
+    def drop_everything(self) -> None:
+        self.manager.registry.clear()
+
+    @invariant()
+    def counts_every_answer(self) -> None:
+        """Each answer was a replay, a capture, or an eager run."""
+        stats = self.manager.stats()
+        assert stats["hits"] + stats["misses"] + stats["overflows"] >= self.answers
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(
+    max_examples=12,
+    stateful_step_count=12,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)

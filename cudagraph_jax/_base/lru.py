@@ -175,6 +175,12 @@ class SingleFlightLRU(Generic[K, V]):
         return flight is not None and flight.owner == threading.get_ident()
 
     @property
+    def makes_here(self) -> bool:
+        """Whether this thread makes any value, which others may wait for."""
+        own = threading.get_ident()
+        return any(flight.owner == own for flight in list(self._contents.flights.values()))
+
+    @property
     def generation(self) -> int:
         """How often it was cleared."""
         return self._generation

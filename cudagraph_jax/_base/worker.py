@@ -227,7 +227,14 @@ def _process_goes_on() -> bool:
     It waits for all that are no daemons before it runs `atexit` functions or says that it is
     finalizing, so that this is how a worker learns that only workers are waited for.
     """
-    return threading.main_thread().is_alive() or any(
-        thread.is_alive() and not thread.daemon and not isinstance(thread, Worker)
-        for thread in threading.enumerate()
+    main = threading.main_thread()
+    # Before Python 3.13 an interrupt in the middle of `is_alive` ends the main thread for good, as
+    # far as `threading` knows (python/cpython#89437): it does not ask for itself.
+    return (
+        threading.current_thread() is main
+        or main.is_alive()
+        or any(
+            thread.is_alive() and not thread.daemon and not isinstance(thread, Worker)
+            for thread in threading.enumerate()
+        )
     )

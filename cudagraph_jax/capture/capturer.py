@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
@@ -86,6 +87,11 @@ class Capturer:
         self._watched: dict[FunctionRef, object] = {}
         self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
 
+    def __del__(self) -> None:
+        # A function that goes with its manager leaves what it knows of hot buckets.
+        if (upkeep := getattr(self, "upkeep", None)) is not None and not sys.is_finalizing():
+            upkeep.end()
+
     def program_of(self, call: Call) -> Program:
         """The one program of the call's variant, for as long as anybody holds it."""
         program = self._programs.get(call.variant)
@@ -111,6 +117,8 @@ class Capturer:
     def release(self, function: FunctionRef) -> None:
         """Drops what was captured for a function that is gone, and what failed."""
         self._watched.pop(function, None)
+        if self.upkeep is not None:
+            self.upkeep.write()  # what was replayed, before it is dropped
         self.failures.forget_function(function)
         self.registry.release(function)
 

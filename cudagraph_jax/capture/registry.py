@@ -346,6 +346,11 @@ class CUDAGraphRegistry:
         """Whether this very thread captures the bucket, and a signal handler came in between."""
         return self._entries.is_making_here((bucket, variant))
 
+    @property
+    def captures_here(self) -> bool:
+        """Whether this very thread captures anything, so that the background may wait for it."""
+        return self._entries.makes_here
+
     def discard(self, bucket: Bucket, variant: Variant) -> None:
         """Drops the entry of exactly this bucket and variant, if there is one."""
         self._entries.pop((bucket, variant))

@@ -321,7 +321,7 @@ class CUDAGraphManager:
         From within a capture, as a signal handler may call it, it does not wait: the background may
         wait for that very capture.
         """
-        if not self._capturer.gate.is_inside:
+        if not self.registry.captures_here:
             self._capturer.background.drain()
 
     def close(self) -> None:

@@ -30,7 +30,8 @@ def entry():
     double = bucket_jit(lambda x: jnp.sin(x) * 2, in_axes="batch", config=CONFIG, name="double")
     double(np.ones(3, np.float32))
     (found,) = double.registry.entries()
-    return found
+    yield found
+    del double  # not before: an entry cannot be compiled again without its function
 
 
 def written(files):

@@ -242,6 +242,7 @@ def test_capture_times():
         now[0] += 2.5
 
     manager = CUDAGraphManager(CONFIG, clock=lambda: now[0], compiler=FakeCompiler(before=slow))
-    bucket_jit(double, in_axes=("batch seq",), manager=manager)(ones(4, 8))
+    function = bucket_jit(double, in_axes=("batch seq",), manager=manager)
+    function(ones(4, 8))
     (entry,) = manager.registry.entries()
     assert entry.capture_time_ms == 2500

@@ -214,7 +214,7 @@ class Dispatcher:
             except BaseException as error:
                 self.outcomes.add("error", _error_reason(error, decision), call.sizes)
                 raise
-        if served.route is not None and served.route.is_reusable and key is not None:
+        if served.route is not None and key is not None:
             draft.add(served.route, key=key, lead=lead)
         return served.outputs
 
@@ -519,7 +519,10 @@ def without_entry(
     """
     bucket = entry.bucket
     if not is_out_of_memory(error) and runs(entry):
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # whose traceback leads back to this frame
     failure = CaptureError(
         f"{bucket} was compiled, but does not run: {error_text(error)}", stage="run"
     )

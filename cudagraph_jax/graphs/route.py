@@ -197,11 +197,6 @@ class Route:
         self.tally.is_open = False
 
     @property
-    def is_reusable(self) -> bool:
-        """Whether calls of the same shapes can be told from others without walking pytrees."""
-        return not self.checks.numbers.hidden
-
-    @property
     def pads_nothing(self) -> bool:
         """Whether the arguments go to the compiled function as they are, which checks them all."""
         return not self._pads_any

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 
@@ -103,7 +104,7 @@ def _wants_a_value(error: BaseException | None) -> bool:
         jax.errors.TracerArrayConversionError,
         jax.errors.TracerIntegerConversionError,
     )
-    return isinstance(error, classes) or "concrete" in str(error)
+    return isinstance(error, classes) or (error is not None and "concrete" in error_text(error))
 
 
 def _listed(names: Sequence[str]) -> str:

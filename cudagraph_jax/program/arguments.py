@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import DictKey, GetAttrKey, SequenceKey
+from jax.tree_util import DictKey, SequenceKey
 
 from cudagraph_jax.program.call import Call, is_key, is_weak
 from cudagraph_jax.shapes.axes import LeafAxes
@@ -21,18 +21,22 @@ class Nested(NamedTuple):
 
     Attributes:
         place: The argument: its position, or its keyword.
-        path: The way from there.
+        path: The way from there, through lists and dictionaries; None where it is another.
+        leaf: Which of the argument's leaves it is.
         is_weak: Whether it is weak.
     """
 
     place: int | str
-    path: tuple[Any, ...]
+    path: tuple[Any, ...] | None
+    leaf: int
     is_weak: bool
 
     def reach(self, value: PyTree) -> PyTree:
         """The number in `value`, another argument of the same structure."""
+        if self.path is None:
+            return jax.tree.leaves(value)[self.leaf]
         for key in self.path:
-            value = getattr(value, key.name) if isinstance(key, GetAttrKey) else value[_index(key)]
+            value = value[key]
         return value
 
 
@@ -43,13 +47,11 @@ class Numbers(NamedTuple):
         args: Position of each number among the arguments, and whether it is weak.
         kwargs: Keyword of each, likewise.
         nested: Those in pytrees.
-        hidden: Whether a pytree holds one that only a walk would find.
     """
 
     args: tuple[tuple[int, bool], ...] = ()
     kwargs: tuple[tuple[str, bool], ...] = ()
     nested: tuple[Nested, ...] = ()
-    hidden: bool = False
 
     def agree(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> bool:
         """Whether the numbers of another call are weak where these are."""
@@ -175,16 +177,19 @@ def _numbers(call: Call, arrays: Mapping[int | str, int]) -> Numbers:
     weak = {
         place: leaves[index].weak_type for place, index in arrays.items() if not leaves[index].shape
     }
+    args, kwargs = leaves_of_arguments(call.variant.structure)
+    offsets = [
+        offset for argument in (*args, *kwargs.values()) for offset in range(len(argument.indices))
+    ]
     nested = [
-        Nested(place, path, leaf.weak_type)
-        for (place, path), leaf in zip(_paths(call), leaves, strict=True)
+        Nested(place, path, offset, leaf.weak_type)
+        for (place, path), offset, leaf in zip(_paths(call), offsets, leaves, strict=True)
         if place not in arrays and not leaf.shape and not _is_extended(leaf.dtype)
     ]
     return Numbers(
         tuple((place, is_weak) for place, is_weak in weak.items() if isinstance(place, int)),
         tuple((place, is_weak) for place, is_weak in weak.items() if isinstance(place, str)),
-        tuple(number for number in nested if _is_open(number.path)),
-        hidden=any(not _is_open(number.path) for number in nested),
+        tuple(nested),
     )
 
 
@@ -192,12 +197,15 @@ def _is_extended(dtype: np.dtype[np.generic]) -> bool:
     return bool(jnp.issubdtype(dtype, jax.dtypes.extended))
 
 
-def _paths(call: Call) -> list[tuple[int | str, tuple[Any, ...]]]:
-    """The argument of each leaf, and the way from there."""
+def _paths(call: Call) -> list[tuple[int | str, tuple[Any, ...] | None]]:
+    """The argument of each leaf, and the way from there where that is one of keys and indices."""
     paths = jax.tree_util.tree_flatten_with_path((call.args, call.kwargs))[0]
-    return [(_index(path[1]), tuple(path[2:])) for path, _ in paths]
-
-
-def _is_open(path: Sequence[Any]) -> bool:
-    """Whether every key of a path says how to follow it."""
-    return all(isinstance(key, SequenceKey | DictKey | GetAttrKey) for key in path)
+    return [
+        (
+            _index(path[1]),
+            tuple(map(_index, path[2:]))
+            if all(isinstance(key, SequenceKey | DictKey) for key in path[2:])
+            else None,
+        )
+        for path, _ in paths
+    ]

@@ -72,8 +72,11 @@ class Fingerprint(NamedTuple):
         """Whether another function of this process, alive, cannot be told from this one."""
         if self.unsure is None:
             return False
-        known = _claimed.setdefault((self.given, self.function, self.code), self.unsure)
-        return not (known is self.unsure or known == self.unsure)
+        key, own = (self.given, self.function, self.code), self.source.reference
+        known = _claimed.setdefault(key, own)
+        if known.is_gone:
+            known = _claimed[key] = own
+        return known != own
 
 
 class Source:
@@ -86,11 +89,15 @@ class Source:
     no plain value), and arrays on a device.
 
     Args:
-        function: Read once, and late: globals may be defined below it.
+        function: Read once, and late: globals may be defined below it. Held weakly.
+
+    Attributes:
+        reference: What the function is known by.
+        where: Where it is defined.
     """
 
     def __init__(self, function: Callable[..., object]) -> None:
-        self._reference = FunctionRef(function)
+        self.reference = FunctionRef(function)
         inner = function
         while isinstance(inner, functools.partial):
             inner = inner.func
@@ -102,7 +109,7 @@ class Source:
     @property
     def function(self) -> Callable[..., object] | None:
         """The function; None where it is gone."""
-        return self._reference.function
+        return self.reference.function
 
     @functools.cached_property
     def read(self) -> tuple[str, bool]:
@@ -116,7 +123,7 @@ class Source:
 
 # Of the whole process, since each function may have a manager and a store of its own. One that is
 # gone claims nothing: in a notebook the next version of a cell has its name.
-_claimed: weakref.WeakValueDictionary[tuple[object, ...], Callable[..., object]]
+_claimed: weakref.WeakValueDictionary[tuple[object, ...], FunctionRef]
 _claimed = weakref.WeakValueDictionary()
 
 

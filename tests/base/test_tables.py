@@ -142,7 +142,7 @@ ValueError: no such row
         (ValueError(" no\nwhy "), "no\nwhy"),
         (RuntimeError(REMOTE), "INTERNAL: CpuCallback error: ValueError: no such row"),
         (ValueError(), "ValueError"),
-        (UnspeakableError(), "UnspeakableError"),
+        (UnspeakableError(), "(its own text fails with RuntimeError)"),
     ],
 )
 def test_what_an_error_says(error, said):

@@ -133,7 +133,7 @@ def test_a_larger_bucket_that_comes_later_needs_no_less(tmp_path):
     """With hot buckets first, too, a bucket that does not fit is said before it is compiled."""
     store = GraphStore(tmp_path)
     store.remember_hot({"heavy": {"2x1": 9, "1x1": 8}})
-    config = CUDAGraphConfig(capture_sizes=(1, 2, 4), memory_pool_size_mb=10, warmup_iterations=0)
+    config = CUDAGraphConfig(capture_sizes=(1, 2, 4), memory_pool_size_mb=12, warmup_iterations=0)
     manager = CUDAGraphManager(config, store=store)
     weights = jnp.arange(700_000.0)
 

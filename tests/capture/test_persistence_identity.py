@@ -18,7 +18,6 @@ from cudagraph_jax import (
     CUDAGraphManager,
     CUDAGraphWarning,
     GraphStore,
-    InputShapeError,
     bucket_jit,
 )
 from cudagraph_jax.capture.cache_key import loading_keeps_options
@@ -273,7 +272,7 @@ def test_grids_that_take_turns(tmp_path):
 
 
 def test_axes_that_another_grid_did_not_see(tmp_path):
-    """What a larger bucket shows of a function is an error there, and no answer gets wrong."""
+    """What a larger bucket shows of a function is found there, and no answer gets wrong."""
     small = CUDAGraphConfig(capture_sizes=(1, 2), capture_seq_lens=(4,), warmup_iterations=0)
     large = dataclasses.replace(small, capture_sizes=(2, 16), max_capture_batch_size=None)
     warmed(first_four, tmp_path, X[:2], config=small, fingerprint="v1")
@@ -281,8 +280,7 @@ def test_axes_that_another_grid_did_not_see(tmp_path):
         first_four, in_axes=("batch seq",), config=large, store=tmp_path, fingerprint="v1"
     )
     assert_close(bucketed(X[:2]), X[:2])
-    with pytest.raises(InputShapeError, match="output"):
-        bucketed(floats(0, 9, 4))
+    assert_close(bucketed(floats(0, 9, 4)), floats(0, 9, 4)[:4])
 
 
 def test_a_package_that_is_upgraded_under_a_server(tmp_path, monkeypatch):

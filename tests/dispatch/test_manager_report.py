@@ -32,7 +32,8 @@ def manager():
     function = bucket_jit(double, in_axes=("batch seq",), manager=manager)
     for batch, seq in [(2, 4), (2, 3), (1, 2), (9, 9)]:
         function(floats(0, batch, seq))
-    return manager
+    yield manager
+    del function  # which goes, and its graphs with it, no earlier
 
 
 def test_report_is_a_snapshot(manager):

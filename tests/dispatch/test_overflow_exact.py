@@ -106,7 +106,7 @@ def test_more_sizes_than_are_kept():
     """Eighty sizes with max_graphs=8 leave eight executables, and memory for as many."""
     if jax.default_backend() != "cpu":
         pytest.skip("what executables hold is on the device, and compiling takes long there")
-    table = np.arange(2**18, dtype=np.float32)  # a constant of each executable, of 1 MiB
+    table = np.arange(2**18 - 1, dtype=np.float32)  # a constant of each executable, of 1 MiB
     config = CUDAGraphConfig(
         capture_sizes=(1,), max_capture_seq_len=2000, max_graphs=8, warmup_iterations=0
     )

@@ -219,12 +219,16 @@ def test_what_a_function_holds():
 def test_what_a_function_holds_unseen():
     """What cannot be written is remembered, so that no other function passes for it."""
     first, second = Net(2).apply, Net(3).apply
-    assert not fingerprint_of(first, "v1").is_taken()
+    known = fingerprint_of(first, "v1")
+    assert not known.is_taken()
     assert not fingerprint_of(first, "v1").is_taken()
     assert fingerprint_of(second, "v1").is_taken()
     assert not fingerprint_of(second, "v2").is_taken()
-    assert not fingerprint_of(closing_over(2), "v1").is_taken()
-    assert not fingerprint_of(closing_over(2), "v1").is_taken()
+    one, other = closing_over(2), closing_over(2)
+    assert not fingerprint_of(one, "v1").is_taken()
+    assert not fingerprint_of(other, "v1").is_taken()
+    del known, first
+    assert not fingerprint_of(second, "v1").is_taken()
 
 
 def test_a_function_that_closes_over_itself():
@@ -378,7 +382,8 @@ class Wrapper:
 )
 def test_what_is_inside_of_containers(one, other):
     """Functions and values in containers are read, and which of them stands where."""
-    codes = [fingerprint_of(closing_over(value), "v1") for value in (one, other, one)]
+    functions = [closing_over(value) for value in (one, other, one)]
+    codes = [fingerprint_of(function, "v1") for function in functions]
     assert codes[0].code != codes[1].code
     assert codes[0].code == codes[2].code
     assert codes[0].unsure is None
@@ -394,7 +399,8 @@ def test_functions_that_occur_twice():
         return held
 
     given = itertools.product((doubled, tripled), repeat=3)
-    assert len({fingerprint_of(three(*each), "v1").code for each in given}) == 8
+    functions = [three(*each) for each in given]
+    assert len({fingerprint_of(function, "v1").code for function in functions}) == 8
 
 
 def test_defaults_that_are_functions():

@@ -152,30 +152,28 @@ class Background:
         return self._worker is not None or self._start()
 
     def _start(self) -> bool:
-        """Starts the worker; where that cannot be, drops what waits."""
+        """Starts a worker, which claims its place itself; where that cannot be, drops what waits.
+
+        Whoever comes in between, and waits for the jobs, finds none and starts one, too: of several
+        one works.
+        """
         # Not a daemon: a thread that is killed inside XLA takes the process down with it.
         worker = self._thread(target=self._work, name=self._name)
         if isinstance(worker, Worker):
             worker.is_wanted = lambda: not self._closed and _process_goes_on()
-        try:
-            if not self._claim(worker):
-                return True
-            if not _process_goes_on():
-                self._give_up()
-                return False
-            if not start_thread(worker, failed=self._give_up):
-                return False
-        except BaseException:
-            if self._worker is worker and not worker.is_alive():
-                self._worker = None  # and if it starts all the same, it claims its place itself
-            raise
+        if not _process_goes_on():
+            self._give_up()
+            return False
+        if not start_thread(worker, failed=self._give_up):
+            return self._worker is not None
         self._lacks_thread = False
         return True
 
     def _give_up(self, error: BaseException | None = None) -> None:
         """Drops what waits, for want of a worker."""
+        if self._worker is not None:
+            return
         self._waiting.clear()
-        self._worker = None
         self._changes.tell()
         if error is not None:
             if not self._lacks_thread:

@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from cudagraph_jax._base.aside import daemons
+from cudagraph_jax._base.worker import daemons
 from cudagraph_jax.errors import CUDAGraphError
 from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs

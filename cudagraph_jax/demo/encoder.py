@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 
 import jax
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from cudagraph_jax import CUDAGraphConfig, GraphStore, InputShapeError, WarmupReport, bucket_jit
 from cudagraph_jax._base.copies import belongs_to_process
+from cudagraph_jax.demo.corpus import Passage
 from cudagraph_jax.demo.model import EMBEDDING_SIZE, encode
 from cudagraph_jax.demo.tokens import MAX_TOKENS, IntArray, load_tokenizer, stack
 from cudagraph_jax.demo.weights import find_model, load_params
@@ -146,3 +148,27 @@ def checked_texts(texts: Sequence[str]) -> list[str]:
                 "convert it first"
             )
     return checked
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A passage and the cosine of the angle between it and the query."""
+
+    passage: Passage
+    score: float
+
+
+def search(
+    query: Embeddings, vectors: Embeddings, passages: Sequence[Passage], *, top: int = 3
+) -> list[Match]:
+    """The passages most similar to a query, the best first.
+
+    Args:
+        query: A unit vector (384,).
+        vectors: Unit vectors of the passages (passages, 384).
+        passages: What they stand for.
+        top: At most this many.
+    """
+    scores = vectors @ query
+    best = np.argsort(-scores, kind="stable")[:top]
+    return [Match(passages[int(index)], float(scores[index])) for index in best]

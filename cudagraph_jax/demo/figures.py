@@ -14,8 +14,7 @@ import numpy as np
 
 import cudagraph_jax
 from cudagraph_jax.demo.corpus import Passage
-from cudagraph_jax.demo.encoder import Embeddings
-from cudagraph_jax.demo.similarity import Match, search
+from cudagraph_jax.demo.encoder import Embeddings, Match, search
 from cudagraph_jax.demo.traffic import Traffic
 from cudagraph_jax.demo.warmup_figures import WarmupFigures
 from cudagraph_jax.xla.environment import jaxlib_version

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cudagraph_jax._base.aside import LeftBehindError, run_aside
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.text import error_text
+from cudagraph_jax._base.worker import LeftBehindError, run_aside
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.replay_counts import Fit

@@ -11,9 +11,9 @@ from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.output_axes import (
-    Evaluation,
     FoundAxes,
     OutputAxes,
+    OutputsAtSize,
     OutputShape,
     SizeName,
 )
@@ -124,9 +124,9 @@ def named_shapes(tree: PyTree) -> list[OutputShape]:
     return found
 
 
-def evaluation_of(tree: PyTree) -> Evaluation:
+def outputs_at_size(tree: PyTree) -> OutputsAtSize:
     """The outputs of `tree`, as `infer_output_axes` takes them."""
-    return Evaluation(named_shapes(tree), jax.tree.structure(tree))
+    return OutputsAtSize(named_shapes(tree), jax.tree.structure(tree))
 
 
 def untrimmed_outputs(tree: PyTree) -> list[OutputAxes]:

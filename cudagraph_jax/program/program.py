@@ -29,7 +29,7 @@ from cudagraph_jax.program.outputs import (
     RealOutputs,
     declared_outputs,
     evaluated_outputs,
-    evaluation_of,
+    outputs_at_size,
     outputs_of,
     real_outputs,
     untrimmed_outputs,
@@ -278,7 +278,7 @@ class Program:
         batches = [size.batch_size for size in others] + [bucket.batch_size * 2]
         lengths = [size.seq_len for size in others] + [bucket.seq_len * 2]
         return Probes(
-            lambda size: evaluation_of(tree if size == bucket else self.evaluate(size)),
+            lambda size: outputs_at_size(tree if size == bucket else self.evaluate(size)),
             base=bucket,
             batches=_distinct(batches, bucket.batch_size) if self.carries_batch else (),
             lengths=_distinct(lengths, bucket.seq_len) if self.carries_seq else (),

@@ -18,7 +18,7 @@ class OutputShape(NamedTuple):
     shape: Shape
 
 
-class Evaluation(NamedTuple):
+class OutputsAtSize(NamedTuple):
     """The outputs of a function at one size.
 
     Attributes:
@@ -30,7 +30,7 @@ class Evaluation(NamedTuple):
     structure: Hashable = None
 
 
-Evaluate = Callable[[Bucket], Evaluation]
+Evaluate = Callable[[Bucket], OutputsAtSize]
 """Abstract evaluation of a function at one size, such as by `jax.eval_shape`."""
 
 SizeName = Literal["batch", "seq"]
@@ -108,7 +108,7 @@ class Probes(NamedTuple):
 class Sample(NamedTuple):
     """What a function gives at one size."""
 
-    found: Evaluation
+    found: OutputsAtSize
     size: Bucket
 
     def names(self) -> list[str]:

@@ -7,8 +7,7 @@ import threading
 
 import pytest
 
-from cudagraph_jax._base.aside import GRACE_S, LeftBehindError, run_aside
-from cudagraph_jax._base.worker import Background
+from cudagraph_jax._base.worker import GRACE_S, Background, LeftBehindError, run_aside
 
 PATIENCE_S = 60
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cudagraph_jax.demo.corpus import Passage
-from cudagraph_jax.demo.similarity import Match, search
+from cudagraph_jax.demo.encoder import Match, search
 
 PASSAGES = [Passage(name, f"about {name}") for name in "abcd"]
 VECTORS = np.array([[1, 0], [0.6, 0.8], [0, 1], [0.6, 0.8]], np.float32)

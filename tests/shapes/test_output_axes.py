@@ -12,8 +12,8 @@ from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.output_axes import (
-    Evaluation,
     OutputAxes,
+    OutputsAtSize,
     OutputShape,
     Probes,
     check_declared_axes,
@@ -28,7 +28,7 @@ def abstractly(function):
         found = jax.eval_shape(function, jax.ShapeDtypeStruct((*size, 3), jnp.float32))
         leaves, structure = jax.tree.flatten(found)
         shapes = [OutputShape(f"output {i}", x.shape) for i, x in enumerate(leaves)]
-        return Evaluation(shapes, structure)
+        return OutputsAtSize(shapes, structure)
 
     return evaluate
 
@@ -76,7 +76,7 @@ def test_any_arrangement(data):
 
     def evaluate(at):
         sizes = {"batch": at.batch_size, "seq": at.seq_len}
-        return Evaluation([OutputShape("y", tuple(sizes.get(name, name) for name in names))])
+        return OutputsAtSize([OutputShape("y", tuple(sizes.get(name, name) for name in names))])
 
     (found,) = found_by(evaluate, base=base, batches=(batch,), lengths=(length,))
     assert found.problem is None
@@ -167,7 +167,7 @@ def test_no_length_of_both_sizes_passes_for_one(base, length):
     """Wherever the search begins, what follows both sizes is neither of them, nor a constant."""
 
     def evaluate(size):
-        return Evaluation([OutputShape("y", (length(*size),))])
+        return OutputsAtSize([OutputShape("y", (length(*size),))])
 
     (found,) = found_by(evaluate, base=base, batches=(16,), lengths=(16,))
     if found.problem is None and not found.follows:
@@ -179,7 +179,7 @@ def test_a_structure_that_follows():
     """What is static in the outputs is compared, too."""
 
     def evaluate(size):
-        return Evaluation([OutputShape("y", tuple(size))], structure=size.seq_len)
+        return OutputsAtSize([OutputShape("y", tuple(size))], structure=size.seq_len)
 
     assert infer_output_axes(Probes(evaluate, BASE, (8,), (32,))).structure_follows
     assert infer_output_axes(Probes(evaluate, BASE, (), (32,))).structure_follows
@@ -244,7 +244,7 @@ def only_at(*sizes):
     def evaluate(size):
         if size not in sizes:
             raise CaptureError(f"not at {size}", stage="trace")
-        return Evaluation([OutputShape("the output", tuple(size))])
+        return OutputsAtSize([OutputShape("the output", tuple(size))])
 
     return evaluate
 
@@ -278,7 +278,7 @@ def test_errors_are_the_callers():
     def broken(size):
         if size != (4, 16):
             raise ZeroDivisionError
-        return Evaluation([])
+        return OutputsAtSize([])
 
     with pytest.raises(ZeroDivisionError):
         found_by(broken, base=BASE, batches=(8,), lengths=())

@@ -25,7 +25,7 @@ from cudagraph_jax.dispatch.decision import Reason
 from cudagraph_jax.dispatch.dispatcher import REFUSED
 from cudagraph_jax.dispatch.manager import CUDAGraphManager, PlanOptions
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.graphs.route import Route, Routes
+from cudagraph_jax.graphs.route import NO_KWARGS, Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.arguments import is_array, leading_leaf
 from cudagraph_jax.program.binding import Binder, Bound, Form, Pick, picker, unbound
@@ -130,9 +130,9 @@ class BucketedFunction(Generic[P, R]):
                     sure = False
         except (KeyError, AttributeError, IndexError, TypeError):
             sure = False
-        if sure and ((direct := route.direct) is not None or route.checks.numbers.agree(args, {})):
+        if sure:
             try:
-                if direct is not None:
+                if (direct := route.direct) is not None:
                     start = perf_counter()
                     outputs = direct(*args)
                     if route.finish is not None:
@@ -141,9 +141,10 @@ class BucketedFunction(Generic[P, R]):
                     tally.used_at = end = perf_counter()
                     tally.seconds += end - start
                     next(tally.count)
-                else:
+                    return outputs
+                if route.checks.numbers.agree(args, NO_KWARGS):
                     outputs = route.run(args)
-                return outputs
+                    return outputs
             except (TypeError, ValueError, OverflowError):
                 # The compiled function refuses what does not fit it: other parameters, tracers.
                 # Refusals are slow, so calls that alternate are told apart by all their arrays.
@@ -214,15 +215,16 @@ class BucketedFunction(Generic[P, R]):
             written = self._bind(args, kwargs)
             bound = self._as_known(written)
             key = self._key(bound)
+            route = None if key is None else self._routes.table.get(key)
+            is_taken = (
+                route is not None
+                and (route is not refused or bound is not written)
+                and route.checks.accept(bound.args, bound.kwargs)
+            )
         except BaseException:
             self._outcomes.add("error", Reason.INPUT)
             raise
-        route = None if key is None else self._routes.table.get(key)
-        if (
-            route is not None
-            and (route is not refused or bound is not written)
-            and route.checks.accept(bound.args, bound.kwargs)
-        ):
+        if route is not None and is_taken:
             outputs = dispatcher.replay(
                 route, bound.args, bound.kwargs, lambda: self._describe(bound)
             )

@@ -201,6 +201,7 @@ def test_a_store_is_filled_in_parallel(tmp_path):
         return x * 2
 
     traced: set[str] = set()
+    kept: list[object] = []  # what is hot is written when a function goes
     for captured, loaded in ((SIX, 0), (0, SIX)):
         function = bucket_jit(
             traced_by,
@@ -208,6 +209,7 @@ def test_a_store_is_filled_in_parallel(tmp_path):
             config=CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(4, 8)),
             store=GraphStore(tmp_path, files=Watched(threads)),
         )
+        kept.append(function)
         report = function.warmup(floats(0, 1, 1), progress=False, workers=3)
         assert (report.captured, report.loaded, report.failed) == (captured, loaded, ())
         assert_close(function(floats(1, 2, 3)), floats(1, 2, 3) * 2)

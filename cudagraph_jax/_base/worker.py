@@ -178,7 +178,9 @@ class Background:
             return
         self._waiting.clear()
         self._changes.tell()
-        if error is not None:
+        # At the interpreter's exit nobody misses it.
+        at_exit = threading.current_thread() is threading.main_thread() and "shutdown" in str(error)
+        if error is not None and not at_exit:
             if not self._lacks_thread:
                 logger.warning("nothing runs in the background for now: %s", error)
             self._lacks_thread = True

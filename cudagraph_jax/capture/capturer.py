@@ -272,7 +272,8 @@ class Capturer:
             except CaptureError as error:
                 self.registry.discard_broken(entry.bucket, entry.variant, error)
                 self.failures.remember(entry.bucket, entry.variant, error)
-            self.recorded_again += 1
+            else:
+                self.recorded_again += 1
 
 
 def _advice(call: Call, bucket: Bucket, error: CaptureError) -> str | None:

@@ -153,7 +153,8 @@ class Loader:
         What is stored alone where the function must be traced; None where something is to be told.
         """
         try:
-            with fence("it cannot be loaded"):
+            # The program's default device is not this thread's.
+            with fence("it cannot be loaded"), request.program.settings.applied():
                 answer = self._store.get(fields)
                 if isinstance(answer, Miss):
                     return answer

@@ -36,6 +36,7 @@ from cudagraph_jax.graphs.warm_runs import runs
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import Args, Call, Variant
 from cudagraph_jax.program.eager import run_eagerly
+from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.shapes.pytrees import PyTree
 
@@ -73,7 +74,8 @@ class Dispatcher:
         self.registry = registry
         self.capturer = capturer
         self.outcomes = Outcomes(registry.sizes)
-        self._overflowed: dict[int, object] = {}
+        # What a function is known by, which does not keep it.
+        self._overflowed: dict[FunctionRef, object] = {}
         self._is_child = False
         put_right_in_child(self)
 
@@ -322,7 +324,7 @@ class Dispatcher:
 
     def _run_piece(self, call: Call, made: Cached[CUDAGraphEntry] | None) -> PyTree:
         if made is None:
-            return answer_eagerly(call)
+            return run_eagerly(call)
         route = piece_route(made.value, call)
         try:
             return route.run(call.args, call.kwargs)
@@ -372,9 +374,11 @@ class Dispatcher:
     def _eager(self, call: Call, decision: Decision) -> Reply:
         # Where this thread captures the very bucket, JAX may be in the middle of a trace, which
         # would take the operations for a part of it.
-        is_within = decision.reason is Reason.QUEUED and not decision.in_background
+        is_within = decision.reason is Reason.QUEUED and self.registry.is_capturing_here(
+            self.bucket_for(call), call.variant
+        )
         with jax.ensure_compile_time_eval() if is_within else nullcontext():
-            outputs = answer_eagerly(call)
+            outputs = run_eagerly(call)
         self.outcomes.add("eager", decision.reason, call.sizes)
         return Reply(outputs)
 
@@ -382,8 +386,7 @@ class Dispatcher:
         """The plain function's answer; says once for each function what that takes."""
         start, turn = perf_counter(), object()
         reply = self._eager(call, decision)
-        # By a hash, so that a function that is gone is not kept.
-        if self._overflowed.setdefault(hash(call.variant.function), turn) is turn:
+        if self._overflowed.setdefault(call.variant.function, turn) is turn:
             jax.block_until_ready(reply.outputs)
             took_ms = (perf_counter() - start) * 1e3
             logger.warning("%s", overflow_notice(self.registry, call, took_ms, mode=self.mode))
@@ -477,11 +480,6 @@ def overflow_notice(
     )
 
 
-def answer_eagerly(call: Call) -> PyTree:
-    """The plain function's answer."""
-    return run_eagerly(call)
-
-
 def without_bucket(capturer: Capturer, call: Call, bucket: Bucket, error: CaptureError) -> PyTree:
     """The answer where `bucket` could not be captured, which is remembered.
 
@@ -496,7 +494,7 @@ def without_bucket(capturer: Capturer, call: Call, bucket: Bucket, error: Captur
     # One that is known comes from the same attempt, which was waited for.
     is_new = failures.get(bucket, variant) is None and failures.note(bucket, variant, error)
     try:
-        outputs = answer_eagerly(call)
+        outputs = run_eagerly(call)
     except BaseException:
         # A mistake in the function itself surfaces here, as it would without this package, and may
         # be gone the next time. What XLA could not compile has its pause all the same.
@@ -543,7 +541,7 @@ def without_memory(call: Call, bucket: Bucket, error: BaseException) -> PyTree:
     if not is_out_of_memory(error) or was_donated(call, call.target.donate_argnums):
         raise error
     logger.warning("%s runs eagerly at %s: %s", call.target.name, bucket, error_text(error))
-    return answer_eagerly(call)
+    return run_eagerly(call)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -119,14 +119,13 @@ class BucketedFunction(Generic[P, R]):
                 sure = False
             for position, shape, dtypes in route.others:
                 value: Any = args[position]
-                # JAX narrows NumPy's 64-bit floats silently, and drops what a subclass holds.
-                if (kind := type(value)) is ndarray:
+                kind = type(value)
+                # JAX narrows NumPy's 64-bit floats silently, and drops what a subclass holds; what
+                # is padded is copied into a buffer, which takes any dtype, and a number for a row.
+                if kind is ndarray or (kind is route.device_array and route.direct is None):
                     if value.dtype not in dtypes or value.shape != shape:
                         sure = False
-                elif kind is not route.device_array:
-                    if kind not in route.kinds:
-                        sure = False
-                elif route.direct is None and value.shape != shape:
+                elif kind is not route.device_array and (shape or kind not in route.kinds):
                     sure = False
         except (KeyError, AttributeError, IndexError, TypeError):
             sure = False
@@ -149,6 +148,7 @@ class BucketedFunction(Generic[P, R]):
                 # The compiled function refuses what does not fit it: other parameters, tracers.
                 # Refusals are slow, so calls that alternate are told apart by all their arrays.
                 self._routes.exact.clear()
+                self._routes.numpy.clear()
                 refused = route
             except BaseException as error:
                 if not self.manager.dispatcher.may_answer(route, error):

@@ -307,7 +307,7 @@ class Journal:
             # Asked before it is read, so that nothing is added between the two.
             is_open = tally.is_open
             replays, new = tally.read()
-            if new and tally.waits:
+            if new > 0 and tally.waits:  # another reader may have told of them meanwhile
                 self._refresh_cost(tally, new)
             if new and tally.request.fit is not Fit.PIECE:
                 sizes.add(tally.request.sizes, new)

@@ -137,7 +137,14 @@ def checks_of(call: Call) -> ArgumentChecks:
     arrays = {place: leaves.indices[0] for place, leaves in places.items() if leaves.is_array}
     sizes = _sizes(call.axes)
     positions = [place for place in arrays if isinstance(place, int)]
-    lead = next((at for at in positions if _sizes([call.axes[arrays[at]]]) == sizes), None)
+    lead = next(
+        (
+            at
+            for at, argument in enumerate(args)
+            if argument.indices and _sizes([call.axes[i] for i in argument.indices]) == sizes
+        ),
+        None,
+    )
     keys = {type(call.leaves[index]) for index in arrays.values() if is_key(call.leaves[index])}
     accepted = {
         place: _same_digits(call.variant.leaves[index].dtype) for place, index in arrays.items()

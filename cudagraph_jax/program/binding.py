@@ -380,9 +380,6 @@ def _pad_value(value: object) -> PadValue:
 
 Pick = Callable[[Sequence[PyTree]], tuple[PyTree, ...]]
 
-ALL: Pick = itemgetter(slice(None))
-"""Takes all arguments."""
-
 
 class Bound(NamedTuple):
     """The arguments of one call, in the one order that the function's programs have.

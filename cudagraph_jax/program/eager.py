@@ -45,7 +45,8 @@ def run_eagerly(call: Call, *, target: Target | None = None) -> PyTree:
     modes = broadcast_prefix(target.unpad, result, name="unpad")
     leaves, structure = jax.tree.flatten(result)
     handed_out = [
-        _on_host(leaf) if mode == "host" else leaf for leaf, mode in zip(leaves, modes, strict=True)
+        _on_host(leaf) if mode == "host" else _on_device(_as_array(leaf))
+        for leaf, mode in zip(leaves, modes, strict=True)
     ]
     return jax.tree.unflatten(structure, handed_out)
 
@@ -64,12 +65,17 @@ def _on_host(leaf: PyTree) -> PyTree:
     # Constants that are computed on while another function is traced become part of it.
     if isinstance(leaf, jax.core.Tracer):
         return leaf
-    if isinstance(leaf, bool | int | float | complex):  # an array of JAX's dtype, as from a bucket
-        dtype = jax.dtypes.canonicalize_dtype(np.result_type(type(leaf)))
-        return np.asarray(leaf, dtype) if fits_integers(leaf) else leaf
+    leaf = _as_array(leaf)
     # What is no array is the caller's as it is: text, objects, keys, which NumPy cannot hold.
     is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic) and not is_key(leaf)
     return np.asarray(leaf) if is_array else leaf
+
+
+def _as_array(leaf: PyTree) -> PyTree:
+    """A number as an array of JAX's dtype, as it comes from a bucket."""
+    if isinstance(leaf, bool | int | float | complex) and fits_integers(leaf):
+        return np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.result_type(type(leaf))))
+    return leaf
 
 
 def _on_device(leaf: PyTree) -> PyTree:

@@ -289,7 +289,8 @@ def _size_by_size(probes: Probes, here: Sample, further: Sequence[Sample]) -> Fo
     for name, sizes in given:
         # What is cut to a fixed length looks constant in the grid, and is not below it.
         for some in (sizes, _SMALLEST) if sizes else ():
-            sample = probes.first_of(name, some)
+            seen = [_own(sample.size, name) for sample in (here, *others[name])]
+            sample = probes.first_of(name, [size for size in some if size not in seen])
             if sample is None and some is sizes:
                 problem = _one_size_only(name)
                 return FoundAxes(

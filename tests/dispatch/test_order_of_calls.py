@@ -178,3 +178,49 @@ def test_wide_leaves_beside_one_that_leads(order):
             lambda x=x: function({"x": x, "y": x.astype(np.float64)}),
             order=order,
         )
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("dtype", ["float32", "complex64", "int8"])
+def test_other_dtypes_of_other_arrays(shape, dtype):
+    """An array beside the one that leads is never cast to the dtype of an earlier call's."""
+    x, y = np.full(shape, 2, np.int32), np.full(shape, 2.7).astype(dtype)
+    for as_array in (jnp.asarray, np.asarray):
+        function = bucket_jit(lambda x, y: x * y, in_axes="batch seq", config=CONFIG)
+        for _ in range(2):
+            function(x, x)
+        found, expected = function(x, as_array(y)), jax.jit(lambda x, y: x * y)(x, y)
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("number", [2, 2.7, True, 1j])
+def test_a_number_in_the_place_of_an_array(shape, number, order):
+    """It is no array whose axes are bucketed, whatever was called before."""
+    x = np.full(shape, 2, np.int32)
+    function = bucket_jit(lambda x, y: x * y, in_axes="batch seq", config=CONFIG)
+    both(lambda: function(x, x), lambda: function(x, number), order=order)
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("odd", [np.float64, lambda y: np.ma.array(y, mask=y > 0)])
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
+def test_an_array_behind_a_pytree_that_leads(shape, odd, as_array, order):
+    """It is looked at like any other, also where a pytree carries the sizes first."""
+    x = np.ones(shape, np.float32)
+    function = bucket_jit(lambda d, y: d["a"] + y, in_axes="batch seq", config=CONFIG)
+    tree = {"a": as_array(x)}
+    for _ in range(2):
+        function(tree, as_array(x))
+    both(lambda: function(tree, x), lambda: function(tree, odd(x)), order=order)
+
+
+def test_the_first_bucket_says_nothing_of_the_outputs():
+    """Outputs are understood alike, whichever bucket shows them first."""
+    config = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(1, 2, 8))
+    for lengths in ((2, 7), (7, 2), (1, 2, 7)):
+        function = bucket_jit(lambda x: x[:, ::2], in_axes="batch seq", config=config)
+        for seq in lengths:
+            x = np.arange(4 * seq, dtype=np.float32).reshape(4, seq)
+            np.testing.assert_array_equal(function(x), x[:, ::2])

@@ -108,8 +108,9 @@ def at_each_point(act, manager_of, *, files=OURS):
     points, *_ = called(lambda manager, function: None, 0)
     assert points > 300
     for number in range(0, points, 17):
-        _, manager, function = called(act, number)
-        yield manager, function
+        reached, manager, function = called(act, number)
+        if reached > number:  # what is known by now takes fewer steps
+            yield manager, function
 
 
 def one_bucket(policy="capture"):

@@ -272,8 +272,7 @@ class Capturer:
             except CaptureError as error:
                 self.registry.discard_broken(entry.bucket, entry.variant, error)
                 self.failures.remember(entry.bucket, entry.variant, error)
-            else:
-                self.recorded_again += 1
+            self.recorded_again += 1  # or it was tried, at least
 
 
 def _advice(call: Call, bucket: Bucket, error: CaptureError) -> str | None:

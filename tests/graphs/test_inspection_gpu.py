@@ -36,10 +36,15 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+KEPT: list[object] = []
+"""Functions whose entries are compiled again, which takes the function."""
+
+
 def captured(function, weights, config=CONFIG):
     """The entry of a function of stacked weights and rows."""
     bucketed = bucket_jit(function, in_axes=(None, "batch _"), config=config)
     bucketed(weights, np.ones((3, 512), np.float32))
+    KEPT.append(bucketed)
     (entry,) = bucketed.registry.entries()
     return entry
 

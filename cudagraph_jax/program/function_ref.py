@@ -103,7 +103,13 @@ class FunctionRef:
 def _is_only_itself(function: object) -> bool:
     """Whether no other object is the same function, as for all that cannot be hashed."""
     kind = type(function)
-    return kind.__eq__ is object.__eq__ or kind.__hash__ is None
+    if kind.__eq__ is object.__eq__ or kind.__hash__ is None:
+        return True
+    try:
+        hash(function)
+    except TypeError:  # a module whose hash is that of its arrays, say
+        return True
+    return False
 
 
 def _hash(function: object) -> int:

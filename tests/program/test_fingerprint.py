@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 
+from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, CUDAGraphWarning, bucket_jit
 from cudagraph_jax.program.fingerprint import fingerprint_of, written, written_structure
 
 
@@ -431,3 +432,33 @@ def test_containers_that_may_hold_more_are_not_sure():
     for _ in range(2000):
         deep = [deep]
     assert fingerprint_of(closing_over(deep), "v1").unsure is not None
+
+
+class Hashless:
+    """A model whose hash is that of its arrays, which have none."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def __eq__(self, other):
+        return self is other
+
+    def __hash__(self):
+        return hash(self.weights)
+
+    def __call__(self, x):
+        return x * self.weights
+
+
+def test_models_that_cannot_be_hashed(tmp_path):
+    """They may have a fingerprint, and be called by the specification's calls."""
+    model, x = Hashless(np.full(1, 3, np.float32)), np.ones((3, 5), np.float32)
+    manager = CUDAGraphManager(CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,)))
+    call = bucket_jit(
+        model, in_axes="batch seq", store=tmp_path / "s", fingerprint="v1", config=manager.config
+    )
+    with pytest.warns(CUDAGraphWarning, match="closes over 4 bytes"):
+        call(x)
+    for _ in range(2):
+        np.testing.assert_array_equal(call(x), x * 3)
+        np.testing.assert_array_equal(manager.execute_or_capture(3, 5, model, x), x * 3)

@@ -215,7 +215,8 @@ class BucketedFunction(Generic[P, R]):
             written = self._bind(args, kwargs)
             bound = self._as_known(written)
             key = self._key(bound)
-            route = None if key is None else self._routes.table.get(key)
+            draft = self._routes.draft()
+            route = None if key is None else draft.table.get(key)
             is_taken = (
                 route is not None
                 and (route is not refused or bound is not written)
@@ -229,6 +230,8 @@ class BucketedFunction(Generic[P, R]):
                 route, bound.args, bound.kwargs, lambda: self._describe(bound)
             )
             if outputs is not REFUSED:
+                # The next call may go by one array, whoever made the route: a JAX array, say.
+                draft.add(route, key=key, lead=self._lead_of(bound))
                 return outputs
         bound, call = written, None
         with self._outcomes.counting_input_errors():

@@ -85,12 +85,18 @@ def worst_difference(
         where: Which elements are compared, to be broadcast to both; None: all.
 
     Raises:
-        CaptureError: The shapes differ.
+        CaptureError: The shapes or the dtypes differ.
     """
     if found.shape != expected.shape:
         raise CaptureError(
             f"the bucket gives the shape {found.shape}, the eager function {expected.shape}: "
             "return the same shapes, traced or not",
+            stage="check",
+        )
+    if found.dtype != expected.dtype:
+        raise CaptureError(
+            f"the bucket gives {found.dtype}, the eager function {expected.dtype}: return the same "
+            "dtype for every size, traced or not",
             stage="check",
         )
     if found.size == 0:

@@ -120,7 +120,8 @@ def named_shapes(tree: PyTree) -> list[OutputShape]:
     found = []
     for path, array in jax.tree_util.tree_flatten_with_path(tree)[0]:
         where = jax.tree_util.keystr(path)
-        found.append(OutputShape(f"output {where}" if where else "the output", array.shape))
+        name = f"output {where}" if where else "the output"
+        found.append(OutputShape(name, array.shape, array.dtype))
     return found
 
 
@@ -133,7 +134,7 @@ def untrimmed_outputs(tree: PyTree) -> list[OutputAxes]:
     """Outputs whose axes nobody asks for."""
     return [
         OutputAxes(name, LeafAxes(), f"the axes of {name} were not looked for")
-        for name, _ in named_shapes(tree)
+        for name, _, _ in named_shapes(tree)
     ]
 
 
@@ -145,7 +146,7 @@ def declared_outputs(out_axes: PyTree, tree: PyTree, bucket: Bucket) -> list[Out
     """
     patterns = broadcast_prefix(out_axes, tree, name="out_axes")
     found = []
-    for pattern, (name, shape) in zip(patterns, named_shapes(tree), strict=True):
+    for pattern, (name, shape, _) in zip(patterns, named_shapes(tree), strict=True):
         axes = (
             AxisPattern.parse(pattern).resolve(len(shape), name=name)
             if isinstance(pattern, str)

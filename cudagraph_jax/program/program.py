@@ -82,8 +82,8 @@ class Program:
         self.checks = checks_of(call)
         self.settings = ThreadSettings()
         self.known_outputs: Outputs | None = None
-        self._first: dict[str, tuple[Outputs, list[tuple[int, ...]]]] = {}
-        self._known_shapes: list[tuple[int, ...]] | None = None
+        self._first: dict[str, tuple[Outputs, list[jax.ShapeDtypeStruct]]] = {}
+        self._known_arrays: list[jax.ShapeDtypeStruct] | None = None
         self.keys: dict[int, jax.Array] = {}
         self.example = abstract_call(call)
         self._passed: dict[int, weakref.ref[Any]] = {}
@@ -228,8 +228,8 @@ class Program:
             outputs: What is known of them.
             tree: Their shapes at the bucket where it was found.
         """
-        first, shapes = self._first.setdefault("outputs", (outputs, _shapes(tree)))
-        self._known_shapes = shapes  # before the outputs, for whoever finds those
+        first, arrays = self._first.setdefault("outputs", (outputs, jax.tree.leaves(tree)))
+        self._known_arrays = arrays  # before the outputs, for whoever finds those
         self.known_outputs = first
         return first
 
@@ -243,19 +243,19 @@ class Program:
         return evaluate_shapes(self.target.function, args, kwargs, name=self.target.name)
 
     def _fits(self, outputs: Outputs, tree: PyTree, bucket: Bucket) -> bool:
-        """Whether outputs of these shapes, at `bucket`, are those that are known.
+        """Whether outputs like these, at `bucket`, are those that are known.
 
         What was constant at the first bucket has to be so here: it may be the lesser of two sizes.
         """
         if jax.tree.structure(tree) != outputs.structure:
             return False
-        shapes = _shapes(tree)
-        before = shapes if self._known_shapes is None else self._known_shapes
+        arrays = jax.tree.leaves(tree)
+        before = arrays if self._known_arrays is None else self._known_arrays
         return all(
-            leaf.ndim == len(shape)
-            and (not leaf.comparable or _constants(leaf, first) == _constants(leaf, shape))
-            and leaf.axes.resize(shape, bucket) == shape
-            for leaf, first, shape in zip(outputs.leaves, before, shapes, strict=True)
+            leaf.ndim == len(array.shape)
+            and (not leaf.comparable or _constants(leaf, first) == _constants(leaf, array))
+            and leaf.axes.resize(array.shape, bucket) == array.shape
+            for leaf, first, array in zip(outputs.leaves, before, arrays, strict=True)
         )
 
     def _find_outputs(
@@ -305,14 +305,10 @@ class Program:
         return evaluated_outputs(outputs, tree, sizes)
 
 
-def _constants(leaf: OutputLeaf, shape: tuple[int, ...]) -> list[int]:
-    """The dimensions of an output that follow no size."""
+def _constants(leaf: OutputLeaf, array: jax.ShapeDtypeStruct) -> tuple[object, list[int]]:
+    """What of an output follows no size: its dtype, and the other dimensions."""
     following = {*leaf.axes, *(axis for axis, _ in leaf.follows)}
-    return [size for axis, size in enumerate(shape) if axis not in following]
-
-
-def _shapes(tree: PyTree) -> list[tuple[int, ...]]:
-    return [array.shape for array in jax.tree.leaves(tree)]
+    return array.dtype, [size for axis, size in enumerate(array.shape) if axis not in following]
 
 
 def _struct(leaf: AbstractLeaf, axes: LeafAxes, bucket: Bucket) -> jax.ShapeDtypeStruct:

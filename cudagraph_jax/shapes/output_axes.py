@@ -12,10 +12,11 @@ from cudagraph_jax.shapes.ladder import Bucket
 
 
 class OutputShape(NamedTuple):
-    """One output of an abstract evaluation: what errors call it, and its shape."""
+    """One output of an abstract evaluation: what errors call it, its shape, and its dtype."""
 
     name: str
     shape: Shape
+    dtype: Hashable = None
 
 
 class OutputsAtSize(NamedTuple):
@@ -80,8 +81,8 @@ class Probes(NamedTuple):
     Attributes:
         evaluate: Gives the outputs for a size; may raise for sizes it cannot take.
         base: A size that the function takes; an error here is the caller's.
-        batches: Other batch sizes, tried in turn until one evaluates; empty where the inputs carry
-            no batch.
+        batches: Other batch sizes of the grid, for functions that take few; empty where the inputs
+            carry no batch.
         lengths: Other sequence lengths, likewise.
     """
 
@@ -117,8 +118,11 @@ class Sample(NamedTuple):
 
 
 _SMALLEST = (1, 2, 3)
-_TALL = tuple(Bucket(n + 1, n) for n in (2, 3, 4))
-_LONG = tuple(Bucket(n, n + 1) for n in (2, 3, 4))
+# No powers of two, and the first no multiple of anything: what is rounded up or down to such equals
+# a size of the grid, and not these. The last are for functions that take next to no sizes.
+_UNEVEN = (3, 6, 12, 2, 4)
+_TALL = tuple(map(Bucket, (5, 7, 13, 3, 5), _UNEVEN))
+_LONG = tuple(map(Bucket, _UNEVEN, (5, 7, 13, 3, 5)))
 
 
 def infer_output_axes(probes: Probes) -> FoundAxes:
@@ -137,8 +141,8 @@ def infer_output_axes(probes: Probes) -> FoundAxes:
 def check_declared_axes(probes: Probes, declared: Sequence[OutputAxes]) -> FoundAxes:
     """The axes that were declared, after one further evaluation; as they are where that fails.
 
-    An axis that does not follow its size gets a `problem`. What was not named, and follows a size
-    all the same, is found.
+    An axis that does not follow its size gets a `problem`, and so does an output of another dtype.
+    What was not named, and follows a size all the same, is found.
     """
     here = Sample(probes.evaluate(probes.base), probes.base)
     other = probes.first(_other_sizes(probes))
@@ -179,8 +183,8 @@ def _other_sizes(probes: Probes) -> Iterable[Bucket]:
 
 def _checked(axes: OutputAxes, here: Sample, other: Sample, index: int) -> OutputAxes:
     shape, moved = (sample.found.outputs[index].shape for sample in (here, other))
-    if len(shape) != len(moved):
-        return axes._replace(problem=_unclear(axes.name, here, other, index, "its rank"))
+    if (problem := _another_kind(axes.name, here, other, index)) is not None:
+        return axes._replace(problem=problem)
     expected = axes.axes.resize(moved, other.size)
     for axis, (has, needs) in enumerate(zip(moved, expected, strict=True)):
         if has != needs:
@@ -258,10 +262,10 @@ def _common_axes(samples: Sequence[Sample], index: int) -> LeafAxes | None:
     """The axes that one output has in all samples; None where a dimension is something else."""
     batch: int | None = None
     seq: int | None = None
-    shapes = [sample.found.outputs[index].shape for sample in samples]
-    if len(set(map(len, shapes))) > 1:
+    outputs = [sample.found.outputs[index] for sample in samples]
+    if len({(len(out.shape), out.dtype) for out in outputs}) > 1:
         return None
-    for axis, extents in enumerate(zip(*shapes, strict=True)):
+    for axis, extents in enumerate(zip(*(out.shape for out in outputs), strict=True)):
         if len(set(extents)) == 1:
             continue
         if batch is None and list(extents) == [sample.size.batch_size for sample in samples]:
@@ -287,19 +291,21 @@ def _size_by_size(probes: Probes, here: Sample, further: Sequence[Sample]) -> Fo
         ("seq", probes.lengths),
     )
     for name, sizes in given:
-        # What is cut to a fixed length looks constant in the grid, and is not below it.
-        for some in (sizes, _SMALLEST) if sizes else ():
+        # What is cut to a fixed length looks constant in the grid, and is not below it. One element
+        # is spread over many by most operations, so that alone it proves nothing.
+        for some in (_UNEVEN, _SMALLEST, sizes) if sizes else ():
             seen = [_own(sample.size, name) for sample in (here, *others[name])]
-            sample = probes.first_of(name, [size for size in some if size not in seen])
-            if sample is None and some is sizes:
-                problem = _one_size_only(name)
-                return FoundAxes(
-                    tuple(
-                        OutputAxes(out.name, LeafAxes(), f"{out.name}: {problem}")
-                        for out in here.found.outputs
-                    )
+            if len(seen) < 3:
+                sample = probes.first_of(name, [size for size in some if size not in seen])
+                others[name] += [] if sample is None else [sample]
+        if sizes and not any(_own(sample.size, name) > 1 for sample in others[name]):
+            problem = _one_size_only(name)
+            return FoundAxes(
+                tuple(
+                    OutputAxes(out.name, LeafAxes(), f"{out.name}: {problem}")
+                    for out in here.found.outputs
                 )
-            others[name] += [] if sample is None else [sample]
+            )
     samples = [here, *others["batch"], *others["seq"]]
     for other in samples:
         if other.names() != here.names():
@@ -344,13 +350,12 @@ def _own(size: Bucket, name: SizeName | None) -> int:
 
 def _classify(here: Sample, others: Mapping[SizeName, Sequence[Sample]], index: int) -> OutputAxes:
     """The axes of one output."""
-    name, shape = here.found.outputs[index]
+    name, shape, _ = here.found.outputs[index]
     axes: dict[SizeName, int] = {}
     follows: list[tuple[int, SizeName]] = []
     for other in (*others["batch"], *others["seq"]):
-        if len(other.found.outputs[index].shape) != len(shape):
-            text = _unclear(name, here, other, index, "its rank")
-            return OutputAxes(name, LeafAxes(), text)
+        if (problem := _another_kind(name, here, other, index)) is not None:
+            return OutputAxes(name, LeafAxes(), problem)
     for axis, extent in enumerate(shape):
         moving = {
             size: [one for one in samples if one.found.outputs[index].shape[axis] != extent]
@@ -384,15 +389,31 @@ def _starts_alike(points: Sequence[tuple[int, int]]) -> bool:
     """Whether the first elements of a longer one may be those of a shorter one.
 
     So where the length never falls, and grows no faster than the size: the pairs of all positions,
-    in one dimension, begin with those of the first position, padding included.
+    in one dimension, begin with those of the first position, padding included. Where nothing is
+    left, as of a short row under a long kernel, it says nothing of that.
     """
     if any(later < earlier for (_, earlier), (_, later) in pairwise(points)):
         return False
-    (first, low), (last, high) = points[0], points[-1]
+    some = [point for point in points if point[1]] or points
+    (first, low), (last, high) = some[0], some[-1]
     return all(
         (extent - low + 1) * (last - first) >= (high - low) * (size - first)
-        for size, extent in points
+        for size, extent in some
     )
+
+
+def _another_kind(name: str, here: Sample, other: Sample, index: int) -> str | None:
+    """What is wrong where an output has another rank or dtype at another size."""
+    first, second = (sample.found.outputs[index] for sample in (here, other))
+    if len(first.shape) != len(second.shape):
+        return _unclear(name, here, other, index, "its rank")
+    if first.dtype != second.dtype:
+        return (
+            f"{name} is {first.dtype} at (batch, seq_len)={tuple(here.size)} and {second.dtype} at "
+            f"{tuple(other.size)}: a bucket has one dtype for all the sizes that are padded to it; "
+            "return the same for every size"
+        )
+    return None
 
 
 def _unclear(name: str, here: Sample, moved: Sample, index: int, what: str) -> str:

@@ -1,6 +1,7 @@
 """Outputs that follow the sizes in a way of their own: the plain function's, at every size."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,18 @@ def pairs(x):
     return jnp.einsum("bs,bt->bst", x, x)
 
 
+def filled_up(x):
+    return jnp.pad(x, ((0, 0), (0, (1 << (x.shape[1] - 1).bit_length()) - x.shape[1])))
+
+
+def convolved(x):
+    return jax.lax.conv_general_dilated(x[:, None], jnp.ones((1, 1, 5)), (1,), "VALID")[:, 0]
+
+
+def whole_pairs(x):
+    return x[:, : x.shape[1] // 2 * 2]
+
+
 FOLLOWING = {
     "every second": lambda x: x[:, ::2],
     "half": halves,
@@ -43,6 +56,9 @@ FOLLOWING = {
     "each twice": lambda x: jnp.repeat(x, 2, axis=1),
     "cut to 4": lambda x: x[:, :4],
     "pairs": pairs,
+    "up to a power of two": filled_up,
+    "down to an even one": whole_pairs,
+    "less a long kernel": convolved,
     "rows by rows": lambda x: x[:, :1] - x[:, 0],
     "differences": lambda x: x[:, 1:] - x[:, :-1],
     "each row three times": lambda x: jnp.repeat(x, 3, axis=0),
@@ -59,7 +75,7 @@ def test_lengths(function, unpad):
         x = rows(shape)
         expected = jax.jit(function)(x)
         for _ in range(2):
-            jax.tree.map(np.testing.assert_allclose, call(x), expected)
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), call(x), expected)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +85,7 @@ def test_lengths(function, unpad):
         (pairs, "batch ..."),
         (halves, "batch ..."),
         (halves, "batch _"),
+        (filled_up, "batch _"),
         (lambda x: (x, halves(x)), ("batch seq", "batch _")),
         (lambda x: x * 2, "batch _"),
     ],
@@ -92,6 +109,32 @@ def test_declared_axes_that_are_as_long_as_one_bucket():
             call(rows(shape))
     found = bucket_jit(fixed, in_axes="batch seq", config=CONFIG)
     np.testing.assert_allclose(found(rows((3, 5))), fixed(rows((3, 5))), rtol=1e-6)
+
+
+@pytest.mark.parametrize("function", [filled_up, whole_pairs])
+def test_declared_axes_that_equal_every_size_of_the_grid(function):
+    """A length that is rounded to even numbers, or to powers of two, is no sequence: refused."""
+    call = bucket_jit(function, in_axes="batch seq", out_axes="batch seq", config=CONFIG)
+    for shape in SIZES:
+        with pytest.raises(InputShapeError, match="correct out_axes"):
+            call(rows(shape))
+
+
+@pytest.mark.parametrize("threshold", [4, 12], ids=["within a bucket", "between two buckets"])
+@pytest.mark.parametrize("out_axes", [None, "batch seq"])
+def test_a_dtype_that_follows_a_size(out_axes, threshold):
+    """An output whose dtype depends on the size is the plain function's, or refused."""
+
+    def kinds(x):
+        return x.astype(jnp.float16 if x.shape[1] > threshold else jnp.float32)
+
+    call = bucket_jit(kinds, in_axes="batch seq", out_axes=out_axes, config=CONFIG)
+    for shape in ((3, 5), (2, 12), (2, 13), (1, 16)):
+        if (threshold, shape) == (12, (3, 5)):  # in a bucket where all sizes have the same
+            assert call(rows(shape)).dtype == np.float32
+            continue
+        with pytest.raises(InputShapeError, match=r"float16 at \(batch, seq_len\)="):
+            call(rows(shape))
 
 
 def test_declared_axes_of_a_function_that_takes_one_size():

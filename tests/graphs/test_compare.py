@@ -59,6 +59,12 @@ def test_other_dtypes():
     assert worst_difference(np.zeros((0, 2)), np.zeros((0, 2))) is None
 
 
+def test_another_dtype():
+    """Another dtype is no matter of tolerance."""
+    with pytest.raises(CaptureError, match="gives float16, the eager function float32"):
+        worst_difference(np.ones(2, np.float16), np.ones(2, np.float32))
+
+
 def test_other_shapes():
     """Another shape is no matter of tolerance."""
     with pytest.raises(CaptureError, match="return the same shapes"):

@@ -112,15 +112,15 @@ def test_lengths_that_follow_one_size(function, axes, follows):
 @pytest.mark.parametrize(
     ("function", "where"),
     [
-        (lambda x: x.reshape(-1), "(192,) at (batch, seq_len)=(4, 16) and (384,) at (8, 16)"),
-        (lambda x: x.reshape(-1, 3), "(64, 3) at (batch, seq_len)=(4, 16) and (128, 3) at (8, 16)"),
+        (lambda x: x.reshape(-1), "(192,) at (batch, seq_len)=(4, 16) and (144,) at (3, 16)"),
+        (lambda x: x.reshape(-1, 3), "(64, 3) at (batch, seq_len)=(4, 16) and (48, 3) at (3, 16)"),
         (
             lambda x: jnp.zeros((min(x.shape[0] * x.shape[1], 2), 3)),
             "(2, 3) at (batch, seq_len)=(4, 16) and (1, 3) at (1, 1)",
         ),
         (
             lambda x: jnp.zeros((min(x.shape[:2]), 3)),
-            "(4, 3) at (batch, seq_len)=(4, 16) and (8, 3) at (8, 16)",
+            "(4, 3) at (batch, seq_len)=(4, 16) and (3, 3) at (3, 16)",
         ),
     ],
     ids=["batch*seq*3", "batch*seq", "min(batch*seq, 2)", "min(batch, seq)"],
@@ -209,7 +209,7 @@ def test_declared_axes_that_do_not_follow():
     (found,) = check_declared_axes(probes, [OutputAxes("output 0", LeafAxes(0, 1))]).outputs
     assert found.problem == (
         "out_axes calls dimension 1 of output 0 'seq', which has the shape (4, 16) at "
-        "(batch, seq_len)=(4, 16), but (3, 16) at (3, 2): correct out_axes, or leave it out to "
+        "(batch, seq_len)=(4, 16), but (5, 16) at (5, 3): correct out_axes, or leave it out to "
         "have the axes found"
     )
 

@@ -207,7 +207,7 @@ def test_inputs_of_ones_own():
         return ids * 2
 
     assert_bucketing_preserves(model, in_axes=("batch seq",), inputs=drawn)
-    assert {shape[0] for shape in seen} == {1, 2, 3, 4}
+    assert {shape[0] for shape in seen} >= {1, 2, 3, 4}
     with pytest.raises(ConfigError, match="leave out example, dtypes and values"):
         assert_bucketing_preserves(model, in_axes="batch seq", inputs=drawn, dtypes="int32")
 

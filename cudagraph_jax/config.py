@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -163,15 +164,13 @@ class CUDAGraphConfig:
 
     def get_padded_batch_size(self, batch_size: int) -> int:
         """The next capture size up; `batch_size` itself above the largest."""
-        fitted = cast(Ladder, self.capture_sizes).fit(batch_size)
-        return batch_size if fitted is None else fitted
+        return _size_up(self.capture_sizes, batch_size)
 
     def get_padded_seq_len(self, seq_len: int) -> int:
         """The next captured length up; `seq_len` itself above the largest, or without lengths."""
-        if self.capture_seq_lens is None:
-            return seq_len
-        fitted = cast(Ladder, self.capture_seq_lens).fit(seq_len)
-        return seq_len if fitted is None else fitted
+        return (
+            seq_len if self.capture_seq_lens is None else _size_up(self.capture_seq_lens, seq_len)
+        )
 
     def bucket_for(self, batch_size: int, seq_len: int) -> Bucket:
         """The bucket that a call of this size is padded to."""
@@ -238,6 +237,13 @@ def checked_config(config: CUDAGraphConfig | None) -> CUDAGraphConfig:
     if not isinstance(config, CUDAGraphConfig):
         raise ConfigError(f"config={config!r} is no CUDAGraphConfig: make one, or leave it out")
     return config
+
+
+def _size_up(sizes: Collection[int], size: int) -> int:
+    """The next of the sorted `sizes` up; `size` itself above them."""
+    ladder = cast(Ladder, sizes)
+    index = bisect_left(ladder, size)
+    return ladder[index] if index < len(ladder) else size
 
 
 def _normalise(config: CUDAGraphConfig) -> None:

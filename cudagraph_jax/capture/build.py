@@ -93,10 +93,10 @@ class Builder:
         request = request_for(program, bucket, config=config, is_stored=self._shelf is not None)
         while True:
             with annotation("capture", program.target.name, bucket):
-                outputs, executable = self._take(request)
+                outputs, executable = self._begun_or_prepared(request)()
                 if _is_too_large(executable, config) and (frugal := _for_memory(request)):
                     wide, request = executable, frugal
-                    outputs, executable = self._take(request)
+                    outputs, executable = self._begun_or_prepared(request)()
                     both_ms = wide.compile_ms + executable.compile_ms
                     executable = replace(executable, compile_ms=both_ms)
             self._count(executable)
@@ -121,11 +121,11 @@ class Builder:
             else:
                 return entry
 
-    def _take(self, request: CompileRequest) -> tuple[Outputs, Executable]:
-        """What is asked for, from where it is there first."""
+    def _begun_or_prepared(self, request: CompileRequest) -> Finish:
+        """What gives what is asked for, from where it is there first."""
         if self.ahead.begun and (begun := self.ahead.take(request)) is not None:
-            return begun
-        return self._prepare(request)()
+            return lambda: begun
+        return self._prepare(request)
 
     def _prepare(self, request: CompileRequest) -> Finish:
         """Traces what is asked for, and gives what has it loaded or compiled."""

@@ -334,7 +334,7 @@ def outputs_from_json(written: Any) -> Outputs | None:
         )
         for name, axes, unpad, ndim, comparable, *rest in written["leaves"]
     )
-    return Outputs(structure, leaves)
+    return Outputs.of(structure, leaves)
 
 
 def _size(name: Any) -> SizeName:

@@ -274,7 +274,6 @@ class CUDAGraphRegistry:
                 waited for; such an entry is not kept.
             InputShapeError: An output that must be trimmed cannot be.
         """
-        use_jax()
         make = self._building(program, bucket, call, iterations)
         made = self._entries.get_or_make((bucket, program.variant), make)
         if made.is_new:

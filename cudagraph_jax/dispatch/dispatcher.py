@@ -29,7 +29,7 @@ from cudagraph_jax.dispatch.split import (
     was_donated,
 )
 from cudagraph_jax.dispatch.stats import Outcomes
-from cudagraph_jax.errors import CaptureError, InputShapeError, PaddingLeakError
+from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError, PaddingLeakError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.graphs.warm_runs import runs
@@ -54,7 +54,7 @@ class Reply(NamedTuple):
     route: Route | None = None
 
 
-Act = Callable[[Call, Decision], Reply | None]
+Act = Callable[[], Reply | None]
 REFUSED = object()
 """What `Dispatcher.replay` gives for arguments that the compiled function does not take."""
 
@@ -212,7 +212,7 @@ class Dispatcher:
             decision = self.decide(call)
             logger.debug("%s at %s: %s", call.variant.name, call.sizes, decision)
             try:
-                served = self._act(decision)(call, decision)
+                served = self._act(call, decision)()
             except BaseException as error:
                 self.outcomes.add("error", _error_reason(error, decision), call.sizes)
                 raise
@@ -220,25 +220,28 @@ class Dispatcher:
             draft.add(served.route, key=key, lead=lead)
         return served.outputs
 
-    def _act(self, decision: Decision) -> Act:
+    def _act(self, call: Call, decision: Decision) -> Act:
         """What does as was decided; it gives None where the mode forbids that by now."""
         if decision.error is not None:
-            return _refuse
+            return partial(_refuse, decision.error)
+        act: Callable[[Call, Decision], Reply | None] = self._eager
         if decision.in_pieces:
-            return self._split
-        if decision.in_background:
-            return self._queue_and_answer
-        if decision.entry is not None:
-            return self._replay_decided
-        if decision.reason is Reason.OVERFLOW and decision.mode is CUDAGraphMode.NONE:
-            return self._overflow
-        return self._capture if decision.mode is CUDAGraphMode.CAPTURE else self._eager
+            act = self._split
+        elif decision.in_background:
+            act = self._queue_and_answer
+        elif decision.entry is not None:
+            act = self._replay_decided
+        elif decision.reason is Reason.OVERFLOW and decision.mode is CUDAGraphMode.NONE:
+            act = self._overflow
+        elif decision.mode is CUDAGraphMode.CAPTURE:
+            return partial(self.capturer.gate.within, partial(self._capture, call, decision))
+        return partial(act, call, decision)
 
     def _queue_and_answer(self, call: Call, decision: Decision) -> Reply | None:
         if not self._queue(call):
             return None
         queued = decision._replace(in_background=False)
-        return self._act(queued)(call, queued)
+        return self._act(call, queued)()
 
     def _queue(self, call: Call) -> bool:
         """Has the call's bucket captured in the background; False where the mode forbids it."""
@@ -271,10 +274,7 @@ class Dispatcher:
         self.outcomes.add("eager", reason, call.sizes)
         return Reply(outputs)
 
-    def _capture(self, call: Call, decision: Decision) -> Reply | None:
-        return self.capturer.gate.within(partial(self._capture_inside, call, decision))
-
-    def _capture_inside(self, call: Call, decision: Decision, is_admitted: bool) -> Reply | None:
+    def _capture(self, call: Call, decision: Decision, is_admitted: bool) -> Reply | None:
         bucket = decision.bucket
         assert bucket is not None  # or this is not what was decided
         if not is_admitted:
@@ -393,9 +393,8 @@ class Dispatcher:
         return reply
 
 
-def _refuse(call: Call, decision: Decision) -> Reply:
-    assert decision.error is not None  # or this is not what was decided
-    raise decision.error
+def _refuse(error: CUDAGraphError) -> Reply:
+    raise error
 
 
 def _error_reason(error: BaseException, decision: Decision) -> Reason:

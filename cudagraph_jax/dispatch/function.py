@@ -27,18 +27,21 @@ from cudagraph_jax.dispatch.manager import CUDAGraphManager, PlanOptions
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.route import NO_KWARGS, Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.arguments import is_array, leading_leaf
+from cudagraph_jax.program.arguments import leading_leaf
 from cudagraph_jax.program.binding import Binder, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.program.call import (
     Args,
     Call,
     Declared,
     Target,
+    bare_leaves,
     describe_call,
     has_tracers,
+    is_array,
     placement,
     refuse_abstract,
 )
+from cudagraph_jax.program.donation import refuses_transfer
 from cudagraph_jax.program.eager import run_traced
 from cudagraph_jax.program.function_ref import FunctionRef, Holder
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -59,6 +62,8 @@ MAX_DECLARATIONS = 256
 """Forms and structures of calls whose declarations are remembered."""
 
 _shape_and_dtype = attrgetter("shape", "dtype")
+# What compiled functions raise for arguments that do not fit them.
+_REFUSALS = (TypeError, ValueError, OverflowError)
 
 
 @belongs_to_process
@@ -95,6 +100,7 @@ class BucketedFunction(Generic[P, R]):
         self._lead = binder.lead
         self._leads_in_tree = False
         self._binds_all = bool(binder.static_argnames)
+        self._has_defaults = binder.has_defaults
         self._settings: Settings | None = None  # of the first call, which the tables stand for
         self._outcomes = manager.dispatcher.outcomes
         manager.registry.watch(self._routes)
@@ -103,8 +109,8 @@ class BucketedFunction(Generic[P, R]):
         """The function's outputs, trimmed to the real sizes and handed out as `unpad` says."""
         if kwargs or self._binds_all:
             return self._call_bound(args, kwargs)
-        refused = failure = None
-        outputs: R
+        # Longer than any other function here: a hit is one frame, each further one 0.05 us.
+        failure = None
         try:
             lead = args[self._lead]
             if self._leads_in_tree:
@@ -122,7 +128,7 @@ class BucketedFunction(Generic[P, R]):
                 kind = type(value)
                 # JAX narrows NumPy's 64-bit floats silently, and drops what a subclass holds; what
                 # is padded is copied into a buffer, which takes any dtype, and a number for a row.
-                if kind is ndarray or (kind is route.device_array and route.direct is None):
+                if kind is ndarray or (kind is route.device_array and not route.pads_nothing):
                     if value.dtype not in dtypes or value.shape != shape:
                         sure = False
                 elif kind is not route.device_array and (shape or kind not in route.kinds):
@@ -131,6 +137,7 @@ class BucketedFunction(Generic[P, R]):
             sure = False
         if sure:
             try:
+                outputs: R
                 if (direct := route.direct) is not None:
                     start = perf_counter()
                     outputs = direct(*args)
@@ -144,26 +151,38 @@ class BucketedFunction(Generic[P, R]):
                 if route.checks.numbers.agree(args, NO_KWARGS):
                     outputs = route.run(args)
                     return outputs
-            except (TypeError, ValueError, OverflowError):
-                # The compiled function refuses what does not fit it: other parameters, tracers.
-                # Refusals are slow, so calls that alternate are told apart by all their arrays.
-                self._routes.exact.clear()
-                self._routes.numpy.clear()
-                refused = route
             except BaseException as error:
-                if not self.manager.dispatcher.may_answer(route, error):
+                if not self._may_answer(route, error):
                     raise
                 failure = error
         # Nothing is called within an `except`: who looks for a mistake of theirs sees it alone.
-        if failure is not None:
-            try:
-                outputs = self.manager.dispatcher.rescue(
-                    functools.partial(self.describe, *args), route, failure
-                )
-                return outputs
-            finally:
-                failure = None  # its traceback leads back to this frame, and the arguments in it
-        return self._call_bound(args, kwargs, refused=refused)
+        if failure is None:
+            return self._call_bound(args, kwargs)
+        try:
+            return self._answer_after(failure, route, args)
+        finally:
+            failure = None  # its traceback leads back to this frame, and the arguments in it
+
+    def _may_answer(self, route: Route, error: BaseException) -> bool:
+        """Whether a call that failed by `route` may be answered in another way."""
+        return (
+            isinstance(error, _REFUSALS)
+            or refuses_transfer(error)  # or it is made explicitly
+            or self.manager.dispatcher.may_answer(route, error)
+        )
+
+    def _answer_after(self, error: BaseException, route: Route, args: Args) -> R:
+        if isinstance(error, _REFUSALS):
+            # The compiled function refuses what does not fit it: other parameters, tracers.
+            # Refusals are slow, so calls that alternate are told apart by all their arrays.
+            self._routes.exact.clear()
+            self._routes.numpy.clear()
+            return self._call_bound(args, NO_KWARGS, refused=route)
+        if refuses_transfer(error):
+            return self._call_bound(args, NO_KWARGS)
+        describe = functools.partial(self.describe, *args)
+        outputs: R = self.manager.dispatcher.rescue(describe, route, error)
+        return outputs
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """A method's function with its object as the first argument, as of any function.
@@ -233,20 +252,26 @@ class BucketedFunction(Generic[P, R]):
                 # The next call may go by one array, whoever made the route: a JAX array, say.
                 draft.add(route, key=key, lead=self._lead_of(bound))
                 return outputs
-        bound, call = written, None
-        with self._outcomes.counting_input_errors():
-            if has_tracers(bound.args, bound.kwargs):
+        try:
+            if has_tracers(written.args, written.kwargs):
                 use_jax()  # as the operations will, many of them at once
+                call = None
             else:
                 bound, call = self._captured(written)
-                refuse_abstract(call)
                 key = self._key(bound)
+        except BaseException:
+            self._outcomes.add("error", Reason.INPUT)
+            raise
         if call is None:
-            self._outcomes.add("eager", Reason.TRANSFORMED)
-            target, declared = self._declared(bound, jax.tree.structure((bound.args, bound.kwargs)))
-            outputs = run_traced(target, bound.args, bound.kwargs, declared)
-        else:
-            outputs = dispatcher.serve(call, self._routes, key, lead=self._lead_of(bound))
+            return self._trace(written)
+        outputs = dispatcher.serve(call, self._routes, key, lead=self._lead_of(bound))
+        return outputs
+
+    def _trace(self, bound: Bound) -> R:
+        """What the plain function gives for tracers."""
+        self._outcomes.add("eager", Reason.TRANSFORMED)
+        target, declared = self._declared(bound, jax.tree.structure((bound.args, bound.kwargs)))
+        outputs: R = run_traced(target, bound.args, bound.kwargs, declared)
         return outputs
 
     def _lead_of(self, bound: Bound) -> PyTree:
@@ -272,8 +297,9 @@ class BucketedFunction(Generic[P, R]):
         is an argument of it: two programs, with the same answer where the value is the default.
         """
         call = self._describe(bound)
+        refuse_abstract(call)
         decide = self.manager.dispatcher.decide
-        if not self._binder.has_defaults or decide(call).mode is CUDAGraphMode.REPLAY:
+        if not self._has_defaults or decide(call).mode is CUDAGraphMode.REPLAY:
             self._instead.pop(bound.form, None)
             return bound, call
         for form in list(self._forms.values()):
@@ -344,7 +370,8 @@ class BucketedFunction(Generic[P, R]):
                 donate_argnums=self._binder.donated(bound.form),
                 fingerprint=fingerprint and fingerprint._replace(places=bound.form.places),
             )
-            known = (target, self._binder.declared(bound))
+            declared = self._binder.declared(bound)._replace(bare=bare_leaves(structure))
+            known = (target, declared)
             if len(self._declarations) >= MAX_DECLARATIONS:
                 self._declarations.clear()
             with suppress(TypeError, ValueError):

@@ -14,18 +14,18 @@ import numpy as np
 
 from cudagraph_jax._base.fork import put_right_in_child
 from cudagraph_jax.graphs.observers import Observers, annotation
-from cudagraph_jax.graphs.replay_counts import Fit, Journal, Request
+from cudagraph_jax.graphs.replay_counts import Journal, Request
 from cudagraph_jax.program.arguments import device_array_type
 from cudagraph_jax.program.donation import on_device, refuses_transfer, use_up
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs, RealOutputs
 from cudagraph_jax.program.program import Program
+from cudagraph_jax.shapes.axes import carried_sizes
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import Array, Index, Padder, padder
+from cudagraph_jax.shapes.padding import Array, Index, Padder, mask_of, padder, real_index
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.profile import REPLAY
 
 NO_KWARGS: Mapping[str, PyTree] = {}
-zeros = np.zeros
 
 
 class Pads(NamedTuple):
@@ -41,6 +41,32 @@ class Pads(NamedTuple):
     arrays: tuple[tuple[int, Padder], ...] = ()
     trees: tuple[tuple[int, tuple[Padder | None, ...]], ...] = ()
     donated: tuple[int, ...] = ()
+
+    def apply(self, args: Sequence[PyTree]) -> Sequence[PyTree]:
+        """The arguments, padded on the host; what is donated goes where the given ones are."""
+        padded = list(args)
+        for position, pad_array in self.arrays:
+            padded[position] = pad_array(args[position])
+        for position, padders in self.trees:
+            leaves, structure = jax.tree.flatten(args[position])
+            fitted = [
+                leaf if pad is None else pad(leaf)
+                for pad, leaf in zip(padders, leaves, strict=True)
+            ]
+            padded[position] = jax.tree.unflatten(structure, fitted)
+        return on_device(args, padded, self.donated) if self.donated else padded
+
+    def apply_explicitly(self, args: Sequence[PyTree]) -> Sequence[PyTree]:
+        """The same for `jax.transfer_guard("disallow")`.
+
+        What this package moves is moved explicitly; NumPy arrays of the caller's stay where they
+        are, to be refused as under `jit`.
+        """
+        positions = [position for position, _ in (*self.arrays, *self.trees)]
+        on_host = list(args)
+        for position in positions:
+            on_host[position] = jax.device_get(args[position])
+        return on_device(args, self._replace(donated=()).apply(on_host), positions)
 
 
 def pads_for(
@@ -79,6 +105,51 @@ def _leaf_padder(
     )
 
 
+Mask = Callable[[], Mapping[str, PyTree]]
+"""What makes the mask of a call, by the keyword that it is passed under."""
+
+
+def mask_for(program: Program, sizes: Bucket, bucket: Bucket) -> Mask | None:
+    """What makes the masks of calls of `sizes` in `bucket`; None where the function takes none."""
+    name = program.target.mask_argname
+    if name is None:
+        return None
+    shape, real = (carried_sizes(program.axes, size) for size in (bucket, sizes))
+    index = tuple(map(slice, real))
+    if sizes != bucket:
+        # A route that kept its mask would keep the bucket's bytes.
+        return lambda: {name: mask_of(shape, index)}
+    # Now, also where another function is being traced around this call.
+    with jax.ensure_compile_time_eval():
+        full = {name: jax.device_put(mask_of(shape, index))}
+    return lambda: full
+
+
+def direct_call(
+    call: Callable[..., PyTree], pads: Pads, mask: Mask | None
+) -> Callable[..., PyTree] | None:
+    """`call` of a call's positional arguments, padded in the same frame; None where that is more.
+
+    More than copies into zeros: other padding, pytrees, donated arrays.
+    """
+    if pads.trees or pads.donated or not all(pad.is_zero for _, pad in pads.arrays):
+        return None
+    if not pads.arrays:
+        return call if mask is None else lambda *args: call(*args, **mask())
+    # A frame costs 0.05 us, and so does an attribute of `self` with each use of it.
+    zero_pads = tuple((place, pad.shape, pad.dtype, pad.index) for place, pad in pads.arrays)
+    zeros = np.zeros
+
+    def padded_call(*args: PyTree) -> PyTree:
+        padded = list(args)
+        for position, shape, dtype, index in zero_pads:
+            padded[position] = buffer = zeros(shape, dtype)
+            buffer[index] = args[position]
+        return call(*padded) if mask is None else call(*padded, **mask())
+
+    return padded_call
+
+
 class Route:
     """How requests of one exact shape are served by one executable.
 
@@ -95,7 +166,12 @@ class Route:
         wait: Whether to wait for the device on each run.
 
     Attributes:
-        direct: The compiled function, where it takes a call's arguments as they are; else None.
+        bucket: As given.
+        request: As given.
+        direct: What gives the executable's outputs for a call's positional arguments as they are,
+            if no more is to be done than to copy some into zeros; else None.
+        pads_nothing: Whether the arguments go to the compiled function as they are, which checks
+            them all.
         checks: What the arguments must be, beside what the compiled function checks.
         others: Position of each argument that is an array but for the one that leads, its shape,
             and which dtypes it may have in NumPy.
@@ -110,15 +186,9 @@ class Route:
 
     __slots__ = (
         "_call",
-        "_full_mask",
-        "_mask_argname",
-        "_mask_shape",
+        "_mask",
         "_pads",
-        "_pads_any",
-        "_pads_further",
-        "_real_mask",
         "_wait",
-        "_zeros",
         "bucket",
         "checks",
         "device",
@@ -127,6 +197,7 @@ class Route:
         "finish",
         "kinds",
         "others",
+        "pads_nothing",
         "precision",
         "request",
         "sizes_in_arrays",
@@ -146,36 +217,18 @@ class Route:
         journal: Journal,
         wait: bool,
     ) -> None:
-        self._call = call
-        self.bucket = bucket
-        self.request = request
+        self.bucket, self.request, sizes = bucket, request, request.sizes
+        self._call, self._wait = call, wait
+        self._pads = pads_for(program, shapes, sizes=sizes, bucket=bucket)
+        self.pads_nothing = not (self._pads.arrays or self._pads.trees)
+        self._mask = mask_for(program, sizes, bucket)
+        is_known = sizes == bucket or not outputs.follows
+        real = None if is_known else program.real_outputs(outputs, sizes)
+        self.finish = finisher(outputs, sizes=sizes, bucket=bucket, real=real)
         # All outputs are there as soon as one of them is on the host.
         waits = wait or any(leaf.unpad == "host" for leaf in outputs.leaves)
         self.tally = journal.open(request, waits=waits)
-        self._wait = wait
-        self._mask_argname = program.target.mask_argname
-        self._pads = pads_for(program, shapes, sizes=request.sizes, bucket=bucket)
-        self._pads_any = bool(self._pads.arrays or self._pads.trees)
-        zeros = [(place, pad) for place, pad in self._pads.arrays if pad.is_zero]
-        # What nearly every call pads is done without a call of its own, 0.2 µs each.
-        self._zeros = tuple((place, pad.shape, pad.dtype, pad.index) for place, pad in zeros)
-        self._pads_further = len(zeros) < len(self._pads.arrays) or bool(self._pads.trees)
-        is_exact = request.fit is Fit.EXACT
-        self.finish = finisher(
-            outputs,
-            None if is_exact else program.real_outputs(outputs, request.sizes),
-            sizes=request.sizes,
-            bucket=bucket,
-        )
-        self._full_mask = None
-        self._mask_shape = program.mask_shape(bucket)
-        self._real_mask = tuple(map(slice, program.mask_shape(request.sizes)))
-        if self._mask_argname is not None and request.fit is Fit.EXACT:
-            # Now, also where another function is being traced around this call.
-            with jax.ensure_compile_time_eval():
-                self._full_mask = jax.device_put(program.mask(bucket, bucket))
-        self.checks = program.checks
-        arguments = program.argument_leaves
+        self.checks, arguments = program.checks, program.argument_leaves
         # What a pytree holds is looked at by nobody but the compiled function.
         self.sizes_in_arrays = all(
             argument.is_array or all(program.axes[i].passes_through for i in argument.indices)
@@ -188,18 +241,13 @@ class Route:
         self.kinds = self.checks.kinds
         self.device_array = device_array_type()
         self.device, self.precision, self.x64 = program.settings.always_read
-        numbers = any(self.checks.numbers)
-        untouched = not (self._pads_any or self._mask_argname or wait or numbers)
-        self.direct = call if untouched else None
+        self.direct: Callable[..., PyTree] | None = None
+        if not (wait or any(self.checks.numbers)):
+            self.direct = direct_call(call, self._pads, self._mask)
 
     def __del__(self) -> None:
         # Whoever runs a route holds it, so that nothing is counted after this.
         self.tally.is_open = False
-
-    @property
-    def pads_nothing(self) -> bool:
-        """Whether the arguments go to the compiled function as they are, which checks them all."""
-        return not self._pads_any
 
     def run(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
         """The outputs for `args`, trimmed; recorded as a replay."""
@@ -224,66 +272,23 @@ class Route:
         """The outputs for `args` as the executable gives them, of the bucket's size."""
         given = args
         try:
-            if self._pads_any:
-                args = self._pad(args)
-                if self._pads.donated:
-                    args = on_device(given, args, self._pads.donated)
-            if self._mask_argname is not None:
-                kwargs = {**kwargs, self._mask_argname: self._mask()}
-            result = self._call(*args, **kwargs) if kwargs else self._call(*args)
+            mask = NO_KWARGS if self._mask is None else self._mask()
+            if not self.pads_nothing:
+                args = self._pads.apply(given)
+            result = self._call(*args, **kwargs, **mask)
             is_refused = False
         except jax.errors.JaxRuntimeError as error:
             if not refuses_transfer(error):
                 raise
             is_refused = True
         if is_refused:
-            args = self._pad_explicitly(given)
-            if self._mask_argname is not None:
-                kwargs = {**kwargs, self._mask_argname: jax.device_put(self._mask())}
-            result = self._call(*args, **kwargs)
+            args = self._pads.apply_explicitly(given)
+            result = self._call(*args, **kwargs, **jax.device_put(mask))
         if self._wait:
             jax.block_until_ready(result)
         if self._pads.donated:
             use_up(given, args, self._pads.donated)
         return result
-
-    def _pad_explicitly(self, given: Sequence[PyTree]) -> list[PyTree]:
-        """The arguments, padded, for `jax.transfer_guard("disallow")`.
-
-        What this package moves is moved explicitly; NumPy arrays of the caller's stay where they
-        are, to be refused as under `jit`.
-        """
-        positions = [position for position, _ in (*self._pads.arrays, *self._pads.trees)]
-        on_host = list(given)
-        for position in positions:
-            on_host[position] = jax.device_get(given[position])
-        return on_device(given, self._pad(on_host), positions)
-
-    def _pad(self, args: Sequence[PyTree]) -> list[PyTree]:
-        padded = list(args)
-        for position, shape, dtype, index in self._zeros:
-            padded[position] = buffer = zeros(shape, dtype)
-            buffer[index] = args[position]
-        if not self._pads_further:
-            return padded
-        for position, pad_array in self._pads.arrays:
-            if not pad_array.is_zero:
-                padded[position] = pad_array(args[position])
-        for position, padders in self._pads.trees:
-            leaves, structure = jax.tree.flatten(args[position])
-            fitted = [
-                leaf if pad is None else pad(leaf)
-                for pad, leaf in zip(padders, leaves, strict=True)
-            ]
-            padded[position] = jax.tree.unflatten(structure, fitted)
-        return padded
-
-    def _mask(self) -> PyTree:
-        if self._full_mask is not None:
-            return self._full_mask
-        mask = np.zeros(self._mask_shape, np.bool_)
-        mask[self._real_mask] = True
-        return mask
 
 
 class WatchedRoute(Route):
@@ -351,22 +356,25 @@ class WatchedRoute(Route):
 
 
 def finisher(
-    outputs: Outputs, real: RealOutputs | None, *, sizes: Bucket, bucket: Bucket
+    outputs: Outputs, *, sizes: Bucket, bucket: Bucket, real: RealOutputs | None = None
 ) -> Callable[[PyTree], PyTree] | None:
     """What turns the executable's outputs into the caller's.
 
     Args:
         outputs: The program's outputs.
-        real: The caller's part of them; None where that is all of them.
         sizes: The sizes of the call.
         bucket: Those of the outputs.
+        real: The caller's part of them, where the axes alone do not say it.
 
     Returns:
         A function of the outputs; None where they can be handed out as they are.
     """
     steps = [
         _leaf_finisher(
-            leaf, None if real is None else real.indices[index], sizes=sizes, bucket=bucket
+            leaf,
+            real_index(leaf.axes, leaf.ndim, sizes) if real is None else real.indices[index],
+            sizes=sizes,
+            bucket=bucket,
         )
         for index, leaf in enumerate(outputs.leaves)
     ]
@@ -429,18 +437,18 @@ def slice_on_device(array: PyTree, index: Index) -> PyTree:
 
 
 def _leaf_finisher(
-    leaf: OutputLeaf, index: Index | None, *, sizes: Bucket, bucket: Bucket
+    leaf: OutputLeaf, index: Index, *, sizes: Bucket, bucket: Bucket
 ) -> Callable[[PyTree], PyTree] | None:
-    trims = index is not None and not (leaf.axes.passes_through and not leaf.follows)
+    trims = sizes != bucket and not (leaf.axes.passes_through and not leaf.follows)
     if leaf.unpad == "host":
-        if index is None or not trims:
+        if not trims:
             return on_host
         rows = 1.0 if leaf.axes.batch is None else sizes.batch_size / bucket.batch_size
         length = 1.0 if leaf.axes.seq is None else sizes.seq_len / bucket.seq_len
         if rows * length < 0.5:
             return lambda array: _own_part(on_host(array), index)
         return host_slicer(index)
-    if leaf.unpad == "device" and index is not None and trims:
+    if leaf.unpad == "device" and trims:
         return lambda array: slice_on_device(array, index)
     return None
 

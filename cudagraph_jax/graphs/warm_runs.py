@@ -64,8 +64,7 @@ def run_idle(
     use_jax()
     rows = idle_call(entry.program, entry.program.example if call is None else call, entry.bucket)
     # Nothing is trimmed, so nobody asks the function how long its outputs are for no rows at all.
-    whole = tuple(leaf._replace(follows=()) for leaf in entry.outputs.leaves)
-    outputs = entry.outputs._replace(leaves=whole, structure_follows=False)
+    outputs = entry.outputs._replace(follows=False)
     route = entry.route_for(rows, fit=Fit.PADDED, outputs=outputs)
     settings = entry.program.settings
 

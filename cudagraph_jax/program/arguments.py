@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey, SequenceKey
 
-from cudagraph_jax.program.call import Call, is_key, is_weak
+from cudagraph_jax.program.call import Call, is_array, is_key, is_weak
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.pytrees import ArgumentLeaves, PyTree, leaves_of_arguments
 
@@ -76,11 +76,6 @@ def _agrees(number: Nested, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]
 
 def _index(key: SequenceKey | DictKey) -> Any:
     return key.idx if isinstance(key, SequenceKey) else key.key
-
-
-def is_array(value: object) -> bool:
-    """Whether it is an array that JAX takes whole: a masked one loses its mask."""
-    return isinstance(value, np.ndarray | jax.Array) and not isinstance(value, np.ma.MaskedArray)
 
 
 def leading_leaf(tree: PyTree) -> object:

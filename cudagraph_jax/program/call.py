@@ -28,7 +28,6 @@ from cudagraph_jax.shapes.axes import (
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import PadValue, check_pad_value
 from cudagraph_jax.shapes.pytrees import (
-    ArgumentLeaves,
     PyTree,
     leaf_names,
     leaves_of_arguments,
@@ -47,11 +46,13 @@ class Declared(NamedTuple):
         patterns: The pattern of each leaf, its axes, or None where it is passed through.
         pad_values: What each leaf is padded with.
         argument_names: What errors call the arguments.
+        bare: Which leaves of a whole call are arguments themselves; None: not worked out yet.
     """
 
     patterns: Sequence[AxisPattern | LeafAxes | None]
     pad_values: Sequence[PadValue]
     argument_names: Sequence[str]
+    bare: Sequence[bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ def describe_call(
     undeclared = len(leaves) - len(declared.patterns)
     patterns = [*declared.patterns, *[None] * undeclared]
     pads = [*declared.pad_values, *[0] * undeclared]
-    bare = [leaf.is_array for leaf in _arguments(structure) for _ in leaf.indices]
+    bare = bare_leaves(structure) if declared.bare is None else declared.bare
     try:
         described = _describe_leaves(leaves, patterns, pads, [""] * len(leaves), bare)
     except InputShapeError:
@@ -232,10 +233,10 @@ def traced_mask_shape(args: Args, declared: Declared) -> Shape:
     return carried_sizes((leaf.axes for leaf in leaves), sizes_of(leaves))
 
 
-def _arguments(structure: jax.tree_util.PyTreeDef) -> list[ArgumentLeaves]:
-    """The leaves of each argument of a call, in the order in which JAX flattens them."""
+def bare_leaves(structure: jax.tree_util.PyTreeDef) -> list[bool]:
+    """Which leaves of a call are arguments themselves, in the order in which JAX flattens them."""
     args, kwargs = leaves_of_arguments(structure)
-    return [*args, *kwargs.values()]
+    return [leaf.is_array for leaf in (*args, *kwargs.values()) for _ in leaf.indices]
 
 
 def _describe_leaves(
@@ -324,7 +325,7 @@ class Variant:
 
     def __post_init__(self) -> None:
         key = (
-            *(self.function, self.structure, self.leaves, self.statics),
+            *(self.function.identity, self.structure, self.leaves, self.statics),
             *(self.places, self.settings),
         )
         object.__setattr__(self, "_hash", hash(key))
@@ -394,6 +395,11 @@ def abstract_passed(value: object, *, name: str, is_bare: bool = True) -> Abstra
         ) from None
     weak = not abstract.shape and is_weak(value)
     return AbstractLeaf(abstract.shape, abstract.dtype, weak, placement(value))
+
+
+def is_array(value: object) -> bool:
+    """Whether it is an array that JAX takes whole: a masked one loses its mask."""
+    return isinstance(value, np.ndarray | jax.Array) and not isinstance(value, np.ma.MaskedArray)
 
 
 def _refuse_masked(value: object, name: str) -> None:

@@ -28,9 +28,12 @@ class FunctionRef:
 
     Args:
         function: The function, or the `Holder` of one.
+
+    Attributes:
+        identity: The same for equal references, and rarely for others: their hash.
     """
 
-    __slots__ = ("__weakref__", "_hash", "_inner", "_kept", "_referent")
+    __slots__ = ("__weakref__", "_inner", "_kept", "_referent", "identity")
 
     def __init__(self, function: Callable[..., Any] | Holder) -> None:
         is_method = isinstance(function, MethodType)
@@ -46,7 +49,7 @@ class FunctionRef:
                 self._kept = function
         else:
             self._kept = function
-        self._hash = hash((id(owner), self._inner)) if self._kept is None else _hash(function)
+        self.identity = hash((id(owner), self._inner)) if self._kept is None else _hash(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function gives.
@@ -97,7 +100,7 @@ class FunctionRef:
         return not _is_only_itself(self._kept) and bool(self._kept == other._kept)
 
     def __hash__(self) -> int:
-        return self._hash
+        return self.identity
 
 
 def _is_only_itself(function: object) -> bool:

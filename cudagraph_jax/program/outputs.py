@@ -50,16 +50,26 @@ class Outputs(NamedTuple):
         structure: The pytree that holds them.
         leaves: Each array.
         structure_follows: Whether what is static in that pytree follows the sizes.
+        follows: Whether only the function can say what they are at other sizes, for that reason or
+            because a dimension follows one in a way of its own.
     """
 
     structure: jax.tree_util.PyTreeDef
     leaves: tuple[OutputLeaf, ...]
-    structure_follows: bool = False
+    structure_follows: bool
+    follows: bool
 
-    @property
-    def follows(self) -> bool:
-        """Whether only the function can say what they are at other sizes."""
-        return self.structure_follows or any(leaf.follows for leaf in self.leaves)
+    @classmethod
+    def of(
+        cls,
+        structure: jax.tree_util.PyTreeDef,
+        leaves: tuple[OutputLeaf, ...],
+        *,
+        structure_follows: bool = False,
+    ) -> Outputs:
+        """The outputs that are held by `structure`."""
+        follows = structure_follows or any(leaf.follows for leaf in leaves)
+        return cls(structure, leaves, structure_follows, follows)
 
 
 class RealOutputs(NamedTuple):
@@ -112,7 +122,7 @@ def outputs_of(tree: PyTree, found: FoundAxes, *, unpad: PyTree) -> Outputs:
         _output_leaf(array, axes, mode)
         for array, axes, mode in zip(arrays, found.outputs, modes, strict=True)
     )
-    return Outputs(structure, leaves, found.structure_follows)
+    return Outputs.of(structure, leaves, structure_follows=found.structure_follows)
 
 
 def named_shapes(tree: PyTree) -> list[OutputShape]:

@@ -42,7 +42,7 @@ from cudagraph_jax.shapes.output_axes import (
     check_declared_axes,
     infer_output_axes,
 )
-from cudagraph_jax.shapes.padding import Array, PadValue
+from cudagraph_jax.shapes.padding import Array, PadValue, mask_of
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments, unflatten_shapes
 from cudagraph_jax.xla.settings import ThreadSettings
 from cudagraph_jax.xla.stages import (
@@ -154,9 +154,7 @@ class Program:
 
     def mask(self, bucket: Bucket, sizes: Bucket) -> Array:
         """The mask of a call of `sizes` in `bucket`: True where an element is real."""
-        mask: Array = np.zeros(self.mask_shape(bucket), np.bool_)
-        mask[tuple(map(slice, self.mask_shape(sizes)))] = True
-        return mask
+        return mask_of(self.mask_shape(bucket), tuple(map(slice, self.mask_shape(sizes))))
 
     def padded_with(self, pad_values: Sequence[PadValue]) -> Program:
         """The same program with other padding."""

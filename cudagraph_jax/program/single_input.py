@@ -13,8 +13,7 @@ import numpy as np
 
 from cudagraph_jax._base.checks import require_arrays_from
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.program.arguments import is_array
-from cudagraph_jax.program.call import Call, Declared, Target, describe_call
+from cudagraph_jax.program.call import Call, Declared, Target, describe_call, is_array
 from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes, axes_by_size

@@ -42,6 +42,13 @@ def real_index(axes: LeafAxes, ndim: int, sizes: Bucket) -> Index:
     return tuple(index)
 
 
+def mask_of(shape: Shape, index: Index) -> Array:
+    """A mask of `shape`, True at `index`."""
+    mask: Array = np.zeros(shape, np.bool_)
+    mask[index] = True
+    return mask
+
+
 def check_pad_value(value: PadValue, dtype: np.dtype[np.generic], *, name: str) -> None:
     """Raises unless an array of `dtype` can hold `value`, to its own precision.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
@@ -29,6 +30,7 @@ CompareWhere = Literal["all", "mask"]
 
 DEFAULT_CAPTURE_SIZES = Ladder.powers_of_two(256)
 DEFAULT_MAX_SEQ_LEN = 8192
+_TAKEN = ("batch_size", "seq_len")
 
 _FLAGS = (
     "enabled",
@@ -65,6 +67,8 @@ class CUDAGraphConfig:
         capture_sizes: Batch sizes that get a graph.
         capture_seq_lens: Sequence lengths that get a graph. None: seq_len is not padded, each
             length is a bucket of its own.
+        capture_axes: The sizes of further axes, by the names that `in_axes` gives them:
+            `{"height": (224, 448), "width": (224, 448)}`.
         max_capture_batch_size: Largest batch that gets a graph; `max(capture_sizes)` if None.
             Batches between the two become buckets of their own size.
         max_capture_seq_len: Largest sequence length that gets a graph; if None,
@@ -104,6 +108,8 @@ class CUDAGraphConfig:
     enabled: bool = True
     capture_sizes: Sequence[int] = DEFAULT_CAPTURE_SIZES
     capture_seq_lens: Sequence[int] | None = None
+    # As with compiler_options below.
+    capture_axes: Mapping[str, Sequence[int]] = field(default_factory=dict, hash=False)
     max_capture_batch_size: int | None = None
     max_capture_seq_len: int | None = None
     on_miss: OnMiss = "capture"
@@ -176,14 +182,68 @@ class CUDAGraphConfig:
         """The bucket that a call of this size is padded to."""
         return Bucket(self.get_padded_batch_size(batch_size), self.get_padded_seq_len(seq_len))
 
+    def padded(self, sizes: Bucket) -> Bucket:
+        """The bucket that a call of these sizes is padded to, in all its axes."""
+        padded = self.bucket_for(sizes.batch_size, sizes.seq_len)
+        if len(sizes) == 2:
+            return padded
+        named = {axis: _size_up(self.capture_axes[axis], size) for axis, size in sizes[2:]}
+        return padded.with_sizes(named)
+
+    def admits(self, sizes: Bucket) -> bool:
+        """Whether a call of these sizes is inside the limits of all its axes."""
+        return self.should_use_cudagraph(sizes.batch_size, sizes.seq_len) and all(
+            1 <= size <= max(self.capture_axes[axis]) for axis, size in sizes[2:]
+        )
+
+    def largest(self, axis: str) -> int:
+        """The largest size of an axis that gets a graph."""
+        if axis == "batch":
+            return self.max_batch_size
+        return self.max_seq_len if axis == "seq" else max(self.capture_axes[axis])
+
+    def ladder(self, axis: str) -> Sequence[int] | None:
+        """The sizes of an axis that get a graph; None where each is a bucket of its own.
+
+        Raises:
+            KeyError: There is no such axis.
+        """
+        if axis == "batch":
+            return self.capture_sizes
+        return self.capture_seq_lens if axis == "seq" else self.capture_axes[axis]
+
     def buckets(self, *, seq_len: int = 1) -> tuple[Bucket, ...]:
-        """The grid, ascending: every capture size with every captured length.
+        """The grid, ascending: every capture size with every captured length, and further sizes.
 
         Args:
             seq_len: The one length of the grid where `capture_seq_lens` is None.
         """
-        lengths = (seq_len,) if self.capture_seq_lens is None else self.capture_seq_lens
-        return tuple(Bucket(batch, length) for batch in self.capture_sizes for length in lengths)
+        named = {axis: min(sizes) for axis, sizes in self.capture_axes.items()}
+        return self.grid(("batch", "seq", *named), Bucket.of({"seq": seq_len, **named}))
+
+    def grid(self, axes: Collection[str], sizes: Bucket) -> tuple[Bucket, ...]:
+        """The buckets, ascending, of functions that carry these axes.
+
+        Args:
+            axes: Their names.
+            sizes: Those of a call, which stay as they are in all other axes.
+        """
+        ladders = [
+            (size,) if axis not in axes else self.ladder(axis) or (size,)
+            for axis, size in sizes.sizes.items()
+        ]
+        names = tuple(sizes.sizes)
+        return tuple(
+            Bucket.of(dict(zip(names, each, strict=True))) for each in itertools.product(*ladders)
+        )
+
+    def along_axes(self, bucket: Bucket) -> list[Bucket]:
+        """`bucket` with each size of one axis: a grid may have a million, its ladders hundreds."""
+        return [
+            bucket.with_sizes({axis: size})
+            for axis in bucket.sizes
+            for size in self.ladder(axis) or ()
+        ]
 
     def to_dict(self) -> dict[str, object]:
         """All fields as values that JSON can hold; `from_dict` takes them back."""
@@ -279,6 +339,7 @@ def _grid(config: CUDAGraphConfig) -> dict[str, object]:
     return {
         "capture_sizes": batches,
         "capture_seq_lens": lengths,
+        "capture_axes": further_axes(config.capture_axes),
         "max_capture_batch_size": largest_size(
             config.max_capture_batch_size,
             batches,
@@ -305,10 +366,33 @@ def _default(name: str, config: CUDAGraphConfig) -> object:
         return DEFAULT_MAX_SEQ_LEN if lengths is None else max(lengths)
     if name == "command_buffers" and config.per_layer_graphs:
         return CommandBufferScope.PIECEWISE
-    if name == "compiler_options":
+    if name in ("compiler_options", "capture_axes"):
         return {}
     spec = next(spec for spec in dataclasses.fields(config) if spec.name == name)
     return spec.default
+
+
+def further_axes(axes: object) -> Mapping[str, Ladder]:
+    """The ladders of further axes, by name, read-only.
+
+    Raises:
+        ConfigError: It is no mapping from names to sizes, or a name is taken.
+    """
+    if not isinstance(axes, Mapping):
+        raise ConfigError(
+            f'capture_axes={axes!r} is no mapping: name each axis, as {{"height": (224, 448)}}'
+        )
+    for name in axes:
+        if name in ("batch", "seq"):
+            field_name = "capture_sizes" if name == "batch" else "capture_seq_lens"
+            raise ConfigError(f"capture_axes has {name!r}: give its sizes as {field_name}")
+        if not isinstance(name, str) or not name.isidentifier() or name in _TAKEN:
+            raise ConfigError(
+                f"capture_axes has the name {name!r}: use a word that in_axes can hold, as height"
+            )
+    return MappingProxyType(
+        {name: Ladder(axes[name], name=f"capture_axes[{name!r}]") for name in sorted(axes)}
+    )
 
 
 def largest_size(
@@ -392,7 +476,9 @@ def shown(value: object) -> str:
         return repr(tuple(value))
     if isinstance(value, CommandBufferScope):
         return str(value)
-    return repr(dict(value)) if isinstance(value, Mapping) else repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {shown(item)}" for key, item in value.items()) + "}"
+    return repr(value)
 
 
 def plain(value: object) -> object:
@@ -401,4 +487,6 @@ def plain(value: object) -> object:
         return list(value)
     if isinstance(value, CommandBufferScope):
         return value.value
-    return dict(value) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return value

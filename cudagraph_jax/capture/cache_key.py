@@ -7,7 +7,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding, Sharding
@@ -18,9 +18,8 @@ from cudagraph_jax.program.call import AbstractLeaf, default_device
 from cudagraph_jax.program.fingerprint import written, written_structure
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs, Unpad
 from cudagraph_jax.program.program import Program
-from cudagraph_jax.shapes.axes import LeafAxes
+from cudagraph_jax.shapes.axes import LeafAxes, Length
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.output_axes import SizeName
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.store import Json, Stored
 from cudagraph_jax.xla.environment import host_fields, jaxlib_version
@@ -176,7 +175,7 @@ def fingerprint_fields(program: Program) -> Fields | None:
         "code": fingerprint.code,
         "places": list(fingerprint.places),
         "structure": structure if len(structure) < 1000 else _hashed(structure),
-        "axes": _listed([str(tuple(axes)) for axes in program.axes]),
+        "axes": _listed([_axes_text(axes) for axes in program.axes]),
         "statics": statics,
         "unpad": prefixes[0],
         "out_axes": prefixes[1],
@@ -207,16 +206,43 @@ def _listed(texts: list[str]) -> Json:
     return texts if len(texts) <= _MOST_LISTED else [f"{len(texts)}", _hashed("\n".join(texts))]
 
 
+def _axes_text(axes: LeafAxes) -> str:
+    """As versions without named axes wrote it, where these are all there are."""
+    return f"({axes.batch}, {axes.seq})" if _is_plain(axes) else str(_axes_to_json(axes))
+
+
+def _is_plain(axes: LeafAxes) -> bool:
+    return axes == LeafAxes.at(axes.batch, axes.seq)
+
+
+def _axes_to_json(axes: LeafAxes) -> Json:
+    if _is_plain(axes):
+        return [axes.batch, axes.seq]
+    return {str(place): str(length) for place, length in axes.dims}
+
+
+def _axes_from_json(written: Any) -> LeafAxes:
+    if isinstance(written, list):
+        batch, seq = map(_index, written)
+        return LeafAxes.at(batch, seq)
+    dims = [(int(place), Length.parse(text)) for place, text in written.items()]
+    known = tuple((place, length) for place, length in dims if length is not None)
+    if len(known) < len(dims):
+        raise ValueError(f"{written!r} are no axes")
+    return LeafAxes(known)
+
+
 def _hashed(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _mask_text(program: Program) -> str | None:
-    """The mask's name, and which one size it has where it has one alone."""
-    name = program.target.mask_argname
-    if name is None or (program.carries_batch and program.carries_seq):
-        return name
-    return f"{name} {'batch' if program.carries_batch else 'seq'}"
+    """The masks' names, and which axes they have where they are not the batch and the sequence."""
+    texts = []
+    for name, named in program.target.masks:
+        axes = program.carried if named is None else named
+        texts.append(name if axes == ("batch", "seq") else " ".join((name, *axes)))
+    return ", ".join(texts) or None
 
 
 def _prefix_text(prefix: PyTree) -> str | None:
@@ -303,7 +329,10 @@ def outputs_to_json(outputs: Outputs) -> Json:
     except TypeError:
         return None
     leaves: list[Json] = [
-        [leaf.name, list(leaf.axes), leaf.unpad, leaf.ndim, leaf.comparable, *_following(leaf)]
+        [
+            *(leaf.name, _axes_to_json(leaf.axes), leaf.unpad, leaf.ndim, leaf.comparable),
+            *_following(leaf),
+        ]
         for leaf in outputs.leaves
     ]
     return {"tree": tree, "leaves": leaves}
@@ -326,21 +355,15 @@ def outputs_from_json(written: Any) -> Outputs | None:
     leaves = tuple(
         OutputLeaf(
             str(name),
-            LeafAxes(*map(_index, axes)),
+            _axes_from_json(axes),
             _unpad(unpad),
             int(ndim),
             bool(comparable),
-            tuple((int(axis), _size(size)) for following in rest for axis, size in following),
+            tuple((int(axis), str(size)) for following in rest for axis, size in following),
         )
         for name, axes, unpad, ndim, comparable, *rest in written["leaves"]
     )
     return Outputs.of(structure, leaves)
-
-
-def _size(name: Any) -> SizeName:
-    if name not in ("batch", "seq"):
-        raise ValueError(f"{name!r} is no size")
-    return cast(SizeName, name)
 
 
 def _index(place: Any) -> int | None:

@@ -291,19 +291,16 @@ def is_stale(program: Program, bucket: Bucket, old: CUDAGraphConfig, new: CUDAGr
     """
     if old is new:
         return False
-    if not new.should_use_cudagraph(*bucket):
-        return old.should_use_cudagraph(*bucket)
+    if not new.admits(bucket):
+        return old.admits(bucket)
     return not _has_place(program, bucket, new)
 
 
 def _has_place(program: Program, bucket: Bucket, config: CUDAGraphConfig) -> bool:
     """Whether calls under `config` are padded to `bucket`."""
-    if not config.should_use_cudagraph(*bucket):
+    if not config.admits(bucket):
         return config.on_overflow == "exact"
-    own = config.bucket_for(*bucket)
-    return (own.batch_size == bucket.batch_size or not program.carries_batch) and (
-        own.seq_len == bucket.seq_len or not program.carries_seq
-    )
+    return config.padded(bucket).only(program.carried, others=bucket) == bucket
 
 
 def _backend_evicts() -> bool:

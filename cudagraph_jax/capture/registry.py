@@ -84,10 +84,7 @@ class _MemoryWarnings:
         each = entry.closed_over_bytes
         if not each:
             return
-        program, grid = entry.program, config.buckets(seq_len=entry.seq_len)
-        buckets = len(
-            {(program.carries_batch and batch, program.carries_seq and seq) for batch, seq in grid}
-        )
+        buckets = len(config.grid(entry.program.carried, entry.bucket))
         if each * buckets >= _MUCH_CLOSED_OVER and self._is_new(entry.variant.name):
             how = "an argument with None in in_axes"
             if entry.single_input:

@@ -176,7 +176,7 @@ def warm_grid(
 def _without_jit(config: CUDAGraphConfig, call: Call) -> WarmupReport:
     why = "jax.disable_jit is on, so every call runs the plain function: leave it off to warm up"
     warnings.warn(f"{call.target.name} is not warmed up: {why}", CUDAGraphWarning, stacklevel=4)
-    buckets = grid(config, call, call.sizes)
+    buckets = config.grid(call.carried, call.sizes)
     failed = tuple(BucketWarmup(bucket, "failed", error=why) for bucket in buckets)
     return WarmupReport(call.target.name, failed, 0.0)
 
@@ -184,7 +184,7 @@ def _without_jit(config: CUDAGraphConfig, call: Call) -> WarmupReport:
 def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int) -> WarmupReport:
     target = call.target
     registry, config = capturer.registry, capturer.registry.config
-    buckets = grid(config, call, call.sizes)
+    buckets = config.grid(call.carried, call.sizes)
     program = capturer.program_of(call)
     budget = Budget(registry, call.variant, buckets)
     largest = max(buckets, key=lambda bucket: bucket.elements)
@@ -275,17 +275,4 @@ def sealed_error(mode: CUDAGraphMode) -> SealedError:
     return SealedError(
         f"mode={mode.name} does not allow captures: warm up before seal(), or set mode to "
         "CUDAGraphMode.CAPTURE"
-    )
-
-
-def grid(config: CUDAGraphConfig, carrier: Call | Program, sizes: Bucket) -> list[Bucket]:
-    """The buckets for calls like one of `sizes`; sizes that no array carries stay as they are."""
-    return list(
-        dict.fromkeys(
-            Bucket(
-                bucket.batch_size if carrier.carries_batch else sizes.batch_size,
-                bucket.seq_len if carrier.carries_seq else sizes.seq_len,
-            )
-            for bucket in config.buckets(seq_len=sizes.seq_len)
-        )
     )

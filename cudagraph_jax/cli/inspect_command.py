@@ -248,11 +248,7 @@ def _program(bucketed: Bucketed, args: tuple[Any, ...], bucket: Bucket) -> Progr
 
 def _carried(program: Program, bucket: Bucket) -> Bucket:
     """The bucket, with the example's size where no argument carries one."""
-    sizes = program.example.sizes
-    return Bucket(
-        bucket.batch_size if program.carries_batch else sizes.batch_size,
-        bucket.seq_len if program.carries_seq else sizes.seq_len,
-    )
+    return bucket.only(program.carried, others=program.example.sizes)
 
 
 def _found(text: str) -> tuple[ModuleType, Callable[..., Any]]:

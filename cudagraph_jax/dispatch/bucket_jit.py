@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, overload
 
 import jax
 
-from cudagraph_jax._base.checks import names_nearest, require_arrays_from
+from cudagraph_jax._base.checks import names_nearest, nearest, require_arrays_from
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.dispatch.manager import CUDAGraphManager
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.program.binding import Binder
-from cudagraph_jax.program.call import Target
+from cudagraph_jax.program.call import Mask, Target
 from cudagraph_jax.program.fingerprint import Fingerprint, fingerprint_of
 from cudagraph_jax.program.single_input import function_name
 from cudagraph_jax.shapes.axes import AxisPattern
@@ -41,7 +41,7 @@ def bucket_jit(
     store: GraphStore | str | os.PathLike[str] | None = ...,
     fingerprint: str | None = ...,
     pad_values: PyTree = ...,
-    mask_argname: str,
+    mask_argname: str | Mapping[str, str],
     unpad: PyTree = ...,
     donate_argnums: int | Iterable[int] = ...,
     static_argnames: str | Iterable[str] = ...,
@@ -60,7 +60,7 @@ def bucket_jit(
     store: GraphStore | str | os.PathLike[str] | None = ...,
     fingerprint: str | None = ...,
     pad_values: PyTree = ...,
-    mask_argname: str,
+    mask_argname: str | Mapping[str, str],
     unpad: PyTree = ...,
     donate_argnums: int | Iterable[int] = ...,
     static_argnames: str | Iterable[str] = ...,
@@ -117,7 +117,7 @@ def bucket_jit(
     store: GraphStore | str | os.PathLike[str] | None = None,
     fingerprint: str | None = None,
     pad_values: PyTree = UNCHOSEN,
-    mask_argname: str | None = None,
+    mask_argname: str | Mapping[str, str] | None = None,
     unpad: PyTree = "host",
     donate_argnums: int | Iterable[int] = (),
     static_argnames: str | Iterable[str] = (),
@@ -148,8 +148,9 @@ def bucket_jit(
             `"edge"` to repeat the last real row. A value that is chosen, also 0, says that `fn`
             ignores it: `debug_mode` tries no other padding for that array.
         mask_argname: A keyword of `fn` that gets `bool[batch, seq]`, True where an element is
-            real; `bool[batch]` or `bool[seq]` where `in_axes` names one of the two alone. Callers
-            do not pass it.
+            real: of the axes that `in_axes` names, so `bool[batch]` for rows alone. Several by a
+            mapping, each of the axes that it names:
+            `{"src_mask": "batch src", "row_mask": "batch"}`. Callers do not pass them.
         unpad: A pytree prefix of the outputs. `"host"`: read-only NumPy arrays, trimmed: views, or
             copies where a view would keep much more than itself; compiles nothing. `"device"`: JAX
             arrays, trimmed; compiles a slice for every new size. `"none"`: the JAX arrays at the
@@ -175,6 +176,7 @@ def bucket_jit(
             raise ConfigError(f"fn={function!r} cannot be called: give a function")
         require_arrays_from("fn", function)
         called = function_name(function) if name is None else str(name)
+        masks = _masks(mask_argname)
         binder = Binder(
             function,
             name=called,
@@ -182,20 +184,72 @@ def bucket_jit(
             pad_values=pad_values,
             static_argnames=_listed(static_argnames, str, "static_argnames"),
             donate_argnums=_listed(donate_argnums, int, "donate_argnums"),
-            mask_argname=mask_argname,
+            masks=[mask.name for mask in masks],
         )
         target = Target(
             function,
             called,
             unpad=jax.tree.map(_unpad, unpad, is_leaf=is_declaration),
             out_axes=jax.tree.map(_out_axes, out_axes, is_leaf=is_declaration),
-            mask_argname=mask_argname,
+            masks=masks,
             fingerprint=_fingerprint(function, fingerprint),
         )
         shared = _manager(config, manager, store)
+        _check_axes(binder.in_axes, target, shared.config)
         return BucketedFunction(function, binder=binder, target=target, manager=shared)
 
     return make if fn is None else make(fn)
+
+
+def _masks(given: object) -> tuple[Mask, ...]:
+    """The masks that a function takes: one over all axes, or several over those that they name."""
+    if given is None:
+        return ()
+    if isinstance(given, str):
+        return (Mask(given),)
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"mask_argname={given!r}: name the keyword that takes the mask, or several with their "
+            'axes, as {"src_mask": "batch src", "row_mask": "batch"}'
+        )
+    masks = []
+    for name, axes in given.items():
+        pattern = AxisPattern.parse(axes) if isinstance(axes, str) else None
+        if pattern is None or not pattern.is_sizes or not isinstance(name, str):
+            raise ConfigError(
+                f"mask_argname has {name!r}: {axes!r}: give the axes of the mask, as "
+                f'{{{str(name)!r}: "batch seq"}}'
+            )
+        masks.append(Mask(name, tuple(length.axis for length in pattern.lengths)))
+    return tuple(masks)
+
+
+def _check_axes(in_axes: PyTree, target: Target, config: CUDAGraphConfig) -> None:
+    """Raises unless every axis has sizes, and those of outputs and masks are an argument's.
+
+    Raises:
+        ConfigError: An axis has not, or is carried by no argument.
+    """
+    known = ["batch", "seq", *config.capture_axes]
+    named = [(f"in_axes={leaf!r}", leaf) for leaf in jax.tree.leaves(in_axes)]
+    carried = {length.axis for _, leaf in named for length in leaf.lengths if length.is_size}
+    for leaf in jax.tree.leaves(target.out_axes):
+        named.append((f"out_axes={leaf!r}", AxisPattern.parse(leaf)))
+    for mask in target.masks:
+        text = " ".join(mask.axes or ())
+        named.append((f"mask_argname={{{mask.name!r}: {text!r}}}", AxisPattern.parse(text)))
+    for where, pattern in named:
+        for length in pattern.lengths:
+            if length.axis not in known:
+                raise ConfigError(
+                    f"{where} names {length.axis!r}, which has no sizes: add capture_axes="
+                    f"{{{length.axis!r}: (…)}} to the config; {nearest(length.axis, known)}"
+                )
+            if length.axis not in carried:
+                raise ConfigError(
+                    f"{where} names {length}, but no argument carries {length.axis!r} itself: name "
+                    "it in in_axes, where its size can be seen"
+                )
 
 
 def _manager(

@@ -124,7 +124,7 @@ def decide(
     Args:
         config: Limits and policies.
         mode: The most that may be done.
-        sizes: The call's (batch, seq_len).
+        sizes: The call's.
         bucket: What that is padded to, inside the limits.
         holdings: What is captured.
     """
@@ -135,12 +135,12 @@ def decide(
         return Decision(none, Reason.PAUSED)
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # not in JAX's stubs
         return Decision(none, Reason.DISABLE_JIT)
-    if 0 in sizes:
+    if sizes.is_empty:
         return Decision(none, Reason.EMPTY)
     exact = holdings.find(sizes)
     if exact is not None:
         return Decision(CUDAGraphMode.REPLAY, Reason.EXACT, sizes, exact)
-    if not config.should_use_cudagraph(*sizes):
+    if not config.admits(sizes):
         return _overflow(config, mode, sizes, holdings)
     if not config.cudagraph_copy_inputs and bucket != sizes:
         return Decision(none, Reason.UNPADDED, bucket, error=_unpadded(sizes, bucket))
@@ -225,7 +225,8 @@ def _overflow(
     none = CUDAGraphMode.NONE
     if config.on_overflow == "eager":
         return Decision(none, Reason.OVERFLOW)
-    if config.on_overflow == "split" and sizes.seq_len <= config.max_seq_len:
+    piece = sizes.with_sizes({"batch": min(sizes.batch_size, config.max_batch_size)})
+    if config.on_overflow == "split" and config.admits(piece):
         return Decision(none, Reason.SPLIT)
     if config.on_overflow != "exact":
         return Decision(none, Reason.OVERFLOW, error=_too_large(config, sizes))
@@ -248,23 +249,21 @@ def _capture(reason: Reason, bucket: Bucket, holdings: Holdings) -> Decision:
 
 
 def _too_large(config: CUDAGraphConfig, sizes: Bucket) -> CUDAGraphError:
-    too_large = [
-        (f"{name}={size} is larger than the largest bucket, {limit}", policy)
-        for name, size, limit, policy in (
-            ("batch", sizes.batch_size, config.max_batch_size, "split"),
-            ("seq_len", sizes.seq_len, config.max_seq_len, "exact"),
-        )
-        if size > limit
+    too_large = [axis for axis, size in sizes.sizes.items() if size > config.largest(axis)]
+    problems = [
+        f"{'seq_len' if axis == 'seq' else axis}={sizes.size(axis)} is larger than the largest "
+        f"bucket, {config.largest(axis)}"
+        for axis in too_large
     ]
+    policy = "split" if too_large == ["batch"] else "exact"
     return BucketOverflowError(
-        f"{' and '.join(problem for problem, _ in too_large)}: add a bucket or set "
-        f'on_overflow="{too_large[-1][1]}"'
+        f'{" and ".join(problems)}: add a bucket or set on_overflow="{policy}"'
     )
 
 
 def _unpadded(sizes: Bucket, bucket: Bucket) -> CUDAGraphError:
     return InputShapeError(
-        f"the inputs have (batch, seq_len)={tuple(sizes)}, not a bucket's shape, and "
-        f"cudagraph_copy_inputs=False forbids to copy them: pad them to {tuple(bucket)}, or "
+        f"the inputs have {sizes.described}, not a bucket's shape, and "
+        f"cudagraph_copy_inputs=False forbids to copy them: pad them to {bucket}, or "
         "leave cudagraph_copy_inputs on"
     )

@@ -99,7 +99,7 @@ class Dispatcher:
         if decision.reason is not Reason.SPLIT:
             return decision
         parts = [
-            self._decide(call, call.sizes._replace(batch_size=rows))
+            self._decide(call, call.sizes.with_sizes({"batch": rows}))
             for rows in dict.fromkeys(piece_rows(call.sizes.batch_size, self._largest_piece))
         ]
         refused = next((part for part in parts if part.error is not None), None)
@@ -317,7 +317,7 @@ class Dispatcher:
         rows = [part.sizes.batch_size for part in parts]
         with jax.transfer_guard("allow"):  # pieces are cut and joined on the host
             results = [self._run_piece(part, held[part.sizes]) for part in parts]
-            whole = joined(results, outputs, rows, seq_len=call.sizes.seq_len)
+            whole = joined(results, outputs, rows, sizes=call.sizes)
         delete_donated(call, donated)
         self.outcomes.add("split", Reason.OVERFLOW, call.sizes)
         return Reply(whole)
@@ -406,11 +406,7 @@ def _error_reason(error: BaseException, decision: Decision) -> Reason:
 
 
 def _padded(config: CUDAGraphConfig, call: Call, sizes: Bucket) -> Bucket:
-    padded = config.bucket_for(*sizes)
-    return Bucket(
-        padded.batch_size if call.carries_batch else sizes.batch_size,
-        padded.seq_len if call.carries_seq else sizes.seq_len,
-    )
+    return config.padded(sizes).only(call.carried, others=sizes)
 
 
 def mode_for(dispatcher: Dispatcher, sizes: Bucket) -> CUDAGraphMode:

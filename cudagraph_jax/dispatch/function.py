@@ -258,6 +258,7 @@ class BucketedFunction(Generic[P, R]):
                 call = None
             else:
                 bound, call = self._captured(written)
+                refuse_abstract(call)
                 key = self._key(bound)
         except BaseException:
             self._outcomes.add("error", Reason.INPUT)
@@ -297,7 +298,6 @@ class BucketedFunction(Generic[P, R]):
         is an argument of it: two programs, with the same answer where the value is the default.
         """
         call = self._describe(bound)
-        refuse_abstract(call)
         decide = self.manager.dispatcher.decide
         if not self._has_defaults or decide(call).mode is CUDAGraphMode.REPLAY:
             self._instead.pop(bound.form, None)

@@ -11,7 +11,7 @@ from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.capture.capturer import is_stale
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
-from cudagraph_jax.capture.warmup import grid, sealed_error
+from cudagraph_jax.capture.warmup import sealed_error
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
 from cudagraph_jax.errors import ConfigError, CUDAGraphError, CUDAGraphWarning
@@ -105,7 +105,7 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool
     """
     config = planned_config(dispatcher.config, plan, keeps_limits=keeps_limits)
     programs = _programs(dispatcher.registry)
-    grids = [len(grid(config, entry.program, entry.bucket)) for entry in programs]
+    grids = [len(config.grid(entry.program.carried, entry.bucket)) for entry in programs]
     _check_count(config, sum(grids) or plan.num_graphs)
     capturer, turn = dispatcher.capturer, object()
 
@@ -203,7 +203,7 @@ def _missing(
     missing = [
         (entry, bucket)
         for entry in _programs(registry)
-        for bucket in grid(config, entry.program, entry.bucket)
+        for bucket in config.grid(entry.program.carried, entry.bucket)
         if (bucket, entry.variant) not in new and registry.find(bucket, entry.variant) is None
     ]
     return sorted(missing, key=lambda found: found[1].elements, reverse=True)
@@ -242,7 +242,7 @@ def _leaving(
         if not is_stale(entry.program, entry.bucket, registry.config, config)
         and (entry.bucket, entry.variant) not in new
     ]
-    exact = [entry for entry in staying if not config.should_use_cudagraph(*entry.bucket)]
+    exact = [entry for entry in staying if not config.admits(entry.bucket)]
     exact.sort(key=lambda entry: entry.journal.last_used(), reverse=True)
     leaving: set[CUDAGraphEntry] = set()
     while True:
@@ -269,9 +269,12 @@ def _programs(registry: CUDAGraphRegistry) -> list[CUDAGraphEntry]:
         program = entry.program
         if entry.variant.function.is_gone:
             continue  # it cannot be compiled for other buckets
-        batch = None if program.carries_batch else entry.batch_size
-        seq = None if program.carries_seq and pads_seq else entry.seq_len
-        found[entry.variant, batch, seq] = entry
+        own = {
+            axis: size
+            for axis, size in entry.bucket.sizes.items()
+            if axis not in program.carried or (axis == "seq" and not pads_seq)
+        }
+        found[entry.variant, tuple(own.items())] = entry
     return list(found.values())
 
 

@@ -16,6 +16,7 @@ from cudagraph_jax.graphs.replay_counts import Fit
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.program.call import Call, copied_key, is_key
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs
+from cudagraph_jax.shapes.axes import Length
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments
@@ -61,7 +62,7 @@ def pieces(call: Call, *, largest: int, donate_argnums: Sequence[int] = ()) -> I
             args=args,
             kwargs=kwargs,
             leaves=tuple(leaves),
-            sizes=call.sizes._replace(batch_size=count),
+            sizes=call.sizes.with_sizes({"batch": count}),
         )
         start = stop
 
@@ -70,7 +71,8 @@ def unjoinable(outputs: Outputs) -> InputShapeError | None:
     """The error where an output does not carry the batch, so that pieces cannot be joined."""
     for leaf in outputs.leaves:
         follows = {size for _, size in leaf.follows}
-        if leaf.axes.batch is None or "batch" in follows or outputs.structure_follows:
+        batches = [length for _, length in leaf.axes.dims if length.axis == "batch"]
+        if batches != [Length("batch")] or "batch" in follows or outputs.structure_follows:
             return InputShapeError(
                 f'{leaf.name} carries no batch, so on_overflow="split" cannot join it: '
                 'return one row per request, or set on_overflow="eager"'
@@ -93,7 +95,7 @@ def piece_route(entry: CUDAGraphEntry, piece: Call) -> Route:
 
 
 def joined(
-    results: Sequence[PyTree], outputs: Outputs, rows: Sequence[int], *, seq_len: int
+    results: Sequence[PyTree], outputs: Outputs, rows: Sequence[int], *, sizes: Bucket
 ) -> PyTree:
     """The outputs of all pieces as those of one call.
 
@@ -102,13 +104,13 @@ def joined(
 
     Args:
         results: The outputs of each piece.
-        outputs: Where they carry the batch and the sequence.
+        outputs: Where they carry the sizes.
         rows: The real rows of each piece.
-        seq_len: The real length of all pieces.
+        sizes: Those of the whole call.
     """
     columns = zip(*map(jax.tree.leaves, results), strict=True)
     leaves = [
-        _join(column, leaf, rows, seq_len)
+        _join(column, leaf, rows, sizes)
         for column, leaf in zip(columns, outputs.leaves, strict=True)
     ]
     return jax.tree.unflatten(outputs.structure, leaves)
@@ -131,15 +133,16 @@ def delete_donated(call: Call, donate_argnums: Sequence[int]) -> None:
                 leaf.delete()
 
 
-def _join(parts: Sequence[PyTree], leaf: OutputLeaf, rows: Sequence[int], seq_len: int) -> PyTree:
-    batch, seq, trims = leaf.axes.batch or 0, leaf.axes.seq, leaf.unpad != "none"
-    length = seq_len if trims or seq is None else min(part.shape[seq] for part in parts)
+def _join(parts: Sequence[PyTree], leaf: OutputLeaf, rows: Sequence[int], sizes: Bucket) -> PyTree:
+    batch, trims = leaf.axes.batch or 0, leaf.unpad != "none"
+    # Untrimmed, they are cut to the shortest; what follows a size has been cut by its route.
+    least = tuple(map(min, *(part.shape for part in parts), parts[0].shape))
+    shape = leaf.axes.resize(least, sizes) if trims else least
     kept = [*rows[:-1], rows[-1] if trims else parts[-1].shape[batch]]
-    shapes = [
-        leaf.axes.resize(part.shape, Bucket(count, length))
-        for part, count in zip(parts, kept, strict=True)
+    indices = [
+        tuple(slice(count if axis == batch else size) for axis, size in enumerate(shape))
+        for count in kept
     ]
-    indices = [tuple(map(slice, shape)) for shape in shapes]
     if jnp.issubdtype(parts[0].dtype, jax.dtypes.extended):
         # NumPy cannot hold PRNG keys.
         return jnp.concatenate(

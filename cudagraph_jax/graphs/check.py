@@ -28,8 +28,7 @@ from cudagraph_jax.shapes.padding import Array, PadValue
 
 _ORDINARY = 2.0
 _HUGE = 1e4
-_AXES = {"batch_size": "the batch", "seq_len": "the sequence"}
-_TAKEN_FOR = {"batch_size": "the number of rows", "seq_len": "a length or a position"}
+_CALLED = {"batch": "the batch", "seq": "the sequence"}
 
 
 def check_entry(
@@ -37,10 +36,11 @@ def check_entry(
 ) -> None:
     """Raises unless `entry` gives the eager answer for real rows, whatever the padding holds.
 
-    It is tried at up to five sizes, with one eager run each: both axes padded, each of them alone,
-    and odd and even sizes. Those that the plain function does not take are left out; where it takes
-    none of them, it is compared at the bucket's own. At each of them the padding is filled with NaN
-    and with ordinary values, or for integers with valid ones, and the real rows must not move.
+    It is tried at some sizes (five for two axes), with one eager run each: all axes padded, each of
+    them alone, and odd and even sizes. Those that the plain function does not take are left out;
+    where it takes none of them, it is compared at the bucket's own. At each of them the padding is
+    filled with NaN and with ordinary values, or for integers with valid ones, and the real rows
+    must not move.
     Where they do, finite values decide: a weight of exactly zero stops those, and never NaN. A mask
     keeps its padding: bools, numbers that look like one, and what proves to be one, because padding
     of other arrays matters where its own says that it is real. So does an array whose pad value was
@@ -71,7 +71,8 @@ def check_entry(
         except PaddingLeakError:
             # In a sequence of one, an integer of 1 is a length but no position, and 0 a position
             # but no length; likewise an index of rows where one is left.
-            is_short = sizes.seq_len == 1 and pads_seq and entry.program.carries_seq
+            lengths = [axis for axis in _padded(entry, pads_seq=pads_seq) if axis != "batch"]
+            is_short = any(sizes.size(axis) == 1 for axis in lengths)
             if not (is_short or sizes.batch_size == 1 < call.sizes.batch_size):
                 raise
             example = example_call(entry.program, call, sizes, zeros_of_rows=True)
@@ -82,27 +83,29 @@ def check_entry(
 
 
 def trial_sizes(entry: CUDAGraphEntry, call: Call, *, pads_seq: bool) -> list[Bucket]:
-    """The sizes that a new entry is tried at: five at most, none where nothing is padded.
+    """The sizes that a new entry is tried at: all axes padded, and each alone, some of them twice.
 
     Padding may be read only where the batch is full, or only where the sequence is, and strides may
     start elsewhere in other lengths: those tried have every remainder of two, three and four.
     """
-    batch, seq = entry.bucket
-    pads = entry.copies_inputs
-    pads_seq = pads_seq and pads and entry.program.carries_seq
-    rows = _lesser(call.sizes.batch_size, batch) if pads and entry.program.carries_batch else []
-    lengths = _lesser(call.sizes.seq_len, seq) if pads_seq else []
-    if not (rows and lengths):
-        return [Bucket(n, seq) for n in rows] + [Bucket(batch, n) for n in lengths]
-    row, length = itertools.cycle(rows), itertools.cycle(lengths)
-    sizes = (
-        Bucket(next(row), next(length)),
-        Bucket(next(row), seq),
-        Bucket(batch, next(length)),
-        Bucket(batch, next(length)),
-        Bucket(next(row), next(length)),
-    )
-    return list(dict.fromkeys(sizes))
+    bucket = entry.bucket
+    lesser = {
+        axis: _lesser(call.sizes.size(axis), bucket.size(axis))
+        for axis in _padded(entry, pads_seq=pads_seq)
+    }
+    sizes = {axis: itertools.cycle(some) for axis, some in lesser.items() if some}
+    if len(sizes) < 2:
+        return [bucket.with_sizes({axis: n}) for axis in sizes for n in lesser[axis]]
+    *_, last = sizes
+    turns = [list(sizes), *([axis] for axis in sizes), [last], list(sizes)]
+    tried = [bucket.with_sizes({axis: next(sizes[axis]) for axis in turn}) for turn in turns]
+    return list(dict.fromkeys(tried))
+
+
+def _padded(entry: CUDAGraphEntry, *, pads_seq: bool) -> list[str]:
+    """The axes along which calls are padded to the bucket."""
+    axes = entry.program.carried if entry.copies_inputs else ()
+    return [axis for axis in axes if axis != "seq" or pads_seq]
 
 
 def _lesser(size: int, limit: int) -> list[int]:
@@ -215,11 +218,15 @@ def _leaf_names(trial: Trial) -> list[str]:
 def padded_axes(sizes: Bucket, bucket: Bucket) -> str:
     """Which axes are padded from `sizes` to `bucket`, as errors say it."""
     padded = [
-        f"{_AXES[axis]} is padded from {size} to {to}"
-        for axis, size, to in zip(_AXES, sizes, bucket, strict=True)
-        if size != to
+        f"{_called(axis)} is padded from {size} to {bucket.size(axis)}"
+        for axis, size in sizes.sizes.items()
+        if size != bucket.size(axis)
     ]
     return " and ".join(padded) or "nothing is padded"
+
+
+def _called(axis: str) -> str:
+    return _CALLED.get(axis, axis)
 
 
 class Cause(NamedTuple):
@@ -272,11 +279,11 @@ def cause_of(trial: Trial, difference: OutputDifference, *, padding: Poison | No
             + " and ".join(_size_taken(trial, axis) for axis in blamed),
             f"{_IGNORE}and count what is real by it",
         )
-    whose = " and ".join(f"that of {_AXES[axis]}" for axis in blamed)
+    whose = " and ".join(f"that of {_called(axis)}" for axis in blamed)
     why = f"the answer moves with what the padding holds: padding is counted in, {whose}"
     if len(blamed) == 1 and _alternates(trial, blamed[0], padding):
         return Cause(
-            f"{why}; not so where {_AXES[blamed[0]]} is one more or one less: odd and even sizes "
+            f"{why}; not so where {_called(blamed[0])} is one more or one less: odd and even sizes "
             "differ",
             'give a stride or a window explicit padding: with padding="SAME" it starts elsewhere '
             "in an odd size than in an even one",
@@ -303,10 +310,10 @@ def _moves(trial: Trial) -> bool:
 def _blamed_axes(trial: Trial, padding: Poison) -> list[str]:
     """The padded axes that change the answer alone; all of them where none does."""
     bucket, sizes = trial.entry.bucket, trial.example.sizes
-    padded = [axis for axis in _AXES if getattr(sizes, axis) != getattr(bucket, axis)]
+    padded = [axis for axis, size in sizes.sizes.items() if size != bucket.size(axis)]
     if len(padded) == 1:
         return padded
-    alone = [bucket._replace(**{axis: getattr(sizes, axis)}) for axis in padded]
+    alone = [bucket.with_sizes({axis: sizes.size(axis)}) for axis in padded]
     blamed = [
         axis for axis, size in zip(padded, alone, strict=True) if _differs_at(trial, size, padding)
     ]
@@ -325,19 +332,19 @@ def _differs_at(trial: Trial, sizes: Bucket, padding: Poison) -> bool | None:
 def _size_taken(trial: Trial, axis: str) -> str:
     """What the function may have read a padded size from."""
     for name, axes in zip(_leaf_names(trial), trial.example.axes, strict=True):
-        place = axes.batch if axis == "batch_size" else axes.seq
-        if place is not None:
-            return f"{name}.shape[{place}] taken for {_TAKEN_FOR[axis]}"
+        if (place := axes.place(axis)) is not None:
+            what = "the number of rows" if axis == "batch" else "a length or a position"
+            return f"{name}.shape[{place}] taken for {what}"
     raise AssertionError(f"no argument carries {axis}, so that it is not padded")
 
 
 def _alternates(trial: Trial, axis: str, padding: Poison) -> bool:
     """Whether the answer differs at each second size of an axis, as far as its neighbours tell."""
     sizes = trial.example.sizes
-    here, limit = getattr(sizes, axis), getattr(trial.entry.bucket, axis)
+    here, limit = sizes.size(axis), trial.entry.bucket.size(axis)
     by_step = [
         [
-            _differs_at(trial, sizes._replace(**{axis: here + off}), padding)
+            _differs_at(trial, sizes.with_sizes({axis: here + off}), padding)
             for off in (-step, step)
             if 0 < here + off < limit
         ]
@@ -349,14 +356,13 @@ def _alternates(trial: Trial, axis: str, padding: Poison) -> bool:
 def _full_only(trial: Trial, padding: Poison) -> str:
     """What to say where the answer differs only while another axis is full."""
     sizes, bucket = trial.example.sizes, trial.entry.bucket
-    for axis, name in _AXES.items():
-        full = getattr(bucket, axis)
-        if getattr(sizes, axis) != full or full == 1:
+    for axis, full in bucket.sizes.items():
+        if sizes.size(axis) != full or full == 1:
             continue
-        less = sizes._replace(**{axis: full - 1})
+        less = sizes.with_sizes({axis: full - 1})
         if _differs_at(trial, less, padding) is False:
             return (
-                f", where {name} is full and not at {tuple(less)}: it reaches the last of it, as a "
-                "negative index does"
+                f", where {_called(axis)} is full and not at {less.short}: it reaches the last "
+                "of it, as a negative index does"
             )
     return ""

@@ -300,20 +300,19 @@ class CUDAGraphEntry:
                 f"the inputs are {call.variant}, but {self.bucket} was captured for "
                 f"{self.variant}: give the same dtypes and other dimensions"
             )
-        if call.sizes.batch_size > self.batch_size or call.sizes.seq_len > self.seq_len:
-            raise InputShapeError(
-                f"the inputs have (batch, seq_len)={tuple(call.sizes)}, more than the bucket "
-                f"{self.bucket}: use a larger bucket"
-            )
-        if not self.copies_inputs and call.sizes != self.bucket:
-            raise InputShapeError(
-                f"the inputs have (batch, seq_len)={tuple(call.sizes)}, not the bucket's "
-                f"{tuple(self.bucket)}, and cudagraph_copy_inputs=False forbids to copy them: "
-                "pad them, or leave cudagraph_copy_inputs on"
-            )
         # A size that no array carries is the bucket's own.
-        sizes = Bucket(
-            call.sizes.batch_size if self.program.carries_batch else self.batch_size,
-            call.sizes.seq_len if self.program.carries_seq else self.seq_len,
+        sizes = self.bucket.map(
+            lambda own, given: given, call.sizes.only(call.carried, others=self.bucket)
         )
+        if not self.bucket.holds(sizes):
+            raise InputShapeError(
+                f"the inputs have {sizes.described}, more than the bucket {self.bucket}: use a "
+                "larger bucket"
+            )
+        if not self.copies_inputs and sizes != self.bucket:
+            raise InputShapeError(
+                f"the inputs have {sizes.described}, not the bucket's {self.bucket}, and "
+                "cudagraph_copy_inputs=False forbids to copy them: pad them, or leave "
+                "cudagraph_copy_inputs on"
+            )
         return replace(call, sizes=sizes)

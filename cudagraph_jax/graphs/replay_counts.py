@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import weakref
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, NamedTuple, TypeVar
@@ -374,10 +373,10 @@ MAX_SIZES = 4096
 
 
 class SizeHistogram:
-    """Counts of (batch, seq_len) sizes; safe to use from many threads.
+    """Counts of the sizes of calls; safe to use from many threads.
 
     Where there are more different sizes than the limit, they are counted as the next multiple of a
-    step that doubles, on the axis that has more of them, but never as more than the largest.
+    step that doubles, on the axis that has most of them, but never as more than the largest.
 
     Args:
         max_sizes: How many are told apart.
@@ -389,7 +388,8 @@ class SizeHistogram:
         self._is_adding = False
         self._counts: dict[Bucket, int] = {}
         self._is_fresh = False
-        self._largest, self._steps = Bucket(0, 0), Bucket(1, 1)
+        self._largest: dict[str, int] = {}
+        self._steps: Counter[str] = Counter()
         put_right_in_child(self)
 
     def after_fork(self) -> None:
@@ -398,7 +398,7 @@ class SizeHistogram:
 
     def add(self, sizes: Bucket, count: int = 1) -> None:
         """Counts requests of one size; an empty batch or sequence is none that a bucket serves."""
-        if 0 in sizes or not count:
+        if sizes.is_empty or not count:
             return
         self._added.append((sizes, count))
         self._settle()
@@ -420,7 +420,7 @@ class SizeHistogram:
         self._settle()
         self._counts = {}
         self._is_fresh = False
-        self._largest, self._steps = Bucket(0, 0), Bucket(1, 1)
+        self._largest, self._steps = {}, Counter()
 
     def _settle(self) -> None:
         """Counts what was added, unless somebody does already, who then goes on with it."""
@@ -434,7 +434,8 @@ class SizeHistogram:
             self._is_adding = False
 
     def _count(self, sizes: Bucket, count: int) -> None:
-        self._largest = Bucket(*map(max, self._largest, sizes))
+        for axis, size in sizes.sizes.items():
+            self._largest[axis] = max(size, self._largest.get(axis, 0))
         rounded = self._rounded(sizes)
         self._counts[rounded] = self._counts.get(rounded, 0) + count
         self._is_fresh = True
@@ -442,27 +443,24 @@ class SizeHistogram:
             self._coarsen()
 
     def _rounded(self, sizes: Bucket) -> Bucket:
-        return Bucket(
-            *(
-                min(-(-size // step) * step, largest)
-                for size, step, largest in zip(sizes, self._steps, self._largest, strict=True)
-            )
+        if not self._steps:
+            return sizes
+        return Bucket.of(
+            {
+                axis: min(-(-size >> self._steps[axis]) << self._steps[axis], self._largest[axis])
+                for axis, size in sizes.sizes.items()
+            }
         )
 
     def _coarsen(self) -> None:
-        batch, seq = self._steps
-        if _distinct(sizes.batch_size for sizes in self._counts) > _distinct(
-            sizes.seq_len for sizes in self._counts
-        ):
-            self._steps = Bucket(2 * batch, seq)
-        else:
-            self._steps = Bucket(batch, 2 * seq)
+        different: dict[str, set[int]] = {}
+        for sizes in self._counts:
+            for axis, size in sizes.sizes.items():
+                different.setdefault(axis, set()).add(size)
+        # The sequence where there are as many batches: it has more to give away.
+        self._steps[max(reversed(different), key=lambda axis: len(different[axis]))] += 1
         coarse: dict[Bucket, int] = {}
         for sizes, count in self._counts.items():
             rounded = self._rounded(sizes)
             coarse[rounded] = coarse.get(rounded, 0) + count
         self._counts = coarse  # as a whole: who reads it meanwhile sees all of it
-
-
-def _distinct(sizes: Iterable[int]) -> int:
-    return len(set(sizes))

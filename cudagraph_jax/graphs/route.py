@@ -19,7 +19,6 @@ from cudagraph_jax.program.arguments import device_array_type
 from cudagraph_jax.program.donation import on_device, refuses_transfer, use_up
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs, RealOutputs
 from cudagraph_jax.program.program import Program
-from cudagraph_jax.shapes.axes import carried_sizes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, Index, Padder, mask_of, padder, real_index
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -105,28 +104,36 @@ def _leaf_padder(
     )
 
 
-Mask = Callable[[], Mapping[str, PyTree]]
-"""What makes the mask of a call, by the keyword that it is passed under."""
+Masks = Callable[[], Mapping[str, PyTree]]
+"""What makes the masks of a call, by the keywords that they are passed under."""
 
 
-def mask_for(program: Program, sizes: Bucket, bucket: Bucket) -> Mask | None:
+def masks_for(program: Program, sizes: Bucket, bucket: Bucket) -> Masks | None:
     """What makes the masks of calls of `sizes` in `bucket`; None where the function takes none."""
-    name = program.target.mask_argname
-    if name is None:
+    if not program.target.masks:
         return None
-    shape, real = (carried_sizes(program.axes, size) for size in (bucket, sizes))
-    index = tuple(map(slice, real))
+    parts = [
+        (
+            mask.name,
+            mask.shape(program.carried, bucket),
+            tuple(map(slice, mask.shape(program.carried, sizes))),
+        )
+        for mask in program.target.masks
+    ]
+
+    def make() -> dict[str, PyTree]:
+        return {name: mask_of(shape, index) for name, shape, index in parts}
+
     if sizes != bucket:
-        # A route that kept its mask would keep the bucket's bytes.
-        return lambda: {name: mask_of(shape, index)}
+        return make  # a route that kept its masks would keep the bucket's bytes
     # Now, also where another function is being traced around this call.
     with jax.ensure_compile_time_eval():
-        full = {name: jax.device_put(mask_of(shape, index))}
+        full = jax.device_put(make())
     return lambda: full
 
 
 def direct_call(
-    call: Callable[..., PyTree], pads: Pads, mask: Mask | None
+    call: Callable[..., PyTree], pads: Pads, masks: Masks | None
 ) -> Callable[..., PyTree] | None:
     """`call` of a call's positional arguments, padded in the same frame; None where that is more.
 
@@ -135,7 +142,7 @@ def direct_call(
     if pads.trees or pads.donated or not all(pad.is_zero for _, pad in pads.arrays):
         return None
     if not pads.arrays:
-        return call if mask is None else lambda *args: call(*args, **mask())
+        return call if masks is None else lambda *args: call(*args, **masks())
     # A frame costs 0.05 us, and so does an attribute of `self` with each use of it.
     zero_pads = tuple((place, pad.shape, pad.dtype, pad.index) for place, pad in pads.arrays)
     zeros = np.zeros
@@ -145,7 +152,7 @@ def direct_call(
         for position, shape, dtype, index in zero_pads:
             padded[position] = buffer = zeros(shape, dtype)
             buffer[index] = args[position]
-        return call(*padded) if mask is None else call(*padded, **mask())
+        return call(*padded) if masks is None else call(*padded, **masks())
 
     return padded_call
 
@@ -186,7 +193,7 @@ class Route:
 
     __slots__ = (
         "_call",
-        "_mask",
+        "_masks",
         "_pads",
         "_wait",
         "bucket",
@@ -221,7 +228,7 @@ class Route:
         self._call, self._wait = call, wait
         self._pads = pads_for(program, shapes, sizes=sizes, bucket=bucket)
         self.pads_nothing = not (self._pads.arrays or self._pads.trees)
-        self._mask = mask_for(program, sizes, bucket)
+        self._masks = masks_for(program, sizes, bucket)
         is_known = sizes == bucket or not outputs.follows
         real = None if is_known else program.real_outputs(outputs, sizes)
         self.finish = finisher(outputs, sizes=sizes, bucket=bucket, real=real)
@@ -243,7 +250,7 @@ class Route:
         self.device, self.precision, self.x64 = program.settings.always_read
         self.direct: Callable[..., PyTree] | None = None
         if not (wait or any(self.checks.numbers)):
-            self.direct = direct_call(call, self._pads, self._mask)
+            self.direct = direct_call(call, self._pads, self._masks)
 
     def __del__(self) -> None:
         # Whoever runs a route holds it, so that nothing is counted after this.
@@ -272,10 +279,10 @@ class Route:
         """The outputs for `args` as the executable gives them, of the bucket's size."""
         given = args
         try:
-            mask = NO_KWARGS if self._mask is None else self._mask()
+            masks = NO_KWARGS if self._masks is None else self._masks()
             if not self.pads_nothing:
                 args = self._pads.apply(given)
-            result = self._call(*args, **kwargs, **mask)
+            result = self._call(*args, **kwargs, **masks)
             is_refused = False
         except jax.errors.JaxRuntimeError as error:
             if not refuses_transfer(error):
@@ -283,7 +290,7 @@ class Route:
             is_refused = True
         if is_refused:
             args = self._pads.apply_explicitly(given)
-            result = self._call(*args, **kwargs, **jax.device_put(mask))
+            result = self._call(*args, **kwargs, **jax.device_put(masks))
         if self._wait:
             jax.block_until_ready(result)
         if self._pads.donated:

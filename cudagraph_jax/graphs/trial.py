@@ -98,8 +98,8 @@ def _fitted(
     if _is_abstract(leaf):
         return np.zeros(shape, abstract.dtype)
     value: Array = np.array(leaf, abstract.dtype)
-    for axis in axes:
-        if axis is None or value.shape[axis] == shape[axis]:
+    for axis, _ in axes.dims:
+        if value.shape[axis] == shape[axis]:
             continue
         places = np.arange(shape[axis])
         first = np.take(value, places % value.shape[axis], axis)
@@ -119,11 +119,12 @@ def _says_nothing(leaf: PyTree, value: Array, pad: PadValue) -> bool:
 
 def _is_of_rows(value: Array, axes: LeafAxes) -> bool:
     """Whether it has an integer for each row, such as a length or a position."""
-    return axes.seq is None and bool(jnp.issubdtype(value.dtype, np.integer))
+    return axes.names == ("batch",) and bool(jnp.issubdtype(value.dtype, np.integer))
 
 
 def _drawn(value: Array, axes: LeafAxes | None, pad: PadValue, draw: np.random.Generator) -> Array:
-    besides = (size for axis, size in enumerate(value.shape) if axis not in (axes or ()))
+    carried = dict(() if axes is None else axes.dims)
+    besides = (size for axis, size in enumerate(value.shape) if axis not in carried)
     may_be_mask = axes is not None and all(size == 1 for size in besides)
     if jnp.issubdtype(value.dtype, np.inexact) and not may_be_mask:
         return np.asarray(draw.standard_normal(value.shape)).astype(value.dtype)
@@ -144,8 +145,8 @@ def behind_no_cut(value: Any, before: Bucket, after: Bucket, *, least: int = 1) 
     dtype = np.result_type(value) if isinstance(value, int) else getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, np.integer) or not np.size(value):
         return value
-    for old, new in zip(before, after, strict=True):
-        largest = int(np.max(value))
+    for axis, old in before.sizes.items():
+        new, largest = after.size(axis), int(np.max(value))
         if new < old and new <= largest <= old:
             # Only lengths are as large as the size; smaller ones may be positions, counted from 0.
             limit = new if largest == old else max(least, new - 1)
@@ -216,9 +217,10 @@ def poison(data: Mapping[int, Array], floating: float, *, largest: bool) -> dict
 
 
 def _looks_like_mask(array: Array, axes: LeafAxes) -> bool:
-    if axes.seq is None:
+    lengths = [place for place, length in axes.dims if length.axis != "batch"]
+    if not lengths:
         return False
-    is_one = np.moveaxis(array, axes.seq, -1) == 1
+    is_one = np.moveaxis(array, lengths[-1], -1) == 1
     ends_in_zeros = np.all(is_one[..., :-1] | ~is_one[..., 1:])
     return bool(_is_binary(array) and ends_in_zeros and np.any(is_one) and not np.all(is_one))
 
@@ -232,33 +234,43 @@ class Masks(NamedTuple):
 
     Attributes:
         names: What errors call them.
-        real: `(batch, seq)`, true where all of them are; a size that no array carries is 1.
+        axes: The axes of the call, in order.
+        real: Of their sizes, true where all masks are.
     """
 
     names: tuple[str, ...]
+    axes: tuple[str, ...]
     real: npt.NDArray[np.bool_]
 
     def over(self, leaf: OutputLeaf) -> npt.NDArray[np.bool_] | None:
         """Where an output is real, to be broadcast to it; None: all of it, as it has no axes.
 
         One that carries the batch alone is real in rows of which anything is, and likewise one that
-        carries the sequence alone.
+        carries another axis alone; one that carries an axis twice, where both places are.
         """
-        batch, seq = leaf.axes.batch, leaf.axes.seq
-        if batch is None and seq is None:
+        places = {axis: _places(leaf.axes, axis) for axis in self.axes}
+        times = max(map(len, places.values()), default=0)
+        if not times:
             return None
-        shape = [1] * leaf.ndim
-        real: npt.NDArray[np.bool_] = self.real
-        if batch is None:
-            real = np.any(real, axis=0, keepdims=True)
-        else:
-            shape[batch] = real.shape[0]
-        if seq is None:
-            real = np.any(real, axis=1, keepdims=True)
-        else:
-            shape[seq] = real.shape[1]
-        is_transposed = batch is not None and seq is not None and seq < batch
-        return (real.T if is_transposed else real).reshape(shape)
+        real: npt.NDArray[np.bool_] = np.ones((1,) * leaf.ndim, np.bool_)
+        for turn in range(times):
+            own = {axis: at[min(turn, len(at) - 1)] for axis, at in places.items() if at}
+            real = real & self._at(own, leaf.ndim)
+        return real
+
+    def _at(self, places: Mapping[str, int], ndim: int) -> npt.NDArray[np.bool_]:
+        """What is real, with each axis at one dimension, and true where any of the others is."""
+        others = tuple(n for n, axis in enumerate(self.axes) if axis not in places)
+        real: npt.NDArray[np.bool_] = np.any(self.real, axis=others)
+        order = [places[axis] for axis in self.axes if axis in places]
+        shape = [1] * ndim
+        for size, place in zip(real.shape, order, strict=True):
+            shape[place] = size
+        return real.transpose(np.argsort(order)).reshape(shape)
+
+
+def _places(axes: LeafAxes, axis: str) -> list[int]:
+    return [place for place, length in axes.dims if length.is_size and length.axis == axis]
 
 
 def masks_of(program: Program, call: Call) -> Masks | None:
@@ -272,31 +284,31 @@ def masks_of(program: Program, call: Call) -> Masks | None:
         program: The call's program.
         call: Its arrays have values.
     """
-    carried = (program.carries_batch, program.carries_seq)
-    shape = tuple(size if carries else 1 for size, carries in zip(call.sizes, carried, strict=True))
+    carried = program.carried
+    shape = tuple(map(call.sizes.size, carried))
     names = argument_leaf_names(program.argument_names, call.args, call.kwargs)
     found: list[str] = []
     real = np.ones(shape, np.bool_)
     for name, leaf, axes, pad in zip(names, call.leaves, call.axes, program.leaf_pads, strict=True):
         if axes.passes_through or pad not in (0, 1):
             continue
-        carries_all = (axes.batch is not None, axes.seq is not None) == carried
-        is_true = _as_mask(np.asarray(leaf), axes, takes_numbers=carries_all)
+        is_true = _as_mask(np.asarray(leaf), axes, carried)
         if is_true is not None:
             found.append(name)
             real &= ~is_true if pad else is_true
-    return Masks(tuple(found), real) if found else None
+    return Masks(tuple(found), carried, real) if found else None
 
 
-def _as_mask(array: Array, axes: LeafAxes, *, takes_numbers: bool) -> npt.NDArray[np.bool_] | None:
-    """Where an array is true, `(batch, seq)`, 1 for a size that it lacks; None: it is no mask."""
-    places = [axis for axis in axes if axis is not None]
-    sizes = [1 if axis is None else array.shape[axis] for axis in axes]
+def _as_mask(array: Array, axes: LeafAxes, carried: Sequence[str]) -> npt.NDArray[np.bool_] | None:
+    """Where an array is true, by the carried axes, 1 for those it lacks; None: it is no mask."""
+    places = [axes.place(axis) for axis in carried]
+    sizes = [1 if place is None else array.shape[place] for place in places]
     # Nothing but 0 may be anything.
-    is_numbers = takes_numbers and _is_binary(array) and bool(np.any(array == 1))
+    is_numbers = None not in places and _is_binary(array) and bool(np.any(array == 1))
     if array.size != np.prod(sizes) or not (array.dtype == np.bool_ or is_numbers):
         return None
-    is_true: npt.NDArray[np.bool_] = np.moveaxis(array, places, range(len(places))) != 0
+    known = [place for place in places if place is not None]
+    is_true: npt.NDArray[np.bool_] = np.moveaxis(array, known, range(len(known))) != 0
     return is_true.reshape(sizes)
 
 
@@ -347,8 +359,8 @@ class Trial:
     @property
     def place(self) -> str:
         """What errors call the function, the sizes and the bucket."""
-        name, sizes = self.entry.program.target.name, tuple(self.example.sizes)
-        return f"{name} at {sizes} in the bucket {self.entry.bucket}"
+        name, sizes = self.entry.program.target.name, self.example.sizes
+        return f"{name} at {sizes.short} in the bucket {self.entry.bucket}"
 
     @cached_property
     def masks(self) -> Masks | None:

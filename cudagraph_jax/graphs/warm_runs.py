@@ -162,12 +162,9 @@ def idle_call(program: Program, call: Call, bucket: Bucket) -> Call:
         _is_gone(leaf) and not axes.passes_through
         for leaf, axes in zip(given, program.axes, strict=True)
     )
-    cut = Bucket(*map(min, call.sizes, bucket))
-    rows = cut if is_real else Bucket(0, 0)
-    sizes = Bucket(
-        rows.batch_size if program.carries_batch else bucket.batch_size,
-        rows.seq_len if program.carries_seq else bucket.seq_len,
-    )
+    cut = call.sizes.map(min, bucket)
+    rows = cut if is_real else cut.map(lambda size: 0)
+    sizes = rows.only(program.carried, others=bucket)
     leaves = [
         _cut(leaf, abstract, axes, (call.sizes, cut), sizes)
         for leaf, abstract, axes in zip(given, program.variant.leaves, program.axes, strict=True)
@@ -202,10 +199,7 @@ def _cut(
     before, after = cut
     return behind_no_cut(
         value,
-        Bucket(
-            before.batch_size if axes.batch is None else after.batch_size,
-            before.seq_len if axes.seq is None else after.seq_len,
-        ),
+        after.only(axes.names, others=before),
         after,
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.tree_util import DictKey, SequenceKey
 
 from cudagraph_jax.program.call import Call, is_array, is_key, is_weak
-from cudagraph_jax.shapes.axes import LeafAxes
+from cudagraph_jax.shapes.axes import carried_axes
 from cudagraph_jax.shapes.pytrees import ArgumentLeaves, PyTree, leaves_of_arguments
 
 
@@ -130,13 +130,13 @@ def checks_of(call: Call) -> ArgumentChecks:
     places: dict[int | str, ArgumentLeaves] = dict(enumerate(args))
     places.update(kwargs)
     arrays = {place: leaves.indices[0] for place, leaves in places.items() if leaves.is_array}
-    sizes = _sizes(call.axes)
     positions = [place for place in arrays if isinstance(place, int)]
     lead = next(
         (
             at
             for at, argument in enumerate(args)
-            if argument.indices and _sizes([call.axes[i] for i in argument.indices]) == sizes
+            if argument.indices
+            and carried_axes(call.axes[i] for i in argument.indices) == call.carried
         ),
         None,
     )
@@ -163,14 +163,6 @@ def device_array_type() -> type:
     """The class of JAX's arrays, as opposed to tracers and keys."""
     with jax.transfer_guard("allow"):
         return type(jax.device_put(np.zeros(())))
-
-
-def _sizes(axes: Sequence[LeafAxes]) -> tuple[bool, bool]:
-    """Whether any of them carries the batch, and the sequence."""
-    return (
-        any(leaf.batch is not None for leaf in axes),
-        any(leaf.seq is not None for leaf in axes),
-    )
 
 
 def _numbers(call: Call, arrays: Mapping[int | str, int]) -> Numbers:

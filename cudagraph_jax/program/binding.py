@@ -32,7 +32,7 @@ class Binder:
         pad_values: A pytree prefix of scalars or `"edge"`.
         static_argnames: Names of the arguments that select a program of their own.
         donate_argnums: Positions of the arguments whose buffers may be taken over.
-        mask_argname: The keyword that is not the caller's to give.
+        masks: The keywords that are not the caller's to give.
 
     Raises:
         ConfigError: One of these does not fit the function.
@@ -47,7 +47,7 @@ class Binder:
         pad_values: PyTree,
         static_argnames: Sequence[str],
         donate_argnums: Sequence[int],
-        mask_argname: str | None,
+        masks: Sequence[str],
     ) -> None:
         self.name = name
         self.in_axes = jax.tree.map(_pattern, in_axes, is_leaf=is_declaration)
@@ -56,17 +56,17 @@ class Binder:
         self.donate_argnums = tuple(donate_argnums)
         if not self.bucketed_places:
             raise ConfigError(
-                f"in_axes={in_axes!r} names neither batch nor seq: name the dimensions that vary, "
-                'such as "batch seq"'
+                f"in_axes={in_axes!r} names no axis, such as batch or seq: name the dimensions "
+                'that vary, such as "batch seq"'
             )
         signature = _signature(function, name)
-        self._check_names(signature, mask_argname)
-        self._mask_argname = mask_argname
+        self._masks = tuple(masks)
+        self._check_names(signature)
         self._signature = signature.replace(
             parameters=[
                 parameter
                 for parameter in signature.parameters.values()
-                if parameter.name != mask_argname
+                if parameter.name not in self._masks
             ]
         )
         self._check_places()
@@ -82,9 +82,9 @@ class Binder:
         Raises:
             InputShapeError: An argument is missing or unknown.
         """
-        if self._mask_argname in keywords:
+        for name in set(self._masks).intersection(keywords):
             raise InputShapeError(
-                f"{self.name}() got {self._mask_argname!r}, which bucket_jit builds itself "
+                f"{self.name}() got {name!r}, which bucket_jit builds itself "
                 "(mask_argname): leave it out"
             )
         self.check_keywords(keywords)
@@ -172,8 +172,8 @@ class Binder:
     def _not_callable(self, why: str) -> InputShapeError:
         if self.is_method:
             why += ": it is a method: its object is the first argument"
-        elif self._mask_argname:
-            why += f" ({self._mask_argname} is not given)"
+        elif self._masks:
+            why += f" ({' and '.join(self._masks)} not given by callers)"
         return InputShapeError(f"{self.name}{self._signature} cannot be called like this: {why}")
 
     @property
@@ -270,27 +270,27 @@ class Binder:
     def _place(self, name: str) -> int:
         return list(self._signature.parameters).index(name)
 
-    def _check_names(self, signature: inspect.Signature, mask_argname: str | None) -> None:
+    def _check_names(self, signature: inspect.Signature) -> None:
         known = signature.parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
-        for name in self.static_argnames | ({mask_argname} if mask_argname else set()):
+        for name in (*self.static_argnames, *self._masks):
             if name not in known and not takes_any:
                 raise ConfigError(
                     f"{self.name}{signature} has no argument {name!r}: name one that it has"
                 )
-        if mask_argname in self.static_argnames:
-            raise ConfigError(f"{mask_argname!r} is both mask_argname and static: choose one")
+        for name in self.static_argnames.intersection(self._masks):
+            raise ConfigError(f"{name!r} is both mask_argname and static: choose one")
         names = list(known)
         for name in self.static_argnames & set(names):
             if names.index(name) in self.bucketed_places and self.has_entries:
                 raise ConfigError(
                     f"in_axes names axes for {name!r}, which is static: give None for it"
                 )
-        if mask_argname in known:
-            behind = names[names.index(str(mask_argname)) + 1 :]
+        for mask in set(self._masks).intersection(known):
+            behind = [name for name in names[names.index(mask) + 1 :] if name not in self._masks]
             if any(known[name].kind in _POSITIONAL for name in behind):
                 raise ConfigError(
-                    f"mask_argname={mask_argname!r} stands before {behind[0]!r} in "
+                    f"mask_argname={mask!r} stands before {behind[0]!r} in "
                     f"{self.name}{signature}: put it behind the positional arguments"
                 )
 
@@ -305,7 +305,7 @@ class Binder:
                 )
             self._check_place("donate_argnums", place)
         variadic = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
-        most = count + (self._mask_argname is not None)
+        most = count + len(self._masks)
         for option, prefix in (("in_axes", self.in_axes), ("pad_values", self.pad_values)):
             if not isinstance(prefix, tuple | list):
                 continue
@@ -325,8 +325,8 @@ class Binder:
             return
         if place >= len(parameters):
             raise ConfigError(
-                f"{option} has an entry for {self._mask_argname!r}, which bucket_jit builds itself "
-                "(mask_argname): leave the entry out"
+                f"{option} has an entry for {' and '.join(self._masks)}, which bucket_jit builds "
+                "itself (mask_argname): leave the entry out"
             )
         if kinds[place] not in _POSITIONAL:
             stars = "**" if kinds[place] is inspect.Parameter.VAR_KEYWORD else ""
@@ -343,9 +343,9 @@ def _buckets(prefix: PyTree) -> bool:
 
 
 def _size_names(prefix: PyTree) -> list[str]:
-    """`"batch"` and `"seq"`, as often as the patterns of a prefix name them."""
+    """The axes whose sizes the patterns of a prefix name."""
     patterns = [leaf for leaf in jax.tree.leaves(prefix) if isinstance(leaf, AxisPattern)]
-    return [name for pattern in patterns for name in pattern.names if name in ("batch", "seq")]
+    return [length.axis for pattern in patterns for length in pattern.lengths if length.is_size]
 
 
 def _signature(function: Callable[..., PyTree], name: str) -> inspect.Signature:
@@ -361,7 +361,13 @@ def _pattern(spec: object) -> AxisPattern | None:
     if spec is None or isinstance(spec, AxisPattern):
         return spec
     if isinstance(spec, str):
-        return AxisPattern.parse(spec)
+        pattern = AxisPattern.parse(spec)
+        if sum(length.axis == "batch" for length in pattern.lengths) > 1:
+            raise ConfigError(
+                f"in_axes has the entry {spec!r}: an argument has one row for each of the batch, "
+                "in one dimension; call the other one by the name of an axis of its own"
+            )
+        return pattern
     raise ConfigError(f'in_axes has the entry {spec!r}: use None, or names such as "batch seq ..."')
 
 

@@ -22,7 +22,7 @@ from cudagraph_jax.shapes.axes import (
     Leaf,
     LeafAxes,
     Shape,
-    carried_sizes,
+    carried_axes,
     sizes_of,
 )
 from cudagraph_jax.shapes.ladder import Bucket
@@ -55,6 +55,33 @@ class Declared(NamedTuple):
     bare: Sequence[bool] | None = None
 
 
+class Mask(NamedTuple):
+    """A mask of what is real, which a function takes under a keyword.
+
+    Attributes:
+        name: The keyword.
+        axes: Its dimensions, by the axes that they follow; None: all that the arguments carry.
+    """
+
+    name: str
+    axes: tuple[str, ...] | None = None
+
+    def shape(self, carried: Sequence[str], sizes: Bucket) -> Shape:
+        """Its shape in a call of `sizes`, whose arguments carry these axes.
+
+        Raises:
+            InputShapeError: None of them carries an axis of it.
+        """
+        axes = carried if self.axes is None else self.axes
+        for axis in axes:
+            if axis not in carried:
+                raise InputShapeError(
+                    f"the mask {self.name} is over {axis!r}, which no argument of this call "
+                    "carries: give the argument that does"
+                )
+        return tuple(map(sizes.size, axes))
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The function of a call, and what is asked of its outputs.
@@ -65,8 +92,7 @@ class Target:
         unpad: A pytree prefix of `Unpad` for the outputs.
         out_axes: A pytree prefix of axis patterns for the outputs; None: they are found.
         donate_argnums: Positions of the arguments whose buffers may be taken over.
-        mask_argname: The keyword that takes `bool[batch, seq]`, True where an element is real; of
-            one dimension where the arguments carry one size alone.
+        masks: What it takes to tell real elements from padding.
         fingerprint: What its code and constants are known by; None: by what they lower to.
         single_input: Whether it takes one pytree (the specification's calls).
         output_shapes: What it is expected to give at a call's own sizes, which is checked before
@@ -78,7 +104,7 @@ class Target:
     unpad: PyTree = "host"
     out_axes: PyTree = None
     donate_argnums: tuple[int, ...] = ()
-    mask_argname: str | None = None
+    masks: tuple[Mask, ...] = ()
     fingerprint: Fingerprint | None = None
     single_input: bool = False
     output_shapes: PyTree = None
@@ -94,7 +120,7 @@ class Call:
         leaves: The arrays of `args`, then those of `kwargs`.
         axes: The axes of each of them.
         declared: What was declared for those of `args`.
-        sizes: The call's (batch, seq_len).
+        sizes: The call's.
         variant: What identifies its program.
         target: Its function, and what is asked of the outputs.
     """
@@ -109,19 +135,9 @@ class Call:
     target: Target
 
     @property
-    def carries_batch(self) -> bool:
-        """Whether any array carries the batch."""
-        return any(axes.batch is not None for axes in self.axes)
-
-    @property
-    def carries_seq(self) -> bool:
-        """Whether any array carries the sequence."""
-        return any(axes.seq is not None for axes in self.axes)
-
-    @property
-    def mask_shape(self) -> Shape:
-        """The shape of a mask of the call's elements."""
-        return carried_sizes(self.axes, self.sizes)
+    def carried(self) -> tuple[str, ...]:
+        """The axes whose sizes any array carries."""
+        return carried_axes(self.axes)
 
 
 def describe_call(
@@ -218,8 +234,8 @@ def _abstract(leaf: object) -> object:
     return leaf
 
 
-def traced_mask_shape(args: Args, declared: Declared) -> Shape:
-    """The shape of a mask of the elements of arguments among which are tracers.
+def traced_sizes(args: Args, declared: Declared) -> tuple[tuple[str, ...], Bucket]:
+    """The axes that arguments carry among which are tracers, and their sizes.
 
     Raises:
         InputShapeError: An array does not fit its axes, or disagrees with another one.
@@ -230,7 +246,7 @@ def traced_mask_shape(args: Args, declared: Declared) -> Shape:
         for leaf, pattern, name in zip(jax.tree.leaves(args), declared.patterns, names, strict=True)
         if pattern is not None
     ]
-    return carried_sizes((leaf.axes for leaf in leaves), sizes_of(leaves))
+    return carried_axes(leaf.axes for leaf in leaves), sizes_of(leaves)
 
 
 def bare_leaves(structure: jax.tree_util.PyTreeDef) -> list[bool]:
@@ -267,11 +283,11 @@ def _axes(leaf: object, pattern: AxisPattern | LeafAxes | None, name: str) -> Le
         return PASS_THROUGH
     if isinstance(pattern, LeafAxes):
         ndim = len(getattr(leaf, "shape", ()))
-        if ndim <= max(-1 if axis is None else axis for axis in pattern):
+        if ndim <= max((place for place, _ in pattern.dims), default=-1):
             raise InputShapeError(f"{name} has {ndim} dimension(s), too few for its axes {pattern}")
         return pattern
     # What is no array at all is refused by abstract_bucketed, in better words than "0 dimensions".
-    ndim = len(leaf.shape) if hasattr(leaf, "shape") else len(pattern.names)
+    ndim = len(leaf.shape) if hasattr(leaf, "shape") else pattern.min_ndim
     return pattern.resolve(ndim, name=name)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -14,8 +14,9 @@ from cudagraph_jax.program.call import (
     Target,
     fits_integers,
     is_key,
-    traced_mask_shape,
+    traced_sizes,
 )
+from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
 from cudagraph_jax.xla.stages import tracing_refusals
 
@@ -35,11 +36,9 @@ def run_eagerly(call: Call, *, target: Target | None = None) -> PyTree:
     use_jax()
     target = call.target if target is None else target
     args, kwargs = jax.tree.map(_on_device, (call.args, call.kwargs))
-    if target.mask_argname is not None:
-        mask = jax.device_put(np.ones(call.mask_shape, np.bool_))
-        kwargs = {**kwargs, target.mask_argname: mask}
+    masks = jax.device_put(_full_masks(target, call.carried, call.sizes))
     with tracing_refusals(f"an operation of {target.name}, which runs eagerly,"):
-        result = target.function(*args, **kwargs)
+        result = target.function(*args, **kwargs, **masks)
     if target.unpad == "host":
         return jax.tree.map(_on_host, result)
     modes = broadcast_prefix(target.unpad, result, name="unpad")
@@ -54,11 +53,15 @@ def run_eagerly(call: Call, *, target: Target | None = None) -> PyTree:
 def run_traced(
     target: Target, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree], declared: Declared
 ) -> PyTree:
-    """The plain function of tracers, with a mask of real elements if it takes one."""
-    if target.mask_argname is None:
+    """The plain function of tracers, with the masks of real elements that it takes."""
+    if not target.masks:
         return target.function(*args, **kwargs)
-    mask = {target.mask_argname: np.ones(traced_mask_shape(args, declared), np.bool_)}
-    return target.function(*args, **kwargs, **mask)
+    masks = _full_masks(target, *traced_sizes(args, declared))
+    return target.function(*args, **kwargs, **masks)
+
+
+def _full_masks(target: Target, carried: Sequence[str], sizes: Bucket) -> dict[str, PyTree]:
+    return {mask.name: np.ones(mask.shape(carried, sizes), np.bool_) for mask in target.masks}
 
 
 def _on_host(leaf: PyTree) -> PyTree:

@@ -15,7 +15,6 @@ from cudagraph_jax.shapes.output_axes import (
     OutputAxes,
     OutputsAtSize,
     OutputShape,
-    SizeName,
 )
 from cudagraph_jax.shapes.padding import Index, real_index
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
@@ -28,7 +27,7 @@ class OutputLeaf(NamedTuple):
 
     Attributes:
         name: What errors call it.
-        axes: Where it carries the two sizes.
+        axes: Which of its dimensions follow a size.
         unpad: What the caller gets of it.
         ndim: Its rank.
         comparable: Whether `axes` is known and NumPy can hold it; always so where it is trimmed.
@@ -40,7 +39,7 @@ class OutputLeaf(NamedTuple):
     unpad: Unpad
     ndim: int
     comparable: bool = True
-    follows: tuple[tuple[int, SizeName], ...] = ()
+    follows: tuple[tuple[int, str], ...] = ()
 
 
 class Outputs(NamedTuple):
@@ -99,7 +98,7 @@ def evaluated_outputs(outputs: Outputs, tree: PyTree, sizes: Bucket) -> RealOutp
     arrays, structure = jax.tree.flatten(tree)
     if [array.ndim for array in arrays] != [leaf.ndim for leaf in outputs.leaves]:
         raise InputShapeError(
-            f"the outputs at (batch, seq_len)={tuple(sizes)} are {structure}, other arrays than in "
+            f"the outputs at {sizes.described} are {structure}, other arrays than in "
             f"the bucket, {outputs.structure}: return the same pytree for every size"
         )
     return RealOutputs(structure, tuple(tuple(map(slice, array.shape)) for array in arrays))
@@ -164,7 +163,7 @@ def declared_outputs(out_axes: PyTree, tree: PyTree, bucket: Bucket) -> list[Out
         )
         if axes.resize(shape, bucket) != shape:
             raise InputShapeError(
-                f"{name} has the shape {shape} at (batch, seq_len)={tuple(bucket)}, but out_axes "
+                f"{name} has the shape {shape} at {bucket.described}, but out_axes "
                 f"says {pattern!r}: correct out_axes, or leave it out to have it found"
             )
         found.append(OutputAxes(name, axes))

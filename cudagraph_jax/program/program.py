@@ -34,7 +34,7 @@ from cudagraph_jax.program.outputs import (
     real_outputs,
     untrimmed_outputs,
 )
-from cudagraph_jax.shapes.axes import LeafAxes, Shape, carried_sizes
+from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.output_axes import (
     FoundAxes,
@@ -42,7 +42,7 @@ from cudagraph_jax.shapes.output_axes import (
     check_declared_axes,
     infer_output_axes,
 )
-from cudagraph_jax.shapes.padding import Array, PadValue, mask_of
+from cudagraph_jax.shapes.padding import PadValue
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments, unflatten_shapes
 from cudagraph_jax.xla.settings import ThreadSettings
 from cudagraph_jax.xla.stages import (
@@ -64,8 +64,7 @@ class Program:
         target: The function and what is asked of its outputs.
         example: The last call without its arrays; what it gave as a shape is of those before.
         argument_leaves: Which leaves belong to each positional argument.
-        carries_batch: Whether any input carries the batch.
-        carries_seq: Whether any input carries the sequence.
+        carried: The axes whose sizes its inputs carry.
         checks: What the arguments of its calls must be, beside what the executable checks.
         known_outputs: The outputs at the first bucket; None before. Others may have their own.
         settings: Those of the thread that called first, for threads that capture in its place.
@@ -78,7 +77,7 @@ class Program:
         self.pad_values: tuple[PadValue, ...] = tuple(call.declared.pad_values)
         self.argument_names = tuple(call.declared.argument_names)
         self.argument_leaves, _ = leaves_of_arguments(call.variant.structure)
-        self.carries_batch, self.carries_seq = call.carries_batch, call.carries_seq
+        self.carried = call.carried
         self.checks = checks_of(call)
         self.settings = ThreadSettings()
         self.known_outputs: Outputs | None = None
@@ -143,18 +142,11 @@ class Program:
         ]
         with stage_errors("trace", self.target.name):  # a pytree class may refuse this size
             args, kwargs = unflatten_shapes(self.variant.structure, leaves)
-        if self.target.mask_argname is not None:
-            mask = jax.ShapeDtypeStruct(self.mask_shape(bucket), np.bool_)
-            kwargs = {**kwargs, self.target.mask_argname: mask}
-        return args, kwargs
-
-    def mask_shape(self, bucket: Bucket) -> Shape:
-        """The shape of a mask of the elements of `bucket`."""
-        return carried_sizes(self.axes, bucket)
-
-    def mask(self, bucket: Bucket, sizes: Bucket) -> Array:
-        """The mask of a call of `sizes` in `bucket`: True where an element is real."""
-        return mask_of(self.mask_shape(bucket), tuple(map(slice, self.mask_shape(sizes))))
+        masks = {
+            mask.name: jax.ShapeDtypeStruct(mask.shape(self.carried, bucket), np.bool_)
+            for mask in self.target.masks
+        }
+        return args, {**kwargs, **masks}
 
     def padded_with(self, pad_values: Sequence[PadValue]) -> Program:
         """The same program with other padding."""
@@ -273,13 +265,14 @@ class Program:
         return outputs_of(tree, found, unpad=self.target.unpad)
 
     def _probes(self, bucket: Bucket, tree: PyTree, others: Sequence[Bucket]) -> Probes:
-        batches = [size.batch_size for size in others] + [bucket.batch_size * 2]
-        lengths = [size.seq_len for size in others] + [bucket.seq_len * 2]
+        grid = {
+            axis: _distinct([size.size(axis) for size in others], bucket.size(axis))
+            for axis in self.carried
+        }
         return Probes(
             lambda size: outputs_at_size(tree if size == bucket else self.evaluate(size)),
             base=bucket,
-            batches=_distinct(batches, bucket.batch_size) if self.carries_batch else (),
-            lengths=_distinct(lengths, bucket.seq_len) if self.carries_seq else (),
+            grid=grid,
         )
 
     def real_outputs(self, outputs: Outputs, sizes: Bucket) -> RealOutputs:
@@ -297,7 +290,7 @@ class Program:
                 tree = self.evaluate(sizes)
         except CaptureError as error:
             raise InputShapeError(
-                f"{self.target.name} does not take a call of (batch, seq_len)={tuple(sizes)}, "
+                f"{self.target.name} does not take a call of {sizes.described}, "
                 f"whose outputs it has to name: {error}"
             ) from error
         return evaluated_outputs(outputs, tree, sizes)
@@ -324,7 +317,7 @@ def _placed(struct: jax.ShapeDtypeStruct, *, device: jax.Device) -> jax.ShapeDty
 
 
 def _distinct(sizes: Sequence[int], known: int) -> list[int]:
-    return [size for size in dict.fromkeys(sizes) if size != known]
+    return [size for size in dict.fromkeys([*sizes, 2 * known]) if size != known]
 
 
 class CompileRequest(NamedTuple):
@@ -387,16 +380,10 @@ def request_for(
         program,
         bucket,
         options=config.xla_options(),
-        others=_along_axes(config, bucket),
+        others=config.along_axes(bucket),
         # Who compares outputs, or joins pieces of them, needs axes that nobody trims by.
         searches=is_stored or config.debug_mode or config.on_overflow == "split",
     )
-
-
-def _along_axes(config: CUDAGraphConfig, bucket: Bucket) -> list[Bucket]:
-    """`bucket` with each size of one axis: a grid may have a million, its ladders hundreds."""
-    batches = [Bucket(size, bucket.seq_len) for size in config.capture_sizes]
-    return batches + [Bucket(bucket.batch_size, size) for size in config.capture_seq_lens or ()]
 
 
 class Compiler(Protocol):

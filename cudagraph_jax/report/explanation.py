@@ -37,7 +37,7 @@ class Explanation:
     def waste(self) -> float | None:
         """The part of the bucket that would be padding; None where no bucket holds the call."""
         bucket, sizes = self.bucket, self.sizes
-        if bucket is None or any(size > room for size, room in zip(sizes, bucket, strict=True)):
+        if bucket is None or not bucket.holds(sizes):
             return None
         return 1 - sizes.elements / bucket.elements
 

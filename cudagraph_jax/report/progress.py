@@ -26,9 +26,9 @@ class BucketStep(ladder.Bucket):
     note = ""
 
     @classmethod
-    def of(cls, bucket: ladder.Bucket, *, phase: str, note: str = "") -> BucketStep:
+    def at(cls, bucket: ladder.Bucket, *, phase: str, note: str = "") -> BucketStep:
         """The step of a bucket."""
-        step = cls(*bucket)
+        step = cls.of(bucket.sizes)
         step.phase, step.note = phase, note
         return step
 
@@ -98,7 +98,7 @@ class Progress:
 def _calling(callback: Callback, total: int, phase: str) -> Show:
     def call(done: int, item: object, note: str) -> None:
         if phase and isinstance(item, ladder.Bucket):
-            item = BucketStep.of(item, phase=phase, note=note)
+            item = BucketStep.at(item, phase=phase, note=note)
         elif note:
             return  # which a function of three arguments could not tell from a step that is done
         callback(done, total, item)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from cudagraph_jax._base.html import escaped, html_table
@@ -73,6 +73,12 @@ class BucketReplays:
             return "updated in traffic"
         return "recorded in traffic" if self.recorded else "not in each replay"
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same as values that JSON can hold."""
+        values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        moved = [asdict(argument) for argument in self.arguments]
+        return {**values, "bucket": list(self.bucket), "arguments": moved}
+
     @property
     def moved(self) -> Sequence[ArgumentMoves]:
         """The arguments that did not lie still, or that nobody can tell of."""
@@ -119,10 +125,7 @@ class ReplayProfile:
         return {
             "platform": self.platform,
             "unattributed": self.unattributed,
-            "buckets": [
-                {**asdict(bucket), "bucket": list(bucket.bucket), "shown": bucket.shown}
-                for bucket in self.buckets
-            ],
+            "buckets": [{**bucket.to_dict(), "shown": bucket.shown} for bucket in self.buckets],
         }
 
     def _rows(self) -> Sequence[tuple[str, ...]]:

@@ -115,7 +115,7 @@ def _size_rows(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> list[tup
             str(size[1]),
             exact(calls),
             part(calls / total) if total else "–",
-            *_bucket(Bucket(*size), config),
+            *_bucket(size, config),
         )
         for size, calls in _sorted_sizes(sizes)[:MOST_SIZES]
     ]
@@ -123,9 +123,9 @@ def _size_rows(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> list[tup
 
 def _bucket(size: Bucket, config: CUDAGraphConfig) -> tuple[str, str]:
     """The bucket that the configuration pads a size to, and the padding in it."""
-    if not config.should_use_cudagraph(*size):
+    if not config.admits(size):
         return "none: outside the limits", "–"
-    bucket = config.bucket_for(*size)
+    bucket = config.padded(size)
     return str(bucket), part(1 - size.elements / bucket.elements)
 
 

@@ -1,8 +1,9 @@
-"""Axis specifications: which dimensions of an array are the batch and the sequence."""
+"""Axis specifications: which dimensions of an array follow the batch, or another size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,40 +12,114 @@ from cudagraph_jax.shapes.ladder import Bucket
 
 Shape = tuple[int, ...]
 
+_LENGTH = re.compile(
+    r"(?:(?P<times>\d+)\*)?(?P<axis>[a-zA-Z]\w*)(?://(?P<over>\d+))?(?P<plus>[+-]\d+)?"
+)
 
-class LeafAxes(NamedTuple):
-    """Where one array carries the two bucketed sizes; None: it does not.
+
+class Length(NamedTuple):
+    """How long a dimension is: a size, or what follows from one, `seq // 2 + 1` say.
 
     Attributes:
-        batch: Index of the batch dimension.
-        seq: Index of the sequence dimension.
+        axis: The name of the size.
+        times: What it is multiplied with.
+        over: What that is divided by, rounded down.
+        plus: What is added.
     """
 
-    batch: int | None = None
-    seq: int | None = None
+    axis: str
+    times: int = 1
+    over: int = 1
+    plus: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Length | None:
+        """The length of `text`, such as `seq`, `seq+1`, `2*seq` or `seq//2`; None if it is none."""
+        found = _LENGTH.fullmatch(text)
+        if found is None or found["over"] == "0" or found["times"] == "0":
+            return None
+        times, over, plus = (
+            int(found[part] or part != "plus") for part in ("times", "over", "plus")
+        )
+        return cls(found["axis"], times, over, plus)
+
+    def __str__(self) -> str:
+        times = "" if self.times == 1 else f"{self.times}*"
+        over = "" if self.over == 1 else f"//{self.over}"
+        return f"{times}{self.axis}{over}" + (f"{self.plus:+}" if self.plus else "")
+
+    @property
+    def is_size(self) -> bool:
+        """Whether it is the size itself."""
+        return self[1:] == (1, 1, 0)
+
+    def of(self, sizes: Bucket) -> int:
+        """How long it is in a call of `sizes`."""
+        return sizes.size(self.axis) * self.times // self.over + self.plus
+
+
+class LeafAxes(NamedTuple):
+    """Which dimensions of one array follow a size, and how; the others are the same for all calls.
+
+    Attributes:
+        dims: The index of each such dimension, and its length.
+    """
+
+    dims: tuple[tuple[int, Length], ...] = ()
+
+    @classmethod
+    def at(cls, batch: int | None = None, seq: int | None = None, **named: int) -> LeafAxes:
+        """The axes that carry each size at one index; None: not at all."""
+        places = {"batch": batch, "seq": seq, **named}
+        dims = ((place, Length(axis)) for axis, place in places.items() if place is not None)
+        return cls(tuple(sorted(dims)))
 
     @property
     def passes_through(self) -> bool:
-        """Whether the array carries neither size, and so is never padded."""
-        return self.batch is None and self.seq is None
+        """Whether the array carries no size, and so is never padded."""
+        return not self.dims
+
+    @property
+    def batch(self) -> int | None:
+        """Index of the batch dimension; None: there is none."""
+        return self.place("batch")
+
+    @property
+    def seq(self) -> int | None:
+        """Index of the sequence dimension; None: there is none."""
+        return self.place("seq")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The axes that it follows, each once."""
+        return tuple(dict.fromkeys(length.axis for _, length in self.dims))
+
+    def place(self, axis: str) -> int | None:
+        """Index of the first dimension that is the size of `axis`; None: there is none."""
+        return next((place for place, length in self.dims if length == (axis, 1, 1, 0)), None)
 
     def resize(self, shape: Shape, size: Bucket) -> Shape:
         """`shape` with the bucketed dimensions set to those of `size`."""
         resized = list(shape)
-        if self.batch is not None:
-            resized[self.batch] = size.batch_size
-        if self.seq is not None:
-            resized[self.seq] = size.seq_len
+        for place, length in self.dims:
+            resized[place] = length.of(size)
         return tuple(resized)
 
     def open(self, shape: Shape) -> tuple[int | None, ...]:
         """`shape` with None in place of the bucketed dimensions: what all buckets share."""
-        return tuple(
-            None if axis in (self.batch, self.seq) else size for axis, size in enumerate(shape)
-        )
+        opened: list[int | None] = list(shape)
+        for place, _ in self.dims:
+            opened[place] = None
+        return tuple(opened)
 
 
 PASS_THROUGH = LeafAxes()
+
+
+def carried_axes(axes: Iterable[LeafAxes]) -> tuple[str, ...]:
+    """The axes that any of the arrays follows: batch, seq, and the further ones by name."""
+    names = {name for leaf in axes for name in leaf.names}
+    return tuple(sorted(names, key=lambda name: (name != "batch", name != "seq", name)))
 
 
 def carried_sizes(axes: Iterable[LeafAxes], sizes: Bucket) -> Shape:
@@ -52,13 +127,7 @@ def carried_sizes(axes: Iterable[LeafAxes], sizes: Bucket) -> Shape:
 
     A function of rows alone has a mask of rows: (batch, 1) beside its (batch,) would broadcast.
     """
-    known = list(axes)
-    carried: list[int] = []
-    if any(leaf.batch is not None for leaf in known):
-        carried.append(sizes.batch_size)
-    if any(leaf.seq is not None for leaf in known):
-        carried.append(sizes.seq_len)
-    return tuple(carried)
+    return tuple(map(sizes.size, carried_axes(axes)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +136,13 @@ class AxisPattern:
 
     Attributes:
         text: The specification as it was written.
-        before: Names of the dimensions before `...`, or of all of them.
-        after: Names of the dimensions behind `...`; None where there is no `...`.
+        before: The dimensions before `...`, or all of them; None for any one dimension.
+        after: The dimensions behind `...`; None where there is no `...`.
     """
 
     text: str
-    before: tuple[str, ...]
-    after: tuple[str, ...] | None
+    before: tuple[Length | None, ...]
+    after: tuple[Length | None, ...] | None
 
     def __repr__(self) -> str:
         return repr(self.text)
@@ -83,31 +152,47 @@ class AxisPattern:
         """The pattern of `text`.
 
         Args:
-            text: Dimensions in order, separated by spaces: `batch`, `seq`, `_` (any one
-                dimension) and `...` (the rest), as in einops.
+            text: Dimensions in order, separated by spaces: `batch`, `seq`, the name of another
+                axis, what follows from one (`seq+1`, `2*seq`, `seq//2`), `_` (any one dimension)
+                and `...` (the rest), as in einops.
 
         Raises:
-            ConfigError: A name that is none of these, or one of batch, seq and `...` twice.
+            ConfigError: Something that is none of these, or `...` twice.
         """
-        names = tuple(text.split())
-        for name in names:
-            if name not in ("batch", "seq", "_", "..."):
+        names = text.split()
+        lengths = [None if name in ("_", "...") else Length.parse(name) for name in names]
+        for name, length in zip(names, lengths, strict=True):
+            if length is None and name not in ("_", "..."):
                 raise ConfigError(
-                    f"axes {text!r} has the name {name!r}: "
-                    "use batch, seq, _ (any one dimension) and ... (the rest)"
+                    f"axes {text!r} has the name {name!r}: use batch, seq, the name of another "
+                    "axis, such as height, or what follows from one, such as seq+1 or seq//2; "
+                    "_ (any one dimension) and ... (the rest)"
                 )
-        for name in ("batch", "seq", "..."):
-            if names.count(name) > 1:
-                raise ConfigError(f"axes {text!r} has {name!r} twice: an array carries it once")
+        if names.count("...") > 1:
+            raise ConfigError(f"axes {text!r} has '...' twice: an array has it once")
         if "..." not in names:
-            return cls(text, names, None)
+            return cls(text, tuple(lengths), None)
         rest = names.index("...")
-        return cls(text, names[:rest], names[rest + 1 :])
+        return cls(text, tuple(lengths[:rest]), tuple(lengths[rest + 1 :]))
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """All names but `...`."""
-        return self.before + (self.after or ())
+    def lengths(self) -> tuple[Length, ...]:
+        """The dimensions that follow a size."""
+        return tuple(length for length in (*self.before, *(self.after or ())) if length is not None)
+
+    @property
+    def is_sizes(self) -> bool:
+        """Whether each dimension is the size of an axis, and there is one at least."""
+        return (
+            self.after is None
+            and bool(self.before)
+            and all(length is not None and length.is_size for length in self.before)
+        )
+
+    @property
+    def min_ndim(self) -> int:
+        """How many dimensions an array has at the least."""
+        return len(self.before) + len(self.after or ())
 
     def resolve(self, ndim: int, *, name: str) -> LeafAxes:
         """The axes of an array of `ndim` dimensions.
@@ -115,17 +200,15 @@ class AxisPattern:
         Raises:
             InputShapeError: The array `name` has not as many dimensions as the pattern says.
         """
-        named = len(self.names)
+        after, named = self.after or (), self.min_ndim
         if ndim != named and (self.after is None or ndim < named):
             wanted = f"{named}" if self.after is None else f"{named} or more"
             raise InputShapeError(
                 f"{name} has {ndim} dimension(s), but its axes {self.text!r} name {wanted}: "
                 "reshape it or correct the axes"
             )
-        behind = ndim - len(self.after or ())
-        position = {known: index for index, known in enumerate(self.before)}
-        position |= {known: behind + index for index, known in enumerate(self.after or ())}
-        return LeafAxes(position.get("batch"), position.get("seq"))
+        placed = (*enumerate(self.before), *enumerate(after, start=ndim - len(after)))
+        return LeafAxes(tuple((place, length) for place, length in placed if length is not None))
 
 
 class Leaf(NamedTuple):
@@ -136,27 +219,41 @@ class Leaf(NamedTuple):
     shape: Shape
 
 
-def sizes_of(leaves: Iterable[Leaf]) -> Bucket:
-    """The (batch, seq_len) that a call has; 1 for a size that no array carries.
+def sizes_of(leaves: Sequence[Leaf]) -> Bucket:
+    """The sizes that a call has; 1 for a batch or a sequence that no array carries.
 
     Raises:
-        InputShapeError: Two arrays disagree; the message names both.
+        InputShapeError: Two arrays disagree, or a length does not follow from its size; the message
+            names both arrays.
     """
-    batch: tuple[str, int] | None = None
-    seq: tuple[str, int] | None = None
-    for leaf in leaves:
-        if leaf.axes.batch is not None:
-            batch = _agree("batch", batch, (leaf.name, leaf.shape[leaf.axes.batch]))
-        if leaf.axes.seq is not None:
-            seq = _agree("seq", seq, (leaf.name, leaf.shape[leaf.axes.seq]))
-    return Bucket(1 if batch is None else batch[1], 1 if seq is None else seq[1])
+    known: dict[str, tuple[str, int]] = {}
+    for name, axes, shape in leaves:
+        for place, length in axes.dims:
+            if length.is_size:
+                _agree(
+                    length.axis,
+                    known.setdefault(length.axis, (name, shape[place])),
+                    name,
+                    shape[place],
+                )
+    sizes = Bucket.of({axis: size for axis, (_, size) in known.items()})
+    for name, axes, shape in leaves:
+        for place, length in axes.dims:
+            if not length.is_size and shape[place] != (expected := length.of(sizes)):
+                whose, size = known[length.axis]
+                raise InputShapeError(
+                    f"{name} has {shape[place]} in dimension {place}, but {whose} has "
+                    f"{length.axis}={size}, from which {length}={expected} follows: give it that "
+                    "length, or correct in_axes"
+                )
+    return sizes
 
 
-def _agree(axis: str, known: tuple[str, int] | None, found: tuple[str, int]) -> tuple[str, int]:
-    if known is None or known[1] == found[1]:
-        return found if known is None else known
+def _agree(axis: str, known: tuple[str, int], name: str, size: int) -> None:
+    if known[1] == size:
+        return
     raise InputShapeError(
-        f"{known[0]} has {axis}={known[1]} but {found[0]} has {axis}={found[1]}: "
+        f"{known[0]} has {axis}={known[1]} but {name} has {axis}={size}: "
         f'all arrays of one call must have the same {axis} (an output of unpad="none" has its '
         'bucket\'s: trim it, or ask for unpad="host" or "device")'
     )
@@ -170,4 +267,4 @@ def axes_by_size(shape: Shape, sizes: Bucket) -> LeafAxes:
     """
     batch = 0 if len(shape) > 0 and shape[0] == sizes.batch_size else None
     seq = 1 if len(shape) > 1 and shape[1] == sizes.seq_len else None
-    return LeafAxes(batch, seq)
+    return LeafAxes.at(batch, seq)

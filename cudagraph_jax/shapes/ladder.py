@@ -4,37 +4,121 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain, pairwise, takewhile
-from typing import NamedTuple, Self
+from typing import Any, Self
 
 from cudagraph_jax._base.checks import positive_size, size_within
 from cudagraph_jax.errors import ConfigError
 
 
-class Bucket(NamedTuple):
-    """One (padded batch, padded sequence) size that gets a graph.
+class Bucket(tuple[Any, ...]):
+    """The sizes of a call, or those that it is padded to: what gets a graph.
 
-    Attributes:
-        batch_size: Rows of the bucket.
-        seq_len: Sequence length of the bucket; 1 for functions without a sequence axis.
+    A tuple of the batch, the sequence and, where there are further named axes, a pair of name and
+    size for each of them, by name.
+
+    Args:
+        batch_size: Rows; 1 for functions without a batch axis.
+        seq_len: Length of the sequence; 1 for functions without a sequence axis.
+        **named: Sizes of further axes.
+
+    Example:
+        >>> Bucket(8, 1, width=224, height=192)
+        Bucket(batch_size=8, seq_len=1, height=192, width=224)
     """
 
-    batch_size: int
-    seq_len: int
+    __slots__ = ()
+
+    def __new__(cls, batch_size: int, seq_len: int, **named: int) -> Self:
+        """The bucket of these sizes."""
+        return super().__new__(cls, (batch_size, seq_len, *sorted(named.items())))
+
+    @classmethod
+    def of(cls, sizes: Mapping[str, int]) -> Self:
+        """The bucket of sizes by the name of their axis; 1 for a batch or a sequence left out."""
+        named = sorted(item for item in sizes.items() if item[0] not in ("batch", "seq"))
+        return super().__new__(cls, (sizes.get("batch", 1), sizes.get("seq", 1), *named))
+
+    def __getnewargs_ex__(self) -> tuple[tuple[int, ...], dict[str, int]]:
+        return self[:2], dict(self[2:])
+
+    def __repr__(self) -> str:
+        named = "".join(f", {axis}={size}" for axis, size in self[2:])
+        return f"Bucket(batch_size={self.batch_size}, seq_len={self.seq_len}{named})"
+
+    def __str__(self) -> str:
+        named = "".join(f",{axis}={size}" for axis, size in self[2:])
+        return f"{self.batch_size}x{self.seq_len}{named}"
+
+    @property
+    def batch_size(self) -> int:
+        """Rows."""
+        return self[0]  # type: ignore[no-any-return]  # the rest is a list of pairs
+
+    @property
+    def seq_len(self) -> int:
+        """Length of the sequence."""
+        return self[1]  # type: ignore[no-any-return]
+
+    @property
+    def described(self) -> str:
+        """The names of the axes and their sizes, as errors say them."""
+        names = ", ".join(("batch", "seq_len", *(axis for axis, _ in self[2:])))
+        return f"({names})={tuple(self.sizes.values())}"
+
+    @property
+    def short(self) -> str:
+        """The sizes alone, as errors say them where they are known to be of this order."""
+        return str(self if self[2:] else tuple(self))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes by the name of their axis: batch, seq, and the further ones."""
+        return {"batch": self.batch_size, "seq": self.seq_len, **dict(self[2:])}
+
+    def size(self, axis: str) -> int:
+        """The size of one axis.
+
+        Raises:
+            KeyError: There is none of this name.
+        """
+        return self.batch_size if axis == "batch" else self.sizes[axis]
+
+    def with_sizes(self, sizes: Mapping[str, int]) -> Self:
+        """The same with other sizes of some axes, by their name."""
+        return self.of({**self.sizes, **sizes})
+
+    def only(self, axes: Collection[str], *, others: Bucket) -> Self:
+        """The same with the sizes of `others` for all axes but `axes`."""
+        return self.of(
+            {axis: size if axis in axes else others.size(axis) for axis, size in self.sizes.items()}
+        )
+
+    def map(self, function: Callable[..., int], *others: Bucket) -> Self:
+        """What `function` gives for each size, and those of `others`."""
+        return self.of(
+            {
+                axis: function(size, *(other.size(axis) for other in others))
+                for axis, size in self.sizes.items()
+            }
+        )
 
     @property
     def elements(self) -> int:
-        """`batch_size * seq_len`, the elements that a replay computes."""
-        return self.batch_size * self.seq_len
+        """The product of all sizes: the elements that a replay computes."""
+        return math.prod(self.sizes.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no elements, which no bucket serves."""
+        return 0 in self.sizes.values()
 
     def holds(self, sizes: Bucket, *, pads_seq: bool = True) -> bool:
         """Whether a call of `sizes` can be padded up to this bucket."""
-        longer = pads_seq and self.seq_len > sizes.seq_len
-        return self.batch_size >= sizes.batch_size and (longer or self.seq_len == sizes.seq_len)
-
-    def __str__(self) -> str:
-        return f"{self.batch_size}x{self.seq_len}"
+        return (pads_seq or self.seq_len == sizes.seq_len) and all(
+            size >= sizes.size(axis) for axis, size in self.sizes.items()
+        )
 
 
 class Ladder(tuple[int, ...]):

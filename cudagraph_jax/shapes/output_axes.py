@@ -1,13 +1,13 @@
-"""Which output dimensions follow the batch and the sequence, found without compiling."""
+"""Which output dimensions follow which size of a call, found without compiling."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import chain, pairwise, product
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from cudagraph_jax.errors import CUDAGraphError, InputShapeError
-from cudagraph_jax.shapes.axes import LeafAxes, Shape
+from cudagraph_jax.shapes.axes import LeafAxes, Length, Shape
 from cudagraph_jax.shapes.ladder import Bucket
 
 
@@ -34,8 +34,6 @@ class OutputsAtSize(NamedTuple):
 Evaluate = Callable[[Bucket], OutputsAtSize]
 """Abstract evaluation of a function at one size, such as by `jax.eval_shape`."""
 
-SizeName = Literal["batch", "seq"]
-
 
 class OutputAxes(NamedTuple):
     """The axes of one output, or why it cannot be trimmed.
@@ -51,7 +49,7 @@ class OutputAxes(NamedTuple):
     name: str
     axes: LeafAxes
     problem: str | None = None
-    follows: tuple[tuple[int, SizeName], ...] = ()
+    follows: tuple[tuple[int, str], ...] = ()
 
     def check(self) -> None:
         """Raises where the axes could not be found.
@@ -81,15 +79,13 @@ class Probes(NamedTuple):
     Attributes:
         evaluate: Gives the outputs for a size; may raise for sizes it cannot take.
         base: A size that the function takes; an error here is the caller's.
-        batches: Other batch sizes of the grid, for functions that take few; empty where the inputs
-            carry no batch.
-        lengths: Other sequence lengths, likewise.
+        grid: Of each axis that the inputs carry, other sizes of the grid, for functions that take
+            few.
     """
 
     evaluate: Evaluate
     base: Bucket
-    batches: Sequence[int]
-    lengths: Sequence[int]
+    grid: Mapping[str, Sequence[int]]
 
     def first(self, sizes: Iterable[Bucket]) -> Sample | None:
         """The first of `sizes` that the function takes."""
@@ -100,10 +96,9 @@ class Probes(NamedTuple):
                 continue
         return None
 
-    def first_of(self, size_name: SizeName, sizes: Sequence[int]) -> Sample | None:
+    def first_of(self, axis: str, sizes: Sequence[int]) -> Sample | None:
         """The same of sizes that differ from the base in one alone."""
-        field = "batch_size" if size_name == "batch" else "seq_len"
-        return self.first(self.base._replace(**{field: size}) for size in sizes)
+        return self.first(self.base.with_sizes({axis: size}) for size in sizes)
 
 
 class Sample(NamedTuple):
@@ -112,6 +107,9 @@ class Sample(NamedTuple):
     found: OutputsAtSize
     size: Bucket
 
+    def __str__(self) -> str:
+        return str(tuple(self.size.sizes.values()))
+
     def names(self) -> list[str]:
         """The names of the outputs."""
         return [out.name for out in self.found.outputs]
@@ -119,22 +117,20 @@ class Sample(NamedTuple):
 
 _SMALLEST = (1, 2, 3)
 # No powers of two, and the first no multiple of anything: what is rounded up or down to such equals
-# a size of the grid, and not these. The last are for functions that take next to no sizes.
-_UNEVEN = (3, 6, 12, 2, 4)
-_TALL = tuple(map(Bucket, (5, 7, 13, 3, 5), _UNEVEN))
-_LONG = tuple(map(Bucket, _UNEVEN, (5, 7, 13, 3, 5)))
+# a size of the grid, and not these. The last are for functions that take next to no sizes. As many
+# of a row are taken as there are axes, all different.
+_UNEVEN = ((3, 5), (6, 7), (12, 13), (2, 3), (4, 5))
 
 
 def infer_output_axes(probes: Probes) -> FoundAxes:
     """The axes of every output, from evaluations at other sizes: two, or a few more.
 
-    A dimension that changes with the batch alone, and equals it, is the batch; likewise the
-    sequence. One that follows one size in another way (seq - 1, seq // 2, the sequence twice) is
-    known by that; one that follows both (batch * seq), or grows faster than a size, gets a
-    `problem`: its first elements are not the real ones.
+    A dimension that changes with one size alone, and equals it, is that size. One that follows it
+    in another way (seq - 1, seq // 2) is known by that; one that follows several (batch * seq), or
+    grows faster than a size, gets a `problem`: its first elements are not the real ones.
     """
     here = Sample(probes.evaluate(probes.base), probes.base)
-    samples = _few(probes, here) if probes.batches and probes.lengths else []
+    samples = _few(probes, here) if len(probes.grid) > 1 else []
     return _from_few([here, *samples]) or _size_by_size(probes, here, samples)
 
 
@@ -169,16 +165,27 @@ def check_declared_axes(probes: Probes, declared: Sequence[OutputAxes]) -> Found
 
 def _other_sizes(probes: Probes) -> Iterable[Bucket]:
     """Sizes that differ from the base in all sizes that the inputs carry."""
-    batch, seq = probes.base
-    grid = (Bucket(*sizes) for sizes in product(probes.batches or [0], probes.lengths or [0]))
-    for size in chain(_TALL, _LONG, grid):
-        other = Bucket(
-            size.batch_size if probes.batches else batch, size.seq_len if probes.lengths else seq
-        )
-        if (other.batch_size != batch or not probes.batches) and (
-            other.seq_len != seq or not probes.lengths
-        ):
-            yield other
+    base = probes.base
+    orders = _orders(probes)
+    uneven = (_in_order(base, order, row) for order in orders for row in _UNEVEN)
+    grid = (dict(zip(probes.grid, sizes, strict=True)) for sizes in product(*probes.grid.values()))
+    for size in chain(uneven, map(base.with_sizes, grid)):
+        if all(size.size(axis) != base.size(axis) for axis in probes.grid):
+            yield size
+
+
+def _orders(probes: Probes) -> list[list[str]]:
+    """The axes, the longest of the base first; where two are as long, also the other way round."""
+    sizes = {axis: probes.base.size(axis) for axis in probes.grid}
+    order = sorted(sizes, key=lambda axis: -sizes[axis])
+    return [order] if len(set(sizes.values())) == len(sizes) else [order, order[::-1]]
+
+
+def _in_order(base: Bucket, order: Sequence[str], row: tuple[int, int]) -> Bucket:
+    """Sizes that rise in this order: those of `row`, and on in its steps and three."""
+    first, second = row
+    sizes = [first, *(second + 4 * n for n in range(len(order) - 1))]
+    return base.with_sizes(dict(zip(order, sizes, strict=True)))
 
 
 def _checked(axes: OutputAxes, here: Sample, other: Sample, index: int) -> OutputAxes:
@@ -188,11 +195,11 @@ def _checked(axes: OutputAxes, here: Sample, other: Sample, index: int) -> Outpu
     expected = axes.axes.resize(moved, other.size)
     for axis, (has, needs) in enumerate(zip(moved, expected, strict=True)):
         if has != needs:
-            size = "batch" if axis == axes.axes.batch else "seq"
+            length = dict(axes.axes.dims)[axis]
             return axes._replace(
-                problem=f"out_axes calls dimension {axis} of {axes.name} {size!r}, which has the "
-                f"shape {shape} at (batch, seq_len)={tuple(here.size)}, but {moved} at "
-                f"{tuple(other.size)}: correct out_axes, or leave it out to have the axes found"
+                problem=f"out_axes calls dimension {axis} of {axes.name} {str(length)!r}, which "
+                f"has the shape {shape} at {here.size.described}, but {moved} at {other}: correct "
+                "out_axes, or leave it out to have the axes found"
             )
     return axes
 
@@ -204,7 +211,7 @@ def _moves(axes: OutputAxes, shape: Shape, moved: Shape) -> list[int]:
     return [
         axis
         for axis, (before, after) in enumerate(zip(shape, moved, strict=True))
-        if before != after and axis not in axes.axes
+        if before != after and axis not in dict(axes.axes.dims)
     ]
 
 
@@ -214,30 +221,33 @@ def _with_followers(axes: OutputAxes, found: OutputAxes, dimensions: Sequence[in
         return axes
     if found.problem is not None:
         return axes._replace(problem=found.problem)
-    names: dict[int | None, SizeName] = {found.axes.batch: "batch", found.axes.seq: "seq"}
-    names.update(found.follows)
+    names = {axis: length.axis for axis, length in found.axes.dims} | dict(found.follows)
     follows = tuple((axis, names[axis]) for axis in dimensions if axis in names)
     return axes._replace(follows=follows)
 
 
 def _few(probes: Probes, here: Sample) -> list[Sample]:
-    """Evaluations that change both sizes; none where the function takes too few sizes.
+    """Evaluations that change all sizes; none where the function takes too few.
 
-    At 1 by 1 nothing that follows a size passes for a constant. The other one is taller than long
-    where the base is not, so that the lesser and the greater of both sizes are neither of them; a
-    square base takes both.
+    At 1 by 1 nothing that follows a size passes for a constant. The others have the sizes in
+    another order than the base, so that the least and the greatest of them are none of them.
     """
-    batch, seq = probes.base
-    smallest = probes.first(Bucket(1, n) for n in _SMALLEST if (1, n) != probes.base)
+    base = probes.base
+    small = (base.with_sizes({a: 1 if a == "batch" else n for a in probes.grid}) for n in _SMALLEST)
+    smallest = probes.first(size for size in small if size != base)
     if smallest is None:
         return []
-    samples = [smallest]
-    for sizes in (_TALL if batch <= seq else (), _LONG if batch >= seq else ()):
-        sample = probes.first(size for size in sizes if size.seq_len != smallest.size.seq_len)
-        if sample is not None:
-            samples.append(sample)
-        elif sizes:
+    seen, samples = smallest.size.sizes, [smallest]
+    for order in _orders(probes):
+        uneven = (_in_order(base, order, row) for row in _UNEVEN)
+        sample = probes.first(
+            size
+            for size in uneven
+            if all(size.size(axis) != seen[axis] for axis in order if axis != "batch")
+        )
+        if sample is None:
             return []
+        samples.append(sample)
     return samples if all(sample.names() == here.names() for sample in samples) else []
 
 
@@ -260,21 +270,20 @@ def _structures_differ(samples: Sequence[Sample]) -> bool:
 
 def _common_axes(samples: Sequence[Sample], index: int) -> LeafAxes | None:
     """The axes that one output has in all samples; None where a dimension is something else."""
-    batch: int | None = None
-    seq: int | None = None
     outputs = [sample.found.outputs[index] for sample in samples]
     if len({(len(out.shape), out.dtype) for out in outputs}) > 1:
         return None
-    for axis, extents in enumerate(zip(*(out.shape for out in outputs), strict=True)):
+    axes = {
+        tuple(sample.size.size(axis) for sample in samples): axis for axis in samples[0].size.sizes
+    }
+    dims: list[tuple[int, Length]] = []
+    for place, extents in enumerate(zip(*(out.shape for out in outputs), strict=True)):
         if len(set(extents)) == 1:
             continue
-        if batch is None and list(extents) == [sample.size.batch_size for sample in samples]:
-            batch = axis
-        elif seq is None and list(extents) == [sample.size.seq_len for sample in samples]:
-            seq = axis
-        else:
+        if extents not in axes:
             return None
-    return LeafAxes(batch, seq)
+        dims.append((place, Length(axes[extents])))
+    return LeafAxes(tuple(dims))
 
 
 def _size_by_size(probes: Probes, here: Sample, further: Sequence[Sample]) -> FoundAxes:
@@ -285,20 +294,17 @@ def _size_by_size(probes: Probes, here: Sample, further: Sequence[Sample]) -> Fo
         here: The outputs at the base.
         further: Those at sizes that differ in both, which must agree with what is found.
     """
-    others: dict[SizeName, list[Sample]] = {"batch": [], "seq": []}
-    given: tuple[tuple[SizeName, Sequence[int]], ...] = (
-        ("batch", probes.batches),
-        ("seq", probes.lengths),
-    )
-    for name, sizes in given:
+    others: dict[str, list[Sample]] = {axis: [] for axis in probes.grid}
+    uneven = [first for first, _ in _UNEVEN]
+    for name, sizes in probes.grid.items():
         # What is cut to a fixed length looks constant in the grid, and is not below it. One element
         # is spread over many by most operations, so that alone it proves nothing.
-        for some in (_UNEVEN, _SMALLEST, sizes) if sizes else ():
+        for some in (uneven, _SMALLEST, sizes):
             seen = [_own(sample.size, name) for sample in (here, *others[name])]
             if len(seen) < 3:
                 sample = probes.first_of(name, [size for size in some if size not in seen])
                 others[name] += [] if sample is None else [sample]
-        if sizes and not any(_own(sample.size, name) > 1 for sample in others[name]):
+        if not any(_own(sample.size, name) > 1 for sample in others[name]):
             problem = _one_size_only(name)
             return FoundAxes(
                 tuple(
@@ -306,7 +312,7 @@ def _size_by_size(probes: Probes, here: Sample, further: Sequence[Sample]) -> Fo
                     for out in here.found.outputs
                 )
             )
-    samples = [here, *others["batch"], *others["seq"]]
+    samples = [here, *chain.from_iterable(others.values())]
     for other in samples:
         if other.names() != here.names():
             text = _other_tree(here, other)
@@ -320,40 +326,50 @@ def _size_by_size(probes: Probes, here: Sample, further: Sequence[Sample]) -> Fo
 
 
 def _agreed(axes: OutputAxes, samples: Sequence[Sample], index: int) -> OutputAxes:
-    """`axes`, unless a dimension that follows one size, or none, differs where that one does not.
+    """`axes`, as all samples have it: they may show what those of one size at a time did not.
 
-    So does the lesser of 2 and the product of both, which is 2 wherever one alone is small.
+    A dimension that follows one size, or none, has a problem where it differs though that one does
+    not: so does the lesser of 2 and the product of both, which is 2 wherever one alone is small.
     """
     if axes.problem is not None:
         return axes
-    sizes: dict[int | None, SizeName] = {axes.axes.batch: "batch", axes.axes.seq: "seq"}
-    sizes.update(axes.follows)
-    shapes = [sample.found.outputs[index].shape for sample in samples]
-    for axis in range(len(shapes[0])):
-        seen: dict[int, int] = {}  # the sample where one size first was as it is
-        for number, sample in enumerate(samples):
-            own = _own(sample.size, sizes.get(axis))
-            first = seen.setdefault(own, number)
-            extent = shapes[number][axis] if len(shapes[number]) > axis else None
-            if extent != shapes[first][axis] or (axis in axes.axes and extent != own):
-                if first == number:
-                    first = 0
-                text = _unclear(axes.name, samples[first], sample, index, f"dimension {axis}")
+    follows = dict(axes.follows)
+    sizes = {place: length.axis for place, length in axes.axes.dims} | follows
+    for place in range(len(samples[0].found.outputs[index].shape)):
+        seen: dict[int, Sample] = {}  # the sample where one size first was as it is
+        for sample in samples:
+            first = seen.setdefault(_own(sample.size, sizes.get(place)), sample)
+            if _extent(sample, index, place) != _extent(first, index, place):
+                text = _unclear(axes.name, first, sample, index, f"dimension {place}")
                 return axes._replace(problem=text)
-    return axes
+        points = sorted((own, _extent(sample, index, place)) for own, sample in seen.items())
+        if place in sizes and place not in follows and any(n != extent for n, extent in points):
+            follows[place] = sizes[place]
+            if not _starts_alike(points):
+                last = max(seen.items())[1]
+                text = _unclear(axes.name, samples[0], last, index, f"dimension {place}")
+                return axes._replace(problem=text)
+    dims = tuple((place, length) for place, length in axes.axes.dims if place not in follows)
+    return axes._replace(axes=LeafAxes(dims), follows=tuple(sorted(follows.items())))
 
 
-def _own(size: Bucket, name: SizeName | None) -> int:
-    """The one of both sizes that a dimension follows; 0 where it follows none."""
-    return 0 if name is None else size.batch_size if name == "batch" else size.seq_len
+def _extent(sample: Sample, index: int, place: int) -> int:
+    """How long a dimension is; -1 where an output of that sample has none."""
+    shape = sample.found.outputs[index].shape
+    return shape[place] if place < len(shape) else -1
 
 
-def _classify(here: Sample, others: Mapping[SizeName, Sequence[Sample]], index: int) -> OutputAxes:
+def _own(size: Bucket, axis: str | None) -> int:
+    """The size that a dimension follows; 0 where it follows none."""
+    return 0 if axis is None else size.size(axis)
+
+
+def _classify(here: Sample, others: Mapping[str, Sequence[Sample]], index: int) -> OutputAxes:
     """The axes of one output."""
     name, shape, _ = here.found.outputs[index]
-    axes: dict[SizeName, int] = {}
-    follows: list[tuple[int, SizeName]] = []
-    for other in (*others["batch"], *others["seq"]):
+    dims: list[tuple[int, Length]] = []
+    follows: list[tuple[int, str]] = []
+    for other in chain.from_iterable(others.values()):
         if (problem := _another_kind(name, here, other, index)) is not None:
             return OutputAxes(name, LeafAxes(), problem)
     for axis, extent in enumerate(shape):
@@ -369,16 +385,14 @@ def _classify(here: Sample, others: Mapping[SizeName, Sequence[Sample]], index: 
         if len(sizes) > 1 or not _starts_alike(points):
             text = _unclear(name, here, moving[size][0], index, f"dimension {axis}")
             return OutputAxes(name, LeafAxes(), text)
-        if size not in axes and all(n == extent for n, extent in points):
-            axes[size] = axis
+        if all(n == extent for n, extent in points):
+            dims.append((axis, Length(size)))
         else:
             follows.append((axis, size))
-    return OutputAxes(name, LeafAxes(axes.get("batch"), axes.get("seq")), follows=tuple(follows))
+    return OutputAxes(name, LeafAxes(tuple(dims)), follows=tuple(follows))
 
 
-def _points(
-    samples: Sequence[Sample], index: int, axis: int, size: SizeName
-) -> list[tuple[int, int]]:
+def _points(samples: Sequence[Sample], index: int, axis: int, size: str) -> list[tuple[int, int]]:
     """One size of each sample, and how long the dimension is there; by size."""
     return sorted(
         {(_own(sample.size, size), sample.found.outputs[index].shape[axis]) for sample in samples}
@@ -409,8 +423,8 @@ def _another_kind(name: str, here: Sample, other: Sample, index: int) -> str | N
         return _unclear(name, here, other, index, "its rank")
     if first.dtype != second.dtype:
         return (
-            f"{name} is {first.dtype} at (batch, seq_len)={tuple(here.size)} and {second.dtype} at "
-            f"{tuple(other.size)}: a bucket has one dtype for all the sizes that are padded to it; "
+            f"{name} is {first.dtype} at {here.size.described} and {second.dtype} at {other}: a "
+            "bucket has one dtype for all the sizes that are padded to it; "
             "return the same for every size"
         )
     return None
@@ -419,25 +433,24 @@ def _another_kind(name: str, here: Sample, other: Sample, index: int) -> str | N
 def _unclear(name: str, here: Sample, moved: Sample, index: int, what: str) -> str:
     shape, other = (sample.found.outputs[index].shape for sample in (here, moved))
     return (
-        f"{name} has the shape {shape} at (batch, seq_len)={tuple(here.size)} "
-        f"and {other} at {tuple(moved.size)}: {what} follows the sizes, but is no length that "
-        "follows one of them, so it cannot be trimmed; return batch and seq each as a dimension "
-        'of its own, or ask for unpad="none"'
+        f"{name} has the shape {shape} at {here.size.described} and {other} at {moved}: {what} "
+        "follows the sizes, but is no length that follows one of them, so it cannot be trimmed; "
+        'return batch and seq each as a dimension of its own, or ask for unpad="none"'
     )
 
 
 def _other_tree(here: Sample, other: Sample) -> str:
     counts = (
-        f"{len(here.found.outputs)} at {tuple(here.size)} and {len(other.found.outputs)} at "
-        f"{tuple(other.size)}"
+        f"{len(here.found.outputs)} at {here.size.described} and {len(other.found.outputs)} at "
+        f"{other}"
     )
     return (
-        f"the outputs are other ones for other sizes ({counts} as (batch, seq_len)): return the "
+        f"the outputs are other ones for other sizes ({counts}): return the "
         "same pytree for every size, with batch and seq as dimensions of its arrays"
     )
 
 
-def _one_size_only(size: SizeName) -> str:
+def _one_size_only(size: str) -> str:
     return (
         f"its axes cannot be found, because the function takes no second {size} size: "
         "declare out_axes"

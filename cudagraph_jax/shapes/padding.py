@@ -35,10 +35,8 @@ UNCHOSEN: Final = _Unchosen(0)
 def real_index(axes: LeafAxes, ndim: int, sizes: Bucket) -> Index:
     """The index of the real elements in an array padded to a bucket."""
     index = [slice(None)] * ndim
-    if axes.batch is not None:
-        index[axes.batch] = slice(sizes.batch_size)
-    if axes.seq is not None:
-        index[axes.seq] = slice(sizes.seq_len)
+    for place, length in axes.dims:
+        index[place] = slice(length.of(sizes))
     return tuple(index)
 
 
@@ -107,7 +105,7 @@ class Padder:
         dtype: What the bucket was lowered for.
         index: Where the real elements go.
         value: What the padding is filled with, or `"edge"`.
-        axes: Where the array carries the two sizes.
+        axes: Which dimensions of the array follow a size.
     """
 
     shape: Shape
@@ -138,9 +136,7 @@ class Padder:
         return padded
 
     def _repeat_edges(self, padded: Array) -> None:
-        for axis in self.axes:
-            if axis is None:
-                continue
+        for axis, _ in self.axes.dims:
             size = self.index[axis].stop
             if size == 0:
                 padded.fill(0)  # there is nothing to repeat

@@ -93,7 +93,7 @@ def _array_of(text: object) -> jax.ShapeDtypeStruct:
         )
     pattern = AxisPattern.parse(text)
     others = 0 if pattern.after is None else 1
-    return jax.ShapeDtypeStruct((_ANY_SIZE,) * (len(pattern.names) + others), np.float32)
+    return jax.ShapeDtypeStruct((_ANY_SIZE,) * (pattern.min_ndim + others), np.float32)
 
 
 def _specs(

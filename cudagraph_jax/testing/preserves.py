@@ -119,7 +119,7 @@ def _message(trial: Trial, difference: OutputDifference) -> str:
     cause = cause_of(trial, difference)
     return (
         f"{call.variant.name} gives another answer in a bucket than by itself\n"
-        f"  sizes:  (batch, seq_len)={tuple(call.sizes)} in the bucket {tuple(bucket)}: "
+        f"  sizes:  {call.sizes.described} in the bucket {tuple(bucket.sizes.values())}: "
         f"{padded_axes(call.sizes, bucket)}\n"
         f"  output: {name}{list(worst.at)} is {worst.found}, but the plain function gives "
         f"{worst.expected}{off}{allowed}\n"

@@ -140,9 +140,7 @@ class Subject:
         # Also of outputs that nobody trims, which serving does not look for: they are compared.
         program.outputs(bucket, others=dispatcher.config.buckets(seq_len=bucket.seq_len))
         masks = masks_of(program, call)
-        self._has_mask |= call.target.mask_argname is not None or (
-            masks is not None and bool(masks.real.any())
-        )
+        self._has_mask |= bool(call.target.masks) or (masks is not None and bool(masks.real.any()))
         return dispatcher.capturer.capture(call, bucket, program=program).value
 
     def refuse_no_mask(self) -> None:

@@ -119,7 +119,7 @@ def test_sizes_that_nothing_carries(module):
             ["inspected_model:bucketed", "--example", "given", "--arg", WEIGHTS],
             "give one of the two",
         ),
-        (["inspected_model:mlp", "--arg", WEIGHTS], "names neither batch nor seq"),
+        (["inspected_model:mlp", "--arg", WEIGHTS], "names no axis, such as batch or seq"),
         (["inspected_model:mlp", "--arg", X], "missing a required argument"),
         (["inspected_model:mlp", *ARGUMENTS], "cannot trace mlp"),
     ],

@@ -38,7 +38,10 @@ FAILED, LEAKS = CaptureError("no luck"), PaddingLeakError("row 1 moves")
 def entries():
     """A captured bucket of the requests' own size, and a larger one."""
     registry = CUDAGraphRegistry(CUDAGraphConfig(warmup_iterations=0))
-    return {size: registry.capture(*size, double, size) for size in (OWN, LARGER, OUTSIDE)}
+    return {
+        size: registry.capture(size.batch_size, size.seq_len, double, tuple(size))
+        for size in (OWN, LARGER, OUTSIDE)
+    }
 
 
 def decided(entries, mode, sizes, *, held=(), failed=None, queues=True, **options) -> Decision:

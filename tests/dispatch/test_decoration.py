@@ -200,7 +200,7 @@ def test_a_declaration_for_a_keyword_is_refused(function, options, named):
 
 def test_a_mask_argument_takes_no_entry():
     """An entry for the argument that is not the caller's to give is refused, too."""
-    with pytest.raises(ConfigError, match=r"'mask'.*mask_argname"):
+    with pytest.raises(ConfigError, match=r"for mask, .*mask_argname"):
         bucket_jit(keyword_mask, in_axes=("batch seq", "batch seq"), mask_argname="mask")
 
 
@@ -265,3 +265,24 @@ def test_a_misspelt_keyword_of_a_call_names_the_nearest():
     for wrong, right in (("progres", "progress"), ("worker", "workers")):
         with pytest.raises(InputShapeError, match=f"{wrong!r}: did you mean {right!r}"):
             function.warmup(x, x, **{wrong: 1})  # type: ignore[arg-type]  # misspelt
+
+
+AXES = CUDAGraphConfig(capture_sizes=(2,), capture_axes={"height": (8, 16), "width": (8,)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_axes": "batch sequence"}, r"'sequence', which has no sizes: .*did you mean 'seq'"),
+        ({"in_axes": "Batch seq"}, r"'Batch', which has no sizes: .*did you mean 'batch'"),
+        ({"in_axes": "batch heigth"}, r"'heigth', which has no sizes: .*did you mean 'height'"),
+        ({"in_axes": "batch height", "out_axes": "batch width"}, "no argument carries 'width'"),
+        ({"in_axes": "batch height+1"}, "no argument carries 'height' itself"),
+        ({"in_axes": "batch batch"}, "one row for each of the batch"),
+        ({"in_axes": "batch 2height"}, "has the name '2height'"),
+    ],
+)
+def test_axes_without_sizes(options, message):
+    """An axis without sizes, or that no argument carries, is refused at decoration."""
+    with pytest.raises(ConfigError, match=message):
+        bucket_jit(double, config=AXES, **options)

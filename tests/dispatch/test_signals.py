@@ -157,6 +157,7 @@ def test_real_signals():
     said = said_by(
         """
         import signal, sys
+        import jax
         import numpy as np
         from cudagraph_jax import CUDAGraphConfig, bucket_jit
 
@@ -176,6 +177,9 @@ def test_real_signals():
                 signal.setitimer(signal.ITIMER_REAL, 0.001)
 
         function.manager.report()  # imports what it needs
+        # And what JAX lowers with: who interrupts that import has Python's lock of a module taken,
+        # which the background waits for.
+        jax.numpy.zeros(1) * 2
         signal.signal(signal.SIGALRM, handle)
         signal.setitimer(signal.ITIMER_REAL, 0.001)
         calls = 0

@@ -206,7 +206,7 @@ def test_out_axes_that_do_not_match():
     wrong_rank = bucket_jit(lambda x: x[0], in_axes="batch seq", out_axes="batch seq", config=GRID)
     with pytest.raises(InputShapeError, match=r"the output has 1 dimension"):
         wrong_rank(floats(0, 2, 4))
-    with pytest.raises(ConfigError, match="use batch, seq"):
+    with pytest.raises(ConfigError, match="choose one of batch, seq"):
         bucket_jit(several, in_axes="batch seq", out_axes="rows", config=GRID)
 
 

@@ -30,7 +30,7 @@ def padded_arrays(draw):
     """An array of any rank and dtype with its axes, its sizes and a bucket that holds them."""
     shape = tuple(draw(st.lists(st.integers(0, 5), max_size=4)))
     free = draw(st.permutations([*range(len(shape)), None, None]))
-    axes = LeafAxes(free[0], free[1])
+    axes = LeafAxes.at(free[0], free[1])
     sizes = Bucket(draw(SIZE), draw(SIZE))
     bucket = Bucket(sizes.batch_size + draw(st.integers(0, 4)), sizes.seq_len + draw(SIZE) - 1)
     shape = axes.resize(shape, sizes)
@@ -80,7 +80,7 @@ def test_edge_repeats_row_and_position():
     pad = padder(
         (2, 2),
         np.dtype(np.int32),
-        axes=LeafAxes(0, 1),
+        axes=LeafAxes.at(0, 1),
         sizes=Bucket(2, 2),
         bucket=Bucket(3, 4),
         value="edge",
@@ -96,7 +96,7 @@ def test_any_array_gives_a_new_numpy_array(make):
     pad = padder(
         (3,),
         np.dtype(np.float32),
-        axes=LeafAxes(batch=0),
+        axes=LeafAxes.at(batch=0),
         sizes=Bucket(3, 1),
         bucket=Bucket(4, 1),
         value=7,

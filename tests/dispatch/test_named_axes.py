@@ -1,0 +1,199 @@
+"""Axes by name: images, encoders with decoders; masks over them, and lengths that follow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cudagraph_jax import (
+    BucketOverflowError,
+    CUDAGraphConfig,
+    CUDAGraphMode,
+    InputShapeError,
+    bucket_jit,
+    no_compiles,
+)
+from cudagraph_jax.shapes.ladder import Bucket
+from tests.helpers.functions import floats
+
+IMAGES = CUDAGraphConfig(
+    capture_sizes=(1, 3), capture_axes={"height": (4, 8), "width": (4, 8)}, warmup_iterations=1
+)
+PAIRS = CUDAGraphConfig(
+    capture_sizes=(1, 4),
+    capture_axes={"src": (4, 8), "tgt": (4, 6)},
+    warmup_iterations=1,
+)
+
+
+def brighten(images, *, mask):
+    """Each image less its own mean, and that mean."""
+    real = jnp.where(mask[..., None], images, 0)
+    mean = real.sum((1, 2)) / mask.sum((1, 2))[:, None]
+    return images - mean[:, None, None], mean
+
+
+def attend(query, keys, *, src_mask, row_mask):
+    """Each target's mean over the sources that are real, and how many rows there are."""
+    weights = jnp.where(src_mask[:, None, :], 1.0, 0.0) * jnp.ones((1, query.shape[1], 1))
+    return query + (weights @ keys) / weights.sum(-1, keepdims=True), row_mask.sum()
+
+
+@pytest.fixture(scope="module")
+def images():
+    function = bucket_jit(
+        brighten, in_axes="batch height width _", mask_argname="mask", config=IMAGES
+    )
+    function.warmup(floats(0, 2, 3, 3, 2), progress=False)
+    return function
+
+
+@pytest.fixture(scope="module")
+def attention():
+    function = bucket_jit(
+        attend,
+        in_axes=("batch tgt _", "batch src _"),
+        mask_argname={"src_mask": "batch src", "row_mask": "batch"},
+        config=PAIRS,
+    )
+    function.warmup(floats(0, 2, 3, 2), floats(1, 2, 5, 2), progress=False)
+    return function
+
+
+@given(st.integers(1, 3), st.integers(1, 8), st.integers(1, 8))
+def test_images_of_any_size(images, batch, height, width):
+    """Images of any height and width have the plain function's answer, and nothing compiles."""
+    x = floats(batch + 10 * height + 100 * width, batch, height, width, 2)
+    with no_compiles():
+        found = images(x)
+    expected = brighten(x, mask=np.ones(x.shape[:3], bool))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 8))
+def test_masks_over_axes_of_their_own(attention, batch, tgt, src):
+    """Each mask is True where its own axes are real."""
+    query, keys = floats(tgt, batch, tgt, 2), floats(src, batch, src, 2)
+    with no_compiles():
+        found, rows = attention(query, keys)
+    assert rows == batch
+    expected = query + keys.mean(1, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_everything_that_speaks_of_buckets(images):
+    """Statistics, explanations, sizes and reports know the axes."""
+    assert images.stats()["registry"]["graphs"].keys() >= {"1x1,height=4,width=8"}
+    explanation = images.explain(floats(0, 2, 3, 5, 2))
+    assert explanation.bucket == Bucket(3, 1, height=4, width=8)
+    assert explanation.mode is CUDAGraphMode.REPLAY
+    assert "height=3" in str(explanation)
+    too_high = images.explain(floats(0, 2, 9, 5, 2))
+    assert too_high.mode is CUDAGraphMode.NONE
+    assert "height" in str(too_high)
+    images(floats(0, 2, 3, 5, 2))
+    assert Bucket(2, 1, height=3, width=5) in images.manager.sizes()
+    assert "height=4" in str(images.manager.report())
+    assert "height=4" in images.manager.report().html()
+
+
+def test_a_nearest_larger_bucket_and_pieces():
+    """A sealed manager serves from what holds the request; a large batch is cut along the rows."""
+    config = CUDAGraphConfig(
+        capture_sizes=(2,),
+        capture_axes={"height": (4, 8)},
+        on_overflow="split",
+        warmup_iterations=0,
+    )
+    function = bucket_jit(lambda x: x * 2, in_axes="batch height", config=config)
+    function(floats(0, 2, 7))
+    function.seal()
+    x = floats(1, 5, 3)
+    np.testing.assert_allclose(function(x), x * 2, rtol=1e-6)
+    assert function.stats()["pieces"] == 3
+    with pytest.raises(BucketOverflowError, match="height=9 is larger than the largest bucket, 8"):
+        function(floats(0, 5, 9))
+
+
+def test_an_axis_twice_in_an_argument():
+    """Attention biases of (batch, seq, seq) are padded along both dimensions."""
+    config = CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(8,), warmup_iterations=0)
+    function = bucket_jit(
+        lambda x, bias: (bias @ x[..., None])[..., 0] + jnp.trace(bias, axis1=1, axis2=2)[:, None],
+        in_axes=("batch seq", "batch seq seq"),
+        config=config,
+    )
+    x, bias = floats(0, 2, 5), floats(1, 2, 5, 5)
+    expected = (bias @ x[..., None])[..., 0] + np.trace(bias, axis1=1, axis2=2)[:, None]
+    np.testing.assert_allclose(function(x, bias), expected, rtol=1e-5)
+    with pytest.raises(InputShapeError, match=r"seq=5 but bias has seq=4"):
+        function(x, bias[:, :, :4])
+
+
+@pytest.mark.parametrize(
+    ("rule", "length"),
+    [
+        ("seq+1", lambda n: n + 1),
+        ("seq-1", lambda n: n - 1),
+        ("2*seq", lambda n: 2 * n),
+        ("seq//2", lambda n: n // 2),
+        ("3*seq//2+1", lambda n: 3 * n // 2 + 1),
+    ],
+)
+def test_lengths_of_arguments_that_follow(rule, length):
+    """An argument whose length follows from another one's is padded, and checked at each call."""
+    config = CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(4, 8), warmup_iterations=0)
+    function = bucket_jit(
+        lambda x, y: (x * 2, y * 3, y.sum(1)), in_axes=("batch seq", f"batch {rule}"), config=config
+    )
+    for seq in (3, 7, 8):
+        for _ in range(2):
+            x, y = floats(0, 2, seq), floats(1, 2, length(seq))
+            twice, thrice, total = function(x, y)
+            np.testing.assert_allclose(twice, x * 2, rtol=1e-6)
+            np.testing.assert_allclose(thrice, y * 3, rtol=1e-6)
+            np.testing.assert_allclose(total, y.sum(1), atol=1e-5)
+            with pytest.raises(InputShapeError, match=r"from which .* follows"):
+                function(x, floats(1, 2, length(seq) + 1))
+
+
+def test_out_axes_by_rule():
+    """A rule in `out_axes` says how long an output is."""
+    config = CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(8,), warmup_iterations=0)
+    function = bucket_jit(
+        lambda x: x[:, 1:] - x[:, :-1], in_axes="batch seq", out_axes="batch seq-1", config=config
+    )
+    x = floats(0, 2, 5)
+    np.testing.assert_allclose(function(x), np.diff(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_store_keeps_them(tmp_path):
+    """A restarted server loads buckets of named axes, and trims by them."""
+    for _ in range(2):
+        function = bucket_jit(
+            lambda x: (x * 2, x.sum(1)),
+            in_axes="batch height width",
+            config=IMAGES,
+            store=tmp_path,
+            fingerprint="v1",
+        )
+        x = floats(0, 2, 3, 5)
+        found = function(x)
+        np.testing.assert_allclose(found[0], x * 2, rtol=1e-6)
+        np.testing.assert_allclose(found[1], x.sum(1), rtol=1e-5, atol=1e-5)
+    assert function.stats()["registry"]["load_count"] == 1
+
+
+def test_debug_mode_tries_each_axis():
+    """Padding that is counted in along one named axis is found, and that axis is named."""
+    config = CUDAGraphConfig(
+        capture_sizes=(2,), capture_axes={"height": (8,), "width": (8,)}, debug_mode=True
+    )
+    function = bucket_jit(lambda x: x.mean(2), in_axes="batch height width", config=config)
+    with pytest.raises(Exception, match=r"width is padded from 5 to 8") as caught:
+        function(floats(0, 2, 8, 5))
+    assert type(caught.value).__name__ == "PaddingLeakError"
+    fine = bucket_jit(lambda x: x.sum(2), in_axes="batch height width", pad_values=0, config=config)
+    assert fine(floats(0, 2, 3, 5)).shape == (2, 3)

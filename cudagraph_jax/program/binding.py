@@ -197,7 +197,7 @@ class Binder:
         for name, place, arg in zip(form.names, form.places, bound.args, strict=True):
             patterns += broadcast_prefix(axes[place], arg, name=f"in_axes of {name}")
             values += broadcast_prefix(pads[place], arg, name=f"pad_values of {name}")
-        return Declared(patterns, values, form.names)
+        return Declared(patterns, values, form.names, spares_numbers=not self.has_entries)
 
     @property
     def bucketed_places(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
@@ -24,7 +25,14 @@ def bucketed_advice(value: object, *, name: str) -> str:
         return _METHOD
     if isinstance(value, Mapping):
         return f"pass dict({name}), whose arrays are padded one by one"
-    return "pass a NumPy or JAX array (numpy.asarray makes one)"
+    if isinstance(value, int | float | complex):
+        if of_list := re.fullmatch(r"(.+?)(\[\d+\])+", name):
+            dtype = ", numpy.float32" if isinstance(value, float) else ""
+            return f"pass numpy.asarray({of_list[1]}{dtype})"
+        return (
+            "pass a NumPy or JAX array, or give None for it in in_axes to pass the number through"
+        )
+    return _converted(value, name) or "pass a NumPy or JAX array"
 
 
 def passed_advice(value: object, *, name: str) -> str:
@@ -34,19 +42,28 @@ def passed_advice(value: object, *, name: str) -> str:
         return _METHOD
     if isinstance(value, Mapping):
         return f"pass dict({name})"
-    if hasattr(value, "__array__"):
-        return f"pass numpy.asarray({name})"
+    if converted := _converted(value, name):
+        return converted
     if argument != name:
         return (
             f"pass arrays and numbers alone in {argument}, and have the function close over the "
             f"rest (equinox.partition({argument}, equinox.is_array) splits a model like that)"
         )
-    if _can_be_hashed(value):
+    if can_be_hashed(value):
         return "pass an array or a number, or name the argument in static_argnames"
     return (
         "pass an array or a number, or have the function close over it (a lambda or "
         "functools.partial); static_argnames does not take it, as it cannot be hashed"
     )
+
+
+def _converted(value: object, name: str) -> str:
+    """What makes an array of `value`; empty where nothing is known to."""
+    if hasattr(value, "__jax_array__"):  # of which NumPy makes an array of objects
+        return f"pass jax.numpy.asarray({name})"
+    if hasattr(value, "__array__") or isinstance(value, memoryview | array | range):
+        return f"pass numpy.asarray({name})"
+    return f"pass numpy.from_dlpack({name})" if hasattr(value, "__dlpack__") else ""
 
 
 def static_advice(value: object) -> str:
@@ -112,9 +129,10 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _can_be_hashed(value: object) -> bool:
+def can_be_hashed(value: object) -> bool:
+    """Whether it may be a key, and so a static argument."""
     try:
         hash(value)
-    except TypeError:
+    except (TypeError, ValueError):  # the latter for a memoryview that can be written to
         return False
     return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import jax
 
 from cudagraph_jax._base.checks import nearest
 from cudagraph_jax.errors import ConfigError, InputShapeError
-from cudagraph_jax.program.advice import static_advice
+from cudagraph_jax.program.advice import can_be_hashed, static_advice
 from cudagraph_jax.program.call import Declared, Statics
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, PadValue
@@ -111,11 +110,10 @@ class Binder:
                 continue
             default = self._defaults.get(name, parameter.empty)
             is_static = name in self.static_argnames and default is not parameter.empty
-            # Behind a gap nothing can be filled in by position.
-            if is_static and not (has_gap and parameter.kind is parameter.POSITIONAL_ONLY):
-                with suppress(TypeError):  # of no hash: as long as it is left out, it is no key
-                    hash(default)
-                    found[name] = default
+            # Behind a gap nothing can be filled in by position; what has no hash is no key.
+            is_behind = has_gap and parameter.kind is parameter.POSITIONAL_ONLY
+            if is_static and not is_behind and can_be_hashed(default):
+                found[name] = default
             has_gap = has_gap or name not in found
         return found
 
@@ -478,13 +476,11 @@ def unbound(function: Callable[..., PyTree], bound: Bound) -> Callable[..., PyTr
 
 
 def _static(name: str, value: object) -> tuple[str, type, Hashable]:
-    try:
-        hash(value)
-    except TypeError:
+    if not can_be_hashed(value):
         raise InputShapeError(
             f"static argument {name} is a {type(value).__name__}, which cannot be hashed: "
             + static_advice(value)
-        ) from None
+        )
     # The type too: 1, 1.0 and True are equal, but do not trace alike.
     return (name, type(value), value)
 

@@ -413,8 +413,8 @@ def abstract_passed(value: object, *, name: str, is_bare: bool = True) -> Abstra
         )
     try:
         abstract = jax.typeof(value)
-    except TypeError:
-        if isinstance(value, np.generic):
+    except (TypeError, ValueError):  # the latter for what has __jax_array__, or a dtype unknown
+        if isinstance(value, np.generic | np.ndarray):
             computed_dtype(value.dtype, name=name)
         raise InputShapeError(
             f"{name} is a {type(value).__name__}, which is no JAX type: "

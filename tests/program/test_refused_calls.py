@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +251,100 @@ def test_a_mapping_that_is_no_pytree():
         passed(x[:, 0], Encoding(x=np.float32(1)))
     assert_close(padded(dict(encoding)), x * 2)
     assert_close(passed(x[:, 0], {"x": np.float32(1)}), x[:, 0] + 1)
+
+
+class Wrapped:
+    """An array as other libraries hold it, with what `interface` names and nothing else."""
+
+    def __init__(self, x, interface):
+        methods = {
+            "__jax_array__": lambda _: jnp.asarray(x),
+            "__array__": lambda _, dtype=None, copy=None: x,
+            "__dlpack__": lambda _, **options: x.__dlpack__(**options),
+            "__dlpack_device__": lambda _: x.__dlpack_device__(),
+        }
+        shaped = {"shape": x.shape, "dtype": "float32", "ndim": x.ndim}
+        asked = {name: value for name, value in methods.items() if interface in name}
+        self.__class__ = type("Wrapped", (Wrapped,), {**asked, **shaped})
+
+
+@pytest.mark.parametrize(
+    ("make", "advice"),
+    [
+        (lambda x: Wrapped(x, "__jax_array__"), "jax.numpy.asarray({})"),
+        (lambda x: Wrapped(x, "__array__"), "numpy.asarray({})"),
+        (lambda x: Wrapped(x, "__dlpack"), "numpy.from_dlpack({})"),
+        (memoryview, "numpy.asarray({})"),
+    ],
+    ids=["__jax_array__", "__array__", "__dlpack__", "memoryview"],
+)
+def test_what_is_nearly_an_array(make, advice):
+    """Objects that turn into arrays are named with what turns them, and that works."""
+    padded = bucket_jit(lambda y: y * 2, in_axes="batch seq", config=GRID)
+    passed = bucket_jit(scaled, in_axes=("batch seq", None), config=GRID)
+    nested = bucket_jit(lambda x, d: x * d["y"], in_axes=("batch seq", None), config=GRID)
+    by_keyword = bucket_jit(lambda x, *, y: x * y, in_axes="batch seq", config=GRID)
+    x, y = floats(0, 2, 3), floats(1, 1, 1)
+    given = make(y)
+    named = {"y": given, "d": {"y": given}, "jax": jax, "numpy": np}
+    for name, call, expected in (
+        ("y", padded, y * 2),
+        ("y", lambda y: passed(x, y), x * y),
+        ("d['y']", lambda y: nested(x, {"y": y}), x * y),
+        ("y", lambda y: by_keyword(x, y=y), x * y),
+    ):
+        said = advice.format(name)
+        with pytest.raises(
+            InputShapeError, match=rf"^{re.escape(name)} is .*pass {re.escape(said)}$"
+        ):
+            call(given)
+        assert_close(call(eval(said, named)), expected)
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_lists_of_numbers(kind):
+    """A list of lists is named with the array to make of it, and that works."""
+    function = bucket_jit(lambda d: d["x"] * 2, in_axes="batch seq", config=GRID)
+    d = {"x": [[kind(1), kind(2)]]}
+    with pytest.raises(InputShapeError) as caught:
+        function(d)
+    said = str(caught.value).rpartition("pass ")[2]
+    found = function({"x": eval(said, {"d": d, "numpy": np})})
+    assert_close(found, np.asarray(jnp.asarray([[kind(2), kind(4)]])))
+
+
+def test_a_number_where_an_array_was_declared():
+    """A number under axes of its own is to have None there, and that works."""
+    x = floats(0, 2, 3)
+    said = r"of type float, not an array.*give None for it in in_axes to pass the number through"
+    with pytest.raises(InputShapeError, match=f"^y is {said}"):
+        bucket_jit(scaled, in_axes=("batch seq", "batch seq"), config=GRID)(x, 2.0)
+    assert_close(bucket_jit(scaled, in_axes=("batch seq", None), config=GRID)(x, 2.0), x * 2)
+    tree = {"x": x, "y": 2.0}
+    with pytest.raises(InputShapeError, match=rf"^d\['y'\] is {said}"):
+        bucket_jit(lambda d: d["x"] * d["y"], in_axes="batch seq", config=GRID)(tree)
+    axes = ({"x": "batch seq", "y": None},)
+    assert_close(bucket_jit(lambda d: d["x"] * d["y"], in_axes=axes, config=GRID)(tree), x * 2)
+
+
+def test_a_nested_array_of_no_dtype_of_jax():
+    """An array of objects within a pytree is refused for its dtype, not for being an array."""
+    function = bucket_jit(lambda x, d: x, in_axes=("batch", None), config=GRID)
+    with pytest.raises(InputShapeError, match=r"^d\['y'\] has dtype object, which JAX does not"):
+        function(floats(0, 2), {"y": np.array([None])})
+
+
+def test_a_static_argument_that_fails_to_hash():
+    """Whatever its hash raises, a static argument is named, and a default of it may be left out."""
+    writable = memoryview(bytearray(4))
+
+    def function(x, m=writable):
+        return x * len(m)
+
+    bucketed = bucket_jit(function, in_axes=("batch", None), static_argnames="m", config=GRID)
+    with pytest.raises(InputShapeError, match="static argument m is a memoryview, which cannot be"):
+        bucketed(floats(0, 2), writable)
+    assert_close(bucketed(floats(0, 2)), floats(0, 2) * 4)
 
 
 def test_an_object_that_can_be_neither_passed_nor_hashed():

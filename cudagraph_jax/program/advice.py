@@ -37,7 +37,7 @@ def bucketed_advice(value: object, *, name: str) -> str:
 
 def passed_advice(value: object, *, name: str) -> str:
     """What to pass in the place of `value`, which is passed through and no JAX type."""
-    argument = re.split(r"[.\[]", name, maxsplit=1)[0]
+    argument = _argument(name)
     if name == "self":
         return _METHOD
     if isinstance(value, Mapping):
@@ -45,15 +45,24 @@ def passed_advice(value: object, *, name: str) -> str:
     if converted := _converted(value, name):
         return converted
     if argument != name:
-        return (
-            f"pass arrays and numbers alone in {argument}, and have the function close over the "
-            f"rest (equinox.partition({argument}, equinox.is_array) splits a model like that)"
-        )
+        return _parted(argument)
     if can_be_hashed(value):
         return "pass an array or a number, or name the argument in static_argnames"
     return (
         "pass an array or a number, or have the function close over it (a lambda or "
         "functools.partial); static_argnames does not take it, as it cannot be hashed"
+    )
+
+
+def _argument(name: str) -> str:
+    """The argument that a leaf is of: `params` of `params['w'][0]`."""
+    return re.split(r"[.\[]", name, maxsplit=1)[0]
+
+
+def _parted(argument: str) -> str:
+    return (
+        f"pass the arrays alone in {argument}, and have the function close over the rest "
+        f"(equinox.partition({argument}, equinox.is_array) splits a model like that)"
     )
 
 
@@ -70,7 +79,10 @@ def static_advice(value: object) -> str:
     """What to do about a static argument that cannot be hashed."""
     leaves = jax.tree.leaves(value)
     if all(isinstance(leaf, np.ndarray | jax.Array | np.generic) for leaf in leaves) and leaves:
-        return "leave it out of static_argnames: arrays are arguments of the program"
+        return (
+            "leave it out of static_argnames: arrays are arguments of the program. None for it in "
+            'in_axes, such as in_axes=(None, "batch seq"), passes through all that it holds'
+        )
     if isinstance(value, list | set | dict | bytearray):
         return "pass a tuple or another immutable value"
     return (
@@ -103,8 +115,10 @@ def trace_advice(
     ]
     if _wants_a_value(error):
         numbers = [name for name, leaf in passed if isinstance(leaf, bool | int | float)]
+        bare = [name for name in numbers if _argument(name) == name]
         if numbers:
-            return f"If it decides by the value of {_listed(numbers)}, name that in static_argnames"
+            remedy = "name that in static_argnames" if bare else _parted(_argument(numbers[0]))
+            return f"If it decides by the value of {_listed(bare or numbers)}, {remedy}"
     elif unpadded:
         return (
             f"It gets {_listed(unpadded)} as passed, not padded to {bucket}: give what has the "

@@ -192,10 +192,27 @@ class Binder:
         pads = for_positions(self.pad_values, count, name="pad_values")
         patterns: list[AxisPattern | None] = []
         values: list[PadValue] = []
-        for name, place, arg in zip(form.names, form.places, bound.args, strict=True):
-            patterns += broadcast_prefix(axes[place], arg, name=f"in_axes of {name}")
-            values += broadcast_prefix(pads[place], arg, name=f"pad_values of {name}")
+        try:
+            for name, place, arg in zip(form.names, form.places, bound.args, strict=True):
+                patterns += broadcast_prefix(axes[place], arg, name=f"in_axes of {name}")
+                values += broadcast_prefix(pads[place], arg, name=f"pad_values of {name}")
+        except InputShapeError as error:
+            raise InputShapeError(self._by_name_advice(bound) or str(error)) from None
         return Declared(patterns, values, form.names, spares_numbers=not self.has_entries)
+
+    def _by_name_advice(self, bound: Bound) -> str:
+        """What to write instead of an option that names the arguments; empty where none does."""
+        names = bound.form.names
+        for option, prefix in (("in_axes", self.in_axes), ("pad_values", self.pad_values)):
+            if not isinstance(prefix, dict) or prefix.keys().isdisjoint(names):
+                continue
+            if not all(isinstance(arg, dict) for arg in bound.args):
+                return (
+                    f"{option}={prefix!r} is a dict, which stands for an argument that is one: "
+                    "give one entry for each positional argument, "
+                    f"{option}={tuple(map(prefix.get, names))!r}"
+                )
+        return ""
 
     @property
     def bucketed_places(self) -> tuple[int, ...]:

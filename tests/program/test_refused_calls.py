@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax import CUDAGraphConfig, CUDAGraphError, InputShapeError, bucket_jit
+from cudagraph_jax import (
+    CUDAGraphConfig,
+    CUDAGraphError,
+    CUDAGraphWarning,
+    InputShapeError,
+    bucket_jit,
+)
 from tests.helpers.functions import GRID, TABLE, assert_close, floats, stats_of, tokens
 
 
@@ -106,6 +112,31 @@ def test_in_axes_that_do_not_match_the_arguments():
     with pytest.raises(InputShapeError, match="in_axes of inputs"):
         function(floats(0, 2))
     assert function.registry.num_graphs == 0
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["by position", "by name"])
+def test_options_that_name_the_arguments(by_name):
+    """in_axes and pad_values by name are an error with the tuple to write, and that works."""
+
+    def function(w, x, *, bias=0.0):
+        return x * w + bias
+
+    w, x = np.float32(2), floats(0, 2, 3)
+    args, kwargs = ((), {"w": w, "x": x}) if by_name else ((w, x), {})
+    for named, literal in (
+        ({"in_axes": {"w": None, "x": "batch seq"}}, "in_axes=(None, 'batch seq')"),
+        ({"in_axes": {"x": "batch seq", "bias": None}}, "in_axes=(None, 'batch seq')"),
+        ({"pad_values": {"x": 1}}, "pad_values=(None, 1)"),
+    ):
+        options = {"in_axes": (None, "batch seq"), **named}
+        with pytest.raises(InputShapeError, match=f"give one entry .*, {re.escape(literal)}$"):
+            bucket_jit(function, config=GRID, **options)(*args, **kwargs)
+        name, _, value = literal.partition("=")
+        options[name] = eval(value)
+        assert_close(bucket_jit(function, config=GRID, **options)(*args, **kwargs), x * 2)
+    single = bucket_jit(lambda x: x["x"], in_axes={"x": "batch", "y": "batch"}, config=GRID)
+    with pytest.raises(InputShapeError, match=r"in_axes of x=.* does not match the structure"):
+        single({"x": floats(0, 2)})
 
 
 def test_pad_values_that_do_not_match_the_arguments():
@@ -387,6 +418,44 @@ def test_a_model_of_arrays_and_functions():
         config=GRID,
     )
     assert_close(split(arrays, x), apply(model, x))
+
+
+def test_a_model_that_decides_by_a_number_within():
+    """What a model decides by is told with how to close over it, and that works."""
+    equinox = pytest.importorskip("equinox")
+    model, x = equinox.nn.Dropout(0.5, inference=True), floats(0, 2, 3)
+
+    def apply(model, x):
+        return model(x, key=jax.random.key(0))
+
+    function = bucket_jit(apply, in_axes=(None, "batch _"), config=GRID)
+    said = r"by the value of model\.p, model\.inference, pass the arrays alone in model.*partition"
+    with pytest.warns(CUDAGraphWarning, match=said):
+        assert_close(function(model, x), x)
+    arrays, rest = equinox.partition(model, equinox.is_array)
+    split = bucket_jit(
+        lambda arrays, x: apply(equinox.combine(arrays, rest), x),
+        in_axes=(None, "batch _"),
+        config=GRID,
+    )
+    assert_close(split(arrays, x), x)
+
+
+@pytest.mark.parametrize("in_axes", ["batch _", (None, "batch _")], ids=["one", "each"])
+def test_a_model_of_arrays_is_no_static(in_axes):
+    """A model of arrays alone passes through as it is, with the `in_axes` that the error names."""
+    equinox = pytest.importorskip("equinox")
+    model, x = equinox.nn.Linear(3, 2, key=jax.random.key(0)), floats(0, 2, 3)
+
+    def apply(model, x):
+        return jax.vmap(model)(x)
+
+    static = bucket_jit(apply, in_axes=in_axes, static_argnames="model", config=GRID)
+    said = r'leave it out of static_argnames.*in_axes=\(None, "batch seq"\), passes through all'
+    with pytest.raises(InputShapeError, match=said):
+        static(model, x)
+    passed = bucket_jit(apply, in_axes=(None, "batch _"), config=GRID)
+    assert_close(passed(model, x), apply(model, x))
 
 
 def test_arrays_are_no_statics():

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from hypothesis import strategies as st
 
+from cudagraph_jax._base.checks import names_nearest
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.program.call import is_number
@@ -22,6 +23,7 @@ SMALL_GRID = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(4, 8))
 _ANY_SIZE = 3
 
 
+@names_nearest
 def inputs(
     in_axes: PyTree,
     *,

@@ -33,6 +33,13 @@ class Binder:
         donate_argnums: Positions of the arguments whose buffers may be taken over.
         mask_argname: The keyword that is not the caller's to give.
 
+    Attributes:
+        name: As given.
+        in_axes: As given, with an `AxisPattern` for each specification.
+        pad_values: As given, with `UNCHOSEN` for each None.
+        static_argnames: As given.
+        donate_argnums: As given.
+
     Raises:
         ConfigError: One of these does not fit the function.
     """
@@ -215,33 +222,39 @@ class Binder:
         return ""
 
     @property
-    def bucketed_places(self) -> tuple[int, ...]:
-        """The positions in the signature whose arguments carry the batch or the sequence."""
-        axes = self.in_axes if isinstance(self.in_axes, tuple | list) else [self.in_axes]
-        return tuple(place for place, prefix in enumerate(axes) if _buckets(prefix))
-
-    @property
     def has_entries(self) -> bool:
-        """Whether `in_axes` has an entry for each argument, or one for all of them."""
+        """Whether `in_axes` has an entry for each argument, not one for all of them."""
         return isinstance(self.in_axes, tuple | list)
 
     @property
+    def _entries(self) -> Sequence[PyTree]:
+        return self.in_axes if self.has_entries else (self.in_axes,)
+
+    @property
+    def bucketed_places(self) -> tuple[int, ...]:
+        """The positions of the entries of `in_axes` that name the batch or the sequence."""
+        return tuple(place for place, prefix in enumerate(self._entries) if _buckets(prefix))
+
+    @property
     def lead(self) -> int:
-        """The position of an argument that carries all the sizes there are; -1 if none does."""
-        axes = self.in_axes if isinstance(self.in_axes, tuple | list) else [self.in_axes]
-        sizes = {name for prefix in axes for name in _size_names(prefix)}
+        """The position of an argument that carries all the sizes there are; -1 if none does.
+
+        Where one entry stands for all arguments it is the first, unless that is a number.
+        """
+        sizes = {name for prefix in self._entries for name in _size_names(prefix)}
         leads = (
             place
-            for place, prefix in enumerate(axes)
+            for place, prefix in enumerate(self._entries)
             if isinstance(prefix, AxisPattern) and set(_size_names(prefix)) == sizes
         )
         return next(leads, -1)
 
     def bucketed(self, form: Form) -> tuple[int, ...]:
-        """The indices of such arguments in the calls of one form."""
-        every = not isinstance(self.in_axes, tuple | list)
+        """The indices, in the calls of one form, of arguments that may carry a size."""
         known = self.bucketed_places
-        return tuple(i for i, place in enumerate(form.places) if every or place in known)
+        return tuple(
+            i for i, place in enumerate(form.places) if not self.has_entries or place in known
+        )
 
     def donated(self, form: Form) -> tuple[int, ...]:
         """The positions of the donated arguments among `form.args`."""
@@ -402,8 +415,8 @@ class Bound(NamedTuple):
     Attributes:
         form: How the call was written.
         args: The positional arguments without the static ones.
-        kwargs: The keyword-only arguments, likewise.
-        statics: The static arguments.
+        kwargs: Those that are passed by keyword, likewise: keyword-only ones and `**kwargs`.
+        statics: The name, the type and the value of each static argument.
     """
 
     form: Form
@@ -420,7 +433,7 @@ class Form:
         args: Indices of the positional arguments without the static ones.
         names: Their names.
         places: Where each stands in the function's signature.
-        kwargs: Names and indices of the keyword-only arguments.
+        kwargs: Names and indices of those that are passed by keyword.
         statics: Names and indices of the static arguments.
         static_places: Where the positional ones of those stand in the signature.
         defaults: Those of static arguments that are left out, counted behind the call's values.
@@ -438,7 +451,7 @@ class Form:
 
     @property
     def given(self) -> tuple[tuple[str, ...], frozenset[str]]:
-        """The names of its positional and of its keyword-only arguments, the static ones apart."""
+        """The names of what it gives by position and by keyword, the static ones apart."""
         return self.names, frozenset(name for name, _ in self.kwargs)
 
     def bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:

@@ -399,7 +399,8 @@ def abstract_passed(value: object, *, name: str, is_bare: bool = True) -> Abstra
             `jit`: to look for float64 among the parameters of every call costs more than the call.
 
     Raises:
-        InputShapeError: `value` is nothing that JAX computes with, or float64 while x64 is off.
+        InputShapeError: `value` is nothing that JAX computes with, float64 while x64 is off, or
+            an integer that none of JAX's holds.
     """
     _refuse_masked(value, name)
     if is_bare and isinstance(value, np.ndarray):

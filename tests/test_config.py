@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import pickle
 from types import SimpleNamespace
 
@@ -310,9 +311,12 @@ def test_padded_sizes(config, batch, seq):
 def test_buckets_are_the_grid(config):
     """The grid is ascending, inside the limits, and each of its buckets is its own."""
     grid = config.buckets()
-    assert len(grid) == len(config.capture_sizes) * len(config.capture_seq_lens or (1,))
+    named = map(len, config.capture_axes.values())
+    lengths = len(config.capture_seq_lens or (1,))
+    assert len(grid) == len(config.capture_sizes) * lengths * math.prod(named)
     assert list(grid) == sorted(set(grid))
-    assert all(config.bucket_for(*bucket) == bucket for bucket in grid)
+    assert all(config.admits(bucket) == config.enabled for bucket in grid)
+    assert all(config.padded(bucket) == bucket for bucket in grid)
 
 
 def test_buckets():

@@ -22,16 +22,7 @@ def positive_size(value: object, *, name: str) -> int:
     Raises:
         ConfigError: `value` is no integer (a bool is none), or below 1.
     """
-    return _integer(value, f"{name}={{}}", minimum=1, kind="size")
-
-
-def size_within(value: object, *, name: str) -> int:
-    """`value`, which is one of several in `name`, as an int of 1 or more.
-
-    Raises:
-        ConfigError: As for `positive_size`.
-    """
-    return _integer(value, f"{name} has {{}}, which", minimum=1, kind="size")
+    return _integer(value, name, minimum=1, kind="size")
 
 
 def require_bool(name: str, value: object) -> None:
@@ -49,19 +40,19 @@ def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
 
 def count(name: str, value: object) -> int:
     """`value` as an int of 0 or more; `ConfigError` otherwise."""
-    return _integer(value, f"{name}={{}}", minimum=0, kind="count")
+    return _integer(value, name, minimum=0, kind="count")
 
 
-def _integer(value: object, shown: str, *, minimum: int, kind: str) -> int:
+def _integer(value: object, name: str, *, minimum: int, kind: str) -> int:
     remedy = f"give a {kind} of {minimum} or more"
     if isinstance(value, bool):
-        raise ConfigError(f"{shown.format(value)} is not an integer: {remedy}")
+        raise ConfigError(f"{name}={value} is not an integer: {remedy}")
     try:
         number = operator.index(value)  # type: ignore[arg-type]  # index() itself says what fits
     except TypeError:
-        raise ConfigError(f"{shown.format(repr(value))} is not an integer: {remedy}") from None
+        raise ConfigError(f"{name}={value!r} is not an integer: {remedy}") from None
     if number < minimum:
-        raise ConfigError(f"{shown.format(number)} is below {minimum}: {remedy}")
+        raise ConfigError(f"{name}={number} is below {minimum}: {remedy}")
     return number
 
 
@@ -115,15 +106,25 @@ def _called(function: object) -> object:
     return function
 
 
+class UnknownArgumentError(ConfigError, TypeError):
+    """A keyword that a function has no argument for: as in Python a `TypeError`, too."""
+
+
 def require_arguments(name: str, given: Iterable[str], known: Sequence[str]) -> None:
-    """Raises `ConfigError`, with the nearest keyword, unless `name` knows all that are given."""
+    """Raises, with the nearest keyword, unless `name` knows all that are given.
+
+    Raises:
+        UnknownArgumentError: It does not know one.
+    """
     for keyword in given:
         if keyword not in known:
-            raise ConfigError(f"{name}() has no argument {keyword!r}: {nearest(keyword, known)}")
+            raise UnknownArgumentError(
+                f"{name}() has no argument {keyword!r}: {nearest(keyword, known)}"
+            )
 
 
 def names_nearest(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, with a `ConfigError` that names the nearest keyword for one that it has not."""
+    """`function`, whose error for a keyword that it has not names the nearest one."""
     parameters = list(inspect.signature(function).parameters.values())
     known = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY and p.name != "self"]
     shown = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]

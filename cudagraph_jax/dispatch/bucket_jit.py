@@ -134,7 +134,8 @@ def bucket_jit(
         fn: A pure JAX function.
         in_axes: A pytree prefix of its positional arguments, as in `jax.vmap`. A leaf is None
             (passed through, such as parameters), or names the dimensions of the arrays below it in
-            order: `"batch"`, `"seq"`, `"_"` (any one dimension), `"..."` (the rest).
+            order: `"batch"`, `"seq"`, `"_"` (any one dimension), `"..."` (the rest). One string
+            alone stands for every argument that is no number; numbers are passed through.
         out_axes: The same for the outputs; None: found by tracing at two sizes of each axis.
         config: Buckets, limits and policies; the default if None.
         manager: The manager to share with other functions, instead of `config`.

@@ -25,6 +25,15 @@ _MISSING = (
     Reason.FAILED,
 )
 
+_WARM_UP = "warm up with arguments like these first"
+_WARM_UP_AND_SEAL = "warm up with arguments like these before seal()"
+_WHATEVER_THE_SIZE = {
+    Reason.EMPTY: ("an empty batch or sequence has no bucket", ""),
+    Reason.PAUSED: ("the mode is NONE", "set mode to CUDAGraphMode.CAPTURE"),
+    Reason.DISABLE_JIT: ("jax.disable_jit is on", "leave it off to replay"),
+    Reason.DISABLED: ("the manager is switched off", "set enabled=True, and mode to CAPTURE"),
+}
+
 
 def explain(dispatcher: Dispatcher, call: Call) -> Explanation:
     """What would be done with a call, why, and what to change; nothing is run."""
@@ -56,6 +65,8 @@ def _words(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
     """Why, and what to change."""
     if decision.error is not None:
         problem, _, remedy = str(decision.error).rpartition(": ")
+        if decision.reason is Reason.OVERFLOW:
+            problem = f'{problem}, and on_overflow="{dispatcher.config.on_overflow}"'
         return problem, remedy
     if decision.entry is not None:
         return _replayed(dispatcher, call, decision)
@@ -79,7 +90,7 @@ def _replayed(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[s
         return f"its own bucket {own} is not captured, and the queue is full or closed", ""
     return (
         f"its own bucket {own} is not captured, and no capture is allowed now",
-        "warm up with arguments like these before seal()",
+        _WARM_UP_AND_SEAL,
     )
 
 
@@ -87,63 +98,52 @@ def _captured(config: CUDAGraphConfig, decision: Decision) -> tuple[str, str]:
     if decision.reason is Reason.OVERFLOW:
         return 'it is outside the limits and on_overflow="exact"', "add larger buckets"
     policy = f'{decision.bucket} is not captured yet and on_miss="{config.on_miss}"'
-    return policy, "warm up with arguments like these first"
+    return policy, _WARM_UP
 
 
 def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:
-    config, bucket = dispatcher.config, decision.bucket or dispatcher.bucket_for(call)
-    failures = dispatcher.capturer.failures
+    bucket = decision.bucket or dispatcher.bucket_for(call)
+    failure = dispatcher.capturer.failures.get(bucket, call.variant)
     match decision.reason:
-        case Reason.SPLIT:
-            largest = max(config.capture_sizes)
-            return f"it is served in pieces of {largest} rows, and joined", ""
+        case Reason.SPLIT | Reason.OVERFLOW:
+            return _outside(dispatcher, decision)
+        case Reason.MISS | Reason.QUEUED | Reason.REFUSED:
+            return _uncaptured(bucket, decision)
+        case Reason.SEALED if failure is None:
+            return f"{bucket} is not captured, and no capture is allowed now", _WARM_UP_AND_SEAL
+        case reason if reason in _WHATEVER_THE_SIZE:
+            return _WHATEVER_THE_SIZE[reason]
+    return f"its bucket could not be captured before: {failure}", "mend that, then reset()"
+
+
+def _outside(dispatcher: Dispatcher, decision: Decision) -> tuple[str, str]:
+    """The words for a call outside the limits that no bucket of its own serves."""
+    config, is_sealed = dispatcher.config, dispatcher.mode is not CUDAGraphMode.CAPTURE
+    rows = f"pieces of {max(config.capture_sizes)} rows"
+    if decision.reason is Reason.SPLIT:
+        return f'it is served in {rows}, and joined, as on_overflow="split" says', ""
+    if decision.in_pieces:
+        why = f'its {rows} (on_overflow="split") have no captured bucket'
+        return why, _WARM_UP_AND_SEAL if is_sealed else _WARM_UP
+    limits = f"batch {config.max_batch_size} and seq_len {config.max_seq_len}"
+    why = f'it is larger than the limits, {limits}, and on_overflow="eager" runs it eagerly'
+    if is_sealed:
+        return why, "add larger buckets, and warm them up before seal()"
+    return why, 'add larger buckets, or set on_overflow="exact" to capture its own size'
+
+
+def _uncaptured(bucket: Bucket, decision: Decision) -> tuple[str, str]:
+    """The words for a call whose bucket is not captured yet, though it may be."""
+    missing = f"{bucket} is not captured yet"
+    match decision.reason:
         case Reason.MISS:
-            return (
-                f'{bucket} is not captured yet and on_miss="eager"',
-                "warm up with arguments like these first",
-            )
-        case Reason.QUEUED if not decision.in_background:
-            return f"{bucket} is being captured by this very thread", ""
-        case Reason.QUEUED:
-            return (
-                f"{bucket} is not captured yet; it is captured in the background, and "
-                "no larger bucket holds the call",
-                "warm up with arguments like these first",
-            )
+            return f'{missing} and on_miss="eager"', _WARM_UP
         case Reason.REFUSED:
-            return (
-                f"{bucket} is not captured yet, and the queue of captures is full or closed",
-                "warm up with arguments like these first",
-            )
-        case Reason.OVERFLOW if decision.in_pieces:
-            return (
-                f"its pieces of {max(config.capture_sizes)} rows have no captured bucket",
-                "warm up with arguments like these first",
-            )
-        case Reason.OVERFLOW:
-            limits = f"batch {config.max_batch_size} and seq_len {config.max_seq_len}"
-            policy = (
-                f'it is larger than the limits, {limits}, and on_overflow="eager" runs it eagerly'
-            )
-            if dispatcher.mode is not CUDAGraphMode.CAPTURE:
-                return policy, "add larger buckets, and warm them up before seal()"
-            return policy, 'add larger buckets, or set on_overflow="exact" to capture its own size'
-        case Reason.EMPTY:
-            return "an empty batch or sequence has no bucket", ""
-        case Reason.PAUSED:
-            return "the mode is NONE", "set mode to CUDAGraphMode.CAPTURE"
-        case Reason.DISABLE_JIT:
-            return "jax.disable_jit is on", "leave it off to replay"
-        case Reason.DISABLED:
-            return "the manager is switched off", "set enabled=True, and mode to CAPTURE"
-        case Reason.SEALED if failures.get(bucket, call.variant) is None:
-            return (
-                f"{bucket} is not captured, and no capture is allowed now",
-                "warm up with arguments like these before seal()",
-            )
-        case _:
-            known = failures.get(bucket, call.variant)
-            return f"its bucket could not be captured before: {known}", "mend that, then reset()"
+            return f"{missing}, and the queue of captures is full or closed", _WARM_UP
+    if not decision.in_background:
+        return f"{bucket} is being captured by this very thread", ""
+    background = "it is captured in the background, and no larger bucket holds the call"
+    return f"{missing}; {background}", _WARM_UP
 
 
 def nearest_entry(entries: Sequence[CUDAGraphEntry], call: Call, bucket: Bucket) -> str:

@@ -283,7 +283,7 @@ class BucketedFunction(Generic[P, R]):
         if not hasattr(lead, "shape"):
             self._leads_in_tree = True
             lead = leading_leaf(lead)
-        return lead if hasattr(lead, "shape") else None
+        return lead if getattr(lead, "shape", ()) else None  # a number carries no sizes
 
     def _as_known(self, bound: Bound) -> Bound:
         """The call as that one was served which was written like it before."""

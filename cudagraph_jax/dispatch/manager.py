@@ -117,6 +117,7 @@ class CUDAGraphManager:
         """What would be done with a call of this size, any captured function taken for its own."""
         return mode_for(self.dispatcher, request_sizes(batch_size, seq_len))
 
+    @names_nearest
     def capture_graph(
         self,
         batch_size: int,

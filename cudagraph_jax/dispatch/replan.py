@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cudagraph_jax._base.checks import positive_size
@@ -44,27 +44,13 @@ def plan_from(
     Raises:
         ConfigError: There are no sizes, an option is not valid, or `config` pads no sequence.
     """
-    max_graphs = (
-        len(config.buckets())
-        if max_graphs is None
-        else positive_size(max_graphs, name="max_graphs")
-    )
+    if max_graphs is not None:
+        max_graphs = positive_size(max_graphs, name="max_graphs")
     most = [
         math.inf if size is None else positive_size(size, name=name)
         for name, size in (("max_batch_size", max_batch_size), ("max_seq_len", max_seq_len))
     ]
-    kept = {
-        size: count
-        for size, count in sizes.items()
-        if size.batch_size <= most[0] and size.seq_len <= most[1]
-    }
-    if not sizes:
-        raise ConfigError("no sizes were asked for yet: plan after there were requests")
-    if not kept:
-        raise ConfigError(
-            f"all {len(sizes)} sizes are above max_batch_size={max_batch_size} or max_seq_len="
-            f"{max_seq_len}: raise these"
-        )
+    kept = _up_to(most, sizes)
     if config.capture_seq_lens is None and any(size.seq_len != 1 for size in kept):
         raise ConfigError(
             "capture_seq_lens=None makes each seq_len a bucket of its own, so that there is no "
@@ -72,19 +58,32 @@ def plan_from(
         )
     if headroom is None:
         # What fits today fits tomorrow.
-        lengths = config.capture_seq_lens or (1,)
-        headroom = (
-            int(min(max(config.capture_sizes), most[0])),
-            int(min(max(lengths), most[1])),
-        )
+        largest = max(config.capture_sizes), max(config.capture_seq_lens or (1,))
+        headroom = int(min(largest[0], most[0])), int(min(largest[1], most[1]))
     return plan_buckets(
         kept,
-        max_graphs=max_graphs,
+        max_graphs=max_graphs or len(config.buckets()),
         cost=cost,
         batch_multiple=batch_multiple,
         seq_multiple=seq_multiple,
         headroom=headroom,
     )
+
+
+def _up_to(most: Sequence[float], sizes: Mapping[Bucket, int]) -> dict[Bucket, int]:
+    """Those of `sizes` with no more than `most` rows and positions."""
+    if not sizes:
+        raise ConfigError("no sizes were asked for yet: plan after there were requests")
+    kept = {
+        size: count
+        for size, count in sizes.items()
+        if size.batch_size <= most[0] and size.seq_len <= most[1]
+    }
+    if not kept:
+        options = zip(("max_batch_size", "max_seq_len"), most, strict=True)
+        given = " or ".join(f"{name}={size}" for name, size in options if size != math.inf)
+        raise ConfigError(f"all {len(sizes)} sizes are above {given}: raise that")
+    return kept
 
 
 def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool = False) -> None:

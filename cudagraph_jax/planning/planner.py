@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from cudagraph_jax._base.checks import names_nearest, positive_size, size_within
+from cudagraph_jax._base.checks import names_nearest, positive_size
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.planning.costs import Cost, chosen_cost, cost_of_each, cost_table
 from cudagraph_jax.planning.evaluation import evaluate, standard_grids, waste
@@ -112,7 +112,10 @@ def _tops(observed: Observed, headroom: Headroom | None) -> Bucket:
             f"headroom={headroom!r} has {len(pair)} sizes: give a seq_len, a (batch, seq_len) or a "
             "fraction such as 0.25"
         )
-    batch, seq = (size_within(size, name="headroom") for size in pair)
+    batch, seq = (
+        positive_size(size, name=f"headroom[{index}]" if pair is headroom else "headroom")
+        for index, size in enumerate(pair)
+    )
     return Bucket(max(batch, largest.batch_size), max(seq, largest.seq_len))
 
 

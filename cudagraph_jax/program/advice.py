@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax
@@ -24,24 +25,28 @@ def bucketed_advice(value: object, *, name: str) -> str:
         return _METHOD
     if isinstance(value, Mapping):
         return f"pass dict({name}), whose arrays are padded one by one"
-    return "pass a NumPy or JAX array (numpy.asarray makes one)"
+    if isinstance(value, int | float | complex):
+        if of_list := re.fullmatch(r"(.+?)(\[\d+\])+", name):
+            dtype = ", numpy.float32" if isinstance(value, float) else ""
+            return f"pass numpy.asarray({of_list[1]}{dtype})"
+        return (
+            "pass a NumPy or JAX array, or give None for it in in_axes to pass the number through"
+        )
+    return _converted(value, name) or "pass a NumPy or JAX array"
 
 
 def passed_advice(value: object, *, name: str) -> str:
     """What to pass in the place of `value`, which is passed through and no JAX type."""
-    argument = re.split(r"[.\[]", name, maxsplit=1)[0]
+    argument = _argument(name)
     if name == "self":
         return _METHOD
     if isinstance(value, Mapping):
         return f"pass dict({name})"
-    if hasattr(value, "__array__"):
-        return f"pass numpy.asarray({name})"
+    if converted := _converted(value, name):
+        return converted
     if argument != name:
-        return (
-            f"pass arrays and numbers alone in {argument}, and have the function close over the "
-            f"rest (equinox.partition({argument}, equinox.is_array) splits a model like that)"
-        )
-    if _can_be_hashed(value):
+        return _parted(argument)
+    if can_be_hashed(value):
         return "pass an array or a number, or name the argument in static_argnames"
     return (
         "pass an array or a number, or have the function close over it (a lambda or "
@@ -49,11 +54,35 @@ def passed_advice(value: object, *, name: str) -> str:
     )
 
 
+def _argument(name: str) -> str:
+    """The argument that a leaf is of: `params` of `params['w'][0]`."""
+    return re.split(r"[.\[]", name, maxsplit=1)[0]
+
+
+def _parted(argument: str) -> str:
+    return (
+        f"pass the arrays alone in {argument}, and have the function close over the rest "
+        f"(equinox.partition({argument}, equinox.is_array) splits a model like that)"
+    )
+
+
+def _converted(value: object, name: str) -> str:
+    """What makes an array of `value`; empty where nothing is known to."""
+    if hasattr(value, "__jax_array__"):  # of which NumPy makes an array of objects
+        return f"pass jax.numpy.asarray({name})"
+    if hasattr(value, "__array__") or isinstance(value, memoryview | array | range):
+        return f"pass numpy.asarray({name})"
+    return f"pass numpy.from_dlpack({name})" if hasattr(value, "__dlpack__") else ""
+
+
 def static_advice(value: object) -> str:
     """What to do about a static argument that cannot be hashed."""
     leaves = jax.tree.leaves(value)
     if all(isinstance(leaf, np.ndarray | jax.Array | np.generic) for leaf in leaves) and leaves:
-        return "leave it out of static_argnames: arrays are arguments of the program"
+        return (
+            "leave it out of static_argnames: arrays are arguments of the program. None for it in "
+            'in_axes, such as in_axes=(None, "batch seq"), passes through all that it holds'
+        )
     if isinstance(value, list | set | dict | bytearray):
         return "pass a tuple or another immutable value"
     return (
@@ -86,8 +115,10 @@ def trace_advice(
     ]
     if _wants_a_value(error):
         numbers = [name for name, leaf in passed if isinstance(leaf, bool | int | float)]
+        bare = [name for name in numbers if _argument(name) == name]
         if numbers:
-            return f"If it decides by the value of {_listed(numbers)}, name that in static_argnames"
+            remedy = "name that in static_argnames" if bare else _parted(_argument(numbers[0]))
+            return f"If it decides by the value of {_listed(bare or numbers)}, {remedy}"
     elif unpadded:
         return (
             f"It gets {_listed(unpadded)} as passed, not padded to {bucket}: give what has the "
@@ -112,9 +143,10 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _can_be_hashed(value: object) -> bool:
+def can_be_hashed(value: object) -> bool:
+    """Whether it may be a key, and so a static argument."""
     try:
         hash(value)
-    except TypeError:
+    except (TypeError, ValueError):  # the latter for a memoryview that can be written to
         return False
     return True

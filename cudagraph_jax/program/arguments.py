@@ -100,8 +100,8 @@ class ArgumentChecks(NamedTuple):
         numbers: The numbers among them.
         arrays: The place of each argument that is an array or a number itself, its position or its
             keyword, and its dtypes.
-        others: The positional ones, but for that which leads: the first that carries all the sizes
-            there are, as `Binder.lead` has it.
+        others: The positional ones, but for the first that carries all the sizes there are: a
+            call goes by that one (`Binder.lead`), or by all of them.
         kinds: The types, beside that of NumPy's arrays, which need no second look.
     """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import jax
 
 from cudagraph_jax._base.checks import nearest
 from cudagraph_jax.errors import ConfigError, InputShapeError
-from cudagraph_jax.program.advice import static_advice
+from cudagraph_jax.program.advice import can_be_hashed, static_advice
 from cudagraph_jax.program.call import Declared, Statics
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, PadValue
@@ -33,6 +32,13 @@ class Binder:
         static_argnames: Names of the arguments that select a program of their own.
         donate_argnums: Positions of the arguments whose buffers may be taken over.
         masks: The keywords that are not the caller's to give.
+
+    Attributes:
+        name: As given.
+        in_axes: As given, with an `AxisPattern` for each specification.
+        pad_values: As given, with `UNCHOSEN` for each None.
+        static_argnames: As given.
+        donate_argnums: As given.
 
     Raises:
         ConfigError: One of these does not fit the function.
@@ -111,11 +117,10 @@ class Binder:
                 continue
             default = self._defaults.get(name, parameter.empty)
             is_static = name in self.static_argnames and default is not parameter.empty
-            # Behind a gap nothing can be filled in by position.
-            if is_static and not (has_gap and parameter.kind is parameter.POSITIONAL_ONLY):
-                with suppress(TypeError):  # of no hash: as long as it is left out, it is no key
-                    hash(default)
-                    found[name] = default
+            # Behind a gap nothing can be filled in by position; what has no hash is no key.
+            is_behind = has_gap and parameter.kind is parameter.POSITIONAL_ONLY
+            if is_static and not is_behind and can_be_hashed(default):
+                found[name] = default
             has_gap = has_gap or name not in found
         return found
 
@@ -194,39 +199,62 @@ class Binder:
         pads = for_positions(self.pad_values, count, name="pad_values")
         patterns: list[AxisPattern | None] = []
         values: list[PadValue] = []
-        for name, place, arg in zip(form.names, form.places, bound.args, strict=True):
-            patterns += broadcast_prefix(axes[place], arg, name=f"in_axes of {name}")
-            values += broadcast_prefix(pads[place], arg, name=f"pad_values of {name}")
-        return Declared(patterns, values, form.names)
+        try:
+            for name, place, arg in zip(form.names, form.places, bound.args, strict=True):
+                patterns += broadcast_prefix(axes[place], arg, name=f"in_axes of {name}")
+                values += broadcast_prefix(pads[place], arg, name=f"pad_values of {name}")
+        except InputShapeError as error:
+            raise InputShapeError(self._by_name_advice(bound) or str(error)) from None
+        return Declared(patterns, values, form.names, spares_numbers=not self.has_entries)
 
-    @property
-    def bucketed_places(self) -> tuple[int, ...]:
-        """The positions in the signature whose arguments carry the batch or the sequence."""
-        axes = self.in_axes if isinstance(self.in_axes, tuple | list) else [self.in_axes]
-        return tuple(place for place, prefix in enumerate(axes) if _buckets(prefix))
+    def _by_name_advice(self, bound: Bound) -> str:
+        """What to write instead of an option that names the arguments; empty where none does."""
+        names = bound.form.names
+        for option, prefix in (("in_axes", self.in_axes), ("pad_values", self.pad_values)):
+            if not isinstance(prefix, dict) or prefix.keys().isdisjoint(names):
+                continue
+            if not all(isinstance(arg, dict) for arg in bound.args):
+                return (
+                    f"{option}={prefix!r} is a dict, which stands for an argument that is one: "
+                    "give one entry for each positional argument, "
+                    f"{option}={tuple(map(prefix.get, names))!r}"
+                )
+        return ""
 
     @property
     def has_entries(self) -> bool:
-        """Whether `in_axes` has an entry for each argument, or one for all of them."""
+        """Whether `in_axes` has an entry for each argument, not one for all of them."""
         return isinstance(self.in_axes, tuple | list)
 
     @property
+    def _entries(self) -> Sequence[PyTree]:
+        return self.in_axes if self.has_entries else (self.in_axes,)
+
+    @property
+    def bucketed_places(self) -> tuple[int, ...]:
+        """The positions of the entries of `in_axes` that name the batch or the sequence."""
+        return tuple(place for place, prefix in enumerate(self._entries) if _buckets(prefix))
+
+    @property
     def lead(self) -> int:
-        """The position of an argument that carries all the sizes there are; -1 if none does."""
-        axes = self.in_axes if isinstance(self.in_axes, tuple | list) else [self.in_axes]
-        sizes = {name for prefix in axes for name in _size_names(prefix)}
+        """The position of an argument that carries all the sizes there are; -1 if none does.
+
+        Where one entry stands for all arguments it is the first, unless that is a number.
+        """
+        sizes = {name for prefix in self._entries for name in _size_names(prefix)}
         leads = (
             place
-            for place, prefix in enumerate(axes)
+            for place, prefix in enumerate(self._entries)
             if isinstance(prefix, AxisPattern) and set(_size_names(prefix)) == sizes
         )
         return next(leads, -1)
 
     def bucketed(self, form: Form) -> tuple[int, ...]:
-        """The indices of such arguments in the calls of one form."""
-        every = not isinstance(self.in_axes, tuple | list)
+        """The indices, in the calls of one form, of arguments that may carry a size."""
         known = self.bucketed_places
-        return tuple(i for i, place in enumerate(form.places) if every or place in known)
+        return tuple(
+            i for i, place in enumerate(form.places) if not self.has_entries or place in known
+        )
 
     def donated(self, form: Form) -> tuple[int, ...]:
         """The positions of the donated arguments among `form.args`."""
@@ -393,8 +421,8 @@ class Bound(NamedTuple):
     Attributes:
         form: How the call was written.
         args: The positional arguments without the static ones.
-        kwargs: The keyword-only arguments, likewise.
-        statics: The static arguments.
+        kwargs: Those that are passed by keyword, likewise: keyword-only ones and `**kwargs`.
+        statics: The name, the type and the value of each static argument.
     """
 
     form: Form
@@ -411,7 +439,7 @@ class Form:
         args: Indices of the positional arguments without the static ones.
         names: Their names.
         places: Where each stands in the function's signature.
-        kwargs: Names and indices of the keyword-only arguments.
+        kwargs: Names and indices of those that are passed by keyword.
         statics: Names and indices of the static arguments.
         static_places: Where the positional ones of those stand in the signature.
         defaults: Those of static arguments that are left out, counted behind the call's values.
@@ -429,7 +457,7 @@ class Form:
 
     @property
     def given(self) -> tuple[tuple[str, ...], frozenset[str]]:
-        """The names of its positional and of its keyword-only arguments, the static ones apart."""
+        """The names of what it gives by position and by keyword, the static ones apart."""
         return self.names, frozenset(name for name, _ in self.kwargs)
 
     def bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:
@@ -484,13 +512,11 @@ def unbound(function: Callable[..., PyTree], bound: Bound) -> Callable[..., PyTr
 
 
 def _static(name: str, value: object) -> tuple[str, type, Hashable]:
-    try:
-        hash(value)
-    except TypeError:
+    if not can_be_hashed(value):
         raise InputShapeError(
             f"static argument {name} is a {type(value).__name__}, which cannot be hashed: "
             + static_advice(value)
-        ) from None
+        )
     # The type too: 1, 1.0 and True are equal, but do not trace alike.
     return (name, type(value), value)
 

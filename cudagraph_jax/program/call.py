@@ -37,22 +37,27 @@ from cudagraph_jax.xla.settings import Settings, current_settings, with_device
 
 Args = tuple[PyTree, ...]
 Statics = tuple[tuple[str, type, Hashable], ...]
+Pattern = AxisPattern | LeafAxes | None
+"""The axes of a leaf: as they were declared, as known, or None where it is passed through."""
 
 
 class Declared(NamedTuple):
     """How the leaves of a call's positional arguments were declared, in their order.
 
     Attributes:
-        patterns: The pattern of each leaf, its axes, or None where it is passed through.
+        patterns: The pattern of each leaf.
         pad_values: What each leaf is padded with.
         argument_names: What errors call the arguments.
         bare: Which leaves of a whole call are arguments themselves; None: not worked out yet.
+        spares_numbers: Whether one pattern stands for all arguments: such as are numbers, which
+            have no dimensions that it could name, are passed through.
     """
 
-    patterns: Sequence[AxisPattern | LeafAxes | None]
+    patterns: Sequence[Pattern]
     pad_values: Sequence[PadValue]
     argument_names: Sequence[str]
     bare: Sequence[bool] | None = None
+    spares_numbers: bool = False
 
 
 class Mask(NamedTuple):
@@ -169,9 +174,11 @@ def describe_call(
     """
     leaves, structure = jax.tree.flatten((args, dict(kwargs))) if flat is None else flat
     undeclared = len(leaves) - len(declared.patterns)
-    patterns = [*declared.patterns, *[None] * undeclared]
+    patterns: list[Pattern] = [*declared.patterns, *[None] * undeclared]
     pads = [*declared.pad_values, *[0] * undeclared]
     bare = bare_leaves(structure) if declared.bare is None else declared.bare
+    if declared.spares_numbers:
+        patterns = _without_numbers(patterns, leaves, bare)
     try:
         described = _describe_leaves(leaves, patterns, pads, [""] * len(leaves), bare)
     except InputShapeError:
@@ -241,12 +248,32 @@ def traced_sizes(args: Args, declared: Declared) -> tuple[tuple[str, ...], Bucke
         InputShapeError: An array does not fit its axes, or disagrees with another one.
     """
     names = leaf_names(declared.argument_names, args)
+    values, structure = jax.tree.flatten((args, {}))
+    patterns = declared.patterns
+    if declared.spares_numbers:
+        patterns = _without_numbers(patterns, values, bare_leaves(structure))
     leaves = [
         Leaf(name, _axes(leaf, pattern, name), leaf.shape)
-        for leaf, pattern, name in zip(jax.tree.leaves(args), declared.patterns, names, strict=True)
+        for leaf, pattern, name in zip(values, patterns, names, strict=True)
         if pattern is not None
     ]
     return carried_axes(leaf.axes for leaf in leaves), sizes_of(leaves)
+
+
+def _without_numbers(
+    patterns: Sequence[Pattern], leaves: Sequence[object], bare: Sequence[bool]
+) -> list[Pattern]:
+    """`patterns` with None for each argument that is a number, unless it would be for all."""
+    spared: list[Pattern] = [
+        None if is_bare and is_number(leaf) else pattern
+        for pattern, leaf, is_bare in zip(patterns, leaves, bare, strict=True)
+    ]
+    return spared if any(pattern is not None for pattern in spared) else list(patterns)
+
+
+def is_number(leaf: object) -> bool:
+    """Whether it is a Python or NumPy number, or an array without dimensions."""
+    return isinstance(leaf, int | float | complex) or getattr(leaf, "shape", None) == ()
 
 
 def bare_leaves(structure: jax.tree_util.PyTreeDef) -> list[bool]:
@@ -257,7 +284,7 @@ def bare_leaves(structure: jax.tree_util.PyTreeDef) -> list[bool]:
 
 def _describe_leaves(
     leaves: Sequence[object],
-    patterns: Sequence[AxisPattern | LeafAxes | None],
+    patterns: Sequence[Pattern],
     pads: Sequence[PadValue],
     names: Sequence[str],
     bare: Sequence[bool],
@@ -278,7 +305,7 @@ def _describe_leaves(
     return sizes_of(sized), tuple(all_axes), tuple(abstract)
 
 
-def _axes(leaf: object, pattern: AxisPattern | LeafAxes | None, name: str) -> LeafAxes:
+def _axes(leaf: object, pattern: Pattern, name: str) -> LeafAxes:
     if pattern is None:
         return PASS_THROUGH
     if isinstance(pattern, LeafAxes):
@@ -388,7 +415,8 @@ def abstract_passed(value: object, *, name: str, is_bare: bool = True) -> Abstra
             `jit`: to look for float64 among the parameters of every call costs more than the call.
 
     Raises:
-        InputShapeError: `value` is nothing that JAX computes with, or float64 while x64 is off.
+        InputShapeError: `value` is nothing that JAX computes with, float64 while x64 is off, or
+            an integer that none of JAX's holds.
     """
     _refuse_masked(value, name)
     if is_bare and isinstance(value, np.ndarray):
@@ -402,8 +430,8 @@ def abstract_passed(value: object, *, name: str, is_bare: bool = True) -> Abstra
         )
     try:
         abstract = jax.typeof(value)
-    except TypeError:
-        if isinstance(value, np.generic):
+    except (TypeError, ValueError):  # the latter for what has __jax_array__, or a dtype unknown
+        if isinstance(value, np.generic | np.ndarray):
             computed_dtype(value.dtype, name=name)
         raise InputShapeError(
             f"{name} is a {type(value).__name__}, which is no JAX type: "

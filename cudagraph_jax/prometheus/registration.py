@@ -11,7 +11,7 @@ from multiprocessing.util import Finalize
 
 from prometheus_client import REGISTRY, CollectorRegistry, Metric
 
-from cudagraph_jax._base.checks import require_bool
+from cudagraph_jax._base.checks import names_nearest, require_bool
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.dispatch.manager import CUDAGraphManager
 from cudagraph_jax.errors import ConfigError
@@ -28,6 +28,7 @@ from cudagraph_jax.prometheus.metrics import (
 from cudagraph_jax.shapes.ladder import Bucket
 
 
+@names_nearest
 def register(
     manager: CUDAGraphManager,
     *,

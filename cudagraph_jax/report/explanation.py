@@ -44,19 +44,25 @@ class Explanation:
     def __str__(self) -> str:
         where = f" in the bucket {self._where}" if self._where else ""
         remedy = f" To change that: {self.remedy}." if self.remedy else ""
-        happens = "an error" if self.error else self.mode.name
         return one_line(
-            f"{self.name} at {self.sizes}: {happens}{where}, because {self.reason}.{remedy}"
+            f"{self.name} at {self.sizes}: {self._happens}{where}, because {self.reason}.{remedy}"
         )
 
     def _repr_html_(self) -> str:
         rows = [
-            ("happens", "an error" if self.error else self.mode.name),
+            ("happens", self._happens),
             ("bucket", self._where or "none"),
             ("because", self.reason),
             ("to change that", self.remedy or "nothing has to be changed"),
         ]
         return html_pairs(f"{self.name} at {self.sizes}", rows)
+
+    @property
+    def _happens(self) -> str:
+        if self.error:
+            return "an error"
+        has_bucket = self.mode in (CUDAGraphMode.REPLAY, CUDAGraphMode.CAPTURE)
+        return self.mode.name if has_bucket else f"{self.mode.name}, an eager run"
 
     @property
     def _where(self) -> str:

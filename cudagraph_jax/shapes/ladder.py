@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain, pairwise, takewhile
 from typing import Any, Self
 
-from cudagraph_jax._base.checks import positive_size, size_within
+from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax.errors import ConfigError
 
 
@@ -146,7 +146,7 @@ class Ladder(tuple[int, ...]):
         if isinstance(sizes, str | bytes):
             raise ConfigError(f"{name}={sizes!r} is text: give integers, such as (1, 2, 4)")
         try:
-            given = [size_within(size, name=name) for size in sizes]
+            given = [positive_size(size, name=f"{name}[{i}]") for i, size in enumerate(sizes)]
         except TypeError:
             raise ConfigError(
                 f"{name}={sizes!r} is not a collection of integers: give one, such as (1, 2, 4)"

@@ -29,7 +29,10 @@ class _Unchosen(int):
 
 
 UNCHOSEN: Final = _Unchosen(0)
-"""The pad value 0 of an array for which nobody chose one: nothing says that it is ignored."""
+"""The pad value 0 of an array for which nobody chose one: nothing says that it is ignored.
+
+It is zero bytes: in float8_e8m0fnu, which has no 0, they are its smallest number, 2**-127.
+"""
 
 
 def real_index(axes: LeafAxes, ndim: int, sizes: Bucket) -> Index:
@@ -92,7 +95,10 @@ def _holds_real(dtype: np.dtype[np.generic], value: float) -> bool:
     if not (math.isfinite(wanted) and math.isfinite(held)):
         return held == wanted or (math.isnan(held) and math.isnan(wanted))
     limits = jnp.finfo(dtype)  # type: ignore[no-untyped-call]
-    off = max(float(limits.eps) * abs(wanted), float(limits.smallest_subnormal))
+    spacing = math.ldexp(float(limits.eps), math.frexp(held)[1] - 1)
+    # float4 and float6 saturate: their 6.0 is 7 rounded, but not 300. The half has a little more,
+    # because ml_dtypes rounds through float32.
+    off = 0.51 * max(spacing, float(limits.smallest_subnormal))
     return (held == 0) == (wanted == 0) and abs(held - wanted) <= off
 
 
@@ -106,6 +112,7 @@ class Padder:
         index: Where the real elements go.
         value: What the padding is filled with, or `"edge"`.
         axes: Which dimensions of the array follow a size.
+        is_zero: Whether the padding is zeros, and nothing has to be done but to copy the array.
     """
 
     shape: Shape
@@ -113,18 +120,14 @@ class Padder:
     index: Index
     value: PadValue
     axes: LeafAxes
-
-    @property
-    def is_zero(self) -> bool:
-        """Whether the padding is zeros, and nothing has to be done but to copy the array."""
-        return not isinstance(self.value, str) and self.value == 0
+    is_zero: bool
 
     def __call__(self, array: npt.ArrayLike) -> Array:
         """A new NumPy array of the bucket's shape with `array` in its corner.
 
         An array on an accelerator is copied to the host for this.
         """
-        if self.value == 0:
+        if self.is_zero:
             padded: Array = np.zeros(self.shape, self.dtype)
         elif self.value == EDGE:
             padded = np.empty(self.shape, self.dtype)
@@ -158,4 +161,12 @@ def padder(
     target = axes.resize(shape, bucket)
     if target == shape:
         return None
-    return Padder(target, dtype, real_index(axes, len(shape), sizes), value, axes)
+    index = real_index(axes, len(shape), sizes)
+    return Padder(target, dtype, index, value, axes, is_zero=_is_zero(value))
+
+
+def _is_zero(value: PadValue) -> bool:
+    """Whether it is 0 and not -0.0, of which 1/x and atan2 differ."""
+    if isinstance(value, str) or value != 0:
+        return False
+    return math.copysign(1, value.real) > 0 and math.copysign(1, value.imag) > 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cudagraph_jax._base.changes import counted
-from cudagraph_jax._base.checks import count, require_choice
+from cudagraph_jax._base.checks import count, names_nearest, require_choice
 from cudagraph_jax._base.text import Json
 from cudagraph_jax.errors import ConfigError, StoreError
 from cudagraph_jax.store.entries import (
@@ -82,6 +82,7 @@ class GraphStore:
         0
     """
 
+    @names_nearest
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -387,6 +388,7 @@ class GraphStore:
         wanted = plain(identity, name="identity", nested=False)
         return nearest(self.ls(), wanted, same=same, besides=besides)
 
+    @names_nearest
     def prune(
         self,
         *,

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 from hypothesis import strategies as st
 
+from cudagraph_jax._base.checks import names_nearest
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.program.call import is_number
 from cudagraph_jax.shapes.axes import PASS_THROUGH, AxisPattern
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix, is_declaration, leaf_names
 from cudagraph_jax.testing.grids import sizes
@@ -21,6 +23,7 @@ SMALL_GRID = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(4, 8))
 _ANY_SIZE = 3
 
 
+@names_nearest
 def inputs(
     in_axes: PyTree,
     *,
@@ -108,7 +111,8 @@ def _specs(
     for name, leaf, text, kind, fill in zip(
         names, jax.tree.leaves(args), texts, kinds, fills, strict=True
     ):
-        if text is None and not isinstance(leaf, jax.ShapeDtypeStruct):
+        is_spared = isinstance(in_axes, str) and is_number(leaf)
+        if is_spared or (text is None and not isinstance(leaf, jax.ShapeDtypeStruct)):
             specs.append(None)
             continue
         shape = getattr(leaf, "shape", None)

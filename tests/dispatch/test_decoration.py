@@ -13,10 +13,12 @@ from cudagraph_jax import (
     ConfigError,
     CUDAGraphConfig,
     CUDAGraphManager,
+    GraphStore,
     InputShapeError,
     bucket_jit,
     plan_buckets,
 )
+from cudagraph_jax.testing import inputs
 from tests.helpers.functions import GRID, double, floats
 
 DISABLED = CUDAGraphConfig.disabled()
@@ -237,6 +239,9 @@ MISSPELT: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
     ),
     "config": (CUDAGraphConfig, {"capture_size": (1,)}, r"Config\(\) .* mean 'capture_sizes'"),
     "manager": (CUDAGraphManager, {"stor": "here"}, r"Manager\(\) .* mean 'store'"),
+    "store": (GraphStore, {"path": "nowhere", "mod": "ro"}, r"GraphStore\(\) .* mean 'mode'"),
+    "inputs": (inputs, {"in_axes": "batch", "exampel": ()}, r"inputs\(\) .* mean 'example'"),
+    "capture": (CUDAGraphManager(GRID).capture_graph, {"input_shape": ()}, "mean 'input_shapes'"),
     "plan_buckets": (plan_buckets, {"max_graph": 2}, "did you mean 'max_graphs'"),
     "replan": (CUDAGraphManager(GRID).replan, {"batch_multiples": 2}, "mean 'batch_multiple'"),
     "function's replan": (
@@ -249,9 +254,10 @@ MISSPELT: dict[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("called", "options", "said"), MISSPELT.values(), ids=MISSPELT)
 def test_a_misspelt_option_names_the_nearest(called, options, said):
-    """An unknown keyword is an error that names the one that was meant."""
-    with pytest.raises(ConfigError, match=said):
+    """An unknown keyword is a TypeError, as in Python, that names the one that was meant."""
+    with pytest.raises(ConfigError, match=said) as caught:
         called(**options)
+    assert isinstance(caught.value, TypeError)
 
 
 def test_a_misspelt_keyword_of_a_call_names_the_nearest():

@@ -22,7 +22,7 @@ from cudagraph_jax import (
 from tests.helpers.functions import GRID, assert_close, double, floats, stats_of
 
 X, EXACT = floats(0, 2, 4), floats(0, 3, 5)
-LARGE, EMPTY = floats(0, 9, 9), floats(0, 0, 4)
+LARGE, TALL, EMPTY = floats(0, 9, 9), floats(0, 9, 4), floats(0, 0, 4)
 
 CASES: dict[str, tuple[dict[str, Any], str | None, np.ndarray, str, str]] = {
     "exact": ({}, None, EXACT, "REPLAY", "a bucket of exactly this size is captured"),
@@ -31,7 +31,17 @@ CASES: dict[str, tuple[dict[str, Any], str | None, np.ndarray, str, str]] = {
     "miss, eager": ({"on_miss": "eager"}, "clear", X, "NONE", 'on_miss="eager"'),
     "miss, error": ({"on_miss": "error"}, "clear", X, "an error", 'on_miss="error" forbids'),
     "overflow": ({}, None, LARGE, "NONE", "larger than the limits, batch 4 and seq_len 5"),
-    "overflow, error": ({"on_overflow": "error"}, None, LARGE, "an error", "batch=9 is larger"),
+    "overflow, eager": ({}, None, LARGE, "NONE, an eager run", 'on_overflow="eager" runs it'),
+    "overflow, error": ({"on_overflow": "error"}, None, LARGE, "an error", 'on_overflow="error"'),
+    "overflow, split": ({"on_overflow": "split"}, None, LARGE, "an error", 'on_overflow="split"'),
+    "split": ({"on_overflow": "split"}, None, TALL, "REPLAY", 'as on_overflow="split" says'),
+    "split, sealed": (
+        {"on_overflow": "split"},
+        "seal cold",
+        TALL,
+        "NONE, an eager run",
+        'its pieces of 4 rows (on_overflow="split") have no captured bucket',
+    ),
     "empty": ({}, None, EMPTY, "NONE", "an empty batch or sequence has no bucket"),
     "paused": ({}, "NONE", X, "NONE", "the mode is NONE"),
     "disabled": ({}, "DISABLED", X, "DISABLED", "the manager is switched off"),
@@ -72,10 +82,11 @@ def test_every_decision_in_words(case):
     assert text.startswith(f"double at {x.shape[0]}x{x.shape[1]}: {happens}")
     assert because in text
     assert explanation.error == (happens == "an error")
-    assert explanation.remedy or case in ("exact", "padded", "empty")
+    assert explanation.remedy or case in ("exact", "padded", "empty", "split")
     assert ("To change that" in text) == bool(explanation.remedy)
     assert "because" in explanation._repr_html_()
     happened = {"REPLAY": "hits", "CAPTURE": "captures"}.get(happens, "eager_calls")
+    happened = "splits" if case == "split" else happened
     if not explanation.error:
         assert_close(function(x), x * 2)
         assert stats_of(function)[happened] == before[happened] + 1

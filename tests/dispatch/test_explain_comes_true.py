@@ -16,7 +16,8 @@ from tests.helpers.functions import GRID, KINDS, assert_close, double, floats, s
 X = floats(0, 2, 4)
 BIG = floats(0, 9, 4)
 OUTCOMES = ("hits", "captures", "splits", "eager_calls")
-IN_PIECES = "it is served in pieces of 4 rows, and joined"
+IN_PIECES = 'it is served in pieces of 4 rows, and joined, as on_overflow="split" says'
+NO_PIECES = 'its pieces of 4 rows (on_overflow="split") have no captured bucket'
 
 
 def said(explanation) -> str:
@@ -91,9 +92,9 @@ def test_what_it_says_happens(config, steps):
     ("on_miss", "sealed", "mode", "words"),
     [
         ("capture", False, "CAPTURE", IN_PIECES),
-        ("eager", False, "NONE", "pieces of 4 rows have no captured bucket"),
-        ("background", False, "NONE", "pieces of 4 rows have no captured bucket"),
-        ("capture", True, "NONE", "pieces of 4 rows have no captured bucket"),
+        ("eager", False, "NONE", NO_PIECES),
+        ("background", False, "NONE", NO_PIECES),
+        ("capture", True, "NONE", NO_PIECES),
     ],
 )
 def test_a_cold_batch_to_split(on_miss, sealed, mode, words):

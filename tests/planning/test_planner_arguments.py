@@ -109,14 +109,14 @@ def test_too_many_sizes_on_both_axes():
         ),
         (
             {"headroom": True},
-            "headroom has True, which is not an integer: give a size of 1 or more",
+            "headroom=True is not an integer: give a size of 1 or more",
         ),
-        ({"headroom": -5}, "headroom has -5, which is below 1: give a size of 1 or more"),
-        ({"headroom": 0}, "headroom has 0, which is below 1: give a size of 1 or more"),
-        ({"headroom": "9"}, "headroom has '9', which is not an integer: give a size of 1 or more"),
+        ({"headroom": -5}, "headroom=-5 is below 1: give a size of 1 or more"),
+        ({"headroom": 0}, "headroom=0 is below 1: give a size of 1 or more"),
+        ({"headroom": "9"}, "headroom='9' is not an integer: give a size of 1 or more"),
         (
             {"headroom": (4, 0.5)},
-            "headroom has 0.5, which is not an integer: give a size of 1 or more",
+            "headroom[1]=0.5 is not an integer: give a size of 1 or more",
         ),
         (
             {"headroom": (1, 2, 3)},

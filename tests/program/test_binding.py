@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -151,6 +152,44 @@ def test_variadic_arguments():
         assert_close(function(x, y), x + y)
         assert_close(function(x, y, z), x + y + z)
         assert_close(function(x, y, first=1.0, second=2.0), (x + y) * 4)
+
+
+@pytest.mark.parametrize(
+    "number", [3.0, 3, True, np.float32(3), np.array(3.0, np.float32), jnp.float32(3)], ids=repr
+)
+@pytest.mark.parametrize("make", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+def test_one_string_spares_numbers(number, make):
+    """One string for all arguments means arrays: a number is passed through, wherever it stands."""
+    behind = bucket_jit(lambda x, scale=2.0: x * scale, in_axes="batch seq", config=GRID)
+    before = bucket_jit(lambda scale, x: x * scale, in_axes="batch seq", config=GRID)
+    for sizes in ((2, 4), (3, 5), (2, 4), (1, 4), (2, 1), (3, 5)):
+        x = make(floats(0, *sizes))
+        assert_close(behind(x), x * 2)
+        assert_close(behind(x, number), x * float(number))
+        assert_close(behind(x, scale=number), x * float(number))
+        assert_close(behind(x, x), x * x)
+        assert_close(before(number, x), x * float(number))
+        assert_close(before(x, x), x * x)
+    assert_close(behind(floats(0, 9, 5), number), floats(0, 9, 5) * float(number))
+
+
+def test_one_string_spares_numbers_under_a_transformation():
+    """Numbers, traced or not, are passed through under `jit`, beside a mask too."""
+
+    def masked(x, scale, *, mask):
+        return jnp.where(mask, x, 0) * scale
+
+    function: Any = bucket_jit(masked, in_axes="batch seq", mask_argname="mask", config=GRID)
+    x = floats(0, 2, 4)
+    assert_close(jax.jit(function)(x, 3.0), x * 3)
+    assert_close(jax.jit(lambda x: function(x, 3.0))(x), x * 3)
+
+
+def test_numbers_alone_carry_no_sizes():
+    """Where all arguments are numbers, none of them is an array that has the sizes."""
+    function = bucket_jit(lambda x, y: x + y, in_axes="batch", config=GRID)
+    with pytest.raises(InputShapeError, match=r"x is of type float, not an array"):
+        function(2.0, 3.0)
 
 
 def test_variadic_in_axes_bound_the_number_of_arguments():

@@ -5,13 +5,21 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax import CUDAGraphConfig, CUDAGraphError, InputShapeError, bucket_jit
+from cudagraph_jax import (
+    CUDAGraphConfig,
+    CUDAGraphError,
+    CUDAGraphWarning,
+    InputShapeError,
+    bucket_jit,
+)
 from tests.helpers.functions import GRID, TABLE, assert_close, floats, stats_of, tokens
 
 
@@ -105,6 +113,31 @@ def test_in_axes_that_do_not_match_the_arguments():
     with pytest.raises(InputShapeError, match="in_axes of inputs"):
         function(floats(0, 2))
     assert function.registry.num_graphs == 0
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["by position", "by name"])
+def test_options_that_name_the_arguments(by_name):
+    """in_axes and pad_values by name are an error with the tuple to write, and that works."""
+
+    def function(w, x, *, bias=0.0):
+        return x * w + bias
+
+    w, x = np.float32(2), floats(0, 2, 3)
+    args, kwargs = ((), {"w": w, "x": x}) if by_name else ((w, x), {})
+    for named, literal in (
+        ({"in_axes": {"w": None, "x": "batch seq"}}, "in_axes=(None, 'batch seq')"),
+        ({"in_axes": {"x": "batch seq", "bias": None}}, "in_axes=(None, 'batch seq')"),
+        ({"pad_values": {"x": 1}}, "pad_values=(None, 1)"),
+    ):
+        options: dict[str, Any] = {"in_axes": (None, "batch seq"), **named}
+        with pytest.raises(InputShapeError, match=f"give one entry .*, {re.escape(literal)}$"):
+            bucket_jit(function, config=GRID, **options)(*args, **kwargs)
+        name, _, value = literal.partition("=")
+        options[name] = eval(value)
+        assert_close(bucket_jit(function, config=GRID, **options)(*args, **kwargs), x * 2)
+    single = bucket_jit(lambda x: x["x"], in_axes={"x": "batch", "y": "batch"}, config=GRID)
+    with pytest.raises(InputShapeError, match=r"in_axes of x=.* does not match the structure"):
+        single({"x": floats(0, 2)})
 
 
 def test_pad_values_that_do_not_match_the_arguments():
@@ -252,6 +285,100 @@ def test_a_mapping_that_is_no_pytree():
     assert_close(passed(x[:, 0], {"x": np.float32(1)}), x[:, 0] + 1)
 
 
+class Wrapped:
+    """An array as other libraries hold it, with what `interface` names and nothing else."""
+
+    def __init__(self, x, interface):
+        methods: dict[str, Any] = {
+            "__jax_array__": lambda _: jnp.asarray(x),
+            "__array__": lambda _, dtype=None, copy=None: x,
+            "__dlpack__": lambda _, **options: x.__dlpack__(**options),
+            "__dlpack_device__": lambda _: x.__dlpack_device__(),
+        }
+        shaped = {"shape": x.shape, "dtype": "float32", "ndim": x.ndim}
+        asked = {name: value for name, value in methods.items() if interface in name}
+        self.__class__ = type("Wrapped", (Wrapped,), {**asked, **shaped})
+
+
+@pytest.mark.parametrize(
+    ("make", "advice"),
+    [
+        (lambda x: Wrapped(x, "__jax_array__"), "jax.numpy.asarray({})"),
+        (lambda x: Wrapped(x, "__array__"), "numpy.asarray({})"),
+        (lambda x: Wrapped(x, "__dlpack"), "numpy.from_dlpack({})"),
+        (memoryview, "numpy.asarray({})"),
+    ],
+    ids=["__jax_array__", "__array__", "__dlpack__", "memoryview"],
+)
+def test_what_is_nearly_an_array(make, advice):
+    """Objects that turn into arrays are named with what turns them, and that works."""
+    padded = bucket_jit(lambda y: y * 2, in_axes="batch seq", config=GRID)
+    passed = bucket_jit(scaled, in_axes=("batch seq", None), config=GRID)
+    nested = bucket_jit(lambda x, d: x * d["y"], in_axes=("batch seq", None), config=GRID)
+    by_keyword = bucket_jit(lambda x, *, y: x * y, in_axes="batch seq", config=GRID)
+    x, y = floats(0, 2, 3), floats(1, 1, 1)
+    given = make(y)
+    named = {"y": given, "d": {"y": given}, "jax": jax, "numpy": np}
+    for name, call, expected in (
+        ("y", padded, y * 2),
+        ("y", lambda y: passed(x, y), x * y),
+        ("d['y']", lambda y: nested(x, {"y": y}), x * y),
+        ("y", lambda y: by_keyword(x, y=y), x * y),
+    ):
+        said = advice.format(name)
+        with pytest.raises(
+            InputShapeError, match=rf"^{re.escape(name)} is .*pass {re.escape(said)}$"
+        ):
+            call(given)
+        assert_close(call(eval(said, named)), expected)
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_lists_of_numbers(kind):
+    """A list of lists is named with the array to make of it, and that works."""
+    function = bucket_jit(lambda d: d["x"] * 2, in_axes="batch seq", config=GRID)
+    d = {"x": [[kind(1), kind(2)]]}
+    with pytest.raises(InputShapeError) as caught:
+        function(d)
+    said = str(caught.value).rpartition("pass ")[2]
+    found = function({"x": eval(said, {"d": d, "numpy": np})})
+    assert_close(found, np.asarray(jnp.asarray([[kind(2), kind(4)]])))
+
+
+def test_a_number_where_an_array_was_declared():
+    """A number under axes of its own is to have None there, and that works."""
+    x = floats(0, 2, 3)
+    said = r"of type float, not an array.*give None for it in in_axes to pass the number through"
+    with pytest.raises(InputShapeError, match=f"^y is {said}"):
+        bucket_jit(scaled, in_axes=("batch seq", "batch seq"), config=GRID)(x, 2.0)
+    assert_close(bucket_jit(scaled, in_axes=("batch seq", None), config=GRID)(x, 2.0), x * 2)
+    tree = {"x": x, "y": 2.0}
+    with pytest.raises(InputShapeError, match=rf"^d\['y'\] is {said}"):
+        bucket_jit(lambda d: d["x"] * d["y"], in_axes="batch seq", config=GRID)(tree)
+    axes = ({"x": "batch seq", "y": None},)
+    assert_close(bucket_jit(lambda d: d["x"] * d["y"], in_axes=axes, config=GRID)(tree), x * 2)
+
+
+def test_a_nested_array_of_no_dtype_of_jax():
+    """An array of objects within a pytree is refused for its dtype, not for being an array."""
+    function = bucket_jit(lambda x, d: x, in_axes=("batch", None), config=GRID)
+    with pytest.raises(InputShapeError, match=r"^d\['y'\] has dtype object, which JAX does not"):
+        function(floats(0, 2), {"y": np.array([None])})
+
+
+def test_a_static_argument_that_fails_to_hash():
+    """Whatever its hash raises, a static argument is named, and a default of it may be left out."""
+    writable = memoryview(bytearray(4))
+
+    def function(x, m=writable):
+        return x * len(m)
+
+    bucketed = bucket_jit(function, in_axes=("batch", None), static_argnames="m", config=GRID)
+    with pytest.raises(InputShapeError, match="static argument m is a memoryview, which cannot be"):
+        bucketed(floats(0, 2), writable)
+    assert_close(bucketed(floats(0, 2)), floats(0, 2) * 4)
+
+
 def test_an_object_that_can_be_neither_passed_nor_hashed():
     """Neither error sends the caller to the other: both say to close over it, which works."""
     x = floats(0, 2, 3)
@@ -292,6 +419,44 @@ def test_a_model_of_arrays_and_functions():
         config=GRID,
     )
     assert_close(split(arrays, x), apply(model, x))
+
+
+def test_a_model_that_decides_by_a_number_within():
+    """What a model decides by is told with how to close over it, and that works."""
+    equinox = pytest.importorskip("equinox")
+    model, x = equinox.nn.Dropout(0.5, inference=True), floats(0, 2, 3)
+
+    def apply(model, x):
+        return model(x, key=jax.random.key(0))
+
+    function = bucket_jit(apply, in_axes=(None, "batch _"), config=GRID)
+    said = r"by the value of model\.p, model\.inference, pass the arrays alone in model.*partition"
+    with pytest.warns(CUDAGraphWarning, match=said):
+        assert_close(function(model, x), x)
+    arrays, rest = equinox.partition(model, equinox.is_array)
+    split = bucket_jit(
+        lambda arrays, x: apply(equinox.combine(arrays, rest), x),
+        in_axes=(None, "batch _"),
+        config=GRID,
+    )
+    assert_close(split(arrays, x), x)
+
+
+@pytest.mark.parametrize("in_axes", ["batch _", (None, "batch _")], ids=["one", "each"])
+def test_a_model_of_arrays_is_no_static(in_axes):
+    """A model of arrays alone passes through as it is, with the `in_axes` that the error names."""
+    equinox = pytest.importorskip("equinox")
+    model, x = equinox.nn.Linear(3, 2, key=jax.random.key(0)), floats(0, 2, 3)
+
+    def apply(model, x):
+        return jax.vmap(model)(x)
+
+    static = bucket_jit(apply, in_axes=in_axes, static_argnames="model", config=GRID)
+    said = r'leave it out of static_argnames.*in_axes=\(None, "batch seq"\), passes through all'
+    with pytest.raises(InputShapeError, match=said):
+        static(model, x)
+    passed = bucket_jit(apply, in_axes=(None, "batch _"), config=GRID)
+    assert_close(passed(model, x), apply(model, x))
 
 
 def test_arrays_are_no_statics():

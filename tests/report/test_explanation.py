@@ -20,7 +20,7 @@ SIZES = Bucket(3, 57)
         ),
         (
             Explanation("f", CUDAGraphMode.NONE, SIZES, None, "batch=3 is too large", "add 4"),
-            "f at 3x57: NONE, because batch=3 is too large. To change that: add 4.",
+            "f at 3x57: NONE, an eager run, because batch=3 is too large. To change that: add 4.",
         ),
         (
             Explanation("f", CUDAGraphMode.NONE, SIZES, Bucket(4, 64), "it is sealed", error=True),
@@ -72,7 +72,7 @@ def test_names_that_act_on_a_terminal():
     """Names and reasons are only text, on one line."""
     name, reason = f"f{ACTING}", f"a\n{ACTING}"
     explanation = Explanation(name, CUDAGraphMode.NONE, SIZES, None, reason)
-    assert str(explanation) == f"f{SHOWN} at 3x57: NONE, because a {SHOWN}."
+    assert str(explanation) == f"f{SHOWN} at 3x57: NONE, an eager run, because a {SHOWN}."
     reader = Reader(explanation._repr_html_())
     assert reader.all("caption") == [f"f{SHOWN} at 3x57"]
     assert reader.all("td")[2] == f"a\n{SHOWN}"

@@ -100,11 +100,11 @@ def test_sizes(ladder, sizes):
         ((4, 2, 4), "capture_sizes has 4 twice: give each size once"),
         (
             (2, -1),
-            "capture_sizes has -1, which is below 1: give a size of 1 or more",
+            "capture_sizes[1]=-1 is below 1: give a size of 1 or more",
         ),
         (
             (2, True),
-            "capture_sizes has True, which is not an integer: give a size of 1 or more",
+            "capture_sizes[1]=True is not an integer: give a size of 1 or more",
         ),
         ("124", "capture_sizes='124' is text: give integers, such as (1, 2, 4)"),
         (b"124", "capture_sizes=b'124' is text: give integers, such as (1, 2, 4)"),

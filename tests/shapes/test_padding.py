@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from contextlib import suppress
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -10,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cudagraph_jax import CUDAGraphConfig, bucket_jit
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.shapes.axes import PASS_THROUGH, LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import EDGE, check_pad_value, padder, real_index
+from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, check_pad_value, padder, real_index
 
 DTYPES = [
     np.dtype(dtype)
@@ -150,3 +152,56 @@ def test_what_is_said_of_such_a_value():
         "pad_values has -inf for x, which its dtype float8_e4m3fn does not hold: choose another "
         "value"
     )
+
+
+FLOATS = [name for name in ML_DTYPES if "float" in name and name != "bfloat16"]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_float_is_held_as_the_nearest_number(dtype):
+    """A small dtype holds its numbers and what rounds to the nearest, not what lies beyond them."""
+    kind = np.dtype(getattr(ml_dtypes, dtype))
+    bits = int(dtype.partition("_")[0].removeprefix("float"))
+    every = np.arange(2**bits, dtype=np.uint8).view(kind).astype(np.float64)
+    known = np.unique(every[np.isfinite(every)])
+    between = (known[1:] + known[:-1]) / 2
+    for value in (*known, *between, *(known * 0.9)):
+        with suppress(InputShapeError):
+            check_pad_value(float(value), kind, name="x")
+            stored = float(np.asarray(value).astype(kind))
+            assert abs(stored - value) == np.min(np.abs(known - value))
+    for value in known:
+        check_pad_value(float(value), kind, name="x")
+    for value in (known[-1] * 2, 1e-300):
+        with pytest.raises(InputShapeError):
+            check_pad_value(float(value), kind, name="x")
+
+
+@pytest.mark.parametrize("value", [-0.0, complex(0.0, -0.0), complex(-0.0, 0.0)], ids=repr)
+def test_a_negative_zero_keeps_its_sign(value):
+    """Padding with -0.0 is -0.0, of which 1/x has another sign than of 0."""
+    kind = np.dtype(np.complex64 if isinstance(value, complex) else np.float32)
+    sizes, bucket = Bucket(1, 1), Bucket(2, 1)
+    pad = padder((1,), kind, axes=LeafAxes.at(0), sizes=sizes, bucket=bucket, value=value)
+    assert pad is not None
+    assert pad(np.ones(1, kind))[1].tobytes() == np.full(1, value, kind).tobytes()
+    function = bucket_jit(
+        lambda x: 1 / x.real,
+        in_axes="batch",
+        pad_values=value,
+        unpad="none",
+        config=CUDAGraphConfig(capture_sizes=(2,)),
+    )
+    sign = math.copysign(1, value.real)
+    assert np.asarray(function(np.ones(1, kind)))[1] == sign * math.inf
+
+
+def test_zero_bytes_of_a_dtype_without_a_zero():
+    """float8_e8m0fnu is padded with its smallest number where nobody chose a value."""
+    kind = np.dtype(ml_dtypes.float8_e8m0fnu)
+    sizes, bucket = Bucket(1, 1), Bucket(2, 1)
+    pad = padder((1,), kind, axes=LeafAxes.at(0), sizes=sizes, bucket=bucket, value=UNCHOSEN)
+    assert pad is not None
+    assert pad(np.ones(1, kind)).astype(float).tolist() == [1.0, 2.0**-127]
+    with pytest.raises(InputShapeError, match="has 0 for x, which its dtype float8_e8m0fnu does"):
+        check_pad_value(0, kind, name="x")

@@ -64,6 +64,13 @@ def test_examples(args):
     assert (x.dtype, tree["ids"].dtype) == (np.float32, np.int16)
 
 
+@given(inputs("batch seq", example=(IDS, 2.0)))
+def test_numbers_beside_one_string(args):
+    """One string for all arguments means arrays: a number is itself, as in the call."""
+    ids, number = args
+    assert (ids.ndim, ids.dtype, number) == (2, np.int16, 2.0)
+
+
 def test_abstract_parameters():
     """A passed-through argument without values gets some, at its own shape."""
     weights, x = simplest(inputs((None, "batch seq ..."), example=(X, X)))

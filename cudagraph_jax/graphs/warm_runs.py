@@ -79,7 +79,7 @@ def run_idle(
         ):
             args, kwargs = _unshared(entry.program, rows)
             start = perf_counter()
-            jax.block_until_ready(route.call_padded(args, kwargs))
+            _wait_for(route.call_padded(args, kwargs))
             seconds = perf_counter() - start
             jax.effects_barrier()  # the callbacks that it has called, too
             return seconds
@@ -101,6 +101,21 @@ def run_idle(
                 stage="warm-up",
             ) from error
         entry.journal.add_idle_run(seconds)
+
+
+def _wait_for(outputs: PyTree) -> None:
+    """Waits as `jax.block_until_ready` does, in a thread that may be there when Python finalizes.
+
+    JAX asks for the GIL every 200 ms. In a daemon thread and at that time this is what ends a
+    process with "FATAL: exception not rethrown" and an abort, with bare JAX as well: Python unwinds
+    the thread, through C++ that lets nothing pass. Out of Python's own sleep a thread just ends.
+    """
+    start = perf_counter()
+    for leaf in jax.tree.leaves(outputs):
+        # Random keys cannot be asked; they come with the others, or are waited for below.
+        while hasattr(leaf, "is_ready") and not leaf.is_ready():
+            time.sleep(min((perf_counter() - start) / 50, 0.05))  # 2 % more than the run takes
+    jax.block_until_ready(outputs)
 
 
 def runs(entry: CUDAGraphEntry) -> bool:

@@ -323,7 +323,7 @@ def _settled(fields: Fields) -> Fields:
 
 def _check_devices(request: CompileRequest, executable: Executable) -> None:
     """Refuses what runs elsewhere than its arguments say: it would not be loaded there."""
-    placed = jax.tree.leaves(executable.call.output_shardings)
-    devices = set().union(*(sharding.device_set for sharding in placed))
+    leaves = serial.output_leaves(executable.call)
+    devices = set().union(*(leaf.sharding.device_set for leaf in leaves))
     if not devices <= set(execution_devices(request.program)):
         raise StoreError("its function puts it on other devices than its arguments are on")

@@ -277,7 +277,7 @@ class Capturer:
                 logger.debug("%s is not run again: %s", entry, error)
                 continue
             except CaptureError as error:
-                self.registry.discard_broken(entry.bucket, entry.variant, error)
+                self.registry.discard_broken(entry, error)
                 self.failures.remember(entry.bucket, entry.variant, error)
             self.recorded_again += 1  # or it was tried, at least
 

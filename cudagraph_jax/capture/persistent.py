@@ -78,7 +78,7 @@ class Shelf:
                 common, named = self._fields(request)
         except StoreError as error:
             self._loader.tell(request, error)
-            return partial(self._compile_unstored, request, *request.lower(clock=self._clock))
+            return partial(request.compile, *request.lower(clock=self._clock), clock=self._clock)
         missed = None if named is None else self._load(request, named)
         if isinstance(missed, Found):
             return partial(_both, missed)
@@ -90,7 +90,7 @@ class Shelf:
                 )
         except StoreError as error:
             self._loader.tell(request, error)
-            return partial(self._compile_unstored, request, outputs, lowering)
+            return partial(request.compile, outputs, lowering, clock=self._clock)
         home = exact if named is None or not is_portable(lowering) else named
         if home is named:
             self._loader.tell_closed_over(request, lowering)
@@ -104,12 +104,6 @@ class Shelf:
             return self._compile_alone(request, outputs, lowering, home=home, is_exact=is_exact)
 
         return finish
-
-    def _compile_unstored(
-        self, request: CompileRequest, outputs: Outputs, lowering: Lowering
-    ) -> tuple[Outputs, Executable]:
-        options = request.options
-        return outputs, lowering.compile(compiler_options=options, clock=self._clock)
 
     @contextmanager
     def loading_ahead(self, requests: Iterable[CompileRequest]) -> Iterator[None]:

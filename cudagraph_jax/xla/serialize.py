@@ -70,7 +70,8 @@ def output_leaves(compiled: Compiled) -> list[jax.ShapeDtypeStruct]:
     take nothing but arrays, or those of some shapes.
     """
     flat = copy.copy(compiled)
-    flat.out_tree = jax.tree.structure([0] * compiled.out_tree.num_leaves)
+    structure: jax.tree_util.PyTreeDef = compiled.out_tree
+    flat.out_tree = jax.tree.structure([0] * structure.num_leaves)
     leaves: list[jax.ShapeDtypeStruct] = flat.out_info
     return leaves
 

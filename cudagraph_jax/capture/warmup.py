@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import jax
 
@@ -61,40 +62,37 @@ def warm_up(
     """
     start = clock()
     records: dict[Bucket, BucketWarmup] = {}
-    entries: list[CUDAGraphEntry] = []
+
+    def attempt(
+        bucket: Bucket, make: Callable[[], Cached[CUDAGraphEntry] | None]
+    ) -> CUDAGraphEntry | None:
+        try:
+            made = make()
+        except PaddingLeakError:
+            raise
+        except CaptureError as error:
+            records[bucket] = BucketWarmup(bucket, "failed", error=str(error))
+            failed(bucket, error)
+            return None
+        if made is None:
+            return None
+        records[bucket] = _record(made)
+        return made.value
+
     with progress.over(len(buckets), f"capturing {name}", phase="compile") as step:
+        entries = []
         for bucket in buckets:
-            try:
-                made = capture(bucket)
-            except PaddingLeakError:
-                raise
-            except CaptureError as error:
-                records[bucket] = BucketWarmup(bucket, "failed", error=str(error))
-                failed(bucket, error)
-            else:
-                entries.append(made.value)
-                records[bucket] = _record(made)
+            if (entry := attempt(bucket, partial(capture, bucket))) is not None:
+                entries.append(entry)
             step(bucket)
     with progress.over(len(entries), f"warming up {name}", phase="run") as step:
 
-        def run(entry: CUDAGraphEntry) -> None:
-            run_idle(
-                entry,
-                iterations,
-                call=call,
-                tell=lambda entry, seconds: step.note(entry.bucket, f"for {seconds:.0f} s so far"),
-                clock=clock,
-            )
+        def tell(entry: CUDAGraphEntry, seconds: float) -> None:
+            step.note(entry.bucket, f"for {seconds:.0f} s so far")
 
+        run = partial(run_idle, iterations=iterations, call=call, tell=tell, clock=clock)
         for entry in entries:
-            try:
-                again = _run_or_compile(entry, run, capture, broken)
-            except CaptureError as error:
-                records[entry.bucket] = BucketWarmup(entry.bucket, "failed", error=str(error))
-                failed(entry.bucket, error)
-            else:
-                if again is not None:
-                    records[entry.bucket] = _record(again)
+            attempt(entry.bucket, partial(_run_or_compile, entry, run, capture, broken))
             step(entry.bucket)
     return WarmupReport(name, tuple(records.values()), (clock() - start) * 1e3)
 

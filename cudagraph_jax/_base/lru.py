@@ -124,10 +124,6 @@ class SingleFlightLRU(Generic[K, V]):
         """Counts evictions from zero again."""
         self._evictions = 0
 
-    def get(self, key: K) -> V | None:
-        """The value of `key`, or None; marks nothing as used."""
-        return self.values.get(key)
-
     def items(self) -> list[tuple[K, V]]:
         """A snapshot of all keys and values, oldest first."""
         return list(self.values.items())
@@ -202,6 +198,17 @@ class SingleFlightLRU(Generic[K, V]):
         if value is not None:
             self._on_drop([value])
         return value
+
+    def pop_only(self, key: K, value: V) -> bool:
+        """Takes `value` out, and no other that `key` has by now; whether it was there."""
+        values = self._contents.values
+        if values.get(key) is not value:
+            return False
+        if (taken := values.pop(key, value)) is not value:
+            values.setdefault(key, taken)  # made in between
+            return False
+        self._on_drop([value])
+        return True
 
     def clear(self) -> None:
         """Takes every value out; what is in the making is not kept either."""

@@ -137,8 +137,7 @@ class Builder:
         self, request: CompileRequest, outputs: Outputs, lowering: Lowering
     ) -> tuple[Outputs, Executable]:
         if self._compiler is None:
-            options = request.options
-            return outputs, lowering.compile(compiler_options=options, clock=self._clock)
+            return request.compile(outputs, lowering, clock=self._clock)
         with stage_errors("compile", str(request)):
             return outputs, self._compiler(request, lowering, clock=self._clock)
 

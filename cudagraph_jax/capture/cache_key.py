@@ -131,10 +131,7 @@ def lowered_fields(
     if drops_arguments:
         # The text does not say which ones: `a` of (a, b) reads like `b` of (a, b).
         text = program.lower(bucket, keep_unused=True, clock=clock).text
-    outputs = [
-        f"{leaf.dtype}{list(leaf.shape)}{_weak(leaf.weak_type)}"
-        for leaf in jax.tree.leaves(lowering.output_info)
-    ]
+    outputs = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(lowering.output_info)]
     return {
         **common,
         "known_by": "stablehlo",

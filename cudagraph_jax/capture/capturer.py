@@ -84,6 +84,7 @@ class Capturer:
 
             self.upkeep = Upkeep(registry.shelf, registry)
         self._programs: WeakValueDictionary[Variant, Program] = WeakValueDictionary()
+        self._first_calls: dict[Variant, Program] = {}
         self._watched: dict[FunctionRef, object] = {}
         self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
 
@@ -97,7 +98,13 @@ class Capturer:
         program = self._programs.get(call.variant)
         if program is None:
             self._watch(call.variant.function)
-            return self._programs.setdefault(call.variant, Program(call))
+            # Of several first calls one makes it: this step nobody cuts in two, unlike the next.
+            program = self._first_calls.setdefault(call.variant, Program(call))
+            try:
+                return self._programs.setdefault(call.variant, program)
+            finally:
+                if self._first_calls.get(call.variant) is program:
+                    self._first_calls.pop(call.variant, None)
         program.renew(call)
         return program
 
@@ -270,7 +277,7 @@ class Capturer:
                 logger.debug("%s is not run again: %s", entry, error)
                 continue
             except CaptureError as error:
-                self.registry.discard_broken(entry.bucket, entry.variant, error)
+                self.registry.discard_broken(entry, error)
                 self.failures.remember(entry.bucket, entry.variant, error)
             self.recorded_again += 1  # or it was tried, at least
 

@@ -24,6 +24,7 @@ from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.program import CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.pytrees import unflatten_shapes
 from cudagraph_jax.store import GraphStore, Miss, MissReason, Stored
 from cudagraph_jax.store.outcomes import fence
 from cudagraph_jax.xla import serialize as serial
@@ -206,11 +207,12 @@ class Loader:
         took_ms = (self._clock() - start) * 1e3
         if lowering is None:
             closed_over = number_of(stored, "closed_over_bytes", int) or 0
+            output_info = unflatten_shapes(outputs.structure, serial.output_leaves(loaded))
         else:
-            closed_over = lowering.closed_over_bytes
+            closed_over, output_info = lowering.closed_over_bytes, lowering.output_info
         executable = Executable(
             call=loaded,
-            output_info=loaded.out_info if lowering is None else lowering.output_info,
+            output_info=output_info,
             compile_ms=took_ms if lowering is None else took_ms + lowering.took_ms,
             memory=memory_of(loaded, closed_over_bytes=closed_over),
             flops=number_of(stored, "flops", float),

@@ -78,7 +78,7 @@ class Shelf:
                 common, named = self._fields(request)
         except StoreError as error:
             self._loader.tell(request, error)
-            return partial(self._compile_unstored, request, *request.lower(clock=self._clock))
+            return partial(request.compile, *request.lower(clock=self._clock), clock=self._clock)
         missed = None if named is None else self._load(request, named)
         if isinstance(missed, Found):
             return partial(_both, missed)
@@ -90,7 +90,7 @@ class Shelf:
                 )
         except StoreError as error:
             self._loader.tell(request, error)
-            return partial(self._compile_unstored, request, outputs, lowering)
+            return partial(request.compile, outputs, lowering, clock=self._clock)
         home = exact if named is None or not is_portable(lowering) else named
         if home is named:
             self._loader.tell_closed_over(request, lowering)
@@ -104,12 +104,6 @@ class Shelf:
             return self._compile_alone(request, outputs, lowering, home=home, is_exact=is_exact)
 
         return finish
-
-    def _compile_unstored(
-        self, request: CompileRequest, outputs: Outputs, lowering: Lowering
-    ) -> tuple[Outputs, Executable]:
-        options = request.options
-        return outputs, lowering.compile(compiler_options=options, clock=self._clock)
 
     @contextmanager
     def loading_ahead(self, requests: Iterable[CompileRequest]) -> Iterator[None]:
@@ -323,7 +317,7 @@ def _settled(fields: Fields) -> Fields:
 
 def _check_devices(request: CompileRequest, executable: Executable) -> None:
     """Refuses what runs elsewhere than its arguments say: it would not be loaded there."""
-    placed = jax.tree.leaves(executable.call.output_shardings)
-    devices = set().union(*(sharding.device_set for sharding in placed))
+    leaves = serial.output_leaves(executable.call)
+    devices = set().union(*(leaf.sharding.device_set for leaf in leaves))
     if not devices <= set(execution_devices(request.program)):
         raise StoreError("its function puts it on other devices than its arguments are on")

@@ -378,11 +378,15 @@ class CUDAGraphRegistry:
             and (other.variant.structure, other.variant.leaves) == (own.structure, own.leaves)
         ]
 
-    def discard_broken(self, bucket: Bucket, variant: Variant, error: CaptureError) -> None:
-        """Drops an entry that does not run; one that was loaded is compiled the next time."""
-        if (entry := self.find(bucket, variant)) is not None:
-            self._builder.reject(entry, error)
-        self.discard(bucket, variant)
+    def discard_broken(self, entry: CUDAGraphEntry, error: CaptureError) -> None:
+        """Drops an entry that does not run; one that was loaded is compiled the next time.
+
+        It may have been dropped meanwhile: what has its place by then stays.
+        """
+        key = (entry.bucket, entry.variant)
+        if self._entries.values.get(key) is entry:
+            self._builder.reject(entry, error)  # before somebody else misses it
+            self._entries.pop_only(key, entry)
 
     def compiling_ahead(self, workers: int) -> AbstractContextManager[Begin]:
         """A function that has executables compiled in threads; see `CompilesAhead.running`."""

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import jax
 
@@ -52,7 +53,7 @@ def warm_up(
         iterations: Runs of each entry.
         call: An example call; the entries are run on its rows.
         failed: Told of a bucket that could not be captured or run.
-        broken: Told of an entry that was loaded and does not run, before it is captured.
+        broken: Told of an entry that does not run, before another one takes its place.
         progress: Told of every step.
         clock: Seconds.
 
@@ -61,40 +62,37 @@ def warm_up(
     """
     start = clock()
     records: dict[Bucket, BucketWarmup] = {}
-    entries: list[CUDAGraphEntry] = []
+
+    def attempt(
+        bucket: Bucket, make: Callable[[], Cached[CUDAGraphEntry] | None]
+    ) -> CUDAGraphEntry | None:
+        try:
+            made = make()
+        except PaddingLeakError:
+            raise
+        except CaptureError as error:
+            records[bucket] = BucketWarmup(bucket, "failed", error=str(error))
+            failed(bucket, error)
+            return None
+        if made is None:
+            return None
+        records[bucket] = _record(made)
+        return made.value
+
     with progress.over(len(buckets), f"capturing {name}", phase="compile") as step:
+        entries = []
         for bucket in buckets:
-            try:
-                made = capture(bucket)
-            except PaddingLeakError:
-                raise
-            except CaptureError as error:
-                records[bucket] = BucketWarmup(bucket, "failed", error=str(error))
-                failed(bucket, error)
-            else:
-                entries.append(made.value)
-                records[bucket] = _record(made)
+            if (entry := attempt(bucket, partial(capture, bucket))) is not None:
+                entries.append(entry)
             step(bucket)
     with progress.over(len(entries), f"warming up {name}", phase="run") as step:
 
-        def run(entry: CUDAGraphEntry) -> None:
-            run_idle(
-                entry,
-                iterations,
-                call=call,
-                tell=lambda entry, seconds: step.note(entry.bucket, f"for {seconds:.0f} s so far"),
-                clock=clock,
-            )
+        def tell(entry: CUDAGraphEntry, seconds: float) -> None:
+            step.note(entry.bucket, f"for {seconds:.0f} s so far")
 
+        run = partial(run_idle, iterations=iterations, call=call, tell=tell, clock=clock)
         for entry in entries:
-            try:
-                again = _run_or_compile(entry, run, capture, broken)
-            except CaptureError as error:
-                records[entry.bucket] = BucketWarmup(entry.bucket, "failed", error=str(error))
-                failed(entry.bucket, error)
-            else:
-                if again is not None:
-                    records[entry.bucket] = _record(again)
+            attempt(entry.bucket, partial(_run_or_compile, entry, run, capture, broken))
             step(entry.bucket)
     return WarmupReport(name, tuple(records.values()), (clock() - start) * 1e3)
 
@@ -110,12 +108,11 @@ def _run_or_compile(
         run(entry)
         return None
     except CaptureError as error:
+        broken(entry, error)
         if not entry.is_loaded:
             raise
-        broken(entry, error)
     made = capture(entry.bucket)
-    run(made.value)
-    return made
+    return _run_or_compile(made.value, run, capture, broken) or made
 
 
 def _record(made: Cached[CUDAGraphEntry]) -> BucketWarmup:
@@ -191,10 +188,6 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
     check_device(program, largest, capturer.free_bytes)
     captured: set[CUDAGraphEntry] = set()
 
-    def failed(bucket: Bucket, error: CaptureError) -> None:
-        capturer.failures.remember(bucket, call.variant, error)
-        registry.discard_broken(bucket, call.variant, error)
-
     def capture(bucket: Bucket) -> Cached[CUDAGraphEntry]:
         budget.check(bucket)
         begin_from(bucket)
@@ -208,10 +201,7 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
         captured.add(made.value)
         return made
 
-    hot: Mapping[str, int] = {} if registry.shelf is None else registry.shelf.hot(target.name)
-    order = sorted(
-        buckets, key=lambda bucket: (hot.get(str(bucket), 0), bucket.elements), reverse=True
-    )
+    order = _hottest_first(registry, target.name, buckets)
     with (
         _loading_ahead(registry, program, order),
         _compiling_ahead(registry, program, order, budget, workers) as begin_from,
@@ -222,12 +212,22 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
             capture,
             iterations=config.warmup_iterations,
             call=call,
-            failed=failed,
-            broken=lambda entry, error: registry.discard_broken(entry.bucket, entry.variant, error),
+            failed=lambda bucket, error: capturer.failures.remember(bucket, call.variant, error),
+            broken=registry.discard_broken,
             progress=progress,
         )
     capturer.end_warmup(captured if report.captured or report.loaded else None)
     return report
+
+
+def _hottest_first(
+    registry: CUDAGraphRegistry, name: str, buckets: Sequence[Bucket]
+) -> list[Bucket]:
+    """The order of a warm-up: by how often a store says they were replayed, then the largest."""
+    hot: Mapping[str, int] = {} if registry.shelf is None else registry.shelf.hot(name)
+    return sorted(
+        buckets, key=lambda bucket: (hot.get(str(bucket), 0), bucket.elements), reverse=True
+    )
 
 
 def _loading_ahead(

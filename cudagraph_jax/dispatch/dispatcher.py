@@ -520,7 +520,7 @@ def without_entry(
         f"{bucket} was compiled, but does not run: {error_text(error)}", stage="run"
     )
     failure.__cause__ = error
-    capturer.registry.discard_broken(bucket, call.variant, failure)
+    capturer.registry.discard_broken(entry, failure)
     if was_donated(call, call.target.donate_argnums):
         capturer.failures.note(bucket, call.variant, failure)
         raise error

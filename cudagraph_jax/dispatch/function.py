@@ -408,8 +408,8 @@ class BucketedFunction(Generic[P, R]):
             **kwargs: Example keyword arguments.
 
         Returns:
-            What became of each bucket, the largest first. A bucket that cannot be captured is
-            reported, warned of, and served eagerly.
+            What became of each bucket: those first that a store knows to be in use, then the
+            largest. A bucket that cannot be captured is reported, warned of, and served eagerly.
 
         Raises:
             InputShapeError: The arguments do not fit `in_axes`, or an output cannot be trimmed.

@@ -157,6 +157,16 @@ def behind_no_cut(value: Any, before: Bucket, after: Bucket, *, least: int = 1) 
     return value
 
 
+def unshared(program: Program, call: Call) -> Call:
+    """`call`, with copies of what is donated: a run uses up what is on the device."""
+    leaves = list(call.leaves)
+    for index in program.donated_leaves:
+        leaf = leaves[index]
+        leaves[index] = copied_key(leaf) if is_key(leaf) else np.array(leaf)
+    args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
+    return dataclasses.replace(call, args=args, kwargs=kwargs, leaves=tuple(leaves))
+
+
 Poison = Mapping[int, PadValue]
 """The pad value of each leaf, by its index, that is not padded as usual."""
 
@@ -410,7 +420,7 @@ class Trial:
         values = [padding.get(index, usual) for index, usual in enumerate(program.pad_values)]
         filled = dataclasses.replace(self.entry, program=program.padded_with(values))
         with self._failing("was compiled, but does not run"):
-            outputs = filled.padded_outputs(self._to_use_up())
+            outputs = filled.padded_outputs(unshared(program, self.example))
             return [
                 np.asarray(output)[index]
                 for output, leaf, index in zip(
@@ -478,15 +488,6 @@ class Trial:
         with self._failing("was compiled, but the plain function does not run"):
             result = run_eagerly(example, target=target)
             return jax.block_until_ready(result)
-
-    def _to_use_up(self) -> Call:
-        """The example, with copies of what is donated; a run uses up what is on the device."""
-        leaves, structure = jax.tree.flatten((self.example.args, self.example.kwargs))
-        for index in self.entry.program.donated_leaves:
-            leaf = leaves[index]
-            leaves[index] = copied_key(leaf) if is_key(leaf) else np.array(leaf)
-        args, kwargs = jax.tree.unflatten(structure, leaves)
-        return dataclasses.replace(self.example, args=args, kwargs=kwargs, leaves=tuple(leaves))
 
     @contextlib.contextmanager
     def _failing(self, what: str) -> Iterator[None]:

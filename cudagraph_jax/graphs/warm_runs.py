@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import jax
@@ -18,8 +19,9 @@ from cudagraph_jax._base.worker import LeftBehindError, run_aside
 from cudagraph_jax.errors import CaptureError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.replay_counts import Fit
-from cudagraph_jax.graphs.trial import behind_no_cut
-from cudagraph_jax.program.call import AbstractLeaf, Call, copied_key, is_key
+from cudagraph_jax.graphs.route import Route
+from cudagraph_jax.graphs.trial import behind_no_cut, unshared
+from cudagraph_jax.program.call import AbstractLeaf, Call
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
@@ -66,24 +68,7 @@ def run_idle(
     # Nothing is trimmed, so nobody asks the function how long its outputs are for no rows at all.
     outputs = entry.outputs._replace(follows=False)
     route = entry.route_for(rows, fit=Fit.PADDED, outputs=outputs)
-    settings = entry.program.settings
-
-    def run() -> float:
-        # What comes out of padding alone may be NaN, and nobody gets it.
-        with (
-            settings.applied(),
-            jax.debug_nans(False),
-            jax.debug_infs(False),
-            jax.transfer_guard("allow"),
-            jax.disable_jit(False),  # with the switch on, JAX would refuse what is compiled
-        ):
-            args, kwargs = _unshared(entry.program, rows)
-            start = perf_counter()
-            jax.block_until_ready(route.call_padded(args, kwargs))
-            seconds = perf_counter() - start
-            jax.effects_barrier()  # the callbacks that it has called, too
-            return seconds
-
+    run = partial(_timed, entry.program, route, rows)
     for _ in range(iterations):
         watch = _Watch(entry, rows.sizes, tell)
         try:
@@ -101,6 +86,39 @@ def run_idle(
                 stage="warm-up",
             ) from error
         entry.journal.add_idle_run(seconds)
+
+
+def _timed(program: Program, route: Route, rows: Call) -> float:
+    """Runs `route` on `rows`; how many seconds that takes until its outputs are there."""
+    # What comes out of padding alone may be NaN, and nobody gets it.
+    with (
+        program.settings.applied(),
+        jax.debug_nans(False),
+        jax.debug_infs(False),
+        jax.transfer_guard("allow"),
+        jax.disable_jit(False),  # with the switch on, JAX would refuse what is compiled
+    ):
+        own = unshared(program, rows)
+        start = perf_counter()
+        _wait_for(route.call_padded(own.args, own.kwargs))
+        seconds = perf_counter() - start
+        jax.effects_barrier()  # the callbacks that it has called, too
+        return seconds
+
+
+def _wait_for(outputs: PyTree) -> None:
+    """Waits as `jax.block_until_ready` does, in a thread that may be there when Python finalizes.
+
+    JAX asks for the GIL every 200 ms. In a daemon thread and at that time this is what ends a
+    process with "FATAL: exception not rethrown" and an abort, with bare JAX as well: Python unwinds
+    the thread, through C++ that lets nothing pass. Out of Python's own sleep a thread just ends.
+    """
+    start = perf_counter()
+    for leaf in jax.tree.leaves(outputs):
+        # Random keys cannot be asked; they come with the others, or are waited for below.
+        while hasattr(leaf, "is_ready") and not leaf.is_ready():
+            time.sleep(min((perf_counter() - start) / 50, 0.05))  # 2 % more than the run takes
+    jax.block_until_ready(outputs)
 
 
 def runs(entry: CUDAGraphEntry) -> bool:
@@ -209,13 +227,3 @@ def _is_gone(leaf: PyTree) -> bool:
     if isinstance(leaf, jax.Array):
         return leaf.is_deleted()
     return isinstance(leaf, jax.ShapeDtypeStruct)
-
-
-def _unshared(program: Program, call: Call) -> tuple[tuple[PyTree, ...], dict[str, PyTree]]:
-    """The arguments of `call`, with copies of those that a run uses up."""
-    leaves = list(call.leaves)
-    for index in program.donated_leaves:
-        leaf = leaves[index]
-        leaves[index] = copied_key(leaf) if is_key(leaf) else np.array(leaf)
-    args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
-    return args, kwargs

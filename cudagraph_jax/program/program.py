@@ -364,6 +364,12 @@ class CompileRequest(NamedTuple):
         lowering = self.program.lower(self.bucket, clock=clock)
         return self.outputs(lowering), lowering
 
+    def compile(
+        self, outputs: Outputs, lowering: Lowering, *, clock: Callable[[], float]
+    ) -> tuple[Outputs, Executable]:
+        """What `lower` gave, compiled by XLA; see `Lowering.compile`."""
+        return outputs, lowering.compile(compiler_options=self.options, clock=clock)
+
 
 def request_for(
     program: Program, bucket: Bucket, *, config: CUDAGraphConfig, is_stored: bool = False

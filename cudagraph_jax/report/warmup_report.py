@@ -49,7 +49,7 @@ class WarmupReport:
 
     Attributes:
         name: The function's name.
-        buckets: One record for each bucket, the largest first.
+        buckets: One record for each bucket, in the order of their captures.
         total_ms: Milliseconds of the whole warm-up.
     """
 

@@ -117,9 +117,6 @@ def no_compiles() -> Iterator[None]:
         jax.monitoring.unregister_event_duration_listener(on_duration)
 
 
-_HIT = "/jax/compilation_cache/cache_hits"
-"""Not promised by JAX: without it nothing is counted."""
-
 # Shared by all listeners, because JAX skips one where another thread removes the one before it.
 _seen = threading.local()
 
@@ -134,7 +131,7 @@ def cache_hits() -> Iterator[list[str]]:
 
     def hear(event: str, **_: object) -> None:
         heard = getattr(_seen, "hits", None)
-        if event == _HIT and heard is not None:
+        if event == CACHE_HIT_EVENT and heard is not None:
             heard.append(event)
 
     outer, _seen.hits = getattr(_seen, "hits", None), hits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickle
 import pickletools
@@ -60,6 +61,19 @@ def load(
     except Exception as error:
         raise StoreError(f"JAX cannot load it: {_reason(error)}") from error
     return compiled
+
+
+def output_leaves(compiled: Compiled) -> list[jax.ShapeDtypeStruct]:
+    """The outputs of an executable, with `shape`, `dtype` and `sharding`.
+
+    Without the pytree that they come in, which JAX would make of them: a class of the caller's may
+    take nothing but arrays, or those of some shapes.
+    """
+    flat = copy.copy(compiled)
+    structure: jax.tree_util.PyTreeDef = compiled.out_tree
+    flat.out_tree = jax.tree.structure([0] * structure.num_leaves)
+    leaves: list[jax.ShapeDtypeStruct] = flat.out_info
+    return leaves
 
 
 _OF_JAX = frozenset({"jax", "jaxlib"})

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from cudagraph_jax import CaptureError, InputShapeError, PaddingLeakError
 from cudagraph_jax._base.lru import SingleFlightLRU
 from cudagraph_jax.capture.registry import ERRORS
+from tests.helpers.signals import SignalAt, under_signals
 
 keys = st.sampled_from("abcdef")
 
@@ -91,7 +92,7 @@ class Cache(RuleBasedStateMachine):
 
     @rule(key=keys)
     def use(self, key):
-        value = self.cache.get(key)
+        value = self.cache.values.get(key)
         assert value is self.find(key)
         assert (key in self.cache) == (value is not None)
         if value is not None:
@@ -266,7 +267,7 @@ def test_clear_during_a_flight_does_not_keep_the_value():
     outer = cache.get_or_make("a", make)
     assert (outer.value.key, outer.is_new) == ("first", True)
     assert inner[0].is_new
-    assert cache.get("a") is inner[0].value
+    assert cache.values.get("a") is inner[0].value
 
 
 def test_an_oversized_value_is_told_to_its_waiters():
@@ -325,3 +326,20 @@ def test_errors_describe_keys_in_the_callers_words():
         cache.get_or_make(leading, make)
     waiter.join()
     assert outcome == ["embed at 8x1 was not made: KeyboardInterrupt in another thread"]
+
+
+def test_one_value_alone_is_taken_out():
+    """What another thread has put in the place of a value stays, whenever it came."""
+    for number in itertools.count():
+        dropped: list[Value] = []
+        cache = cache_of(on_drop=dropped.extend)
+        old, new = Value("old", 0, 0), Value("new", 0, 0)
+        cache.get_or_make("a", lambda old=old: old)
+        put = partial(cache.put_all, {"a": new}, generation=0)
+        trace = SignalAt(put, number=number, files=("/_base/lru.py",))
+        assert under_signals(trace, partial(cache.pop_only, "a", old)) is None
+        assert cache.values.get("a") is (new if trace.points > number else None)
+        if trace.points <= number:
+            break
+    assert not cache.pop_only("a", old)
+    assert dropped == [old]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +92,86 @@ def test_outputs_of_every_kind(tmp_path, unpad):
     one, two = first(X), second(X)
     assert str(jax.tree.structure(one)) == str(jax.tree.structure(two))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
+
+
+@jax.tree_util.register_pytree_node_class
+class Rows:
+    """Refuses other shapes when it is made."""
+
+    def __init__(self, rows, rest=None):
+        assert len(rows.shape) == 2
+        self.rows, self.rest = rows, rest
+
+    def tree_flatten(self):
+        return (self.rows, self.rest), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+@jax.tree_util.register_pytree_node_class
+class Arrays(Rows):
+    """Refuses what is no array."""
+
+    def __init__(self, rows, rest=None):
+        if not isinstance(rows, np.ndarray | jax.Array):
+            raise TypeError(f"{rows!r} is no array")
+        super().__init__(rows, rest)
+
+
+class Pair(NamedTuple("Pair", [("rows", Any), ("rest", Any)])):
+    """Refuses other shapes, too."""
+
+    def __new__(cls, rows, rest=None):
+        assert len(rows.shape) == 2
+        return super().__new__(cls, rows, rest)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["rest"])
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """Has one field that is no array, and refuses other shapes."""
+
+    rows: Any
+    rest: Any = "kept"
+
+    def __post_init__(self):
+        assert len(self.rows.shape) == 2
+
+
+@pytest.mark.parametrize("fingerprint", [None, "v1"])
+@pytest.mark.parametrize("unpad", ["host", "device", "none"])
+@pytest.mark.parametrize("kind", [Rows, Arrays, Pair, Static])
+def test_classes_that_check_what_they_hold(tmp_path, kind, unpad, fingerprint):
+    """An output of a class that takes some arrays alone is stored, loaded, and as it was."""
+
+    def made(x):
+        return {"made": kind(x * 2), "none": None}
+
+    for is_loaded in (False, True):
+        function, report = warmed(made, tmp_path, fingerprint=fingerprint, unpad=unpad)
+        assert report.loaded == is_loaded
+        with no_compiles():
+            answer = function(np.ones((2, 4), np.float32))
+        assert type(answer["made"]) is kind
+        assert answer["made"].rest == kind(X).rest
+        assert_close(np.asarray(answer["made"].rows), np.full((2, 4), 2, np.float32))
+
+
+@pytest.mark.parametrize("kind", [Rows, Pair, Static])
+def test_arguments_that_check_what_they_hold(tmp_path, kind):
+    """So is a function of one, that is bucketed or passed through."""
+
+    def doubled(given, weights):
+        return type(given)(given.rows * weights.rows.sum())
+
+    for is_loaded in (False, True):
+        function, report = warmed(
+            doubled, tmp_path, kind(X), kind(jnp.ones((1, 2))), in_axes=("batch seq", None)
+        )
+        assert report.loaded == is_loaded
+        assert_close(function(kind(X), kind(jnp.ones((1, 2)))).rows, X * 2)
 
 
 def test_the_specifications_calls(tmp_path):

@@ -335,3 +335,15 @@ def test_sizes_that_no_array_carries():
     entry = CUDAGraphRegistry(CONFIG).capture(4, 16, double, (4, 3))
     assert_close(entry.replay(floats(0, 2, 3)), floats(0, 2, 3) * 2)
     assert entry.key == (4, 16)
+
+
+def test_what_has_taken_the_place_of_a_broken_entry_stays():
+    """An entry that does not run is dropped, and not another one that has its key by then."""
+    registry = CUDAGraphRegistry(CONFIG)
+    broken = registry.capture(4, 8, double, (4, 8))
+    registry.remove(4, 8)
+    sound = registry.capture(4, 8, double, (4, 8))
+    registry.discard_broken(broken, CaptureError("it does not run", stage="run"))
+    assert registry.entries() == [sound]
+    registry.discard_broken(sound, CaptureError("it does not run", stage="run"))
+    assert registry.num_graphs == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import jax
@@ -195,3 +196,21 @@ def test_real_signals():
         """
     )
     assert said == "ended\n"
+
+
+def test_first_calls_share_one_program():
+    """Whatever comes in the middle of a first call, there is one program for all of them."""
+    for number in itertools.count():
+        manager, function = served()
+        call, program_of = function.describe(X), manager.dispatcher.capturer.program_of
+        programs: list[object] = []
+
+        def first_call(call=call, program_of=program_of, programs=programs):
+            programs.append(program_of(call))
+
+        trace = SignalAt(first_call, number=number, files=("/capturer.py", "/weakref.py"))
+        assert under_signals(trace, first_call) is None
+        assert all(program is programs[0] for program in programs)
+        if trace.points <= number:
+            break
+    assert number > 8

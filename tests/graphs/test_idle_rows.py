@@ -322,6 +322,47 @@ except KeyboardInterrupt:
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
+LARGE = """
+def large(x):
+    if not isinstance(x, jax.core.Tracer):
+        return x
+    return jax.lax.while_loop(lambda x: jnp.all(x >= 0), lambda x: x + 1, x)
+
+class Slow:
+    def __del__(self, wait=threading.Event().wait):
+        wait(1)  # longer than the 200 ms after which JAX asks for the GIL
+
+slow = Slow()  # goes when Python finalizes
+config = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(65536,), on_miss="background")
+function = bucket_jit(large, in_axes="batch seq", out_axes="batch seq", config=config)
+x = np.ones((4, 65536), np.float32)
+
+def until_it_runs():
+    while not any(thread.name == "cudagraph-jax-run" for thread in threading.enumerate()):
+        threading.Event().wait(0.01)
+
+def interrupt():
+    until_it_runs()
+    signal.raise_signal(signal.SIGINT)
+"""
+WARM_UP = """
+threading.Thread(target=interrupt).start()
+try:
+    function.warmup(x, progress=False)
+except KeyboardInterrupt:
+    sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(
+    "ending", [WARM_UP, "function(x)\nuntil_it_runs()\nsys.exit(7)"], ids=["warmup", "background"]
+)
+def test_a_thread_that_waits_for_xla_does_not_abort_the_process(ending):
+    """The process ends as it wants to, also where XLA runs on in threads of its own."""
+    done = python(LARGE + ending)
+    assert (done.returncode, done.stdout) == (7, ""), done.stderr
+
+
 def test_warm_up_is_as_the_plain_function_afterwards():
     """Runs without a request change no answer."""
     function = bucket_jit(double, in_axes="batch seq", config=CONFIG)

@@ -51,10 +51,8 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/lint-imports --no-logo
 
 notebooks: $(VENV)/.stamp-dev
-	@set -e; for notebook in $(sort $(wildcard notebooks/*.ipynb)); do \
-		echo "$$notebook"; \
-		$(BIN)/jupyter-execute --kernel_name=python3 --timeout=600 "$$notebook"; \
-	done
+	@printf '%s\n' $(sort $(wildcard notebooks/*.ipynb)) | xargs -n 1 -P 2 -t \
+		$(BIN)/jupyter-execute --kernel_name=python3 --timeout=600
 
 # The site, in docs/_build/html; a warning is an error.
 docs: $(VENV)/.stamp-docs

@@ -26,9 +26,7 @@ def counts(found):
     return found["captured"], found["loaded"]
 
 
-@pytest.mark.parametrize(
-    ("function", "options"), [("scaled", []), ("inverted", []), ("inverted", WITH_FINGERPRINT)]
-)
+@pytest.mark.parametrize(("function", "options"), [("scaled", []), ("inverted", WITH_FINGERPRINT)])
 def test_a_restart(tmp_path, function, options):
     """A fresh process loads all buckets and answers right, also of a function with LAPACK calls."""
     options = [f"--function={function}", *options]
@@ -37,7 +35,7 @@ def test_a_restart(tmp_path, function, options):
     assert GraphStore(tmp_path).hot() == {function: {"4x8": 1}}  # written at exit
 
 
-@pytest.mark.parametrize(("number", "options"), [(8, []), (4, WITH_FINGERPRINT)])
+@pytest.mark.parametrize(("number", "options"), [(4, []), (3, WITH_FINGERPRINT)])
 def test_servers_on_an_empty_store(tmp_path, number, options):
     """Servers that start together compile each bucket once among them."""
     pytest.importorskip("filelock")
@@ -81,7 +79,7 @@ def test_killed_at_any_moment(tmp_path):
     Every step of one write is tried where no process has to start, in
     `store/test_many_processes.py`.
     """
-    for step in (0, 2, 5, 7):
+    for step in (0, 7):
         found = start(tmp_path, f"--dies-at={step}", check=False)
         assert found["status"] == -signal.SIGKILL
     assert all(checked.is_whole for checked in GraphStore(tmp_path).verify())
@@ -98,7 +96,6 @@ def test_no_room_on_the_disk(tmp_path):
     assert "cannot be written: File too large" in warning
     assert (found["captured"], found["is_right"]) == (BUCKETS, True)
     assert list(tmp_path.glob("*.graph")) == []
-    assert counts(start(tmp_path)) == (BUCKETS, 0)
 
 
 def test_another_version_of_jax(tmp_path):

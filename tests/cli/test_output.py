@@ -51,7 +51,7 @@ def run(tmp_path):
 
 
 @needs_full
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["plan", "ls", "export", "doctor", "help"])
 def test_a_full_disk_for_the_output(run, command):
     """Where nothing can be printed, that is one line on stderr, and the status is 1."""
     said = "cudagraph-jax: the output cannot be written: No space left on device. Send it elsewhere"
@@ -59,7 +59,7 @@ def test_a_full_disk_for_the_output(run, command):
 
 
 @needs_full
-@pytest.mark.parametrize("command", ["plan", "ls", "help"])
+@pytest.mark.parametrize("command", ["plan", "prune"])
 def test_a_full_disk_without_buffers(run, command):
     """So it is where each line is written at once."""
     status, said = run(COMMANDS[command], "> /dev/full", buffered=False)
@@ -67,7 +67,7 @@ def test_a_full_disk_without_buffers(run, command):
     assert "the output cannot be written: No space left" in said
 
 
-@pytest.mark.parametrize("command", ["plan", "prune", "version"])
+@pytest.mark.parametrize("command", ["prune", "version"])
 def test_a_closed_output(run, tmp_path, command):
     """Where there is no output at all, nothing is done, and that is said."""
     said = "cudagraph-jax: the standard output is closed: send it to a file or /dev/null\n"

@@ -54,7 +54,7 @@ def served(request):
     return kind, function
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 @given(batch=batches, seq=lengths, seed=seeds, on_device=st.booleans())
 def test_real_rows_are_the_eager_ones(served, batch, seq, seed, on_device):
     """Inside the limits the real rows are those of the plain function, from host or device."""

@@ -108,7 +108,7 @@ def at_each_point(act, manager_of, *, files=OURS):
     # Counted without a handler: one that calls the function leaves the call next to nothing to do.
     points, *_ = called(lambda manager, function: None, 0)
     assert points > 300
-    for number in range(0, points, 17):
+    for number in range(0, points, 29):
         reached, manager, function = called(act, number)
         if reached > number:  # what is known by now takes fewer steps
             yield manager, function

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import cudagraph_jax
 from cudagraph_jax import cli
@@ -31,7 +32,13 @@ WITH_CODE = [page for page in pages.PAGES if pages.blocks(page) and page.parent.
 def test_code(page, tmp_path, monkeypatch):
     """Every Python block of a page runs, in order, and prints what its comments say."""
     monkeypatch.chdir(tmp_path)
-    pages.run(page)
+    # A page's assertion compiles its function operation by operation for each size it draws.
+    settings.register_profile("pages", settings(), max_examples=10)
+    settings.load_profile("pages")
+    try:
+        pages.run(page)
+    finally:
+        settings.load_profile("cudagraph_jax")
     if page.name == "observing.md":
         report = (tmp_path / "cache.html").read_text(encoding="utf-8")
         assert report.lower().startswith("<!doctype")

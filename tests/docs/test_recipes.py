@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,7 +24,7 @@ from cudagraph_jax import (
 from tests.docs import pages
 
 FOLDER = pages.DOCS / "recipes"
-SIZES = [(1, 1), (2, 17), (3, 57), (4, 64), (5, 3), (8, 33)]
+SIZES = [(1, 1), (3, 57), (4, 64), (8, 33)]
 ONE_BUCKET = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0)
 
 Names = dict[str, Any]
@@ -138,6 +139,7 @@ def test_a_recipe(name, tmp_path, monkeypatch):
     recipe = RECIPES[name]
     served: BucketedFunction[..., Any] = names["served"]
     passed = [eval(part, names) for part in recipe.passed]
+    plain = served.__wrapped__ if recipe.plain is None else partial(recipe.plain, names)
     random = np.random.default_rng(0)
     for rows, length in SIZES:
         if not served.manager.config.should_use_cudagraph(rows, length):
@@ -145,10 +147,7 @@ def test_a_recipe(name, tmp_path, monkeypatch):
         inputs = recipe.inputs(random, rows, length)
         with no_compiles():
             found = served(*passed, *inputs)
-        if recipe.plain is None:
-            expected = served.__wrapped__(*passed, *map(jnp.asarray, inputs))
-        else:
-            expected = recipe.plain(names, *passed, *inputs)
+        expected = jax.jit(plain)(*passed, *inputs)
         np.testing.assert_allclose(found, expected, 1e-5, 1e-5)
     assert served.stats()["hits"] > len(SIZES) // 2
 

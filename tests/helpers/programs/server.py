@@ -85,10 +85,13 @@ def started(
     directory: Path, *options: str, executable: str = sys.executable, **popen: Any
 ) -> subprocess.Popen[str]:
     """A server that is starting on `directory`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if executable != sys.executable:
+        environment.pop("XLA_FLAGS", None)  # another version refuses to start with one it lacks
     return subprocess.Popen(
         [executable, "-m", "tests.helpers.programs.server", str(directory), *options],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, **popen,
+        env=environment, **popen,
     )  # fmt: skip
 
 

@@ -208,6 +208,9 @@ def _axes_text(axes: LeafAxes) -> str:
     return f"({axes.batch}, {axes.seq})" if _is_plain(axes) else str(_axes_to_json(axes))
 
 
+_LEFT = " padded on the left"
+
+
 def _is_plain(axes: LeafAxes) -> bool:
     return axes == LeafAxes.at(axes.batch, axes.seq)
 
@@ -215,18 +218,20 @@ def _is_plain(axes: LeafAxes) -> bool:
 def _axes_to_json(axes: LeafAxes) -> Json:
     if _is_plain(axes):
         return [axes.batch, axes.seq]
-    return {str(place): str(length) for place, length in axes.dims}
+    return {str(place): f"{length}{_LEFT * length.left}" for place, length in axes.dims}
 
 
 def _axes_from_json(written: Any) -> LeafAxes:
     if isinstance(written, list):
         batch, seq = map(_index, written)
         return LeafAxes.at(batch, seq)
-    dims = [(int(place), Length.parse(text)) for place, text in written.items()]
-    known = tuple((place, length) for place, length in dims if length is not None)
-    if len(known) < len(dims):
-        raise ValueError(f"{written!r} are no axes")
-    return LeafAxes(known)
+    dims = []
+    for place, text in written.items():
+        length = Length.parse(text.removesuffix(_LEFT))
+        if length is None:
+            raise ValueError(f"{text!r} is no length")
+        dims.append((int(place), length._replace(left=text.endswith(_LEFT))))
+    return LeafAxes(tuple(dims))
 
 
 def _hashed(text: str) -> str:

@@ -41,6 +41,7 @@ def bucket_jit(
     store: GraphStore | str | os.PathLike[str] | None = ...,
     fingerprint: str | None = ...,
     pad_values: PyTree = ...,
+    pad_side: PyTree = ...,
     mask_argname: str | Mapping[str, str],
     unpad: PyTree = ...,
     donate_argnums: int | Iterable[int] = ...,
@@ -60,6 +61,7 @@ def bucket_jit(
     store: GraphStore | str | os.PathLike[str] | None = ...,
     fingerprint: str | None = ...,
     pad_values: PyTree = ...,
+    pad_side: PyTree = ...,
     mask_argname: str | Mapping[str, str],
     unpad: PyTree = ...,
     donate_argnums: int | Iterable[int] = ...,
@@ -79,6 +81,7 @@ def bucket_jit(
     store: GraphStore | str | os.PathLike[str] | None = ...,
     fingerprint: str | None = ...,
     pad_values: PyTree = ...,
+    pad_side: PyTree = ...,
     mask_argname: None = ...,
     unpad: PyTree = ...,
     donate_argnums: int | Iterable[int] = ...,
@@ -98,6 +101,7 @@ def bucket_jit(
     store: GraphStore | str | os.PathLike[str] | None = ...,
     fingerprint: str | None = ...,
     pad_values: PyTree = ...,
+    pad_side: PyTree = ...,
     mask_argname: None = ...,
     unpad: PyTree = ...,
     donate_argnums: int | Iterable[int] = ...,
@@ -117,6 +121,7 @@ def bucket_jit(
     store: GraphStore | str | os.PathLike[str] | None = None,
     fingerprint: str | None = None,
     pad_values: PyTree = UNCHOSEN,
+    pad_side: PyTree = "right",
     mask_argname: str | Mapping[str, str] | None = None,
     unpad: PyTree = "host",
     donate_argnums: int | Iterable[int] = (),
@@ -148,6 +153,9 @@ def bucket_jit(
         pad_values: A pytree prefix of the positional arguments: what padding is filled with, or
             `"edge"` to repeat the last real row. A value that is chosen, also 0, says that `fn`
             ignores it: `debug_mode` tries no other padding for that array.
+        pad_side: A pytree prefix of the positional arguments: `"right"`, or `"left"` where the
+            padding of all axes but the batch stands in front, as for text generation. Outputs are
+            cut on the same side.
         mask_argname: A keyword of `fn` that gets `bool[batch, seq]`, True where an element is
             real: of the axes that `in_axes` names, so `bool[batch]` for rows alone. Several by a
             mapping, each of the axes that it names:
@@ -183,6 +191,7 @@ def bucket_jit(
             name=called,
             in_axes=in_axes,
             pad_values=pad_values,
+            pad_side=pad_side,
             static_argnames=_listed(static_argnames, str, "static_argnames"),
             donate_argnums=_listed(donate_argnums, int, "donate_argnums"),
             masks=[mask.name for mask in masks],

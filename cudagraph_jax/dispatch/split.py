@@ -16,9 +16,9 @@ from cudagraph_jax.graphs.replay_counts import Fit
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.program.call import Call, copied_key, is_key
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs
-from cudagraph_jax.shapes.axes import Length
+from cudagraph_jax.shapes.axes import Length, side
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import Array
+from cudagraph_jax.shapes.padding import Array, real_index
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments
 
 
@@ -135,14 +135,16 @@ def delete_donated(call: Call, donate_argnums: Sequence[int]) -> None:
 
 def _join(parts: Sequence[PyTree], leaf: OutputLeaf, rows: Sequence[int], sizes: Bucket) -> PyTree:
     batch, trims = leaf.axes.batch or 0, leaf.unpad != "none"
-    # Untrimmed, they are cut to the shortest; what follows a size has been cut by its route.
-    least = tuple(map(min, *(part.shape for part in parts), parts[0].shape))
-    shape = leaf.axes.resize(least, sizes) if trims else least
-    kept = [*rows[:-1], rows[-1] if trims else parts[-1].shape[batch]]
-    indices = [
-        tuple(slice(count if axis == batch else size) for axis, size in enumerate(shape))
-        for count in kept
-    ]
+    if trims:
+        indices = [
+            real_index(leaf.axes, leaf.ndim, sizes.with_sizes({"batch": count})) for count in rows
+        ]
+    else:  # they are cut to the shortest, and the last one keeps its padding
+        least = map(min, *(part.shape for part in parts), parts[0].shape)
+        left = {place for place, length in leaf.axes.dims if length.left}
+        cut = tuple(side(size, left=place in left) for place, size in enumerate(least))
+        counts = [*rows[:-1], parts[-1].shape[batch]]
+        indices = [(*cut[:batch], slice(count), *cut[batch + 1 :]) for count in counts]
     if jnp.issubdtype(parts[0].dtype, jax.dtypes.extended):
         # NumPy cannot hold PRNG keys.
         return jnp.concatenate(

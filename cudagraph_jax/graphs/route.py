@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -116,7 +117,7 @@ def masks_for(program: Program, sizes: Bucket, bucket: Bucket) -> Masks | None:
         (
             mask.name,
             mask.shape(program.carried, bucket),
-            tuple(map(slice, mask.shape(program.carried, sizes))),
+            mask.real(program.carried, sizes, program.on_left),
         )
         for mask in program.target.masks
     ]
@@ -450,9 +451,10 @@ def _leaf_finisher(
     if leaf.unpad == "host":
         if not trims:
             return on_host
-        rows = 1.0 if leaf.axes.batch is None else sizes.batch_size / bucket.batch_size
-        length = 1.0 if leaf.axes.seq is None else sizes.seq_len / bucket.seq_len
-        if rows * length < 0.5:
+        real, whole = (
+            math.prod(length.of(size) for _, length in leaf.axes.dims) for size in (sizes, bucket)
+        )
+        if real < whole / 2:
             return lambda array: _own_part(on_host(array), index)
         return host_slicer(index)
     if leaf.unpad == "device" and trims:

@@ -91,21 +91,22 @@ def _fitted(
 ) -> Array:
     """A copy of `leaf` on the host, of the size wanted; zeros where it is abstract.
 
-    It is cut at its end, but in rows of which nothing but the padding's value would be left: those
-    are padded on the left.
+    It is cut where its padding stands, but in rows of which nothing but the padding's value would
+    be left: those are padded on the other side.
     """
     shape = axes.resize(leaf.shape, sizes)
     if _is_abstract(leaf):
         return np.zeros(shape, abstract.dtype)
     value: Array = np.array(leaf, abstract.dtype)
-    for axis, _ in axes.dims:
+    for axis, length in axes.dims:
         if value.shape[axis] == shape[axis]:
             continue
         places = np.arange(shape[axis])
         first = np.take(value, places % value.shape[axis], axis)
         last = np.take(value, places - shape[axis], axis, mode="wrap")
-        is_empty = np.all(first == _padding(pad), axis=axis, keepdims=True)
-        value = np.where(is_empty, last, first)
+        kept, other = (last, first) if length.left else (first, last)
+        is_empty = np.all(kept == _padding(pad), axis=axis, keepdims=True)
+        value = np.where(is_empty, other, kept)
     return value
 
 
@@ -227,10 +228,11 @@ def poison(data: Mapping[int, Array], floating: float, *, largest: bool) -> dict
 
 
 def _looks_like_mask(array: Array, axes: LeafAxes) -> bool:
-    lengths = [place for place, length in axes.dims if length.axis != "batch"]
+    lengths = [(place, length) for place, length in axes.dims if length.axis != "batch"]
     if not lengths:
         return False
-    is_one = np.moveaxis(array, lengths[-1], -1) == 1
+    place, length = lengths[-1]
+    is_one = np.moveaxis(array, place, -1)[..., :: -1 if length.left else 1] == 1
     ends_in_zeros = np.all(is_one[..., :-1] | ~is_one[..., 1:])
     return bool(_is_binary(array) and ends_in_zeros and np.any(is_one) and not np.all(is_one))
 

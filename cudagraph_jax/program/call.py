@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeGuard
@@ -23,10 +23,11 @@ from cudagraph_jax.shapes.axes import (
     LeafAxes,
     Shape,
     carried_axes,
+    side,
     sizes_of,
 )
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import PadValue, check_pad_value
+from cudagraph_jax.shapes.padding import Index, PadValue, check_pad_value
 from cudagraph_jax.shapes.pytrees import (
     PyTree,
     leaf_names,
@@ -85,6 +86,11 @@ class Mask(NamedTuple):
                     "carries: give the argument that does"
                 )
         return tuple(map(sizes.size, axes))
+
+    def real(self, carried: Sequence[str], sizes: Bucket, left: Collection[str]) -> Index:
+        """Where it is True in a bucket, with the axes whose padding stands on the left."""
+        axes = carried if self.axes is None else self.axes
+        return tuple(side(sizes.size(axis), left=axis in left) for axis in axes)
 
 
 @dataclass(frozen=True, slots=True)

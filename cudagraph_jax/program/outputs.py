@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes
+from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes, side
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.output_axes import (
     FoundAxes,
@@ -89,8 +90,16 @@ def real_outputs(outputs: Outputs, sizes: Bucket) -> RealOutputs:
     return RealOutputs(outputs.structure, indices)
 
 
-def evaluated_outputs(outputs: Outputs, tree: PyTree, sizes: Bucket) -> RealOutputs:
+def evaluated_outputs(
+    outputs: Outputs, tree: PyTree, sizes: Bucket, *, left: Collection[str]
+) -> RealOutputs:
     """Those of a call of `sizes`, where `tree` is what the function gives at these sizes.
+
+    Args:
+        outputs: The outputs of the bucket.
+        tree: Those at these sizes, as `jax.ShapeDtypeStruct`.
+        sizes: The sizes of the call.
+        left: The axes whose padding stands on the left.
 
     Raises:
         InputShapeError: It has other arrays than the bucket.
@@ -101,16 +110,27 @@ def evaluated_outputs(outputs: Outputs, tree: PyTree, sizes: Bucket) -> RealOutp
             f"the outputs at {sizes.described} are {structure}, other arrays than in "
             f"the bucket, {outputs.structure}: return the same pytree for every size"
         )
-    return RealOutputs(structure, tuple(tuple(map(slice, array.shape)) for array in arrays))
+    indices = []
+    for leaf, array in zip(outputs.leaves, arrays, strict=True):
+        axes = dict(leaf.follows) | {place: length.axis for place, length in leaf.axes.dims}
+        indices.append(
+            tuple(
+                side(count, left=axes.get(place) in left) for place, count in enumerate(array.shape)
+            )
+        )
+    return RealOutputs(structure, tuple(indices))
 
 
-def outputs_of(tree: PyTree, found: FoundAxes, *, unpad: PyTree) -> Outputs:
+def outputs_of(
+    tree: PyTree, found: FoundAxes, *, unpad: PyTree, left: Collection[str] = ()
+) -> Outputs:
     """The outputs of `tree`, whose axes were found.
 
     Args:
         tree: The outputs as `jax.ShapeDtypeStruct`.
         found: Their axes.
         unpad: A pytree prefix of `Unpad`.
+        left: The axes whose padding stands on the left.
 
     Raises:
         InputShapeError: One must be trimmed and cannot be, or `unpad` does not fit.
@@ -118,7 +138,7 @@ def outputs_of(tree: PyTree, found: FoundAxes, *, unpad: PyTree) -> Outputs:
     arrays, structure = jax.tree.flatten(tree)
     modes = broadcast_prefix(unpad, tree, name="unpad")
     leaves = tuple(
-        _output_leaf(array, axes, mode)
+        _output_leaf(array, axes._replace(axes=axes.axes.padded_left(left)), mode)
         for array, axes, mode in zip(arrays, found.outputs, modes, strict=True)
     )
     return Outputs.of(structure, leaves, structure_follows=found.structure_follows)

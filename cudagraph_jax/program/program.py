@@ -65,6 +65,7 @@ class Program:
         example: The last call without its arrays; what it gave as a shape is of those before.
         argument_leaves: Which leaves belong to each positional argument.
         carried: The axes whose sizes its inputs carry.
+        on_left: Those of them whose padding stands on the left.
         checks: What the arguments of its calls must be, beside what the executable checks.
         known_outputs: The outputs at the first bucket; None before. Others may have their own.
         settings: Those of the thread that called first, for threads that capture in its place.
@@ -78,6 +79,7 @@ class Program:
         self.argument_names = tuple(call.declared.argument_names)
         self.argument_leaves, _ = leaves_of_arguments(call.variant.structure)
         self.carried = call.carried
+        self.on_left = frozenset(axis for axes in call.axes for axis in axes.on_left)
         self.checks = checks_of(call)
         self.settings = ThreadSettings()
         self.known_outputs: Outputs | None = None
@@ -262,7 +264,7 @@ class Program:
             found = FoundAxes(tuple(untrimmed_outputs(tree)))
         else:
             found = infer_output_axes(probes)
-        return outputs_of(tree, found, unpad=self.target.unpad)
+        return outputs_of(tree, found, unpad=self.target.unpad, left=self.on_left)
 
     def _probes(self, bucket: Bucket, tree: PyTree, others: Sequence[Bucket]) -> Probes:
         grid = {
@@ -293,7 +295,7 @@ class Program:
                 f"{self.target.name} does not take a call of {sizes.described}, "
                 f"whose outputs it has to name: {error}"
             ) from error
-        return evaluated_outputs(outputs, tree, sizes)
+        return evaluated_outputs(outputs, tree, sizes, left=self.on_left)
 
 
 def _constants(leaf: OutputLeaf, array: jax.ShapeDtypeStruct) -> tuple[object, list[int]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from cudagraph_jax.errors import ConfigError, InputShapeError
@@ -25,12 +25,14 @@ class Length(NamedTuple):
         times: What it is multiplied with.
         over: What that is divided by, rounded down.
         plus: What is added.
+        left: Whether padding stands in front of what is real, instead of behind it.
     """
 
     axis: str
     times: int = 1
     over: int = 1
     plus: int = 0
+    left: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Length | None:
@@ -48,14 +50,29 @@ class Length(NamedTuple):
         over = "" if self.over == 1 else f"//{self.over}"
         return f"{times}{self.axis}{over}" + (f"{self.plus:+}" if self.plus else "")
 
+    def to_left(self) -> Length:
+        """The same with padding on the left; rows of a batch are always added at its end."""
+        return self._replace(left=self.axis != "batch")
+
     @property
     def is_size(self) -> bool:
         """Whether it is the size itself."""
-        return self[1:] == (1, 1, 0)
+        return (self.times, self.over, self.plus) == (1, 1, 0)
 
     def of(self, sizes: Bucket) -> int:
         """How long it is in a call of `sizes`."""
         return sizes.size(self.axis) * self.times // self.over + self.plus
+
+    def real(self, sizes: Bucket) -> slice:
+        """Where a call of `sizes` is in a dimension that is padded."""
+        return side(self.of(sizes), left=self.left)
+
+
+def side(count: int, *, left: bool) -> slice:
+    """`count` elements at the start of a dimension, or at its end if padding is on the left."""
+    if not left:
+        return slice(count)
+    return slice(-count, None) if count else slice(0, 0)
 
 
 class LeafAxes(NamedTuple):
@@ -96,7 +113,20 @@ class LeafAxes(NamedTuple):
 
     def place(self, axis: str) -> int | None:
         """Index of the first dimension that is the size of `axis`; None: there is none."""
-        return next((place for place, length in self.dims if length == (axis, 1, 1, 0)), None)
+        return next(
+            (place for place, length in self.dims if length.is_size and length.axis == axis), None
+        )
+
+    @property
+    def on_left(self) -> frozenset[str]:
+        """The axes whose padding stands on the left."""
+        return frozenset(length.axis for _, length in self.dims if length.left)
+
+    def padded_left(self, axes: Collection[str]) -> LeafAxes:
+        """The same with the padding of these axes on the left."""
+        return LeafAxes(
+            tuple((place, length._replace(left=length.axis in axes)) for place, length in self.dims)
+        )
 
     def resize(self, shape: Shape, size: Bucket) -> Shape:
         """`shape` with the bucketed dimensions set to those of `size`."""
@@ -179,6 +209,14 @@ class AxisPattern:
     def lengths(self) -> tuple[Length, ...]:
         """The dimensions that follow a size."""
         return tuple(length for length in (*self.before, *(self.after or ())) if length is not None)
+
+    def padded_left(self) -> AxisPattern:
+        """The same with padding on the left, but for that of the batch."""
+        before, after = (
+            None if part is None else tuple(length and length.to_left() for length in part)
+            for part in (self.before, self.after)
+        )
+        return replace(self, before=before or (), after=after)
 
     @property
     def is_sizes(self) -> bool:

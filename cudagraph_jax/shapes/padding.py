@@ -39,7 +39,7 @@ def real_index(axes: LeafAxes, ndim: int, sizes: Bucket) -> Index:
     """The index of the real elements in an array padded to a bucket."""
     index = [slice(None)] * ndim
     for place, length in axes.dims:
-        index[place] = slice(length.of(sizes))
+        index[place] = length.real(sizes)
     return tuple(index)
 
 
@@ -140,12 +140,16 @@ class Padder:
 
     def _repeat_edges(self, padded: Array) -> None:
         for axis, _ in self.axes.dims:
-            size = self.index[axis].stop
-            if size == 0:
+            real = range(*self.index[axis].indices(padded.shape[axis]))
+            if not real:
                 padded.fill(0)  # there is nothing to repeat
                 return
             before = (slice(None),) * axis
-            padded[(*before, slice(size, None))] = padded[(*before, slice(size - 1, size))]
+            for edge, padding in (
+                (real[-1], slice(real[-1] + 1, None)),
+                (real[0], slice(real[0])),
+            ):
+                padded[(*before, padding)] = padded[(*before, slice(edge, edge + 1))]
 
 
 def padder(

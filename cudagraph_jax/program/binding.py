@@ -237,7 +237,7 @@ class Binder:
 
     @property
     def bucketed_places(self) -> tuple[int, ...]:
-        """The positions of the entries of `in_axes` that name the batch or the sequence."""
+        """The positions of the entries of `in_axes` that name a size."""
         return tuple(place for place, prefix in enumerate(self._entries) if _buckets(prefix))
 
     @property

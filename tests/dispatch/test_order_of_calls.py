@@ -199,8 +199,23 @@ def test_other_dtypes_of_other_arrays(shape, dtype):
 def test_a_number_in_the_place_of_an_array(shape, number, order):
     """It is no array whose axes are bucketed, whatever was called before."""
     x = np.full(shape, 2, np.int32)
-    function = bucket_jit(lambda x, y: x * y, in_axes="batch seq", config=CONFIG)
+    function = bucket_jit(lambda x, y: x * y, in_axes=("batch seq",) * 2, config=CONFIG)
     both(lambda: function(x, x), lambda: function(x, number), order=order)
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("number", [2, 2.7, True, 1j, np.float16(2), np.array(3, np.int8)])
+@pytest.mark.parametrize("first", ["array", "number"])
+def test_a_number_beside_arrays_of_one_declaration(shape, number, first):
+    """One string for all spares it, with the plain answer, whatever was called before."""
+    x = np.full(shape, 2, np.int32)
+    plain = jax.jit(lambda x, y: x * y)
+    function = bucket_jit(lambda x, y: x * y, in_axes="batch seq", config=CONFIG)
+    others = (x, number) if first == "array" else (number, x)
+    for other in (*others, *others, *others):
+        found, expected = function(x, other), plain(x, other)
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("shape", SIZES)

@@ -1,5 +1,7 @@
 """Padding on the left, as text generation has it: what is real stands at the end."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,12 +48,13 @@ def test_the_last_token_is_the_last(generator, batch, seq):
 def test_lengths_that_follow_are_cut_on_the_left(shape, unpad):
     """So are outputs of half the length, and those that `out_axes` names."""
     x = floats(0, *shape)
-    for function, options in (
+    cases: list[tuple[Any, dict[str, Any]]] = [
         (lambda x: x[:, x.shape[1] // 2 :], {}),
         (lambda x: x * 2, {"out_axes": "batch seq"}),
         (lambda x: jnp.einsum("bs,bt->bst", x, x), {}),
         (lambda x: {"all": x, "rows": x[:, -1]}, {}),
-    ):
+    ]
+    for function, options in cases:
         call = bucket_jit(
             function, in_axes="batch seq", pad_side="left", unpad=unpad, config=CONFIG, **options
         )

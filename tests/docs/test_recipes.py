@@ -67,16 +67,6 @@ def encoding(random: np.random.Generator, rows: int, length: int) -> Arguments:
     return ({"input_ids": tokens, "attention_mask": np.ones_like(tokens)},)
 
 
-def graph(random: np.random.Generator, nodes: int, edges: int) -> Arguments:
-    features = random.standard_normal((nodes, 16), np.float32)
-    senders, receivers = random.integers(0, nodes, (2, edges), np.int32)
-    return features, senders, receivers
-
-
-def image(random: np.random.Generator, height: int, width: int) -> Arguments:
-    return (random.standard_normal((height, width, 3), np.float32),)
-
-
 def utterances(random: np.random.Generator, rows: int, frames: int) -> Arguments:
     """Features, labels, and where either is padding; some rows have fewer frames."""
     real = random.integers(max(frames // 2, 1), frames, rows, endpoint=True)
@@ -95,11 +85,6 @@ def prompts(random: np.random.Generator, rows: int, length: int) -> Arguments:
     return tokens, random.integers(1, length, rows, np.int32, endpoint=True)
 
 
-def segmented(names: Names, kernels: Any, picture: np.ndarray) -> Any:
-    """The image's own convolutions, where every pixel is real."""
-    return names["segment"](kernels, picture, mask=jnp.ones(picture.shape[:2], bool))
-
-
 RECIPES = {
     "plain": Recipe(("weights",), ids),
     "nnx": Recipe(("state",), ids_and_mask, lambda names, _, *inputs: names["classifier"](*inputs)),
@@ -116,17 +101,96 @@ RECIPES = {
         encoding,
         lambda names, params, encoding: names["model"](**encoding)["last_hidden_state"],
     ),
-    "gnn": Recipe(("params",), graph),
-    "images": Recipe(("kernels",), image, segmented),
     "ctc": Recipe(("kernel",), utterances),
     "generation": Recipe(("params",), prompts),
 }
 
 
+def drawn(random: np.random.Generator, **largest: int) -> list[int]:
+    """A size of each axis, up to the largest bucket."""
+    return [int(random.integers(1, size, endpoint=True)) for size in largest.values()]
+
+
+def pictures(random: np.random.Generator) -> Arguments:
+    rows, height, width = drawn(random, batch=4, height=64, width=64)
+    return (random.standard_normal((rows, height, width, 3), np.float32),)
+
+
+def sentences(random: np.random.Generator) -> Arguments:
+    rows, source, target = drawn(random, batch=4, src=32, tgt=16)
+    return tuple(random.integers(0, 100, (rows, n), np.int32) for n in (source, target))
+
+
+def structures(random: np.random.Generator) -> Arguments:
+    rows, length = drawn(random, batch=2, seq=24)
+    return tuple(
+        random.standard_normal((rows, *(length,) * times, 8), np.float32) for times in (1, 2)
+    )
+
+
+def sounds(random: np.random.Generator) -> Arguments:
+    return (random.standard_normal(drawn(random, batch=4, seq=256), np.float32),)
+
+
+def left_padded(random: np.random.Generator) -> Arguments:
+    rows, length = drawn(random, batch=4, seq=32)
+    starts = random.integers(0, length, rows)
+    mask = (np.arange(length) >= starts[:, None]).astype(np.int32)
+    return random.integers(1, 1000, (rows, length), np.int32) * mask, mask
+
+
+def graphs(random: np.random.Generator) -> Arguments:
+    count, nodes, edges = drawn(random, batch=4, nodes=64, edges=256)
+    return (
+        random.standard_normal((nodes, 16), np.float32),
+        *random.integers(0, nodes, (2, edges), np.int32),
+        np.sort(random.integers(0, count, nodes, np.int32)),
+        random.standard_normal((count, 16), np.float32),
+    )
+
+
+def all_real(function: str, **masks: int) -> Callable[..., Any]:
+    """That function of a page, with masks of the first axes of its last argument, all True."""
+
+    def plain(names: Names, params: Any, *inputs: np.ndarray) -> Any:
+        real = {name: jnp.ones(inputs[0].shape[:axes], bool) for name, axes in masks.items()}
+        return names[function](params, *inputs, **real)
+
+    return plain
+
+
+MORE_AXES: dict[str, tuple[Callable[..., Arguments], Callable[..., Any]]] = {
+    "images": (pictures, all_real("network", mask=3)),
+    "encoder_decoder": (sentences, all_real("transduce", source_mask=2)),
+    "pairs": (structures, all_real("block", mask=2)),
+    "audio": (sounds, all_real("encode", mask=2)),
+    "left_padding": (left_padded, all_real("next_tokens")),
+    "gnn": (graphs, all_real("network")),
+}
+
+
 @needs_pages
 def test_every_recipe_is_tried():
-    """Every page of the folder is in the table above."""
-    assert {path.stem for path in FOLDER.glob("*.md")} == {*RECIPES, "index"}
+    """Every page of the folder is in one of the tables above."""
+    assert {path.stem for path in FOLDER.glob("*.md")} == {*RECIPES, *MORE_AXES, "index"}
+
+
+@needs_pages
+@pytest.mark.parametrize("name", MORE_AXES)
+@pytest.mark.slow  # it warms up a grid, and the plain function is compiled for each size
+def test_a_recipe_of_more_axes(name, tmp_path, monkeypatch):
+    """It gives the plain answer at twenty random sizes, and compiles nothing."""
+    monkeypatch.chdir(tmp_path)
+    names = pages.run(FOLDER / f"{name}.md")
+    inputs, plain = MORE_AXES[name]
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        arguments = inputs(random)
+        with no_compiles():
+            found = names["served"](names["params"], *arguments)
+        expected = jax.jit(partial(plain, names))(names["params"], *arguments)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+    assert names["served"].stats()["hits"] >= 20
 
 
 @needs_pages

@@ -160,6 +160,44 @@ def padded_call(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]
     ]
 
 
+def named_axes(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]:
+    """A padded NumPy call of four named axes, in one array or in two, against padding by hand."""
+    config = cg.CUDAGraphConfig(
+        capture_sizes=(1, 2, 4), capture_axes=dict.fromkeys(("a", "b", "c", "d"), (4, 8))
+    )
+    x, pair = np.ones((3, 3, 3, 3), np.float32), np.ones((3, 3), np.float32)
+    one = cg.bucket_jit(tiny, in_axes=("a b c d", "a b c d"), config=config)
+    two = cg.bucket_jit(lambda x, y: (x * 2.0, y + 1.0), in_axes=("a b", "c d"), config=config)
+    whole, half = jnp.ones((4, 4, 4, 4)), jnp.ones((4, 4))
+    raw = jax.jit(tiny).lower(whole, whole).compile()
+    raw_two = jax.jit(lambda x, y: (x * 2.0, y + 1.0)).lower(half, half).compile()
+
+    def by_hand() -> np.ndarray:
+        padded = np.zeros(whole.shape, np.float32), np.zeros(whole.shape, np.float32)
+        for buffer in padded:
+            buffer[:3, :3, :3, :3] = x
+        return np.asarray(raw(*padded))[:3, :3, :3, :3]
+
+    def two_by_hand() -> list[np.ndarray]:
+        padded = np.zeros(half.shape, np.float32), np.zeros(half.shape, np.float32)
+        for buffer in padded:
+            buffer[:3, :3] = pair
+        return [np.asarray(output)[:3, :3] for output in raw_two(*padded)]
+
+    contenders = {
+        "one": lambda: one(x, x),
+        "by hand": by_hand,
+        "two": lambda: two(pair, pair),
+        "two by hand": two_by_hand,
+    }
+    times = interleaved(contenders, rounds=rounds, calls=calls)
+    what = "four named axes, padded NumPy call / by hand"
+    return [
+        (what, times["one"], times["by hand"], ""),
+        ("the same, two axes in each of two arrays", times["two"], times["two by hand"], ""),
+    ]
+
+
 def larger_program(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]:
     """A program that XLA hands to its threads, which spin for a while after a call: with pauses."""
     x = jnp.ones((16, 128))
@@ -248,6 +286,7 @@ def main() -> int:
         *exact_hits(options.rounds, options.calls),
         *read_histogram(max(options.rounds // 4, 2)),
         *padded_call(options.rounds, options.calls),
+        *named_axes(options.rounds, options.calls),
         *larger_program(options.rounds, options.calls),
     ]
     device = jax.devices()[0]

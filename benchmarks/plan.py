@@ -1,4 +1,4 @@
-"""How long planning takes: along one axis, a million samples, over both axes.
+"""How long planning takes: along one axis, a million samples, over two axes and three.
 
     python benchmarks/plan.py [TRACE.csv] [--column ContextTokens]
 
@@ -51,7 +51,7 @@ def show(name: str, sizes: np.ndarray, plan: Callable[[], BucketPlan]) -> None:
     different = [len(np.unique(axis)) for axis in np.atleast_2d(sizes.T)]
     powers = found.comparison[0]
     print(
-        f"{name:28} {len(sizes):>9,} {'x'.join(map(str, different)):>9} {found.num_graphs:>7} "
+        f"{name:28} {len(sizes):>9,} {'x'.join(map(str, different)):>12} {found.num_graphs:>7} "
         f"{found.expected_waste:>6.1%} {powers.graphs:>7} {powers.waste:>6.1%} {min(taken):>8.2f}"
     )
 
@@ -66,7 +66,7 @@ def main() -> None:
     million, both = drawn(1_000_000), pairs(20_000, 32, 4096)
     wide = pairs(200_000, 256, 5000)
     print(
-        f"{'':28} {'requests':>9} {'different':>9} {'buckets':>7} {'waste':>6} "
+        f"{'':28} {'requests':>9} {'different':>12} {'buckets':>7} {'waste':>6} "
         f"{'powers of two':>14} {'seconds':>8}"
     )
     for graphs in (16, 32):
@@ -81,6 +81,10 @@ def main() -> None:
         wide,
         lambda: plan_buckets(wide, max_graphs=32, cost=lambda batch, seq: float(batch * seq)),
     )
+    answers = np.random.default_rng(2).permutation(both[:, 1])
+    three = np.column_stack([both, answers])
+    axes = ("batch", "src", "tgt")
+    show("three axes", three, lambda: plan_buckets(three, axes=axes, max_graphs=64))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,22 @@ def headroom(text: str) -> Headroom:
     return number
 
 
+def axis_column(text: str) -> tuple[str, str]:
+    """An axis and the column of its sizes: `src=PromptTokens`."""
+    axis, _, column = text.partition("=")
+    if not axis or not column:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=COLUMN, such as src=PromptTokens")
+    return axis, column
+
+
+def axis_multiple(text: str) -> tuple[str, int]:
+    """An axis and a whole number of 1 or more: `src=8`."""
+    axis, _, multiple = text.partition("=")
+    if not axis or not _is_whole(multiple) or int(multiple) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=N, such as src=8")
+    return axis, int(multiple)
+
+
 def byte_count(text: str) -> int:
     """A number of bytes: `1000`, `512MiB`, or `1.5G` for the same as `1.5GiB`."""
     found = re.fullmatch(rf"({_NUMBER}) ?([KMGT]?)(I?B)?", text.upper())

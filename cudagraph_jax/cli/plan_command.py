@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from cudagraph_jax._base.files import check_writable, write_json, write_whole
 from cudagraph_jax._base.text import text_table
-from cudagraph_jax.cli.options import headroom, part, positive
-from cudagraph_jax.cli.trace import STDIN, Columns, read_sizes
+from cudagraph_jax.cli.options import axis_column, axis_multiple, headroom, part, positive
+from cudagraph_jax.cli.trace import STDIN, read_sizes
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError
-from cudagraph_jax.planning.costs import ELEMENTS
+from cudagraph_jax.planning.costs import chosen_cost
 from cudagraph_jax.planning.evaluation import Evaluation, evaluate, standard_grids
-from cudagraph_jax.planning.observed import Observed, Sizes
+from cudagraph_jax.planning.observed import BATCH_SEQ, Observed, Sizes, checked_axes
 from cudagraph_jax.planning.plan import BucketPlan
 from cudagraph_jax.planning.planner import plan_buckets
 
@@ -48,8 +48,14 @@ def add_to(commands: Commands) -> None:
         metavar="TRACE",
         help="a .csv file with a header, or .jsonl or .ndjson; - for CSV on the standard input",
     )
-    parser.add_argument(
-        "--column", required=True, metavar="NAME", help="the column of the sequence lengths"
+    columns = parser.add_mutually_exclusive_group(required=True)
+    columns.add_argument("--column", metavar="NAME", help="the column of the sequence lengths")
+    columns.add_argument(
+        "--axis",
+        type=axis_column,
+        action="append",
+        metavar="NAME=COLUMN",
+        help="an axis and the column of its sizes, once for each axis of the buckets: src=Prompt",
     )
     parser.add_argument(
         "--max-graphs", required=True, type=positive, metavar="N", help="the most buckets"
@@ -68,6 +74,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"{sizes} of buckets are multiples of N",
         )
+    parser.add_argument(
+        "--multiple",
+        type=axis_multiple,
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="sizes of buckets on an axis are multiples of N: src=8",
+    )
+    parser.add_argument(
+        "--max-padding",
+        type=part,
+        metavar="FRACTION",
+        help="no request seen may leave more of its bucket empty",
+    )
     parser.add_argument(
         "--headroom",
         type=headroom,
@@ -93,28 +113,50 @@ def _run(options: argparse.Namespace) -> int:
         check_writable(options.json)
     if options.plot is not None:
         check_plot(options.plot)
-    columns = Columns(options.column, options.batch_column)
+    axes, columns = _axes(options)
     seen, rest = _divided(read_sizes(options.trace, columns), options.fit_on)
     plan = plan_buckets(
         seen,
+        axes=axes,
         max_graphs=options.max_graphs,
         batch_multiple=options.batch_multiple,
         seq_multiple=options.seq_multiple,
+        multiples=dict(options.multiple),
         headroom=options.headroom,
+        max_padding=options.max_padding,
     )
     print(plan)
     held_out = None if rest is None else HeldOut.of(plan, rest)
     if held_out is not None:
         print(f"\n{held_out}")
-    config = CUDAGraphConfig.from_plan(plan)
-    source = config_source(config, lengths_alone=options.batch_column is None)
-    print(f"\nThe configuration to paste:\n\n{source}")
+    # A configuration has no ladders for further axes.
+    config = None if plan.further_sizes else CUDAGraphConfig.from_plan(plan)
+    if config is not None:
+        source = config_source(
+            config, lengths_alone="batch" not in axes or len(columns) < len(axes)
+        )
+        print(f"\nThe configuration to paste:\n\n{source}")
     if options.json is not None:
         tried = None if held_out is None else held_out.to_dict()
-        write_json(options.json, {**plan.to_dict(), "held_out": tried, "config": config.to_dict()})
+        pasted = None if config is None else config.to_dict()
+        write_json(options.json, {**plan.to_dict(), "held_out": tried, "config": pasted})
     if options.plot is not None:
         save_plot(plan, options.plot)
     return 0
+
+
+def _axes(options: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the axes, and the columns of their sizes: lengths alone have one for both."""
+    if options.axis is None:
+        batch = () if options.batch_column is None else (options.batch_column,)
+        return BATCH_SEQ, (*batch, options.column)
+    if options.batch_column is not None:
+        raise ConfigError(
+            f"--batch-column {options.batch_column} goes with --column: write --axis "
+            f"batch={options.batch_column} beside the other axes"
+        )
+    axes = checked_axes([axis for axis, _ in options.axis])
+    return axes, tuple(column for _, column in options.axis)
 
 
 def _refuse_one_file_twice(options: argparse.Namespace) -> None:
@@ -242,12 +284,13 @@ class HeldOut:
     @classmethod
     def of(cls, plan: BucketPlan, sizes: Sizes) -> HeldOut:
         """The plan and the standard ladders, tried on `sizes`."""
-        observed = Observed.of(sizes)
+        observed = Observed.of(sizes, plan.axes)
+        cost = chosen_cost(None, plan.axes)
         return cls(
             plan=plan.evaluate(sizes),
             standard={
-                grid.name: evaluate(observed, grid.batch_sizes, grid.seq_lens, ELEMENTS)
-                for grid in standard_grids(*observed.largest)
+                grid.name: evaluate(observed, grid.ladders, cost)
+                for grid in standard_grids(plan.axes, observed.largest)
             },
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -37,35 +37,18 @@ _MOST_KNOWN = 100_000
 Rows = Iterator[Sequence[int]]
 
 
-class Columns(NamedTuple):
-    """Which columns hold the sizes.
-
-    Attributes:
-        length: The sequence lengths.
-        batch: The batch sizes; None where there are none.
-    """
-
-    length: str
-    batch: str | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Those that are read, in the order of a size: (batch, seq_len)."""
-        return (self.length,) if self.batch is None else (self.batch, self.length)
-
-
 def read_sizes(
-    source: str, columns: Columns, *, stdin: BinaryIO | None = None
+    source: str, columns: Sequence[str], *, stdin: BinaryIO | None = None
 ) -> npt.NDArray[np.int64]:
     """The sizes of all requests, in the order of the trace.
 
     Args:
         source: A file whose suffix is .csv, .jsonl or .ndjson; `-` for CSV on standard input.
-        columns: Where the sizes stand.
+        columns: The names of those that hold the sizes, one for each axis.
         stdin: What `-` reads; the process's own standard input if None.
 
     Returns:
-        int64, lengths (N,), or (batch, seq_len) pairs (N, 2) with a batch column.
+        int64 (N,) from one column, else (N, columns).
 
     Raises:
         ConfigError: The file cannot be read, is no such table, lacks a column, or holds what is no
@@ -81,7 +64,7 @@ def read_sizes(
     rows = _json_rows if suffix in JSON_LINES else _csv_rows
     try:
         with _opened(source, stdin) as lines:
-            found = array("q", chain.from_iterable(rows(lines, columns.names)))
+            found = array("q", chain.from_iterable(rows(lines, columns)))
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ConfigError(
@@ -94,7 +77,7 @@ def read_sizes(
     if not found:
         raise ConfigError(f"{name} holds no rows: expected one for each request")
     sizes = np.frombuffer(found, np.int64)
-    return sizes if columns.batch is None else sizes.reshape(-1, 2)
+    return sizes if len(columns) == 1 else sizes.reshape(-1, len(columns))
 
 
 @contextmanager

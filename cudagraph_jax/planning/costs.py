@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 
 from cudagraph_jax.errors import ConfigError
-from cudagraph_jax.planning.observed import Floats, Ints
+from cudagraph_jax.planning.observed import BATCH_SEQ, Floats, Ints, argument_names
 
 _ROUNDING = 1e-20  # of a mean squared relative error
 
-Cost: TypeAlias = Callable[[int, int], float]
-"""What a replay of (batch, seq_len) costs, in any unit: a number of 0 or more."""
+Cost: TypeAlias = Callable[..., float]
+"""What a replay of a bucket costs, in any unit: a function of its size on each axis, (batch,
+seq_len) unless others were named, that gives a number of 0 or more."""
 
 
 # Costs are added up for every request there was.
@@ -65,60 +66,98 @@ ELEMENTS = PolynomialCost(elements=1.0)
 """The default: a bucket costs its `batch * seq_len` elements."""
 
 
-def chosen_cost(cost: Cost | None) -> Cost:
-    """What a caller gave as the cost; the elements if None.
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """A cost that NumPy computes for many buckets at a time, and that no larger one has less of.
+
+    Attributes:
+        each: The costs of sizes on each axis, float64, by NumPy's rules of broadcasting.
+    """
+
+    each: Callable[..., Floats]
+
+    def __call__(self, *sizes: int) -> float:
+        """The cost of a replay of one bucket."""
+        return float(self.each(*[np.array([size]) for size in sizes])[0])
+
+
+def _elements(*sizes: Ints) -> Floats:
+    total: Floats = sizes[0].astype(np.float64)
+    for size in sizes[1:]:
+        total = total * size
+    return total
+
+
+def chosen_cost(cost: Cost | None, axes: Sequence[str] = BATCH_SEQ) -> Cost:
+    """What a caller gave as the cost, for buckets of some axes; the elements if None.
 
     Raises:
-        ConfigError: It cannot be called.
+        ConfigError: It cannot be called, or is a polynomial of batch and seq_len for other axes.
     """
     if cost is None:
-        return ELEMENTS
-    if not callable(cost):
+        return Formula(_elements)
+    names = ", ".join(argument_names(axes))
+    if isinstance(cost, PolynomialCost) and tuple(axes) != BATCH_SEQ:
         raise ConfigError(
-            f"cost={cost!r} is no function: give one of (batch, seq_len), such as "
-            "attention_cost(768), or None for the elements"
+            f"cost={cost!r} is one of (batch, seq_len), but the axes are {', '.join(axes)}: give a "
+            f"function of ({names}), or None for the elements"
+        )
+    if not callable(cost):
+        such_as = "such as attention_cost(768), " if tuple(axes) == BATCH_SEQ else ""
+        raise ConfigError(
+            f"cost={cost!r} is no function: give one of ({names}), {such_as}or None for the "
+            "elements"
         )
     return cost
 
 
-def cost_table(cost: Cost, batches: Ints, seq_lens: Ints) -> Floats:
-    """The cost of each batch with each seq_len, float64 (len(batches), len(seq_lens)).
+def is_formula(cost: Cost) -> TypeGuard[PolynomialCost | Formula]:
+    """Whether `cost` never falls, and is fast for many buckets at a time."""
+    return isinstance(cost, PolynomialCost | Formula)
+
+
+def cost_table(cost: Cost, *ladders: Ints, axes: Sequence[str] = BATCH_SEQ) -> Floats:
+    """The cost of every bucket of a grid, float64 (sizes of the first axis, of the second …).
 
     Raises:
         ConfigError: A cost is no number of 0 or more.
     """
-    if isinstance(cost, PolynomialCost):
-        return cost.each(batches[:, None], seq_lens[None, :])
-    pairs = product(batches.tolist(), seq_lens.tolist())
-    flat = _asked(cost, pairs, len(batches) * len(seq_lens))
-    return flat.reshape(len(batches), len(seq_lens))
+    if is_formula(cost):
+        return cost.each(*np.ix_(*ladders))
+    shape = [len(ladder) for ladder in ladders]
+    buckets = product(*[ladder.tolist() for ladder in ladders])
+    return _asked(cost, buckets, math.prod(shape), axes).reshape(shape)
 
 
-def cost_of_each(cost: Cost, batches: Ints, seq_lens: Ints) -> Floats:
-    """The cost of each (batch, seq_len) pair, float64 (N,).
+def cost_of_each(cost: Cost, *columns: Ints, axes: Sequence[str] = BATCH_SEQ) -> Floats:
+    """The cost of each bucket, given its size on each axis (N,): float64 (N,).
 
     Raises:
         ConfigError: A cost is no number of 0 or more.
     """
-    if isinstance(cost, PolynomialCost):
-        return cost.each(batches, seq_lens)
-    return _asked(cost, zip(batches.tolist(), seq_lens.tolist(), strict=True), len(batches))
+    if is_formula(cost):
+        return cost.each(*columns)
+    buckets = zip(*[column.tolist() for column in columns], strict=True)
+    return _asked(cost, buckets, len(columns[0]), axes)
 
 
-def _asked(cost: Cost, pairs: Iterable[tuple[int, int]], count: int) -> Floats:
-    return np.fromiter((_number(cost(*pair), pair) for pair in pairs), np.float64, count)
+def _asked(
+    cost: Cost, buckets: Iterable[tuple[int, ...]], count: int, axes: Sequence[str]
+) -> Floats:
+    return np.fromiter((_number(cost(*sizes), sizes, axes) for sizes in buckets), np.float64, count)
 
 
-def _number(value: object, pair: tuple[int, int]) -> float:
-    """What a cost function gave for `pair`, as a number of 0 or more."""
+def _number(value: object, sizes: tuple[int, ...], axes: Sequence[str]) -> float:
+    """What a cost function gave for a bucket, as a number of 0 or more."""
     try:
         number = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number < _TOO_MUCH:
+        pairs = zip(argument_names(axes), sizes, strict=True)
         raise ConfigError(
-            f"cost(batch={pair[0]}, seq_len={pair[1]})={value!r} is no number from 0 to 1e100: "
-            "give a cost that is one for every size"
+            f"cost({', '.join(f'{name}={size}' for name, size in pairs)})={value!r} is no number "
+            "from 0 to 1e100: give a cost that is one for every size"
         )
     return number
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
 from cudagraph_jax.planning.costs import Cost, cost_of_each
-from cudagraph_jax.planning.observed import Observed
+from cudagraph_jax.planning.observed import Observed, distinct
 from cudagraph_jax.shapes.ladder import Ladder
 
-_Make: TypeAlias = Callable[[int], Ladder]
 _LONGEST = 2**20
 
 
@@ -35,40 +34,51 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     observed: Observed,
-    batch_sizes: Sequence[int],
-    seq_lens: Sequence[int],
+    ladders: Sequence[Sequence[int]],
     cost: Cost,
     *,
     ideal: float | None = None,
 ) -> Evaluation:
-    """The grid of two ladders, tried on observed sizes.
+    """The grid of a ladder for each axis, tried on observed sizes.
 
     Args:
         observed: The sizes.
-        batch_sizes: The batch ladder.
-        seq_lens: The sequence ladder.
-        cost: What a replay costs. It is asked for buckets in use, and for each size if `ideal`
-            is None.
+        ladders: One for each axis of the sizes.
+        cost: What a replay costs, as `chosen_cost` gave it. It is asked for buckets in use, and
+            for each size if `ideal` is None.
         ideal: What all requests cost without padding, where it is known and all of them fit.
     """
-    batch_ladder, seq_ladder = np.array(batch_sizes), np.array(seq_lens)
-    fits = (observed.batches <= batch_ladder[-1]) & (observed.seq_lens <= seq_ladder[-1])
-    batches, lengths = observed.batches[fits], observed.seq_lens[fits]
-    counts = observed.counts[fits]
-    held_batch = np.searchsorted(batch_ladder, batches)
-    held_seq = np.searchsorted(seq_ladder, lengths)
-    used, place = np.unique(held_batch * len(seq_ladder) + held_seq, return_inverse=True)
-    held = np.bincount(place, counts, minlength=len(used))
-    in_batch, in_seq = np.divmod(used, len(seq_ladder))
-    spent = held @ cost_of_each(cost, batch_ladder[in_batch], seq_ladder[in_seq])
+    steps = [np.array(ladder) for ladder in ladders]
+    fits = np.ones(len(observed.counts), bool)
+    for column, step in zip(observed.columns, steps, strict=True):
+        fits &= column <= step[-1]
+    columns, counts = [column[fits] for column in observed.columns], observed.counts[fits]
+    held = [np.searchsorted(step, column) for step, column in zip(steps, columns, strict=True)]
+    used, requests = distinct(np.stack(held, axis=1), counts)
+    buckets = [step[at] for step, at in zip(steps, used.T, strict=True)]
+    spent = requests @ cost_of_each(cost, *buckets, axes=observed.axes)
     if ideal is None:
-        ideal = float(counts @ cost_of_each(cost, batches, lengths))
+        ideal = float(counts @ cost_of_each(cost, *columns, axes=observed.axes))
     return Evaluation(
-        graphs=len(np.unique(in_batch)) * len(np.unique(in_seq)),
+        graphs=math.prod(len(np.unique(at)) for at in held),
         requests=observed.requests,
         overflows=observed.requests - int(counts.sum()),
         waste=waste(ideal, float(spent)),
     )
+
+
+def worst_padding(observed: Observed, ladders: Sequence[Sequence[int]]) -> float:
+    """The largest part of its bucket that is padding for any request, from 0 to 1.
+
+    Args:
+        observed: The sizes, all of which fit.
+        ladders: One for each axis of the sizes.
+    """
+    filled = np.ones(len(observed.counts))
+    for column, ladder in zip(observed.columns, ladders, strict=True):
+        step = np.array(ladder)
+        filled *= column / step[np.searchsorted(step, column)]
+    return float(1 - filled.min())
 
 
 def waste(ideal: float, spent: float) -> float:
@@ -79,44 +89,47 @@ def waste(ideal: float, spent: float) -> float:
 
 
 class Standard(NamedTuple):
-    """A pair of ladders that others use.
+    """A grid that others use.
 
     Attributes:
         name: What it is called.
-        batch_sizes: Its batch ladder.
-        seq_lens: Its sequence ladder.
+        ladders: Its ladder on each axis.
     """
 
     name: str
-    batch_sizes: Ladder
-    seq_lens: Ladder
+    ladders: tuple[Ladder, ...]
 
 
-def standard_grids(max_batch_size: int, max_seq_len: int) -> tuple[Standard, ...]:
-    """Powers of two, vLLM's and SGLang's ladders, on both axes, up to the largest sizes.
+def standard_grids(axes: Sequence[str], largest: Sequence[int]) -> tuple[Standard, ...]:
+    """Powers of two, vLLM's and SGLang's ladders, on each axis, up to the largest sizes.
 
-    Powers of two go up to the next one, from 1 on the batch axis and from 16 on the other. vLLM's
-    and SGLang's lists are meant for batch sizes; a single batch size or length needs no ladder.
-    They are left out above a million, where they have hundreds of thousands of sizes.
+    Powers of two go up to the next one, from 16 on the axis "seq" and from 1 on the others. vLLM's
+    and SGLang's lists are meant for batch sizes; an axis of a single size 1 needs no ladder. They
+    are left out above a million, where they have hundreds of thousands of sizes.
+
+    Args:
+        axes: The names of the axes.
+        largest: The largest size on each.
     """
 
-    def pair(name: str, batches: _Make, lengths: _Make) -> Standard:
-        return Standard(
-            name,
-            Ladder((1,)) if max_batch_size == 1 else batches(max_batch_size),
-            Ladder((1,)) if max_seq_len == 1 else lengths(max_seq_len),
-        )
+    def each(name: str, make: Callable[[str, int], Ladder]) -> Standard:
+        ladders = [
+            Ladder((1,)) if size == 1 else make(axis, size)
+            for axis, size in zip(axes, largest, strict=True)
+        ]
+        return Standard(name, tuple(ladders))
 
-    powers = pair("powers of two", partial(_powers, 1), partial(_powers, 16))
-    if max(max_batch_size, max_seq_len) > _LONGEST:
+    powers = each("powers of two", _powers)
+    if max(largest) > _LONGEST:
         return (powers,)
     return (
         powers,
-        pair("vLLM", Ladder.vllm, Ladder.vllm),
-        pair("SGLang", Ladder.sglang, Ladder.sglang),
+        each("vLLM", lambda axis, size: Ladder.vllm(size)),
+        each("SGLang", lambda axis, size: Ladder.sglang(size)),
     )
 
 
-def _powers(lowest: int, largest: int) -> Ladder:
+def _powers(axis: str, largest: int) -> Ladder:
+    lowest = 16 if axis == "seq" else 1
     top = max(lowest, 1 << (largest - 1).bit_length())
     return Ladder(size for size in Ladder.powers_of_two(top) if size >= lowest)

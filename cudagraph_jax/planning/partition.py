@@ -14,20 +14,23 @@ SMALL = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Axis:
-    """One axis, the other one's buckets being given.
+    """One axis, the buckets of the others being given.
 
     A bucket at candidate j, with the next smaller one at candidate i, serves the requests between
     them: it costs `sum(unit[r, j] * (weight[r, j] - weight[r, i]) for r)`.
 
     Attributes:
         weight: Requests up to each candidate, those before the first included, by the bucket of
-            the other axis: float64 (buckets, candidates + 1).
+            the other axes: float64 (buckets, candidates + 1).
         unit: What one request costs in a bucket of this candidate: float64, the same shape, with
             nothing in column 0.
+        lowest: The smallest next smaller bucket that each candidate may have, so that none of its
+            requests is padded too much: int64 (candidates + 1,), never falling. None: any.
     """
 
     weight: Floats
     unit: Floats
+    lowest: Ints | None = None
 
     @property
     def candidates(self) -> int:
@@ -42,7 +45,14 @@ class Axis:
         total = np.zeros(np.broadcast_shapes(below.shape, at.shape))
         for weight, unit in zip(self.weight, self.unit, strict=True):
             total += unit[at] * (weight[at] - weight[below])
+        if self.lowest is not None:
+            total[np.broadcast_to(below < self.lowest[at], total.shape)] = np.inf
         return total
+
+    def cost(self, ladder: Ints) -> float:
+        """The cost of a ladder of candidates, from 0, that holds the largest."""
+        at = ladder + 1
+        return float(self.gap(np.append(0, at[:-1]), at).sum())
 
     @property
     def is_monotone(self) -> bool:
@@ -50,7 +60,8 @@ class Axis:
 
         The gaps then satisfy the quadrangle inequality: the best smaller neighbour of a bucket
         never falls as the bucket grows (Yao, "Efficient dynamic programming using quadrangle
-        inequalities", STOC 1980).
+        inequalities", STOC 1980). What `lowest` forbids is infinite, which keeps to it: where a
+        bucket may serve a range, another may serve any part of that.
         """
         return bool((np.diff(self.unit[:, 1:], axis=1) >= 0).all())
 
@@ -60,7 +71,8 @@ class Partition:
     """The best ladders of every number of buckets up to a limit.
 
     Attributes:
-        costs: The least cost with at most k + 1 buckets, float64 (limit,).
+        costs: The least cost with at most k + 1 buckets, float64 (limit,); infinite where
+            `Axis.lowest` asks for more.
         choices: For each k and bucket, the next smaller bucket: int64 (limit, candidates + 1).
     """
 
@@ -117,7 +129,7 @@ def all_gaps(axis: Axis) -> Floats:
     """The cost of a bucket at each column, above a smaller one at each row; infinite if above."""
     places = np.arange(axis.candidates + 1)
     gaps = axis.gap(places[:, None], places[None, :])
-    gaps[np.tril_indices(len(places))] = np.inf
+    gaps[places[:, None] >= places[None, :]] = np.inf
     return gaps
 
 
@@ -125,7 +137,7 @@ def table_layer(previous: Floats, gaps: Floats) -> tuple[Floats, Ints]:
     """One more bucket: the least cost up to each candidate, and the smaller neighbour in it."""
     totals = previous[:, None] + gaps
     choice = totals.argmin(axis=0)
-    best = np.take_along_axis(totals, choice[None, :], axis=0)[0]
+    best = totals[choice, np.arange(len(choice))]
     best[0] = 0.0
     return best, choice
 
@@ -171,8 +183,45 @@ def _least(previous: Floats, axis: Axis, at: Ints, low: Ints, high: Ints) -> tup
     totals = previous[below] + axis.gap(below, at[owner])
     least = np.minimum.reduceat(totals, starts)
     places = np.flatnonzero(totals == least[owner])
-    first = places[np.searchsorted(owner[places], np.arange(len(at)))]
-    return least, below[first]
+    first = below[places[np.searchsorted(owner[places], np.arange(len(at)))]]
+    # Out of reach, and so is all above: what is below must not be narrowed by it.
+    return least, np.where(np.isinf(least), high, first)
+
+
+def lowest_below(filled: Floats, needed: Floats) -> Ints:
+    """The smallest next smaller bucket of each candidate that leaves no request too empty.
+
+    Args:
+        filled: What the emptiest request at each candidate fills of a bucket of size 1, the
+            buckets of the other axes being given: float64 (candidates,), infinite for none.
+        needed: What must be filled of a bucket at each candidate, ascending: float64 (candidates,).
+
+    Returns:
+        int64 (candidates + 1,): for each candidate, from 1, that number or a larger one has to be
+        the next smaller bucket; its own number where no bucket will do.
+    """
+    count = len(needed)
+    # From this candidate on a bucket is too large for the request.
+    too_large = np.maximum(np.searchsorted(needed, filled, side="right"), np.arange(count)) + 1
+    lowest = np.zeros(count + 2, np.int64)
+    np.maximum.at(lowest, too_large, np.arange(1, count + 1))
+    found: Ints = np.maximum.accumulate(lowest[: count + 1])
+    return found
+
+
+def fewest(lowest: Ints) -> Ints | None:
+    """The candidates, from 0, of the shortest ladder that keeps to `lowest`; None if there is none.
+
+    From the largest down, each as far below the one before as may be.
+    """
+    picked: list[int] = []
+    at = len(lowest) - 1
+    while at:
+        picked.append(at - 1)
+        if lowest[at] == at:
+            return None
+        at = int(lowest[at])
+    return np.array(picked[::-1], np.int64)
 
 
 def worthwhile(unit: Floats) -> Ints:

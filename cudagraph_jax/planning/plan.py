@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from cudagraph_jax._base.html import escaped, styled, table_fragment
 from cudagraph_jax._base.text import text_table
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
 from cudagraph_jax.planning.costs import Cost, chosen_cost
 from cudagraph_jax.planning.evaluation import Evaluation, evaluate
-from cudagraph_jax.planning.observed import Observed, Sizes
+from cudagraph_jax.planning.observed import BATCH_SEQ, Observed, Sizes, checked_axes
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class BucketPlan:
     """The grid that `plan_buckets` found; `CUDAGraphConfig.from_plan` makes a configuration of it.
 
     Attributes:
-        batch_sizes: The batch ladder; `(1,)` from lengths alone.
-        seq_lens: The sequence ladder.
+        batch_sizes: The batch ladder; `(1,)` from lengths alone, or without the axis "batch".
+        seq_lens: The sequence ladder; `(1,)` without the axis "seq".
         expected_waste: The part of all cost that is spent on padding on the sizes it was planned
             from: the padded part of all elements, unless planned for another cost. From 0 to 1,
             or below 0 where larger buckets are cheaper.
@@ -61,6 +62,11 @@ class BucketPlan:
             one more.
         comparison: What powers of two, vLLM's and SGLang's ladders waste on the same sizes, with
             the buckets that these sizes need of them; multiples and headroom are the plan's alone.
+        axes: The names of the axes, in the order of a size.
+        further_sizes: The ladders of those that are not "batch" or "seq", in that order; see
+            `sizes` for all of them by their names.
+        worst_padding: The largest part of its bucket's elements that is padding for any request it
+            was planned from; None where no bound was asked for.
     """
 
     batch_sizes: Ladder
@@ -69,30 +75,65 @@ class BucketPlan:
     requests: int
     curve: tuple[PlanPoint, ...]
     comparison: tuple[PlanRow, ...]
+    axes: tuple[str, ...] = BATCH_SEQ
+    further_sizes: tuple[Ladder, ...] = ()
+    worst_padding: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        sizes: Mapping[str, Ladder],
+        *,
+        expected_waste: float,
+        requests: int,
+        curve: tuple[PlanPoint, ...],
+        comparison: tuple[PlanRow, ...],
+        worst_padding: float | None = None,
+    ) -> Self:
+        """The plan with these ladders, by the names of their axes, in the order of a size."""
+        return cls(
+            batch_sizes=sizes.get("batch", Ladder((1,))),
+            seq_lens=sizes.get("seq", Ladder((1,))),
+            axes=tuple(sizes),
+            further_sizes=tuple(sizes[axis] for axis in sizes if axis not in BATCH_SEQ),
+            expected_waste=expected_waste,
+            requests=requests,
+            curve=curve,
+            comparison=comparison,
+            worst_padding=worst_padding,
+        )
+
+    @property
+    def sizes(self) -> dict[str, Ladder]:
+        """The ladder of each axis by its name, in the order of a size."""
+        further = iter(self.further_sizes)
+        own = {"batch": self.batch_sizes, "seq": self.seq_lens}
+        return {axis: own[axis] if axis in own else next(further) for axis in self.axes}
 
     def __repr__(self) -> str:
+        named = [
+            f"{len(ladder)}" if self.axes == BATCH_SEQ else f"{axis} {len(ladder)}"
+            for axis, ladder in self.sizes.items()
+        ]
+        by = "x" if self.axes == BATCH_SEQ else " x "
         return (
             f"BucketPlan({self.num_graphs} {'bucket' if self.num_graphs == 1 else 'buckets'}: "
-            f"{len(self.batch_sizes)}x{len(self.seq_lens)}, "
-            f"expected waste {self.expected_waste:.1%})"
+            f"{by.join(named)}, expected waste {self.expected_waste:.1%})"
         )
 
     def __str__(self) -> str:
+        width = max(len(name) for name, _ in self._ladders())
+        ladders = "\n".join(f"{name:{width}}  {sizes}" for name, sizes in self._ladders())
         return (
-            f"{self._title()}\n\nbatch_sizes  {_listed(self.batch_sizes)}\n"
-            f"seq_lens     {_listed(self.seq_lens)}\n\n"
+            f"{self._title()}\n\n{ladders}\n\n"
             f"{text_table(_HEADER, self._compared())}\n\n"
             f"{text_table(('buckets', 'least waste'), self._marginal())}"
         )
 
     def _repr_html_(self) -> str:
-        ladders = [
-            ("batch_sizes", _listed(self.batch_sizes)),
-            ("seq_lens", _listed(self.seq_lens)),
-        ]
         return styled(
             f"<p><b>{escaped(self._title())}</b></p>",
-            table_fragment("Ladders", ("ladder", "sizes"), ladders),
+            table_fragment("Ladders", ("ladder", "sizes"), self._ladders()),
             table_fragment("On the same sizes", _HEADER, self._compared()),
             table_fragment("Waste by buckets", ("buckets", "least waste"), self._marginal()),
         )
@@ -100,10 +141,19 @@ class BucketPlan:
     @property
     def num_graphs(self) -> int:
         """How many buckets the grid has."""
-        return len(self.batch_sizes) * len(self.seq_lens)
+        return math.prod(len(ladder) for ladder in self.sizes.values())
 
     def buckets(self) -> tuple[Bucket, ...]:
-        """The grid, ascending."""
+        """The grid, ascending.
+
+        Raises:
+            ConfigError: The plan has axes that a bucket has not; `sizes` has their ladders.
+        """
+        if self.further_sizes:
+            raise ConfigError(
+                f"the plan has the axes {', '.join(self.axes)}, but a Bucket is (batch, seq_len): "
+                "go through itertools.product(*plan.sizes.values())"
+            )
         return tuple(
             Bucket(batch, length) for batch in self.batch_sizes for length in self.seq_lens
         )
@@ -118,18 +168,44 @@ class BucketPlan:
         Raises:
             ConfigError: `sizes` are no sizes, or `cost` is no cost.
         """
-        return evaluate(Observed.of(sizes), self.batch_sizes, self.seq_lens, chosen_cost(cost))
+        observed = Observed.of(sizes, self.axes)
+        return evaluate(observed, [*self.sizes.values()], chosen_cost(cost, self.axes))
 
     def to_dict(self) -> dict[str, object]:
-        """All fields as values that JSON can hold."""
+        """All fields as values that JSON can hold; ladders by their axes where these were named."""
+        sizes: dict[str, object] = {axis: list(ladder) for axis, ladder in self.sizes.items()}
+        pair = {"batch_sizes": list(self.batch_sizes), "seq_lens": list(self.seq_lens)}
+        padding = {} if self.worst_padding is None else {"worst_padding": self.worst_padding}
         return {
-            "batch_sizes": list(self.batch_sizes),
-            "seq_lens": list(self.seq_lens),
+            **(pair if self.axes == BATCH_SEQ else {"axes": list(self.axes), "sizes": sizes}),
             "expected_waste": self.expected_waste,
+            **padding,
             "requests": self.requests,
             "curve": [point._asdict() for point in self.curve],
             "comparison": [row._asdict() for row in self.comparison],
         }
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Self:
+        """The plan that `to_dict` gave `d`, through JSON or not; what else is in it is passed over.
+
+        Raises:
+            ConfigError: `d` is no such mapping.
+        """
+        try:
+            axes = checked_axes(d.get("axes", BATCH_SEQ))
+            pair = {"batch": d.get("batch_sizes"), "seq": d.get("seq_lens")}
+            sizes = d.get("sizes", pair)
+            return cls.of(
+                {axis: Ladder(sizes[axis], name=axis) for axis in axes},
+                expected_waste=float(d["expected_waste"]),
+                requests=int(d["requests"]),
+                curve=tuple(PlanPoint(**point) for point in d["curve"]),
+                comparison=tuple(PlanRow(**row) for row in d["comparison"]),
+                worst_padding=d.get("worst_padding"),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"d={d!r:.80} is no plan: give what to_dict() gave") from error
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draws waste over number of buckets, with the other grids as points.
@@ -180,7 +256,13 @@ class BucketPlan:
         ax.legend()
 
     def _title(self) -> str:
-        return f"{self!r} from {self.requests:,} requests"
+        worst = self.worst_padding
+        bound = "" if worst is None else f", none padded by more than {worst:.1%}"
+        return f"{self!r} from {self.requests:,} requests{bound}"
+
+    def _ladders(self) -> list[tuple[str, str]]:
+        names = ("batch_sizes", "seq_lens") if self.axes == BATCH_SEQ else self.axes
+        return list(zip(names, map(_listed, self.sizes.values()), strict=True))
 
     def _compared(self) -> list[tuple[str, str, str]]:
         rows = [PlanRow("this plan", self.num_graphs, self.expected_waste), *self.comparison]
@@ -196,7 +278,7 @@ def _listed(ladder: Ladder) -> str:
 
 def _thinned(curve: Sequence[PlanPoint]) -> list[PlanPoint]:
     """The points at about doubling numbers of buckets, and the last two: what one more is worth."""
-    doubling = {1 << power for power in range(len(curve).bit_length())}
+    doubling = {1 << power for power in range(curve[-1].graphs.bit_length())}
     return [
         point
         for index, point in enumerate(curve)

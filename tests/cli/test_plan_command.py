@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cudagraph_jax import CUDAGraphConfig, plan_buckets
+from cudagraph_jax import BucketPlan, CUDAGraphConfig, plan_buckets
 from cudagraph_jax.cli import main
 
 TRACE = Path(__file__).parents[2] / "../shared/data/azure_llm_2023_conv.csv"
@@ -68,6 +68,78 @@ def test_options(plan, trace):
     assert all(size % 2 == 0 for size in config.capture_sizes)
     assert all(size % 8 == 0 for size in config.capture_seq_lens)
     assert "put yours here" not in out
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A trace of translations as JSON lines."""
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"n": 1 + place % 3, "in": size, "out": 2 * size} for place, size in enumerate(LENGTHS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+NAMED = ["--axis", "batch=n", "--axis", "src=in", "--axis", "tgt=out"]
+
+
+def test_axes(plan, pairs, tmp_path):
+    """Any columns are axes of the plan, which is printed and written by their names."""
+    path = tmp_path / "plan.json"
+    options = ["--multiple", "src=8", "--multiple", "tgt=16", "--max-padding", 0.9]
+    status, out, err = plan(pairs, *NAMED, "--max-graphs", 12, *options, "--json", path)
+    sizes = [(1 + place % 3, size, 2 * size) for place, size in enumerate(LENGTHS)]
+    expected = plan_buckets(
+        sizes,
+        axes=("batch", "src", "tgt"),
+        max_graphs=12,
+        multiples={"src": 8, "tgt": 16},
+        max_padding=0.9,
+    )
+    assert (status, err) == (0, "")
+    assert out == f"{expected}\n"
+    assert "\nsrc    8, " in out
+    written = json.loads(path.read_text())
+    assert written.pop("config") is written.pop("held_out") is None
+    assert BucketPlan.from_dict(written) == expected
+
+
+def test_axes_that_a_configuration_has(plan, pairs):
+    """A plan over batch and seq alone, by whatever column, has a configuration to paste."""
+    _, out, _ = plan(pairs, "--axis", "seq=out", "--max-graphs", 2)
+    assert (
+        pasted(out).capture_seq_lens
+        == plan_buckets([2 * size for size in LENGTHS], max_graphs=2).seq_lens
+    )
+    assert "put yours here" in out
+    _, named, _ = plan(pairs, "--axis", "batch=n", "--axis", "seq=in", "--max-graphs", 4)
+    _, out, _ = plan(pairs, "--column", "in", "--batch-column", "n", "--max-graphs", 4)
+    assert named == out
+
+
+def test_axes_are_tried_on_the_rest(plan, pairs):
+    """A plan over any axes is tried on the rows that it was not made from."""
+    _, out, _ = plan(pairs, *NAMED, "--max-graphs", 4, "--fit-on", 0.5)
+    assert "On the other 4 requests" in out
+    assert "2 of 4 requests are larger than the largest bucket" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([*NAMED, "--axis", "src=out"], "axes has 'src' twice: name each axis once"),
+        (["--axis", "src=inn"], "'inn': did you mean 'in'?"),
+        ([*NAMED, "--multiple", "srx=8"], "multiples has 'srx', which is no axis"),
+        (
+            ["--axis", "src=in", "--batch-column", "n"],
+            "--batch-column n goes with --column: write --axis batch=n beside the other axes",
+        ),
+    ],
+)
+def test_bad_axes(plan, pairs, arguments, expected):
+    """What is wrong with an axis is one line that names it."""
+    status, out, err = plan(pairs, *FEW, *arguments)
+    assert (status, out) == (1, "")
+    assert expected in err
 
 
 def test_fit_on(plan, trace, tmp_path):
@@ -183,7 +255,19 @@ def test_line_breaks_in_a_header(plan, tmp_path):
     assert "\x1b" not in err
 
 
-@pytest.mark.parametrize("arguments", [["--max-graphs", "0"], ["--fit-on", "2"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--max-graphs", "0"],
+        ["--fit-on", "2"],
+        [],
+        FEW,
+        [*FEW, "--axis", "src"],
+        [*FEW, "--axis", "=in"],
+        [*FEW, "--axis", "src=in", "--column", "in"],
+        [*FEW, "--axis", "src=in", "--multiple", "src=0"],
+    ],
+)
 def test_usage(trace, arguments, capsys):
     """What argparse cannot understand ends with 2."""
     with pytest.raises(SystemExit, match="2"):

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cudagraph_jax import ConfigError, CUDAGraphError
-from cudagraph_jax.cli.trace import LARGEST_SIZE, Columns, read_sizes
+from cudagraph_jax.cli.trace import LARGEST_SIZE, read_sizes
 
-LENGTH = Columns("len")
-PAIRS = Columns("len", "batch")
+LENGTH = ("len",)
+PAIRS = ("batch", "len")
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_other_separators(tmp_path, separator, words):
     trace = tmp_path / "trace.csv"
     trace.write_text(f"a{separator}len\n1{separator}2\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=f"separated by {words}: separate them by commas"):
-        read_sizes(str(trace), Columns("len"))
+        read_sizes(str(trace), LENGTH)
 
 
 def test_sizes_that_come_again(written):

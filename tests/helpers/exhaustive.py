@@ -1,5 +1,6 @@
 """Planning by trying everything, in plain Python: what the planner is compared with."""
 
+import math
 from itertools import combinations, product
 
 
@@ -16,21 +17,28 @@ def held(ladder, size):
     return min(step for step in ladder if step >= size)
 
 
-def spent(requests, batch_sizes, seq_lens, cost):
-    """What requests, a mapping of (batch, seq_len) to counts, cost in a grid."""
-    return sum(
-        count * cost(held(batch_sizes, batch), held(seq_lens, seq))
-        for (batch, seq), count in requests.items()
-    )
+def spent(requests, *ladders_and_cost):
+    """What requests, a mapping of sizes to counts, cost in a grid of a ladder for each axis."""
+    *grid, cost = ladders_and_cost
+    return sum(count * cost(*map(held, grid, sizes)) for sizes, count in requests.items())
 
 
-def least(requests, batch_candidates, seq_candidates, max_graphs, cost):
-    """The least cost of any grid of at most `max_graphs` buckets."""
-    return min(
-        spent(requests, batches, seqs, cost)
-        for batches, seqs in product(ladders(batch_candidates), ladders(seq_candidates))
-        if len(batches) * len(seqs) <= max_graphs
-    )
+def least(requests, *candidates_limit_and_cost):
+    """The least cost of any grid of at most so many buckets, from the candidates of each axis."""
+    *candidates, max_graphs, cost = candidates_limit_and_cost
+    return min(spent(requests, *grid, cost) for grid in grids(*candidates, max_graphs=max_graphs))
+
+
+def grids(*candidates, max_graphs):
+    """All grids of at most so many buckets that hold the largest candidate of each axis."""
+    for grid in product(*map(ladders, candidates)):
+        if math.prod(map(len, grid)) <= max_graphs:
+            yield grid
+
+
+def padding(requests, *grid):
+    """The largest part of its bucket that is padding for any request."""
+    return max(1 - math.prod(sizes) / math.prod(map(held, grid, sizes)) for sizes in requests)
 
 
 def rounded_up(sizes, multiple):

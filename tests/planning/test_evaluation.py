@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from cudagraph_jax.planning.costs import ELEMENTS, PolynomialCost
 from cudagraph_jax.planning.evaluation import Evaluation, evaluate, standard_grids, waste
+from cudagraph_jax.planning.observed import BATCH_SEQ as AXES
 from cudagraph_jax.planning.observed import Observed
 from cudagraph_jax.shapes.ladder import Ladder
 from tests.helpers.exhaustive import spent
@@ -27,7 +28,7 @@ def test_evaluate(requests, batches, seqs):
         for (batch, seq), count in requests.items()
         if batch <= batches.max and seq <= seqs.max
     }
-    found = evaluate(Observed.of(requests), batches, seqs, cost)
+    found = evaluate(Observed.of(requests), (batches, seqs), cost)
     used = [{ladder.fit(size) for size in sizes} for ladder, sizes in _axes(fitting, batches, seqs)]
     assert found.graphs == len(used[0]) * len(used[1])
     assert found.requests == sum(requests.values())
@@ -42,7 +43,7 @@ def _axes(requests, batches, seqs):
 
 def test_nothing_fits():
     """Where every request is larger than the largest bucket, nothing is wasted."""
-    found = evaluate(Observed.of([100, 200]), (1,), (64,), ELEMENTS)
+    found = evaluate(Observed.of([100, 200]), ((1,), (64,)), ELEMENTS)
     assert found == Evaluation(graphs=0, requests=2, overflows=2, waste=0.0)
 
 
@@ -54,7 +55,7 @@ def test_known_ideal():
         asked.append((batch, seq))
         return float(seq)
 
-    found = evaluate(Observed.of([3, 4, 9]), (1,), (4, 16), cost, ideal=16.0)
+    found = evaluate(Observed.of([3, 4, 9]), ((1,), (4, 16)), cost, ideal=16.0)
     assert found.waste == 1 - 16 / 24
     assert asked == [(1, 4), (1, 16)]
 
@@ -83,29 +84,29 @@ SIZES = st.integers(1, 3000)
 @given(SIZES, SIZES)
 def test_standard_grids_hold_everything(batch, seq):
     """Each standard grid holds the largest sizes; vLLM's and SGLang's end there."""
-    powers, *others = standard_grids(batch, seq)
+    powers, *others = standard_grids(AXES, (batch, seq))
     assert [grid.name for grid in (powers, *others)] == ["powers of two", "vLLM", "SGLang"]
     for grid in others:
-        assert (grid.batch_sizes.max, grid.seq_lens.max) == (batch, seq)
-    assert batch <= powers.batch_sizes.max < 2 * batch
-    assert seq <= powers.seq_lens.max < max(2 * seq, 17)
+        assert [ladder.max for ladder in grid.ladders] == [batch, seq]
+    assert batch <= powers.ladders[0].max < 2 * batch
+    assert seq <= powers.ladders[1].max < max(2 * seq, 17)
 
 
 def test_standard_grids():
     """The ladders themselves; an axis that has size 1 alone needs none."""
-    powers, vllm, sglang = standard_grids(1, 40)
-    assert powers[1:] == ((1,), (16, 32, 64))
-    assert vllm[1:] == ((1,), Ladder.vllm(40))
-    assert sglang[1:] == ((1,), Ladder.sglang(40))
-    powers, vllm, sglang = standard_grids(6, 1)
-    assert powers[1:] == ((1, 2, 4, 8), (1,))
-    assert vllm[1:] == (Ladder.vllm(6), (1,))
+    powers, vllm, sglang = standard_grids(AXES, (1, 40))
+    assert powers.ladders == ((1,), (16, 32, 64))
+    assert vllm.ladders == ((1,), Ladder.vllm(40))
+    assert sglang.ladders == ((1,), Ladder.sglang(40))
+    powers, vllm, sglang = standard_grids(AXES, (6, 1))
+    assert powers.ladders == ((1, 2, 4, 8), (1,))
+    assert vllm.ladders == (Ladder.vllm(6), (1,))
 
 
 def test_standard_grids_of_huge_sizes():
     """Above a million only powers of two are left: the others would not fit into memory."""
-    assert len(standard_grids(1, 2**20)) == 3
-    (powers,) = standard_grids(1, 2**20 + 1)
-    assert powers.seq_lens.max == 2**21
-    (powers,) = standard_grids(2**53, 1)
-    np.testing.assert_array_equal(powers.batch_sizes, 2 ** np.arange(54))
+    assert len(standard_grids(AXES, (1, 2**20))) == 3
+    (powers,) = standard_grids(AXES, (1, 2**20 + 1))
+    assert powers.ladders[1].max == 2**21
+    (powers,) = standard_grids(AXES, (2**53, 1))
+    np.testing.assert_array_equal(powers.ladders[0], 2 ** np.arange(54))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cudagraph_jax.planning.evaluation import standard_grids
+from cudagraph_jax.planning.observed import BATCH_SEQ
 from cudagraph_jax.planning.search import Problem, best_grids, places_of
 from cudagraph_jax.shapes.ladder import Ladder
 from tests.helpers.exhaustive import held, ladders, spent
@@ -29,14 +30,14 @@ def cases(draw, *, kinds=("elements", "separable", "rising", "any")):
         "rising": steps.cumsum(axis=0).cumsum(axis=1),
         "any": steps,
     }[kind].astype(np.float64)
-    return problem_of(requests, unit), requests
+    return problem_of(requests, unit), requests, unit
 
 
 def problem_of(requests, unit):
     """The problem of requests, a mapping of places to counts."""
     places = np.array(list(requests))
     counts = np.array(list(requests.values()), np.float64)
-    return Problem.of(places[:, 0], places[:, 1], counts, unit)
+    return Problem.of(list(places.T), counts, unit)
 
 
 def cost_of(requests, unit, batches, seqs):
@@ -46,16 +47,16 @@ def cost_of(requests, unit, batches, seqs):
 
 def all_grids(problem):
     """Every product grid that holds the largest candidates."""
-    rows, columns = problem.unit.shape
+    rows, columns = problem.shape
     return [(batches, seqs) for batches in ladders(range(rows)) for seqs in ladders(range(columns))]
 
 
 def assert_honest(grids, requests, unit):
     """Grids keep to their limits, cost what they say and never cost more with a higher limit."""
     for limit, grid in enumerate(grids, start=1):
-        assert grid.graphs == len(grid.batches) * len(grid.seqs) <= limit
-        assert grid.cost == pytest.approx(cost_of(requests, unit, grid.batches, grid.seqs))
-        assert (grid.batches[-1], grid.seqs[-1]) == (unit.shape[0] - 1, unit.shape[1] - 1)
+        assert grid.graphs == math.prod(map(len, grid.ladders)) <= limit
+        assert grid.cost == pytest.approx(cost_of(requests, unit, *grid.ladders))
+        assert [ladder[-1] + 1 for ladder in grid.ladders] == list(unit.shape)
     costs = [grid.cost for grid in grids]
     assert costs == sorted(costs, reverse=True)
 
@@ -64,8 +65,7 @@ def assert_honest(grids, requests, unit):
 @given(cases())
 def test_enumerated(case):
     """Where all ladders of one axis are tried, the grid of each limit is the best of all."""
-    problem, requests = case
-    unit = problem.unit
+    problem, requests, unit = case
     grids = best_grids(problem, unit.size, [])
     assert len(grids) == unit.size
     assert_honest(grids, requests, unit)
@@ -78,17 +78,17 @@ def test_enumerated(case):
 @given(cases(), st.data())
 def test_descent_is_no_worse_than_its_starts(case, data):
     """Improving never ends above a start that keeps to the limit, whatever the cost."""
-    problem, requests = case
+    problem, requests, unit = case
     pairs = data.draw(st.lists(st.sampled_from(all_grids(problem)), max_size=3))
-    limit = data.draw(st.integers(1, problem.unit.size))
+    limit = data.draw(st.integers(1, unit.size))
     starts = [(np.array(batches), np.array(seqs)) for batches, seqs in pairs]
     grids = best_grids(problem, limit, starts, most_work=0)
     assert len(grids) == limit
-    assert_honest(grids, requests, problem.unit)
+    assert_honest(grids, requests, unit)
     for batches, seqs in pairs:
         graphs = len(batches) * len(seqs)
         if graphs <= limit:
-            assert grids[graphs - 1].cost <= cost_of(requests, problem.unit, batches, seqs) + 1e-9
+            assert grids[graphs - 1].cost <= cost_of(requests, unit, batches, seqs) + 1e-9
 
 
 def random_problem(seed, kind):
@@ -115,13 +115,13 @@ def test_descent_is_no_worse_than_standard_ladders(kind, seed):
     """At each limit the grid is as good as every standard pair with no more buckets."""
     problem, batches, seqs = random_problem(seed, kind)
     starts = [
-        (places_of(grid.batch_sizes, batches), places_of(grid.seq_lens, seqs))
-        for grid in standard_grids(int(batches[-1]), int(seqs[-1]))
+        (places_of(grid.ladders[0], batches), places_of(grid.ladders[1], seqs))
+        for grid in standard_grids(BATCH_SEQ, (int(batches[-1]), int(seqs[-1])))
     ]
     limit = max(len(start[0]) * len(start[1]) for start in starts)
     grids = best_grids(problem, limit, starts, most_work=0)
     for start in starts:
-        standard = problem.grid(*start)
+        standard = problem.grid(start)
         assert grids[standard.graphs - 1].cost <= standard.cost * (1 + 1e-12)
 
 
@@ -140,25 +140,26 @@ def test_descent_is_near_the_optimum(kind, seed):
 @given(cases())
 def test_rows_that_are_multiples_are_merged(case):
     """The cost of a grid is the same whichever axis is given, merged or not."""
-    problem, requests = case
-    for batches, seqs in all_grids(problem)[::7]:
-        expected = cost_of(requests, problem.unit, batches, seqs)
-        grid = problem.grid(np.array(batches), np.array(seqs))
-        turned = problem.transposed().grid(np.array(seqs), np.array(batches))
-        assert grid == (pytest.approx(expected), batches, seqs)
-        assert turned.transposed() == (pytest.approx(expected), batches, seqs)
+    problem, requests, unit = case
+    for pair in all_grids(problem)[::7]:
+        expected = cost_of(requests, unit, *pair)
+        ladders = [np.array(ladder) for ladder in pair]
+        assert problem.grid(ladders) == (pytest.approx(expected), pair)
+        assert problem.price(ladders) == pytest.approx(expected)
+        for free in (0, 1):
+            assert problem.axis(free, ladders).cost(ladders[free]) == pytest.approx(expected)
 
 
 def test_merged():
     """Rows that are multiples of each other become one; others stay; zeros are no trouble."""
     requests = {(0, 0): 1, (0, 2): 2, (1, 1): 3}
     multiples = problem_of(requests, np.array([[1.0, 2, 3], [2, 4, 6]]))
-    assert len(multiples.axis(np.array([0, 1])).unit) == 1
+    assert len(multiples.axis(1, [np.array([0, 1]), np.array([2])]).unit) == 1
     others = problem_of(requests, np.array([[1.0, 2, 3], [2, 4, 7]]))
-    assert len(others.axis(np.array([0, 1])).unit) == 2
+    assert len(others.axis(1, [np.array([0, 1]), np.array([2])]).unit) == 2
     for unit in (np.zeros((2, 3)), np.array([[1.0, 2, 3], [0, 0, 0]])):
         problem = problem_of(requests, unit)
-        grid = problem.grid(np.array([0, 1]), np.array([2]))
+        grid = problem.grid([np.array([0, 1]), np.array([2])])
         assert grid.cost == cost_of(requests, unit, (0, 1), (2,))
 
 

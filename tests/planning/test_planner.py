@@ -1,6 +1,7 @@
 """`plan_buckets`: against trying everything, and what it is for."""
 
 import csv
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from cudagraph_jax.planning.costs import ELEMENTS, PolynomialCost, attention_cost
 from cudagraph_jax.planning.evaluation import standard_grids
+from cudagraph_jax.planning.observed import BATCH_SEQ
 from cudagraph_jax.planning.planner import plan_buckets
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.helpers.exhaustive import least, rounded_up, spent, waste
@@ -137,8 +139,8 @@ def test_no_worse_than_standard_grids():
         plan = plan_buckets(sizes, max_graphs=60, cost=cost)
         assert_as_said(plan, sizes, 60, cost)
         assert plan.expected_waste < plan.comparison[0].waste
-        for grid in standard_grids(*top):
-            limit = len(grid.batch_sizes) * len(grid.seq_lens)
+        for grid in standard_grids(BATCH_SEQ, top):
+            limit = math.prod(map(len, grid.ladders))
             plan = plan_buckets(sizes, max_graphs=min(limit, 60), cost=cost)
             other = next(row for row in plan.comparison if row.name == grid.name)
             assert plan.expected_waste <= other.waste or limit > 60

@@ -76,12 +76,14 @@ def test_too_many_sizes_on_both_axes():
     """Sizes that would need a table beyond memory are an error that says what to do."""
     sizes = np.stack([np.arange(1, 5001)] * 2, axis=1)
     with pytest.raises(ConfigError) as caught:
-        plan_buckets(sizes, max_graphs=4)
+        plan_buckets(sizes, max_graphs=4, cost=lambda batch, seq: float(batch * seq))
     assert str(caught.value) == (
         "sizes have 5,000 batch sizes and 5,000 sequence lengths, too many to try each with each: "
         "set batch_multiple or seq_multiple, or plan from fewer requests"
     )
     assert plan_buckets(sizes, max_graphs=1, seq_multiple=500, batch_multiple=500).num_graphs == 1
+    # A formula needs no table.
+    assert plan_buckets(sizes, max_graphs=4).batch_sizes.max == 5000
 
 
 @pytest.mark.parametrize(

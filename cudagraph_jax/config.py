@@ -271,25 +271,23 @@ class CUDAGraphConfig:
 
     @classmethod
     def from_plan(cls, plan: SupportsPlan, **fields: object) -> Self:
-        """The configuration whose grid is the plan's two ladders.
+        """The configuration whose grid is the plan's ladders.
 
         Args:
             plan: What `plan_buckets` gave.
             **fields: Further fields, such as `on_miss="background"`.
 
         Raises:
-            ConfigError: `plan` is no plan, has axes beyond batch and seq, or a field is unknown or
-                not valid.
+            ConfigError: `plan` is no plan, or a field is unknown or not valid.
         """
         if not (hasattr(plan, "batch_sizes") and hasattr(plan, "seq_lens")):
             raise ConfigError(f"plan={plan!r} is no plan: give what plan_buckets returned")
-        further = [axis for axis in getattr(plan, "axes", ()) if axis not in ("batch", "seq")]
-        if further:
-            raise ConfigError(
-                f"plan={plan!r} has the axes {', '.join(further)}, which a configuration has no "
-                "ladders for: plan over batch and seq alone, or take the ladders from plan.sizes"
-            )
-        grid = {"capture_sizes": plan.batch_sizes, "capture_seq_lens": plan.seq_lens}
+        ladders = getattr(plan, "sizes", {})
+        grid = {
+            "capture_sizes": plan.batch_sizes,
+            "capture_seq_lens": plan.seq_lens,
+            "capture_axes": {a: sizes for a, sizes in ladders.items() if a not in ("batch", "seq")},
+        }
         return cls.from_dict({**grid, **fields})
 
 

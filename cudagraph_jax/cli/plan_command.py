@@ -129,17 +129,13 @@ def _run(options: argparse.Namespace) -> int:
     held_out = None if rest is None else HeldOut.of(plan, rest)
     if held_out is not None:
         print(f"\n{held_out}")
-    # A configuration has no ladders for further axes.
-    config = None if plan.further_sizes else CUDAGraphConfig.from_plan(plan)
-    if config is not None:
-        source = config_source(
-            config, lengths_alone="batch" not in axes or len(columns) < len(axes)
-        )
-        print(f"\nThe configuration to paste:\n\n{source}")
+    config = CUDAGraphConfig.from_plan(plan)
+    source = config_source(config, lengths_alone="batch" not in axes or len(columns) < len(axes))
+    print(f"\nThe configuration to paste:\n\n{source}")
     if options.json is not None:
         tried = None if held_out is None else held_out.to_dict()
-        pasted = None if config is None else config.to_dict()
-        write_json(options.json, {**plan.to_dict(), "held_out": tried, "config": pasted})
+        written = {**plan.to_dict(), "held_out": tried, "config": config.to_dict()}
+        write_json(options.json, written)
     if options.plot is not None:
         save_plot(plan, options.plot)
     return 0
@@ -197,25 +193,36 @@ def config_source(config: CUDAGraphConfig, *, lengths_alone: bool) -> str:
     """Code that makes a configuration with the same two ladders.
 
     Args:
-        config: With ladders on both axes.
+        config: With a ladder on each axis.
         lengths_alone: Whether its batch ladder is only a place for one.
     """
     batches = _field("capture_sizes", config.capture_sizes, _PUT_BATCHES if lengths_alone else "")
     lengths = _field("capture_seq_lens", config.capture_seq_lens or ())
+    named = "".join(
+        _field(repr(axis), ladder, indent=8, mark=": ") + "\n"
+        for axis, ladder in config.capture_axes.items()
+    )
+    axes = f"\n    capture_axes={{\n{named}    }}," if named else ""
     return (
         "from cudagraph_jax import CUDAGraphConfig\n\n"
-        f"config = CUDAGraphConfig(\n{batches}\n{lengths}\n)"
+        f"config = CUDAGraphConfig(\n{batches}\n{lengths}{axes}\n)"
     )
 
 
-def _field(name: str, ladder: Sequence[int], comment: str = "") -> str:
-    line = f"    {name}={tuple(ladder)!r},{comment}"
+def _field(
+    name: str, ladder: Sequence[int], comment: str = "", *, indent: int = 4, mark: str = "="
+) -> str:
+    margin = " " * indent
+    line = f"{margin}{name}{mark}{tuple(ladder)!r},{comment}"
     if len(line) <= _WIDTH:
         return line
     sizes = textwrap.fill(
-        ", ".join(map(str, ladder)) + ",", _WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8
+        ", ".join(map(str, ladder)) + ",",
+        _WIDTH,
+        initial_indent=margin + " " * 4,
+        subsequent_indent=margin + " " * 4,
     )
-    return f"    {name}=({comment}\n{sizes}\n    ),"
+    return f"{margin}{name}{mark}({comment}\n{sizes}\n{margin}),"
 
 
 SIZE_INCHES = (8.0, 4.5)

@@ -56,12 +56,15 @@ def plan_from(
             "capture_seq_lens=None makes each seq_len a bucket of its own, so that there is no "
             "grid to plan: give capture_seq_lens to have the sequence padded"
         )
+    axes = ("batch", "seq", *config.capture_axes)
     if headroom is None:
         # What fits today fits tomorrow.
-        largest = max(config.capture_sizes), max(config.capture_seq_lens or (1,))
-        headroom = int(min(largest[0], most[0])), int(min(largest[1], most[1]))
+        largest = [max(config.ladder(axis) or (1,)) for axis in axes]
+        asked = (*most, *[math.inf] * (len(axes) - 2))
+        headroom = tuple(int(min(pair)) for pair in zip(largest, asked, strict=True))
     return plan_buckets(
-        kept,
+        {tuple(size.sizes.get(axis, 1) for axis in axes): count for size, count in kept.items()},
+        axes=axes,
         max_graphs=max_graphs or len(config.buckets()),
         cost=cost,
         batch_multiple=batch_multiple,
@@ -149,6 +152,7 @@ def planned_config(
         config,
         capture_sizes=plan.batch_sizes,
         capture_seq_lens=None if lengths is None else plan.seq_lens,
+        capture_axes={axis: plan.sizes[axis] for axis in config.capture_axes},
         max_capture_batch_size=None,
         max_capture_seq_len=config.max_capture_seq_len if lengths is None else None,
     )

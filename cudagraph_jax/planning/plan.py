@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,18 +145,11 @@ class BucketPlan:
         return math.prod(len(ladder) for ladder in self.sizes.values())
 
     def buckets(self) -> tuple[Bucket, ...]:
-        """The grid, ascending.
-
-        Raises:
-            ConfigError: The plan has axes that a bucket has not; `sizes` has their ladders.
-        """
-        if self.further_sizes:
-            raise ConfigError(
-                f"the plan has the axes {', '.join(self.axes)}, but a Bucket is (batch, seq_len): "
-                "go through itertools.product(*plan.sizes.values())"
-            )
+        """The grid, ascending."""
+        ladders = {"batch": self.batch_sizes, "seq": self.seq_lens, **self.sizes}
         return tuple(
-            Bucket(batch, length) for batch in self.batch_sizes for length in self.seq_lens
+            Bucket.of(dict(zip(ladders, sizes, strict=True)))
+            for sizes in itertools.product(*ladders.values())
         )
 
     def evaluate(self, sizes: Sizes, *, cost: Cost | None = None) -> Evaluation:

@@ -96,10 +96,12 @@ def test_axes(plan, pairs, tmp_path):
         max_padding=0.9,
     )
     assert (status, err) == (0, "")
-    assert out == f"{expected}\n"
+    assert out.startswith(f"{expected}\n")
     assert "\nsrc    8, " in out
+    assert pasted(out) == CUDAGraphConfig.from_plan(expected)
     written = json.loads(path.read_text())
-    assert written.pop("config") is written.pop("held_out") is None
+    assert written.pop("held_out") is None
+    assert CUDAGraphConfig.from_dict(written.pop("config")) == pasted(out)
     assert BucketPlan.from_dict(written) == expected
 
 

@@ -18,7 +18,9 @@ def made(source):
 def test_it_runs(count, lengths_alone):
     """The code makes an equal configuration, and no line of it is too long."""
     config = CUDAGraphConfig(
-        capture_sizes=range(1, count + 1), capture_seq_lens=range(1000, 1000 + count)
+        capture_sizes=range(1, count + 1),
+        capture_seq_lens=range(1000, 1000 + count),
+        capture_axes={"height": range(2000, 2000 + count)} if count > 1 else {},
     )
     source = config_source(config, lengths_alone=lengths_alone)
     assert made(source) == config

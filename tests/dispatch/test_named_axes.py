@@ -197,3 +197,21 @@ def test_debug_mode_tries_each_axis():
     assert type(caught.value).__name__ == "PaddingLeakError"
     fine = bucket_jit(lambda x: x.sum(2), in_axes="batch height width", pad_values=0, config=config)
     assert fine(floats(0, 2, 3, 5)).shape == (2, 3)
+
+
+def test_a_plan_over_them():
+    """The grid is planned from what was asked for on every axis, and put in place."""
+    config = CUDAGraphConfig(
+        capture_sizes=(1, 4), capture_axes={"height": (4, 16), "width": (8, 16)}
+    )
+    function = bucket_jit(lambda x: x * 2, in_axes="batch height width", config=config)
+    for height in (5, 5, 5, 9):
+        function(floats(0, 3, height, 7))
+    plan = function.replan(max_graphs=4, headroom={"height": 9})
+    function.manager.wait()
+    assert plan.sizes["height"] == (5, 9)
+    assert function.manager.config.capture_axes["height"] == (5, 9)
+    assert function.manager.config.capture_axes["width"] == (7,)
+    with no_compiles():
+        np.testing.assert_allclose(function(floats(0, 3, 5, 7)), floats(0, 3, 5, 7) * 2, rtol=1e-6)
+    assert function.explain(floats(0, 3, 5, 7)).bucket == Bucket(3, 1, height=5, width=7)

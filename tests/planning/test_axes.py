@@ -234,20 +234,12 @@ def test_no_plan(d):
         BucketPlan.from_dict(d)
 
 
-def test_further_axes_have_no_bucket_and_no_configuration():
-    """What knows batch and seq alone says so of other axes, and what to use."""
-    with pytest.raises(ConfigError) as caught:
-        PLAN.buckets()
-    assert str(caught.value) == (
-        "the plan has the axes batch, src, tgt, but a Bucket is (batch, seq_len): go through "
-        "itertools.product(*plan.sizes.values())"
-    )
-    with pytest.raises(ConfigError) as caught:
-        CUDAGraphConfig.from_plan(PLAN)
-    assert str(caught.value) == (
-        f"plan={PLAN!r} has the axes src, tgt, which a configuration has no ladders for: plan over "
-        "batch and seq alone, or take the ladders from plan.sizes"
-    )
+def test_a_plan_is_a_configuration():
+    """The ladders of all axes are those of the configuration, and the plan's buckets its grid."""
+    config = CUDAGraphConfig.from_plan(PLAN)
+    assert config.buckets() == PLAN.buckets()
+    assert len(PLAN.buckets()) == PLAN.num_graphs
+    assert config.capture_axes == {axis: PLAN.sizes[axis] for axis in ("src", "tgt")}
     plan = plan_buckets([3, 5], axes=("batch",), max_graphs=2)
     assert plan.buckets() == (Bucket(3, 1), Bucket(5, 1))
     assert CUDAGraphConfig.from_plan(plan).buckets() == plan.buckets()

@@ -11,6 +11,7 @@ from functools import partial
 import jax
 
 from cudagraph_jax._base.lru import Cached
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax.capture.budget import Budget, check_device
 from cudagraph_jax.capture.capturer import Capturer, is_stale
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
@@ -20,6 +21,7 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.program.program import Program, request_for
 from cudagraph_jax.report.progress import Progress
 from cudagraph_jax.report.warmup_report import BucketWarmup, Status, WarmupReport
@@ -148,6 +150,7 @@ def warm_grid(
             bucket needs more to run than is free of its device.
         SealedError: The mode does not allow captures.
         InputShapeError: An output that must be trimmed cannot be.
+        CaptureError: No bucket can be traced, and neither does the plain function take the example.
     """
     if capturer.gate.mode is CUDAGraphMode.DISABLED:
         return WarmupReport(call.target.name, (), 0.0)
@@ -205,6 +208,7 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
     with (
         _loading_ahead(registry, program, order),
         _compiling_ahead(registry, program, order, budget, workers) as begin_from,
+        _remembering(capturer, call, order) as failures,
     ):
         report = warm_up(
             target.name,
@@ -212,12 +216,48 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
             capture,
             iterations=config.warmup_iterations,
             call=call,
-            failed=lambda bucket, error: capturer.failures.remember(bucket, call.variant, error),
+            failed=failures.__setitem__,
             broken=registry.discard_broken,
             progress=progress,
         )
     capturer.end_warmup(captured if report.captured or report.loaded else None)
     return report
+
+
+@contextmanager
+def _remembering(
+    capturer: Capturer, call: Call, buckets: Sequence[Bucket]
+) -> Iterator[dict[Bucket, CaptureError]]:
+    """A dictionary for what fails in the block, at the end of which all of it is told.
+
+    Where no bucket can be traced it may be the function itself that has a mistake. That is raised
+    as it would be without this package, and nothing is remembered: the next one may be without.
+    """
+    failures: dict[Bucket, CaptureError] = {}
+    try:
+        yield failures
+        are_traces = all(error.stage == "trace" for error in failures.values())
+        if are_traces and len(failures) == len(buckets) and (mistake := _mistake_of(call)):
+            failures.clear()
+            raise CaptureError(
+                f"{call.target.name} itself fails on the example of the warm-up: "
+                f"{type(mistake).__name__}: {error_text(mistake)}",
+                stage="trace",
+            ) from mistake
+    finally:
+        for bucket, error in failures.items():
+            capturer.failures.remember(bucket, call.variant, error)
+
+
+def _mistake_of(call: Call) -> Exception | None:
+    """What the plain function raises of `call`; None where that has shapes in place of arrays."""
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in call.leaves):
+        return None
+    try:
+        run_eagerly(call)
+    except Exception as error:
+        return error
+    return None
 
 
 def _hottest_first(

@@ -415,6 +415,7 @@ class BucketedFunction(Generic[P, R]):
             InputShapeError: The arguments do not fit `in_axes`, or an output cannot be trimmed.
             SealedError: The manager's mode does not allow captures.
             ConfigError: The grid does not fit into the limits.
+            CaptureError: The function itself fails on the example; the cause says how.
 
         Example:
             >>> import numpy as np, cudagraph_jax

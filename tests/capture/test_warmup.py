@@ -13,6 +13,7 @@ import pytest
 
 from cudagraph_jax import (
     Bucket,
+    CaptureError,
     ConfigError,
     CUDAGraphConfig,
     CUDAGraphManager,
@@ -154,6 +155,37 @@ def test_buckets_that_cannot_be_traced_are_reported():
     assert all("position table" in str(record.error) for record in report.failed)
     assert report.captured == function.registry.num_graphs == 3
     assert_close(function(floats(0, 2, 2)), floats(0, 2, 2) * 2)
+
+
+def test_a_mistake_in_the_function_itself_is_raised():
+    """What the plain function raises of the example is raised at once, and not remembered."""
+    mistakes = [KeyError("weight")]
+
+    def mistaken(x):
+        if mistakes:
+            raise mistakes[0]
+        return x * 2
+
+    function = bucket_jit(mistaken, in_axes="batch seq", config=GRID)
+    with pytest.raises(CaptureError, match="mistaken itself fails on the example") as got:
+        function.warmup(floats(0, 1, 1), progress=False)
+    assert got.value.__cause__ is mistakes.pop()
+    assert stats_of(function)["failed_buckets"] == 0
+    assert function.warmup(floats(0, 1, 1), progress=False).captured == 6
+
+
+@pytest.mark.parametrize("example", [floats(0, 1, 1), jax.ShapeDtypeStruct((1, 1), np.float32)])
+def test_what_cannot_be_traced_but_run_is_reported(example):
+    """A function that JAX cannot trace serves eagerly, and so does one that nobody can ask."""
+
+    def branches(x):
+        return x * 2 if x.sum() > 0 else x
+
+    function = bucket_jit(branches, in_axes="batch seq", config=GRID)
+    with pytest.warns(CUDAGraphWarning, match="branches runs eagerly at") as told:
+        assert len(function.warmup(example, progress=False).failed) == 6
+    assert len(told) == 1
+    assert stats_of(function)["failed_buckets"] == 6
 
 
 def test_buckets_that_do_not_run_are_reported():

@@ -264,6 +264,6 @@ def _too_large(config: CUDAGraphConfig, sizes: Bucket) -> CUDAGraphError:
 def _unpadded(sizes: Bucket, bucket: Bucket) -> CUDAGraphError:
     return InputShapeError(
         f"the inputs have {sizes.described}, not a bucket's shape, and "
-        f"cudagraph_copy_inputs=False forbids to copy them: pad them to {bucket}, or "
+        f"cudagraph_copy_inputs=False forbids to copy them: pad them to {bucket.short}, or "
         "leave cudagraph_copy_inputs on"
     )

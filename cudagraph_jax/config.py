@@ -69,6 +69,9 @@ class CUDAGraphConfig:
             length is a bucket of its own.
         capture_axes: The sizes of further axes, by the names that `in_axes` gives them:
             `{"height": (224, 448), "width": (224, 448)}`.
+        max_bucket_elements: A token budget: no bucket has sizes that multiply to more, so that 8192
+            lets 16x512 and 64x128 in, not 64x512. A call whose bucket has more is outside the
+            limits. None: no limit.
         max_capture_batch_size: Largest batch that gets a graph; `max(capture_sizes)` if None.
             Batches between the two become buckets of their own size.
         max_capture_seq_len: Largest sequence length that gets a graph; if None,
@@ -77,8 +80,8 @@ class CUDAGraphConfig:
             (block and compile), `"background"` (compile in a worker; meanwhile serve from a larger
             captured bucket, else eagerly), `"eager"`, `"error"`.
         on_overflow: What happens outside the limits: `"eager"`, `"split"` (a batch in pieces of
-            the largest bucket; a too long sequence is an error), `"exact"` (compile that very
-            size), `"error"`.
+            the largest bucket that its other sizes allow; a row that is too large is an error),
+            `"exact"` (compile that very size), `"error"`.
         max_graphs: How many buckets are held; the least recently used goes first. None: no limit.
         use_memory_pool: Whether `memory_pool_size_mb` limits anything.
         memory_pool_size_mb: Budget in MiB over all that the executables keep (code, and the arrays
@@ -110,6 +113,7 @@ class CUDAGraphConfig:
     capture_seq_lens: Sequence[int] | None = None
     # As with compiler_options below.
     capture_axes: Mapping[str, Sequence[int]] = field(default_factory=dict, hash=False)
+    max_bucket_elements: int | None = None
     max_capture_batch_size: int | None = None
     max_capture_seq_len: int | None = None
     on_miss: OnMiss = "capture"
@@ -162,11 +166,7 @@ class CUDAGraphConfig:
 
     def should_use_cudagraph(self, batch_size: int, seq_len: int) -> bool:
         """Whether a call of this size is inside the limits (and the config is enabled)."""
-        return (
-            self.enabled
-            and 1 <= batch_size <= self.max_batch_size
-            and 1 <= seq_len <= self.max_seq_len
-        )
+        return self.admits(Bucket(batch_size, seq_len))
 
     def get_padded_batch_size(self, batch_size: int) -> int:
         """The next capture size up; `batch_size` itself above the largest."""
@@ -182,19 +182,36 @@ class CUDAGraphConfig:
         """The bucket that a call of this size is padded to."""
         return Bucket(self.get_padded_batch_size(batch_size), self.get_padded_seq_len(seq_len))
 
-    def padded(self, sizes: Bucket) -> Bucket:
-        """The bucket that a call of these sizes is padded to, in all its axes."""
-        padded = self.bucket_for(sizes.batch_size, sizes.seq_len)
-        if len(sizes) == 2:
-            return padded
-        named = {axis: _size_up(self.capture_axes[axis], size) for axis, size in sizes[2:]}
-        return padded.with_sizes(named)
+    def padded(self, sizes: Bucket, carried: Collection[str] | None = None) -> Bucket:
+        """The bucket that a call of these sizes is padded to.
 
-    def admits(self, sizes: Bucket) -> bool:
-        """Whether a call of these sizes is inside the limits of all its axes."""
-        return self.should_use_cudagraph(sizes.batch_size, sizes.seq_len) and all(
-            1 <= size <= max(self.capture_axes[axis]) for axis, size in sizes[2:]
+        Args:
+            sizes: The call's.
+            carried: The axes that its arrays carry: sizes of others stay as they are. None: all.
+        """
+        padded = self.bucket_for(sizes.batch_size, sizes.seq_len)
+        if len(sizes) > 2:
+            padded = padded.with_sizes(
+                {axis: _size_up(self.capture_axes[axis], size) for axis, size in sizes[2:]}
+            )
+        return padded if carried is None else padded.only(carried, others=sizes)
+
+    def admits(self, sizes: Bucket, carried: Collection[str] | None = None) -> bool:
+        """Whether a call is inside the limits: each of its sizes, and the elements of its bucket.
+
+        Args:
+            sizes: The call's.
+            carried: The axes that its arrays carry; None: all.
+        """
+        return (
+            self.enabled
+            and all(1 <= size <= self.largest(axis) for axis, size in sizes.sizes.items())
+            and self.allows(self.padded(sizes, carried))
         )
+
+    def allows(self, bucket: Bucket) -> bool:
+        """Whether a bucket has no more than `max_bucket_elements`."""
+        return self.max_bucket_elements is None or bucket.elements <= self.max_bucket_elements
 
     def largest(self, axis: str) -> int:
         """The largest size of an axis that gets a graph."""
@@ -215,6 +232,8 @@ class CUDAGraphConfig:
     def buckets(self, *, seq_len: int = 1) -> tuple[Bucket, ...]:
         """The grid, ascending: every capture size with every captured length, and further sizes.
 
+        Those with more than `max_bucket_elements` are left out.
+
         Args:
             seq_len: The one length of the grid where `capture_seq_lens` is None.
         """
@@ -233,9 +252,10 @@ class CUDAGraphConfig:
             for axis, size in sizes.sizes.items()
         ]
         names = tuple(sizes.sizes)
-        return tuple(
+        every = (
             Bucket.of(dict(zip(names, each, strict=True))) for each in itertools.product(*ladders)
         )
+        return tuple(filter(self.allows, every))
 
     def along_axes(self, bucket: Bucket) -> list[Bucket]:
         """`bucket` with each size of one axis: a grid may have a million, its ladders hundreds."""
@@ -341,10 +361,15 @@ def _grid(config: CUDAGraphConfig) -> dict[str, object]:
     lengths = config.capture_seq_lens
     if lengths is not None:
         lengths = Ladder(lengths, name="capture_seq_lens")
+    axes = further_axes(config.capture_axes)
+    smallest = {"batch": batches, "seq": lengths or (1,), **axes}
     return {
         "capture_sizes": batches,
         "capture_seq_lens": lengths,
-        "capture_axes": further_axes(config.capture_axes),
+        "capture_axes": axes,
+        "max_bucket_elements": most_elements(
+            config.max_bucket_elements, Bucket.of({axis: min(smallest[axis]) for axis in smallest})
+        ),
         "max_capture_batch_size": largest_size(
             config.max_capture_batch_size,
             batches,
@@ -398,6 +423,23 @@ def further_axes(axes: object) -> Mapping[str, Ladder]:
     return MappingProxyType(
         {name: Ladder(axes[name], name=f"capture_axes[{name!r}]") for name in sorted(axes)}
     )
+
+
+def most_elements(limit: object, smallest: Bucket) -> int | None:
+    """How many elements a bucket may have; None: any number.
+
+    Raises:
+        ConfigError: The limit is no size, or the `smallest` bucket of all axes has more.
+    """
+    if limit is None:
+        return None
+    elements = positive_size(limit, name="max_bucket_elements")
+    if smallest.elements > elements:
+        raise ConfigError(
+            f"max_bucket_elements={elements} leaves no bucket, as the smallest, {smallest}, has "
+            f"{smallest.elements} elements: raise it, or give smaller sizes"
+        )
+    return elements
 
 
 def largest_size(

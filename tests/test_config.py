@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import pickle
@@ -23,6 +24,7 @@ DEFAULTS = {
     "capture_sizes": [1, 2, 4, 8, 16, 32, 64, 128, 256],
     "capture_seq_lens": None,
     "capture_axes": {},
+    "max_bucket_elements": None,
     "max_capture_batch_size": 256,
     "max_capture_seq_len": 8192,
     "on_miss": "capture",
@@ -69,6 +71,8 @@ def configs(draw):
         "compare_where": st.sampled_from(["all", "mask"]),
     }
     given = draw(st.fixed_dictionaries({}, optional=optional))
+    least = math.prod(map(min, (sizes, lengths or {1}, *given.get("capture_axes", {}).values())))
+    given["max_bucket_elements"] = draw(st.none() | st.integers(least, 9999 * least))
     return CUDAGraphConfig(
         capture_sizes=tuple(sizes),
         capture_seq_lens=lengths if lengths is None else tuple(lengths),
@@ -114,6 +118,7 @@ def test_repr():
         enabled=False,
         capture_sizes=[4, 1],
         capture_seq_lens=(16,),
+        max_bucket_elements=64,
         max_capture_batch_size=8,
         max_capture_seq_len=32,
         on_miss="eager",
@@ -130,10 +135,11 @@ def test_repr():
     )
     assert repr(config) == (
         "CUDAGraphConfig(enabled=False, capture_sizes=(1, 4), capture_seq_lens=(16,), "
-        "max_capture_batch_size=8, max_capture_seq_len=32, on_miss='eager', on_overflow='error', "
-        "max_graphs=5, use_memory_pool=False, memory_pool_size_mb=7, cudagraph_copy_inputs=False, "
-        "warmup_iterations=0, command_buffers=CommandBufferScope.FULL, "
-        "compiler_options={'a': '1', 'b': '2'}, debug_mode=True, compare_where='mask')"
+        "max_bucket_elements=64, max_capture_batch_size=8, max_capture_seq_len=32, "
+        "on_miss='eager', on_overflow='error', max_graphs=5, use_memory_pool=False, "
+        "memory_pool_size_mb=7, cudagraph_copy_inputs=False, warmup_iterations=0, "
+        "command_buffers=CommandBufferScope.FULL, compiler_options={'a': '1', 'b': '2'}, "
+        "debug_mode=True, compare_where='mask')"
     )
     assert repr(CUDAGraphConfig(per_layer_graphs=True)) == "CUDAGraphConfig(per_layer_graphs=True)"
 
@@ -184,6 +190,7 @@ BAD: dict[str, list] = {
         *(None, 5, "text", [("a", (1,))], {1: (1,)}, {"a b": (1,)}, {"batch": (1,)}, {"seq": (1,)}),
         *({"a": sizes} for sizes in NO_LADDERS if sizes is not None),
     ],
+    "max_bucket_elements": NO_SIZES,
     "max_capture_batch_size": [*NO_SIZES, 255],
     "max_capture_seq_len": NO_SIZES,
     "on_miss": ["", "captured", None, 1, ["capture"]],
@@ -285,10 +292,12 @@ def test_limits(fields, limits):
 
 @given(configs(), st.integers(-2, 10000), st.integers(-2, 10000))
 def test_should_use_cudagraph(config, batch, seq):
-    """A call gets a graph when both its sizes are from 1 to their limits."""
+    """A call gets a graph when both its sizes are inside their limits, and so is its bucket."""
     inside = batch in range(1, config.max_batch_size + 1) and seq in range(
         1, config.max_seq_len + 1
     )
+    if config.max_bucket_elements is not None:
+        inside &= config.bucket_for(batch, seq).elements <= config.max_bucket_elements
     assert config.should_use_cudagraph(batch, seq) == (inside and config.enabled)
     assert not CUDAGraphConfig.disabled().should_use_cudagraph(batch, seq)
 
@@ -311,9 +320,9 @@ def test_padded_sizes(config, batch, seq):
 def test_buckets_are_the_grid(config):
     """The grid is ascending, inside the limits, and each of its buckets is its own."""
     grid = config.buckets()
-    named = map(len, config.capture_axes.values())
-    lengths = len(config.capture_seq_lens or (1,))
-    assert len(grid) == len(config.capture_sizes) * lengths * math.prod(named)
+    ladders = (config.capture_sizes, config.capture_seq_lens or (1,), *config.capture_axes.values())
+    most = config.max_bucket_elements or math.inf
+    assert len(grid) == sum(math.prod(each) <= most for each in itertools.product(*ladders))
     assert list(grid) == sorted(set(grid))
     assert all(config.admits(bucket) == config.enabled for bucket in grid)
     assert all(config.padded(bucket) == bucket for bucket in grid)

@@ -298,16 +298,16 @@ def is_stale(program: Program, bucket: Bucket, old: CUDAGraphConfig, new: CUDAGr
     """
     if old is new:
         return False
-    if not new.admits(bucket):
-        return old.admits(bucket)
+    if not new.admits(bucket, program.carried):
+        return old.admits(bucket, program.carried)
     return not _has_place(program, bucket, new)
 
 
 def _has_place(program: Program, bucket: Bucket, config: CUDAGraphConfig) -> bool:
     """Whether calls under `config` are padded to `bucket`."""
-    if not config.admits(bucket):
+    if not config.admits(bucket, program.carried):
         return config.on_overflow == "exact"
-    return config.padded(bucket).only(program.carried, others=bucket) == bucket
+    return config.padded(bucket, program.carried) == bucket
 
 
 def _backend_evicts() -> bool:

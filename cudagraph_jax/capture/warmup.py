@@ -16,7 +16,13 @@ from cudagraph_jax.capture.budget import Budget, check_device
 from cudagraph_jax.capture.capturer import Capturer, is_stale
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.errors import CaptureError, CUDAGraphWarning, PaddingLeakError, SealedError
+from cudagraph_jax.errors import (
+    CaptureError,
+    ConfigError,
+    CUDAGraphWarning,
+    PaddingLeakError,
+    SealedError,
+)
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
@@ -147,7 +153,8 @@ def warm_grid(
     Raises:
         ConfigError: The grid does not fit into `max_graphs` or the memory budget; said before the
             first bucket over it is compiled, as far as the ones before tell what it needs. Or a
-            bucket needs more to run than is free of its device.
+            bucket needs more to run than is free of its device, or none of them has few enough
+            elements at a length that is not padded.
         SealedError: The mode does not allow captures.
         InputShapeError: An output that must be trimmed cannot be.
         CaptureError: No bucket can be traced, and neither does the plain function take the example.
@@ -185,6 +192,12 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
     target = call.target
     registry, config = capturer.registry, capturer.registry.config
     buckets = config.grid(call.carried, call.sizes)
+    if not buckets:
+        raise ConfigError(
+            f"{target.name} at {call.sizes} has no bucket within "
+            f"max_bucket_elements={config.max_bucket_elements}: raise it, or warm up with a "
+            "shorter example"
+        )
     program = capturer.program_of(call)
     budget = Budget(registry, call.variant, buckets)
     largest = max(buckets, key=lambda bucket: bucket.elements)

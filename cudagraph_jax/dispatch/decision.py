@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
 from typing import NamedTuple
 
@@ -62,8 +62,9 @@ class Decision(NamedTuple):
         entry: The captured bucket that serves it, for REPLAY.
         error: What is raised instead of running eagerly; None in general.
         in_background: Whether the bucket is to be captured in the background meanwhile.
-        in_pieces: Whether it is served in pieces, as far as these have buckets.
         is_passing: Whether the next call of this size may be served in another way.
+        piece_rows: The rows of the pieces that it is served in, as far as these have buckets; 0:
+            it is not cut.
     """
 
     mode: CUDAGraphMode
@@ -73,7 +74,7 @@ class Decision(NamedTuple):
     error: CUDAGraphError | None = None
     in_background: bool = False
     is_passing: bool = False
-    in_pieces: bool = False
+    piece_rows: int = 0
 
     def __str__(self) -> str:
         bucket = self.bucket if self.entry is None else self.entry.bucket
@@ -116,7 +117,7 @@ def decide(
     config: CUDAGraphConfig,
     mode: CUDAGraphMode,
     sizes: Bucket,
-    bucket: Bucket,
+    carried: Collection[str],
     holdings: Holdings,
 ) -> Decision:
     """The decision for one call; the table is in docs/misses.md.
@@ -125,7 +126,7 @@ def decide(
         config: Limits and policies.
         mode: The most that may be done.
         sizes: The call's.
-        bucket: What that is padded to, inside the limits.
+        carried: The axes that its arrays carry.
         holdings: What is captured.
     """
     none = CUDAGraphMode.NONE
@@ -140,8 +141,9 @@ def decide(
     exact = holdings.find(sizes)
     if exact is not None:
         return Decision(CUDAGraphMode.REPLAY, Reason.EXACT, sizes, exact)
-    if not config.admits(sizes):
-        return _overflow(config, mode, sizes, holdings)
+    if not config.admits(sizes, carried):
+        return _overflow(config, mode, sizes, carried, holdings)
+    bucket = config.padded(sizes, carried)
     if not config.cudagraph_copy_inputs and bucket != sizes:
         return Decision(none, Reason.UNPADDED, bucket, error=_unpadded(sizes, bucket))
     padded = holdings.find(bucket)
@@ -220,22 +222,27 @@ def _failed(
 
 
 def _overflow(
-    config: CUDAGraphConfig, mode: CUDAGraphMode, sizes: Bucket, holdings: Holdings
+    config: CUDAGraphConfig,
+    mode: CUDAGraphMode,
+    sizes: Bucket,
+    carried: Collection[str],
+    holdings: Holdings,
 ) -> Decision:
     none = CUDAGraphMode.NONE
     if config.on_overflow == "eager":
         return Decision(none, Reason.OVERFLOW)
-    piece = sizes.with_sizes({"batch": min(sizes.batch_size, config.max_batch_size)})
-    if config.on_overflow == "split" and config.admits(piece):
-        return Decision(none, Reason.SPLIT)
+    piece = _largest_piece(config, sizes, carried)
+    if config.on_overflow == "split" and piece:
+        return Decision(none, Reason.SPLIT, piece_rows=piece)
     if config.on_overflow != "exact":
-        return Decision(none, Reason.OVERFLOW, error=_too_large(config, sizes))
+        error = _too_large(config, sizes, carried, policy="split" if piece else "exact")
+        return Decision(none, Reason.OVERFLOW, error=error)
     if mode is CUDAGraphMode.REPLAY:
-        error = SealedError(
+        sealed = SealedError(
             f'{sizes} is not captured, and a sealed manager refuses on_overflow="exact": '
             "add a bucket, or set mode to CUDAGraphMode.CAPTURE"
         )
-        return Decision(none, Reason.SEALED, sizes, error=error)
+        return Decision(none, Reason.SEALED, sizes, error=sealed)
     failed = holdings.failed(sizes)
     if failed is not None:
         return _failed(config, sizes, holdings, failed)
@@ -248,16 +255,53 @@ def _capture(reason: Reason, bucket: Bucket, holdings: Holdings) -> Decision:
     return Decision(CUDAGraphMode.CAPTURE, reason, bucket)
 
 
-def _too_large(config: CUDAGraphConfig, sizes: Bucket) -> CUDAGraphError:
-    too_large = [axis for axis, size in sizes.sizes.items() if size > config.largest(axis)]
+def _largest_piece(config: CUDAGraphConfig, sizes: Bucket, carried: Collection[str]) -> int:
+    """The most rows that are inside the limits beside the other sizes; 0: not even the fewest."""
+    return max(
+        rows if config.admits(sizes.with_sizes({"batch": rows}), carried) else 0
+        for rows in config.capture_sizes
+    )
+
+
+def too_large_axes(config: CUDAGraphConfig, sizes: Bucket) -> list[str]:
+    """The axes whose size alone is outside the limits; none: the elements of its bucket are."""
+    return [axis for axis, size in sizes.sizes.items() if size > config.largest(axis)]
+
+
+def limits(config: CUDAGraphConfig, sizes: Bucket, carried: Collection[str]) -> str:
+    """The limits that a call is outside of, in words."""
+    if too_large_axes(config, sizes):
+        return f"batch {config.max_batch_size} and seq_len {config.max_seq_len}"
+    bucket = config.padded(sizes, carried)
+    return (
+        f"max_bucket_elements={config.max_bucket_elements}, of which its bucket, {bucket}, takes "
+        f"{bucket.elements}"
+    )
+
+
+def larger_limits(config: CUDAGraphConfig, sizes: Bucket) -> str:
+    """What to change for a call that is outside the limits."""
+    return "add larger buckets" if too_large_axes(config, sizes) else "raise max_bucket_elements"
+
+
+def _too_large(
+    config: CUDAGraphConfig, sizes: Bucket, carried: Collection[str], *, policy: str
+) -> CUDAGraphError:
     problems = [
         f"{'seq_len' if axis == 'seq' else axis}={sizes.size(axis)} is larger than the largest "
         f"bucket, {config.largest(axis)}"
-        for axis in too_large
+        for axis in too_large_axes(config, sizes)
     ]
-    policy = "split" if too_large == ["batch"] else "exact"
+    remedies = ["add a bucket"] if problems else []
+    bucket = config.padded(sizes, carried)
+    if not config.allows(bucket):
+        problems.append(
+            f"the bucket of {sizes}, {bucket}, has {bucket.elements} elements, more than "
+            f"max_bucket_elements={config.max_bucket_elements}"
+        )
+        remedies.append("raise max_bucket_elements")
     return BucketOverflowError(
-        f'{" and ".join(problems)}: add a bucket or set on_overflow="{policy}"'
+        f'{" and ".join(problems)}: {" and ".join(remedies)} or set on_overflow="{policy}"'
     )
 
 

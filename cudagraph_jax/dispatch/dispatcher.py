@@ -18,7 +18,14 @@ from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.capture.failures import is_final
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.dispatch.decision import Decision, Holdings, Reason, decide
+from cudagraph_jax.dispatch.decision import (
+    Decision,
+    Holdings,
+    Reason,
+    decide,
+    larger_limits,
+    limits,
+)
 from cudagraph_jax.dispatch.split import (
     delete_donated,
     joined,
@@ -37,7 +44,7 @@ from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import Args, Call, Variant
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.program.function_ref import FunctionRef
-from cudagraph_jax.shapes.ladder import Bucket, Ladder
+from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 
 
@@ -91,16 +98,16 @@ class Dispatcher:
 
     def bucket_for(self, call: Call) -> Bucket:
         """The bucket that `call` is padded to; a size that no array carries stays as it is."""
-        return _padded(self.config, call, call.sizes)
+        return self.config.padded(call.sizes, call.carried)
 
     def decide(self, call: Call) -> Decision:
         """What is done with `call`; nothing is run."""
         decision = self._decide(call, call.sizes)
-        if decision.reason is not Reason.SPLIT:
+        if not decision.piece_rows:
             return decision
         parts = [
             self._decide(call, call.sizes.with_sizes({"batch": rows}))
-            for rows in dict.fromkeys(piece_rows(call.sizes.batch_size, self._largest_piece))
+            for rows in dict.fromkeys(piece_rows(call.sizes.batch_size, decision.piece_rows))
         ]
         refused = next((part for part in parts if part.error is not None), None)
         if refused is not None:
@@ -109,14 +116,10 @@ class Dispatcher:
         if first.entry is not None and (error := unjoinable(first.entry.outputs)) is not None:
             return decision._replace(reason=Reason.INPUT, error=error)
         if not first.has_bucket:
-            return decision._replace(reason=Reason.OVERFLOW, in_pieces=True)
+            return decision._replace(reason=Reason.OVERFLOW)
         captures = any(part.mode is CUDAGraphMode.CAPTURE for part in parts)
         mode = CUDAGraphMode.CAPTURE if captures else first.mode
-        return decision._replace(mode=mode, in_pieces=True)
-
-    @property
-    def _largest_piece(self) -> int:
-        return Ladder(self.config.capture_sizes).max
+        return decision._replace(mode=mode)
 
     def _decide(self, call: Call, sizes: Bucket) -> Decision:
         holdings = Holdings(
@@ -128,8 +131,7 @@ class Dispatcher:
         )
         while True:
             config = self.config
-            bucket = _padded(config, call, sizes)
-            decision = decide(config, self.mode, sizes, bucket, holdings)
+            decision = decide(config, self.mode, sizes, call.carried, holdings)
             # A new grid comes before the old one goes: what was not found may be there by now.
             if config is self.config:
                 return decision
@@ -225,7 +227,7 @@ class Dispatcher:
         if decision.error is not None:
             return partial(_refuse, decision.error)
         act: Callable[[Call, Decision], Reply | None] = self._eager
-        if decision.in_pieces:
+        if decision.piece_rows:
             act = self._split
         elif decision.in_background:
             act = self._queue_and_answer
@@ -304,7 +306,7 @@ class Dispatcher:
     def _split(self, call: Call, decision: Decision) -> Reply:
         """The call in pieces, each in its bucket; a piece without one runs eagerly."""
         donated = call.target.donate_argnums
-        parts = list(pieces(call, largest=self._largest_piece, donate_argnums=donated))
+        parts = list(pieces(call, largest=decision.piece_rows, donate_argnums=donated))
         distinct = {part.sizes: part for part in parts}
         held = {sizes: self._held(part) for sizes, part in distinct.items()}
         first = held[parts[0].sizes]
@@ -405,10 +407,6 @@ def _error_reason(error: BaseException, decision: Decision) -> Reason:
     return Reason.INPUT if isinstance(error, InputShapeError) else Reason.RUN
 
 
-def _padded(config: CUDAGraphConfig, call: Call, sizes: Bucket) -> Bucket:
-    return config.padded(sizes).only(call.carried, others=sizes)
-
-
 def mode_for(dispatcher: Dispatcher, sizes: Bucket) -> CUDAGraphMode:
     """What would be done with a call of this size, any captured function taken for its own."""
     registry, config = dispatcher.registry, dispatcher.config
@@ -421,7 +419,7 @@ def mode_for(dispatcher: Dispatcher, sizes: Bucket) -> CUDAGraphMode:
         return next((entry for entry in found if entry is not None), None)
 
     holdings = Holdings(find, find_larger, lambda bucket: None)
-    return decide(config, dispatcher.mode, sizes, config.bucket_for(*sizes), holdings).mode
+    return decide(config, dispatcher.mode, sizes, ("batch", "seq"), holdings).mode
 
 
 def replayable(dispatcher: Dispatcher, sizes: Bucket) -> list[CUDAGraphEntry]:
@@ -464,12 +462,14 @@ def overflow_notice(
         # Of outputs that stay on the device the time is that of the dispatch.
         if near.replay_count and (call.target.unpad == "host" or near.waits):
             known += f", once, and takes {near.avg_replay_time_ms:,.1f} ms to replay"
-    remedy = 'add larger buckets, or set on_overflow="exact", which captures each such size once'
-    if mode is not CUDAGraphMode.CAPTURE:
-        remedy = "add larger buckets, and warm them up before seal()"
+    remedy = larger_limits(config, sizes)
+    if mode is CUDAGraphMode.CAPTURE:
+        remedy += ', or set on_overflow="exact", which captures each such size once'
+    else:
+        remedy += ", and warm up before seal()"
     return (
-        f"{call.target.name} ran eagerly at {sizes}, outside the limits, batch "
-        f"{config.max_batch_size} and seq_len {config.max_seq_len}: {took_ms:,.1f} ms, with what "
+        f"{call.target.name} ran eagerly at {sizes}, outside the limits, "
+        f"{limits(config, sizes, call.carried)}: {took_ms:,.1f} ms, with what "
         f'had to be compiled for that; {known}. With on_overflow="eager" every such call runs '
         f"operation by operation: {remedy}. Said once for this function"
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.dispatch.decision import Decision, Reason
+from cudagraph_jax.dispatch.decision import Decision, Reason, larger_limits, limits
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.modes import CUDAGraphMode
@@ -95,9 +95,10 @@ def _replayed(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[s
 
 
 def _captured(config: CUDAGraphConfig, decision: Decision) -> tuple[str, str]:
-    if decision.reason is Reason.OVERFLOW:
-        return 'it is outside the limits and on_overflow="exact"', "add larger buckets"
-    policy = f'{decision.bucket} is not captured yet and on_miss="{config.on_miss}"'
+    bucket = decision.bucket
+    if decision.reason is Reason.OVERFLOW and bucket is not None:
+        return 'it is outside the limits and on_overflow="exact"', larger_limits(config, bucket)
+    policy = f'{bucket} is not captured yet and on_miss="{config.on_miss}"'
     return policy, _WARM_UP
 
 
@@ -106,7 +107,7 @@ def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
     failure = dispatcher.capturer.failures.get(bucket, call.variant)
     match decision.reason:
         case Reason.SPLIT | Reason.OVERFLOW:
-            return _outside(dispatcher, decision)
+            return _outside(dispatcher, call, decision)
         case Reason.MISS | Reason.QUEUED | Reason.REFUSED:
             return _uncaptured(bucket, decision)
         case Reason.SEALED if failure is None:
@@ -116,20 +117,20 @@ def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
     return f"its bucket could not be captured before: {failure}", "mend that, then reset()"
 
 
-def _outside(dispatcher: Dispatcher, decision: Decision) -> tuple[str, str]:
+def _outside(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:
     """The words for a call outside the limits that no bucket of its own serves."""
     config, is_sealed = dispatcher.config, dispatcher.mode is not CUDAGraphMode.CAPTURE
-    rows = f"pieces of {max(config.capture_sizes)} rows"
+    rows = f"pieces of {decision.piece_rows} rows"
     if decision.reason is Reason.SPLIT:
         return f'it is served in {rows}, and joined, as on_overflow="split" says', ""
-    if decision.in_pieces:
+    if decision.piece_rows:
         why = f'its {rows} (on_overflow="split") have no captured bucket'
         return why, _WARM_UP_AND_SEAL if is_sealed else _WARM_UP
-    limits = f"batch {config.max_batch_size} and seq_len {config.max_seq_len}"
-    why = f'it is larger than the limits, {limits}, and on_overflow="eager" runs it eagerly'
+    beyond, remedy = limits(config, call.sizes, call.carried), larger_limits(config, call.sizes)
+    why = f'it is larger than the limits, {beyond}, and on_overflow="eager" runs it eagerly'
     if is_sealed:
-        return why, "add larger buckets, and warm them up before seal()"
-    return why, 'add larger buckets, or set on_overflow="exact" to capture its own size'
+        return why, f"{remedy}, and warm up before seal()"
+    return why, f'{remedy}, or set on_overflow="exact" to capture its own size'
 
 
 def _uncaptured(bucket: Bucket, decision: Decision) -> tuple[str, str]:

@@ -245,7 +245,7 @@ def _leaving(
         if not is_stale(entry.program, entry.bucket, registry.config, config)
         and (entry.bucket, entry.variant) not in new
     ]
-    exact = [entry for entry in staying if not config.admits(entry.bucket)]
+    exact = [entry for entry in staying if not config.admits(entry.bucket, entry.program.carried)]
     exact.sort(key=lambda entry: entry.journal.last_used(), reverse=True)
     leaving: set[CUDAGraphEntry] = set()
     while True:

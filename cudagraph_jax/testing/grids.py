@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from functools import partial
 from typing import Any
 
 from hypothesis import strategies as st
@@ -82,9 +84,24 @@ def sizes(
     """
     batch = _limit("max_batch_size", max_batch_size, config.max_batch_size)
     seq = _limit("max_seq_len", max_seq_len, config.max_seq_len)
-    return st.builds(
+    drawn = st.builds(
         Bucket, _near_edges(config.capture_sizes, batch), _near_edges(config.capture_seq_lens, seq)
     )
+    return drawn.map(partial(_within_budget, config))
+
+
+def _within_budget(config: CUDAGraphConfig, sizes: Bucket) -> Bucket:
+    """`sizes`, each cut in turn to what `max_bucket_elements` allows beside the others."""
+    for axis in sizes.sizes:
+        sizes = sizes.with_sizes({axis: _most(config, axis, sizes)})
+    return sizes
+
+
+def _most(config: CUDAGraphConfig, axis: str, sizes: Bucket) -> int:
+    def is_over(size: int) -> bool:
+        return not config.allows(config.padded(sizes.with_sizes({axis: size})))
+
+    return max(1, bisect_left(range(1, sizes.size(axis) + 1), True, key=is_over))
 
 
 def _limit(name: str, given: int | None, allowed: int) -> int:

@@ -53,7 +53,7 @@ def decided(entries, mode, sizes, *, held=(), failed=None, queues=True, **option
         failed=lambda bucket: failed or None,
         queues=lambda bucket: queues,
     )
-    return decide(config, mode, sizes, config.bucket_for(*sizes), holdings)
+    return decide(config, mode, sizes, ("batch", "seq"), holdings)
 
 
 BEHIND = {"on_miss": "background"}

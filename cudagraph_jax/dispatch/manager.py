@@ -364,7 +364,9 @@ class CUDAGraphManager:
         The largest size that was asked for gets a bucket, also where it was outside the limits:
         `max_batch_size` and `max_seq_len` leave larger ones to `on_overflow`. What fits today
         still fits, limits above the ladders included, unless `headroom`, `max_batch_size` or
-        `max_seq_len` says otherwise: `headroom=0.0` gives it up for less padding.
+        `max_seq_len` says otherwise: `headroom=0.0` gives it up for less padding. Under
+        `max_bucket_elements` that holds for what was asked for; what is over it counts in the
+        pieces that `"split"` serves, and not at all with another `on_overflow`.
 
         Args:
             max_graphs: The most buckets; as many as the grid has now if None.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -14,10 +15,11 @@ from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.capture.warmup import sealed_error
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
+from cudagraph_jax.dispatch.split import piece_rows
 from cudagraph_jax.errors import ConfigError, CUDAGraphError, CUDAGraphWarning
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
-from cudagraph_jax.planning.costs import Cost
+from cudagraph_jax.planning.costs import Cost, avoiding, chosen_cost
 from cudagraph_jax.planning.plan import BucketPlan
 from cudagraph_jax.planning.planner import Headroom, plan_buckets
 from cudagraph_jax.program.call import Variant
@@ -42,7 +44,8 @@ def plan_from(
     """The plan for sizes that a manager of `config` was asked for; see `Planned.replan`.
 
     Raises:
-        ConfigError: There are no sizes, an option is not valid, or `config` pads no sequence.
+        ConfigError: There are no sizes, an option is not valid, `config` pads no sequence, or no
+            grid of so many buckets was found that holds all sizes within `max_bucket_elements`.
     """
     if max_graphs is not None:
         max_graphs = positive_size(max_graphs, name="max_graphs")
@@ -50,7 +53,7 @@ def plan_from(
         math.inf if size is None else positive_size(size, name=name)
         for name, size in (("max_batch_size", max_batch_size), ("max_seq_len", max_seq_len))
     ]
-    kept = _up_to(most, sizes)
+    kept = _in_pieces(_up_to(most, sizes), config)
     if config.capture_seq_lens is None and any(size.seq_len != 1 for size in kept):
         raise ConfigError(
             "capture_seq_lens=None makes each seq_len a bucket of its own, so that there is no "
@@ -62,15 +65,51 @@ def plan_from(
         largest = [max(config.ladder(axis) or (1,)) for axis in axes]
         asked = (*most, *[math.inf] * (len(axes) - 2))
         headroom = tuple(int(min(pair)) for pair in zip(largest, asked, strict=True))
-    return plan_buckets(
+    if max_graphs is None:
+        # Not those that the budget leaves: it leaves some of the new ones out, too.
+        max_graphs = math.prod(len(config.ladder(axis) or (1,)) for axis in axes)
+    if config.max_bucket_elements is not None:
+        cost = avoiding(chosen_cost(cost, axes), more_elements_than=config.max_bucket_elements)
+    plan = plan_buckets(
         {tuple(size.sizes.get(axis, 1) for axis in axes): count for size, count in kept.items()},
         axes=axes,
-        max_graphs=max_graphs or len(config.buckets()),
+        max_graphs=max_graphs,
         cost=cost,
         batch_multiple=batch_multiple,
         seq_multiple=seq_multiple,
         headroom=headroom,
     )
+    planned = planned_config(config, plan)
+    if over := [size for size in kept if not _is_within_budget(size, planned)]:
+        raise ConfigError(
+            f"no grid of {max_graphs} buckets was found that holds {over[0]} within "
+            f"max_bucket_elements={config.max_bucket_elements}: raise one of the two"
+        )
+    return plan
+
+
+def _is_within_budget(size: Bucket, config: CUDAGraphConfig) -> bool:
+    # Whether a size of 1 is carried is not known: where it is not, it is not padded.
+    return config.allows(config.padded(size, [axis for axis, n in size.sizes.items() if n > 1]))
+
+
+def _in_pieces(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> dict[Bucket, int]:
+    """Those of `sizes` within `max_bucket_elements`, and the pieces that others are served in."""
+    found: Counter[Bucket] = Counter()
+    for size, count in sizes.items():
+        if _is_within_budget(size, config):
+            found[size] += count
+        elif config.on_overflow == "split":
+            cut = [size.with_sizes({"batch": rows}) for rows in config.capture_sizes]
+            fitting = [piece.batch_size for piece in cut if _is_within_budget(piece, config)]
+            for rows in piece_rows(size.batch_size, max(fitting)) if fitting else ():
+                found[size.with_sizes({"batch": rows})] += count
+    if not found:
+        raise ConfigError(
+            f"all {len(sizes)} sizes are above max_bucket_elements={config.max_bucket_elements}: "
+            'raise that, or set on_overflow="split"'
+        )
+    return found
 
 
 def _up_to(most: Sequence[float], sizes: Mapping[Bucket, int]) -> dict[Bucket, int]:

@@ -24,6 +24,9 @@ seq_len) unless others were named, that gives a number of 0 or more."""
 # Costs are added up for every request there was.
 _TOO_MUCH = 1e100
 
+# More than all requests together waste, and little enough that their sum is still exact.
+_DEAR = 1e9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolynomialCost:
@@ -109,6 +112,17 @@ def chosen_cost(cost: Cost | None, axes: Sequence[str] = BATCH_SEQ) -> Cost:
             "elements"
         )
     return cost
+
+
+def avoiding(cost: Cost, *, more_elements_than: int) -> Cost:
+    """`cost`, by which buckets of more elements are so dear that a plan has none for a request."""
+
+    def factor(*sizes: Ints) -> Floats:
+        return np.where(_elements(*sizes) > more_elements_than, _DEAR, 1.0)
+
+    if is_formula(cost):
+        return Formula(lambda *sizes: cost.each(*sizes) * factor(*sizes))
+    return lambda *sizes: float(cost(*sizes) * factor(*map(np.array, sizes)))
 
 
 def is_formula(cost: Cost) -> TypeGuard[PolynomialCost | Formula]:

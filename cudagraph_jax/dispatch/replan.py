@@ -71,7 +71,7 @@ def plan_from(
     if config.max_bucket_elements is not None:
         cost = avoiding(chosen_cost(cost, axes), more_elements_than=config.max_bucket_elements)
     plan = plan_buckets(
-        {tuple(size.sizes.get(axis, 1) for axis in axes): count for size, count in kept.items()},
+        {tuple(size.sizes.values()): count for size, count in kept.items()},
         axes=axes,
         max_graphs=max_graphs,
         cost=cost,
@@ -80,7 +80,7 @@ def plan_from(
         headroom=headroom,
     )
     planned = planned_config(config, plan)
-    if over := [size for size in kept if not _is_within_budget(size, planned)]:
+    if over := [size for size in kept if not planned.allows(planned.padded(size))]:
         raise ConfigError(
             f"no grid of {max_graphs} buckets was found that holds {over[0]} within "
             f"max_bucket_elements={config.max_bucket_elements}: raise one of the two"
@@ -88,20 +88,19 @@ def plan_from(
     return plan
 
 
-def _is_within_budget(size: Bucket, config: CUDAGraphConfig) -> bool:
-    # Whether a size of 1 is carried is not known: where it is not, it is not padded.
-    return config.allows(config.padded(size, [axis for axis, n in size.sizes.items() if n > 1]))
-
-
 def _in_pieces(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> dict[Bucket, int]:
-    """Those of `sizes` within `max_bucket_elements`, and the pieces that others are served in."""
+    """Those of `sizes` within `max_bucket_elements`, and the pieces that others are served in.
+
+    What no array carried is a size of 1 like any other, which is padded, as it is in the plan.
+    """
     found: Counter[Bucket] = Counter()
-    for size, count in sizes.items():
-        if _is_within_budget(size, config):
+    for asked, count in sizes.items():
+        size = Bucket.of({**dict.fromkeys(config.capture_axes, 1), **asked.sizes})
+        if config.allows(config.padded(size)):
             found[size] += count
         elif config.on_overflow == "split":
             cut = [size.with_sizes({"batch": rows}) for rows in config.capture_sizes]
-            fitting = [piece.batch_size for piece in cut if _is_within_budget(piece, config)]
+            fitting = [piece.batch_size for piece in cut if config.allows(config.padded(piece))]
             for rows in piece_rows(size.batch_size, max(fitting)) if fitting else ():
                 found[size.with_sizes({"batch": rows})] += count
     if not found:

@@ -329,13 +329,18 @@ class BucketedFunction(Generic[P, R]):
         if pick is None:
             pick = self._picks[form] = picker(self._binder.bucketed(form))
         picked = pick(bound.args)
-        leaves, structure = jax.tree.flatten(picked)
-        if not all(map(is_array, leaves)):
-            return None
-        arrays: Hashable = tuple(map(_shape_and_dtype, leaves))
-        if not jax.tree_util.all_leaves(picked):
-            arrays = (structure, arrays)
-        placed = tuple(map(placement, leaves))
+        arrays: Hashable
+        placed: tuple[object, ...] = ()
+        if all(type(value) is ndarray for value in picked):  # as of most servers: nothing is placed
+            arrays = tuple(map(_shape_and_dtype, picked))
+        else:
+            leaves, structure = jax.tree.flatten(picked)
+            if not all(map(is_array, leaves)):
+                return None
+            arrays = tuple(map(_shape_and_dtype, leaves))
+            if not jax.tree_util.all_leaves(picked):
+                arrays = (structure, arrays)
+            placed = tuple(map(placement, leaves))
         settings = current_settings()
         if self._settings is None:
             self._settings = settings

@@ -194,6 +194,7 @@ class Route:
 
     __slots__ = (
         "_call",
+        "_direct",
         "_masks",
         "_pads",
         "_wait",
@@ -249,9 +250,8 @@ class Route:
         self.kinds = self.checks.kinds
         self.device_array = device_array_type()
         self.device, self.precision, self.x64 = program.settings.always_read
-        self.direct: Callable[..., PyTree] | None = None
-        if not (wait or any(self.checks.numbers)):
-            self.direct = direct_call(call, self._pads, self._masks)
+        self._direct = direct_call(call, self._pads, self._masks)
+        self.direct = None if wait or any(self.checks.numbers) else self._direct
 
     def __del__(self) -> None:
         # Whoever runs a route holds it, so that nothing is counted after this.
@@ -281,9 +281,12 @@ class Route:
         given = args
         try:
             masks = NO_KWARGS if self._masks is None else self._masks()
-            if not self.pads_nothing:
-                args = self._pads.apply(given)
-            result = self._call(*args, **kwargs, **masks)
+            if self._direct is not None and not kwargs:
+                result = self._direct(*given)
+            else:
+                if not self.pads_nothing:
+                    args = self._pads.apply(given)
+                result = self._call(*args, **kwargs, **masks)
             is_refused = False
         except jax.errors.JaxRuntimeError as error:
             if not refuses_transfer(error):

@@ -113,13 +113,19 @@ class ArgumentChecks(NamedTuple):
     def accept(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> bool:
         """Whether the compiled function may be called with other arguments of the same shapes."""
         for place, dtypes in self.arrays:
+            value: Any
             if not isinstance(place, str):
                 value = args[place] if place < len(args) else None
             else:
                 value = kwargs.get(place)
-            if type(value) in self.kinds or isinstance(value, np.generic):
+            if (kind := type(value)) in self.kinds:
                 continue
-            if not (isinstance(value, np.ndarray) and is_array(value) and value.dtype in dtypes):
+            if kind is not np.ndarray:
+                if isinstance(value, np.generic):
+                    continue
+                if not (isinstance(value, np.ndarray) and is_array(value)):
+                    return False
+            if value.dtype not in dtypes:
                 return False
         return self.numbers.agree(args, kwargs)
 

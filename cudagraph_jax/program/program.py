@@ -300,7 +300,7 @@ class Program:
 
 def _constants(leaf: OutputLeaf, array: jax.ShapeDtypeStruct) -> tuple[object, list[int]]:
     """What of an output follows no size: its dtype, and the other dimensions."""
-    following = {*leaf.axes, *(axis for axis, _ in leaf.follows)}
+    following = dict(leaf.axes.dims) | dict(leaf.follows)
     return array.dtype, [size for axis, size in enumerate(array.shape) if axis not in following]
 
 

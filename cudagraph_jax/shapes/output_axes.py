@@ -321,11 +321,11 @@ def _size_by_size(probes: Probes, here: Sample, further: Sequence[Sample]) -> Fo
             )
     samples += further
     found = [_classify(here, others, index) for index in range(len(here.found.outputs))]
-    agreed = [_agreed(axes, samples, index) for index, axes in enumerate(found)]
+    agreed = [_agreed(axes, samples, index, probes) for index, axes in enumerate(found)]
     return FoundAxes(tuple(agreed), _structures_differ(samples))
 
 
-def _agreed(axes: OutputAxes, samples: Sequence[Sample], index: int) -> OutputAxes:
+def _agreed(axes: OutputAxes, samples: Sequence[Sample], index: int, probes: Probes) -> OutputAxes:
     """`axes`, as all samples have it: they may show what those of one size at a time did not.
 
     A dimension that follows one size, or none, has a problem where it differs though that one does
@@ -343,10 +343,14 @@ def _agreed(axes: OutputAxes, samples: Sequence[Sample], index: int) -> OutputAx
                 text = _unclear(axes.name, first, sample, index, f"dimension {place}")
                 return axes._replace(problem=text)
         points = sorted((own, _extent(sample, index, place)) for own, sample in seen.items())
-        if place in sizes and place not in follows and any(n != extent for n, extent in points):
+        others = [n for n, extent in points if n != extent]
+        if place in sizes and place not in follows and others:
             follows[place] = sizes[place]
-            if not _starts_alike(points):
-                last = max(seen.items())[1]
+            # Where other sizes differed, too, it may be these that it follows.
+            alone = probes.first_of(sizes[place], others[:1])
+            last = seen[others[0]]
+            is_own = alone is None or _extent(alone, index, place) == _extent(last, index, place)
+            if not (is_own and _starts_alike(points)):
                 text = _unclear(axes.name, samples[0], last, index, f"dimension {place}")
                 return axes._replace(problem=text)
     dims = tuple((place, length) for place, length in axes.axes.dims if place not in follows)

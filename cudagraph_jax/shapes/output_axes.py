@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from itertools import chain, pairwise, product
+from itertools import chain, count, pairwise, product
 from typing import NamedTuple
 
 from cudagraph_jax.errors import CUDAGraphError, InputShapeError
@@ -117,9 +117,10 @@ class Sample(NamedTuple):
 
 _SMALLEST = (1, 2, 3)
 # No powers of two, and the first no multiple of anything: what is rounded up or down to such equals
-# a size of the grid, and not these. The last are for functions that take next to no sizes. As many
-# of a row are taken as there are axes, all different.
-_UNEVEN = ((3, 5), (6, 7), (12, 13), (2, 3), (4, 5))
+# a size of the grid, and not these. Others are for functions that take even sizes alone, multiples
+# of 16, images of a least size; the last for those that take next to no sizes. Each goes on in its
+# step, so that all axes differ.
+_UNEVEN = ((3, 5), (6, 10), (12, 20), (48, 80), (96, 160), (2, 3), (4, 5))
 
 
 def infer_output_axes(probes: Probes) -> FoundAxes:
@@ -182,10 +183,10 @@ def _orders(probes: Probes) -> list[list[str]]:
 
 
 def _in_order(base: Bucket, order: Sequence[str], row: tuple[int, int]) -> Bucket:
-    """Sizes that rise in this order: those of `row`, and on in its steps and three."""
+    """Sizes that rise in this order: those of `row`, and on in its step."""
     first, second = row
-    sizes = [first, *(second + 4 * n for n in range(len(order) - 1))]
-    return base.with_sizes(dict(zip(order, sizes, strict=True)))
+    sizes = count(first, second - first)
+    return base.with_sizes(dict(zip(order, sizes, strict=False)))
 
 
 def _checked(axes: OutputAxes, here: Sample, other: Sample, index: int) -> OutputAxes:

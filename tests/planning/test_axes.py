@@ -337,7 +337,7 @@ EXPECTED = (
             "one for every size",
         ),
     ],
-    ids=repr,
+    ids=lambda value: value[:50] if isinstance(value, str) else "",
 )
 def test_bad_arguments(arguments, message):
     """What does not fit the axes is named with its value and what to give instead."""

@@ -32,6 +32,7 @@ from cudagraph_jax.dispatch.split import (
     piece_route,
     piece_rows,
     pieces,
+    uncuttable,
     unjoinable,
     was_donated,
 )
@@ -105,6 +106,8 @@ class Dispatcher:
         decision = self._decide(call, call.sizes)
         if not decision.piece_rows:
             return decision
+        if (error := uncuttable(call.axes)) is not None:
+            return decision._replace(reason=Reason.INPUT, error=error)
         parts = [
             self._decide(call, call.sizes.with_sizes({"batch": rows}))
             for rows in dict.fromkeys(piece_rows(call.sizes.batch_size, decision.piece_rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from cudagraph_jax.graphs.replay_counts import Fit
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.program.call import Call, copied_key, is_key
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs
-from cudagraph_jax.shapes.axes import Length, side
+from cudagraph_jax.shapes.axes import LeafAxes, Length, side
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, real_index
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments
@@ -65,6 +65,18 @@ def pieces(call: Call, *, largest: int, donate_argnums: Sequence[int] = ()) -> I
             sizes=call.sizes.with_sizes({"batch": count}),
         )
         start = stop
+
+
+def uncuttable(axes: Iterable[LeafAxes]) -> InputShapeError | None:
+    """The error where an argument has a length that follows from the batch, so that none is cut."""
+    for leaf in axes:
+        for place, length in leaf.dims:
+            if length.axis == "batch" and not length.is_size:
+                return InputShapeError(
+                    f"dimension {place} of an argument is {length}, which pieces of a batch do not "
+                    'share: set on_overflow="eager" or "exact", or add a larger bucket'
+                )
+    return None
 
 
 def unjoinable(outputs: Outputs) -> InputShapeError | None:

@@ -285,6 +285,10 @@ AXES = CUDAGraphConfig(capture_sizes=(2,), capture_axes={"height": (8, 16), "wid
         ({"in_axes": "batch height", "out_axes": "batch width"}, "no argument carries 'width'"),
         ({"in_axes": "batch height+1"}, "no argument carries 'height' itself"),
         ({"in_axes": "batch batch"}, "one row for each of the batch"),
+        ({"in_axes": "batch", "mask_argname": {"x": "batch hight"}}, "'hight', which has no sizes"),
+        ({"in_axes": "batch", "mask_argname": {"x": "batch width"}}, "no argument carries 'width'"),
+        ({"in_axes": "batch", "mask_argname": {"x": "batch+1"}}, "give the axes of the mask"),
+        ({"in_axes": "batch", "mask_argname": 3}, "name the keyword that takes the mask"),
         ({"in_axes": "batch 2height"}, "has the name '2height'"),
     ],
 )

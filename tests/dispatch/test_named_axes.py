@@ -1,5 +1,7 @@
 """Axes by name: images, encoders with decoders; masks over them, and lengths that follow."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,3 +217,25 @@ def test_a_plan_over_them():
     with no_compiles():
         np.testing.assert_allclose(function(floats(0, 3, 5, 7)), floats(0, 3, 5, 7) * 2, rtol=1e-6)
     assert function.explain(floats(0, 3, 5, 7)).bucket == Bucket(3, 1, height=5, width=7)
+
+
+def test_what_follows_from_the_batch_is_not_cut():
+    """A call whose argument has a length of batch + 1 is refused in pieces, and says what to do."""
+    config = CUDAGraphConfig(
+        capture_sizes=(2,), capture_seq_lens=(8,), on_overflow="split", warmup_iterations=0
+    )
+
+    def lengths(x, offsets):
+        return x * (offsets[1:] - offsets[:-1])[:, None]
+
+    function = bucket_jit(lengths, in_axes=("batch seq", "batch+1"), config=config)
+    for rows in (1, 2):
+        x, offsets = floats(0, rows, 5), np.arange(rows + 1, dtype=np.float32) * 3
+        np.testing.assert_allclose(function(x, offsets), x * 3, rtol=1e-6)
+    with pytest.raises(InputShapeError, match=r'is batch\+1, .*set on_overflow="eager"'):
+        function(floats(0, 5, 5), np.arange(6, dtype=np.float32))
+    eager = dataclasses.replace(config, on_overflow="eager")
+    function = bucket_jit(lengths, in_axes=("batch seq", "batch+1"), config=eager)
+    np.testing.assert_allclose(
+        function(floats(0, 5, 5), np.arange(6, dtype=np.float32)), floats(0, 5, 5), rtol=1e-6
+    )

@@ -83,7 +83,9 @@ class Bucket(tuple[Any, ...]):
         Raises:
             KeyError: There is none of this name.
         """
-        return self.batch_size if axis == "batch" else self.sizes[axis]
+        if axis == "batch":
+            return self.batch_size
+        return self.seq_len if axis == "seq" else dict(self[2:])[axis]
 
     def with_sizes(self, sizes: Mapping[str, int]) -> Self:
         """The same with other sizes of some axes, by their name."""
@@ -91,6 +93,8 @@ class Bucket(tuple[Any, ...]):
 
     def only(self, axes: Collection[str], *, others: Bucket) -> Self:
         """The same with the sizes of `others` for all axes but `axes`."""
+        if all(axis in axes for axis in self.sizes):
+            return self
         return self.of(
             {axis: size if axis in axes else others.size(axis) for axis, size in self.sizes.items()}
         )

@@ -165,7 +165,7 @@ def named_axes(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]
     config = cg.CUDAGraphConfig(
         capture_sizes=(1, 2, 4), capture_axes=dict.fromkeys(("a", "b", "c", "d"), (4, 8))
     )
-    x, pair = np.ones((3, 3, 3, 3), np.float32), np.ones((3, 3), np.float32)
+    x, pair = np.ones((4, 4, 3, 3), np.float32), np.ones((3, 3), np.float32)
     one = cg.bucket_jit(tiny, in_axes=("a b c d", "a b c d"), config=config)
     two = cg.bucket_jit(lambda x, y: (x * 2.0, y + 1.0), in_axes=("a b", "c d"), config=config)
     whole, half = jnp.ones((4, 4, 4, 4)), jnp.ones((4, 4))
@@ -175,8 +175,8 @@ def named_axes(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]
     def by_hand() -> np.ndarray:
         padded = np.zeros(whole.shape, np.float32), np.zeros(whole.shape, np.float32)
         for buffer in padded:
-            buffer[:3, :3, :3, :3] = x
-        return np.asarray(raw(*padded))[:3, :3, :3, :3]
+            buffer[:4, :4, :3, :3] = x
+        return np.asarray(raw(*padded))[:4, :4, :3, :3]
 
     def two_by_hand() -> list[np.ndarray]:
         padded = np.zeros(half.shape, np.float32), np.zeros(half.shape, np.float32)

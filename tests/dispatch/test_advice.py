@@ -91,8 +91,8 @@ def test_a_mistake_of_the_functions_own_gets_no_advice():
         raise RuntimeError("never")
 
     function = bucket_jit(broken, in_axes=("batch seq", None), config=GRID)
-    with pytest.warns(CUDAGraphWarning, match=r"RuntimeError: never\. It is not tried again"):
-        assert function.warmup(X, 2.0, progress=False).failed
+    with pytest.raises(CaptureError, match=r"example of the warm-up: RuntimeError: never$"):
+        function.warmup(X, 2.0, progress=False)
 
 
 def test_a_report_has_no_tracebacks():

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax import CUDAGraphConfig, CUDAGraphWarning, InputShapeError, bucket_jit
+from cudagraph_jax import (
+    CaptureError,
+    CUDAGraphConfig,
+    CUDAGraphWarning,
+    InputShapeError,
+    bucket_jit,
+)
 from cudagraph_jax.program.program import Program, request_for
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.helpers.functions import GRID, assert_close, floats

@@ -191,13 +191,7 @@ def _without_jit(config: CUDAGraphConfig, call: Call) -> WarmupReport:
 def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int) -> WarmupReport:
     target = call.target
     registry, config = capturer.registry, capturer.registry.config
-    buckets = config.grid(call.carried, call.sizes)
-    if not buckets:
-        raise ConfigError(
-            f"{target.name} at {call.sizes} has no bucket within "
-            f"max_bucket_elements={config.max_bucket_elements}: raise it, or warm up with a "
-            "shorter example"
-        )
+    buckets = _grid(config, call)
     program = capturer.program_of(call)
     budget = Budget(registry, call.variant, buckets)
     largest = max(buckets, key=lambda bucket: bucket.elements)
@@ -271,6 +265,17 @@ def _mistake_of(call: Call) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+def _grid(config: CUDAGraphConfig, call: Call) -> tuple[Bucket, ...]:
+    buckets = config.grid(call.carried, call.sizes)
+    if not buckets:
+        raise ConfigError(
+            f"{call.target.name} at {call.sizes} has no bucket within "
+            f"max_bucket_elements={config.max_bucket_elements}: raise it, or warm up with a "
+            "shorter example"
+        )
+    return buckets
 
 
 def _hottest_first(

@@ -71,7 +71,7 @@ def _words(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
     if decision.entry is not None:
         return _replayed(dispatcher, call, decision)
     if decision.mode is CUDAGraphMode.CAPTURE and decision.reason is not Reason.SPLIT:
-        return _captured(dispatcher.config, decision)
+        return _captured(dispatcher.config, call, decision)
     return _eager(dispatcher, call, decision)
 
 
@@ -94,11 +94,11 @@ def _replayed(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[s
     )
 
 
-def _captured(config: CUDAGraphConfig, decision: Decision) -> tuple[str, str]:
-    bucket = decision.bucket
-    if decision.reason is Reason.OVERFLOW and bucket is not None:
-        return 'it is outside the limits and on_overflow="exact"', larger_limits(config, bucket)
-    policy = f'{bucket} is not captured yet and on_miss="{config.on_miss}"'
+def _captured(config: CUDAGraphConfig, call: Call, decision: Decision) -> tuple[str, str]:
+    if decision.reason is Reason.OVERFLOW:
+        remedy = larger_limits(config, call.sizes)
+        return 'it is outside the limits and on_overflow="exact"', remedy
+    policy = f'{decision.bucket} is not captured yet and on_miss="{config.on_miss}"'
     return policy, _WARM_UP
 
 

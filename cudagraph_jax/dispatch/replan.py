@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from cudagraph_jax._base.checks import positive_size
@@ -47,8 +47,6 @@ def plan_from(
         ConfigError: There are no sizes, an option is not valid, `config` pads no sequence, or no
             grid of so many buckets was found that holds all sizes within `max_bucket_elements`.
     """
-    if max_graphs is not None:
-        max_graphs = positive_size(max_graphs, name="max_graphs")
     most = [
         math.inf if size is None else positive_size(size, name=name)
         for name, size in (("max_batch_size", max_batch_size), ("max_seq_len", max_seq_len))
@@ -60,14 +58,15 @@ def plan_from(
             "grid to plan: give capture_seq_lens to have the sequence padded"
         )
     axes = ("batch", "seq", *config.capture_axes)
+    ladders = [config.ladder(axis) or (1,) for axis in axes]
     if headroom is None:
         # What fits today fits tomorrow.
-        largest = [max(config.ladder(axis) or (1,)) for axis in axes]
+        largest = [ladder[-1] for ladder in ladders]
         asked = (*most, *[math.inf] * (len(axes) - 2))
         headroom = tuple(int(min(pair)) for pair in zip(largest, asked, strict=True))
     if max_graphs is None:
         # Not those that the budget leaves: it leaves some of the new ones out, too.
-        max_graphs = math.prod(len(config.ladder(axis) or (1,)) for axis in axes)
+        max_graphs = math.prod(map(len, ladders))
     if config.max_bucket_elements is not None:
         cost = avoiding(chosen_cost(cost, axes), more_elements_than=config.max_bucket_elements)
     plan = plan_buckets(
@@ -79,13 +78,19 @@ def plan_from(
         seq_multiple=seq_multiple,
         headroom=headroom,
     )
-    planned = planned_config(config, plan)
-    if over := [size for size in kept if not planned.allows(planned.padded(size))]:
-        raise ConfigError(
-            f"no grid of {max_graphs} buckets was found that holds {over[0]} within "
-            f"max_bucket_elements={config.max_bucket_elements}: raise one of the two"
-        )
+    _check_elements(planned_config(config, plan), kept, max_graphs=max_graphs)
     return plan
+
+
+def _check_elements(
+    planned: CUDAGraphConfig, sizes: Collection[Bucket], *, max_graphs: int
+) -> None:
+    over = next((size for size in sizes if not planned.allows(planned.padded(size))), None)
+    if over is not None:
+        raise ConfigError(
+            f"no grid of {max_graphs} buckets was found that holds {over} within "
+            f"max_bucket_elements={planned.max_bucket_elements}: raise one of the two"
+        )
 
 
 def _in_pieces(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> dict[Bucket, int]:

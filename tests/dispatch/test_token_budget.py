@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, find, given
+from hypothesis import find, given
 from hypothesis import strategies as st
 
 from cudagraph_jax import (
@@ -18,13 +18,11 @@ from cudagraph_jax import (
     CUDAGraphConfig,
     CUDAGraphManager,
     CUDAGraphMode,
-    attention_cost,
     bucket_jit,
     no_compiles,
     testing,
 )
 from cudagraph_jax.capture.capturer import is_stale
-from cudagraph_jax.dispatch.replan import plan_from, planned_config
 from cudagraph_jax.planning.planner import plan_buckets
 from tests.helpers.functions import assert_close, double, floats
 
@@ -278,68 +276,6 @@ def test_a_bucket_over_a_new_budget_is_stale():
         for entry in function.registry.entries()
     }
     assert stale == {Bucket(4, 16): True, Bucket(4, 8): False}
-
-
-@pytest.mark.parametrize("headroom", [None, 0.0])
-def test_a_plan_keeps_the_budget(headroom):
-    """A new grid is within the budget, and serves what the old one served in pieces."""
-    function = doubled("split")
-    for shape in ((8, 4), (8, 16), (8, 16), (7, 16)):
-        function(floats(0, *shape))
-    for _ in range(2):
-        function.manager.replan(headroom=headroom)
-        function.manager.wait()
-        config = function.manager.config
-        assert config.max_bucket_elements == 32
-        held = {entry.bucket for entry in function.registry.entries()}
-        assert held == set(config.buckets())
-        assert all(bucket.elements <= 32 for bucket in held)
-        for shape in ((8, 4), (8, 16)):
-            x = floats(1, *shape)
-            with no_compiles():
-                assert_close(function(x), x * 2)
-
-
-@given(
-    st.dictionaries(
-        st.builds(Bucket, st.integers(1, 8), st.integers(1, 16)), st.integers(1, 999), min_size=1
-    ),
-    st.sampled_from(["split", "eager"]),
-    st.none() | st.just(0.0),
-    st.sampled_from([None, attention_cost(4), lambda batch, seq_len: batch + seq_len]),
-)
-def test_what_fits_before_a_plan_fits_after(sizes, policy, headroom, cost):
-    """A plan has a bucket within the budget for every size that had one, whatever the cost."""
-    config = budgeted(policy)
-    fitting = list(filter(config.admits, sizes))
-    assume(fitting)
-    plan = plan_from(sizes, config, headroom=headroom, cost=cost)
-    planned = planned_config(config, plan)
-    assert all(map(planned.admits, fitting))
-    assert plan.num_graphs <= 12
-    assert 0 <= plan.expected_waste <= 1 - 1 / 32**2
-
-
-def test_a_plan_of_too_few_buckets():
-    """Where the buckets are too few to hold all sizes within the budget, the error says so."""
-    sizes = {Bucket(8, 4): 9, Bucket(2, 16): 9}
-    assert plan_from(sizes, BUDGET, max_graphs=4).num_graphs == 4
-    said = r"no grid of 2 buckets was found that holds .* within max_bucket_elements=32: raise one"
-    with pytest.raises(ConfigError, match=said):
-        plan_from(sizes, BUDGET, max_graphs=2)
-    with pytest.raises(ConfigError, match=r'all 1 sizes are above .* set on_overflow="split"'):
-        plan_from({Bucket(8, 16): 1}, BUDGET)
-
-
-def test_a_plan_over_axes_that_not_all_functions_carry():
-    """Rows alone, of which as many as images could not be, still fit after a plan."""
-    config = dataclasses.replace(
-        BUDGET, capture_seq_lens=None, capture_axes={"height": (8, 16)}, max_bucket_elements=32
-    )
-    sizes = {Bucket(8, 1): 5, Bucket(4, 1, height=8): 5, Bucket(2, 1, height=15): 5}
-    planned = planned_config(config, plan_from(sizes, config))
-    assert planned.admits(Bucket(8, 1), ["batch"])
-    assert all(map(planned.admits, list(sizes)[1:]))
 
 
 def test_of_a_plan():

@@ -257,10 +257,8 @@ def _capture(reason: Reason, bucket: Bucket, holdings: Holdings) -> Decision:
 
 def _largest_piece(config: CUDAGraphConfig, sizes: Bucket, carried: Collection[str]) -> int:
     """The most rows that are inside the limits beside the other sizes; 0: not even the fewest."""
-    return max(
-        rows if config.admits(sizes.with_sizes({"batch": rows}), carried) else 0
-        for rows in config.capture_sizes
-    )
+    pieces = (sizes.with_sizes({"batch": rows}) for rows in reversed(config.capture_sizes))
+    return next((piece.batch_size for piece in pieces if config.admits(piece, carried)), 0)
 
 
 def too_large_axes(config: CUDAGraphConfig, sizes: Bucket) -> list[str]:

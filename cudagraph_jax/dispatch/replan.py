@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from cudagraph_jax._base.checks import positive_size
@@ -19,7 +19,7 @@ from cudagraph_jax.dispatch.split import piece_rows
 from cudagraph_jax.errors import ConfigError, CUDAGraphError, CUDAGraphWarning
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
-from cudagraph_jax.planning.costs import Cost, avoiding, chosen_cost
+from cudagraph_jax.planning.costs import Cost
 from cudagraph_jax.planning.plan import BucketPlan
 from cudagraph_jax.planning.planner import Headroom, plan_buckets
 from cudagraph_jax.program.call import Variant
@@ -67,9 +67,7 @@ def plan_from(
     if max_graphs is None:
         # Not those that the budget leaves: it leaves some of the new ones out, too.
         max_graphs = math.prod(map(len, ladders))
-    if config.max_bucket_elements is not None:
-        cost = avoiding(chosen_cost(cost, axes), more_elements_than=config.max_bucket_elements)
-    plan = plan_buckets(
+    return plan_buckets(
         {tuple(size.sizes.values()): count for size, count in kept.items()},
         axes=axes,
         max_graphs=max_graphs,
@@ -77,20 +75,8 @@ def plan_from(
         batch_multiple=batch_multiple,
         seq_multiple=seq_multiple,
         headroom=headroom,
+        max_bucket_elements=config.max_bucket_elements,
     )
-    _check_elements(planned_config(config, plan), kept, max_graphs=max_graphs)
-    return plan
-
-
-def _check_elements(
-    planned: CUDAGraphConfig, sizes: Collection[Bucket], *, max_graphs: int
-) -> None:
-    over = next((size for size in sizes if not planned.allows(planned.padded(size))), None)
-    if over is not None:
-        raise ConfigError(
-            f"no grid of {max_graphs} buckets was found that holds {over} within "
-            f"max_bucket_elements={planned.max_bucket_elements}: raise one of the two"
-        )
 
 
 def _in_pieces(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> dict[Bucket, int]:

@@ -25,7 +25,7 @@ seq_len) unless others were named, that gives a number of 0 or more."""
 _TOO_MUCH = 1e100
 
 # More than all requests together waste, and little enough that their sum is still exact.
-_DEAR = 1e9
+DEAR = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ def avoiding(cost: Cost, *, more_elements_than: int) -> Cost:
     """`cost`, by which buckets of more elements are so dear that a plan has none for a request."""
 
     def factor(*sizes: Ints) -> Floats:
-        return np.where(_elements(*sizes) > more_elements_than, _DEAR, 1.0)
+        return np.where(_elements(*sizes) > more_elements_than, DEAR, 1.0)
 
     if is_formula(cost):
         return Formula(lambda *sizes: cost.each(*sizes) * factor(*sizes))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cudagraph_jax.planning.costs import Cost, cost_of_each
-from cudagraph_jax.planning.observed import Observed, distinct
+from cudagraph_jax.planning.observed import Ints, Observed, distinct
 from cudagraph_jax.shapes.ladder import Ladder
 
 _LONGEST = 2**20
@@ -75,10 +75,23 @@ def worst_padding(observed: Observed, ladders: Sequence[Sequence[int]]) -> float
         ladders: One for each axis of the sizes.
     """
     filled = np.ones(len(observed.counts))
-    for column, ladder in zip(observed.columns, ladders, strict=True):
-        step = np.array(ladder)
-        filled *= column / step[np.searchsorted(step, column)]
+    for column, held in zip(observed.columns, padded_columns(observed, ladders), strict=True):
+        filled *= column / held
     return float(1 - filled.min())
+
+
+def padded_columns(observed: Observed, ladders: Sequence[Sequence[int]]) -> list[Ints]:
+    """The size on each axis of the bucket of each request, k times int64 (N,).
+
+    Args:
+        observed: The sizes, all of which fit.
+        ladders: One for each axis of the sizes.
+    """
+    steps = map(np.array, ladders)
+    return [
+        step[np.searchsorted(step, column)]
+        for step, column in zip(steps, observed.columns, strict=True)
+    ]
 
 
 def waste(ideal: float, spent: float) -> float:

@@ -9,8 +9,22 @@ import numpy as np
 
 from cudagraph_jax._base.checks import names_nearest, nearest, positive_size
 from cudagraph_jax.errors import ConfigError
-from cudagraph_jax.planning.costs import Cost, chosen_cost, cost_of_each, cost_table, is_formula
-from cudagraph_jax.planning.evaluation import evaluate, standard_grids, waste, worst_padding
+from cudagraph_jax.planning.costs import (
+    DEAR,
+    Cost,
+    avoiding,
+    chosen_cost,
+    cost_of_each,
+    cost_table,
+    is_formula,
+)
+from cudagraph_jax.planning.evaluation import (
+    evaluate,
+    padded_columns,
+    standard_grids,
+    waste,
+    worst_padding,
+)
 from cudagraph_jax.planning.observed import (
     BATCH_SEQ,
     LARGEST_SIZE,
@@ -54,6 +68,7 @@ def plan_buckets(
     multiples: Mapping[str, int] | None = None,
     headroom: Headroom | None = None,
     max_padding: float | None = None,
+    max_bucket_elements: int | None = None,
 ) -> BucketPlan:
     """The grid of at most `max_graphs` buckets that wastes least on observed sizes.
 
@@ -88,14 +103,16 @@ def plan_buckets(
             only ever had size 1 stays). None, or less than the largest seen: up to that.
         max_padding: The most of its bucket's elements that may be padding for any request seen,
             from 0 up to 1; None: however much is best on the whole.
+        max_bucket_elements: The most elements of a bucket that serves a request seen, as in
+            `CUDAGraphConfig`; None: any number.
 
     Returns:
         The plan; `CUDAGraphConfig.from_plan` makes a configuration of it.
 
     Raises:
         ConfigError: An argument that is not valid, a cost that is no function or gives no
-            number of 0 or more, too many different sizes, or a `max_padding` that cannot be kept
-            to: the error says what can.
+            number of 0 or more, too many different sizes, or a `max_padding` or
+            `max_bucket_elements` that cannot be kept to: the error says what can.
 
     Example:
         >>> plan = plan_buckets([10, 11, 12, 100], max_graphs=2)
@@ -109,6 +126,10 @@ def plan_buckets(
     observed = Observed.of(sizes, axes)
     max_graphs = positive_size(max_graphs, name="max_graphs")
     cost = chosen_cost(cost, axes)
+    if max_bucket_elements is not None:
+        most = positive_size(max_bucket_elements, name="max_bucket_elements")
+        _check_elements(observed, observed.columns, most, "leave it out, or raise that")
+        cost = avoiding(cost, more_elements_than=most)
     factors = _multiples(axes, batch_multiple, seq_multiple, multiples)
     tops = _tops(observed, headroom)
     columns = zip(observed.columns, tops, factors.items(), strict=True)
@@ -127,12 +148,16 @@ def plan_buckets(
         axis: Ladder(sizes[list(places)].tolist())
         for axis, sizes, places in zip(axes, candidates, grids[-1].ladders, strict=True)
     }
+    if max_bucket_elements is not None:
+        held = padded_columns(observed, [*ladders.values()])
+        remedy = f"no grid of {max_graphs} buckets was found that is: raise one of the two"
+        _check_elements(observed, held, max_bucket_elements, remedy)
     ideal = float(observed.counts @ cost_of_each(cost, *observed.columns, axes=axes))
     return BucketPlan.of(
         ladders,
         expected_waste=waste(ideal, grids[-1].cost),
         requests=observed.requests,
-        curve=_curve(grids, ideal),
+        curve=_curve(grids, ideal, most=math.inf if max_bucket_elements is None else ideal * DEAR),
         comparison=_comparison(observed, cost, ideal),
         worst_padding=None if max_padding is None else worst_padding(observed, [*ladders.values()]),
     )
@@ -164,6 +189,22 @@ def _multiples(
             name = f"multiples[{axis!r}]"
             found[name] = positive_size(multiples.get(axis, 1), name=name)
     return found
+
+
+def _check_elements(observed: Observed, held: Sequence[Ints], most: int, remedy: str) -> None:
+    """Raises where a request, or the bucket that holds it, has more elements than there may be."""
+    elements = np.prod([column.astype(np.float64) for column in held], axis=0)
+    worst = int(np.argmax(elements))
+    if elements[worst] > most:
+        names = argument_names(observed.axes)
+        sizes = ", ".join(
+            f"{name}={int(column[worst])}"
+            for name, column in zip(names, observed.columns, strict=True)
+        )
+        raise ConfigError(
+            f"a request of {sizes} is held by {int(elements[worst])} elements, more than "
+            f"max_bucket_elements={most}: {remedy}"
+        )
 
 
 def _bound(max_padding: float) -> float:
@@ -342,13 +383,19 @@ def _out_of_bound(
     )
 
 
-def _curve(grids: list[ProductGrid], ideal: float) -> tuple[PlanPoint, ...]:
-    """The waste of each number of buckets, up to where more of them are worth nothing."""
+def _curve(grids: list[ProductGrid], ideal: float, *, most: float) -> tuple[PlanPoint, ...]:
+    """The waste of each number of buckets, up to where more of them are worth nothing.
+
+    Args:
+        grids: The best grid of each number.
+        ideal: What would be spent without any padding.
+        most: What a grid that keeps to all bounds does not come near to.
+    """
     useful = max(grid.graphs for grid in grids)
     return tuple(
         PlanPoint(graphs, waste(ideal, grid.cost))
         for graphs, grid in enumerate(grids[:useful], start=1)
-        if grid.cost < math.inf
+        if grid.cost < most
     )
 
 

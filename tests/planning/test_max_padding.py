@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cudagraph_jax import plan_buckets
+from cudagraph_jax import Bucket, CUDAGraphConfig, attention_cost, plan_buckets
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.planning.partition import Axis, fewest, lowest_below, partition
 from cudagraph_jax.planning.search import PaddingBound, Problem, best_grids, bounded_grids
@@ -154,3 +154,20 @@ def test_ways_to_add_a_bucket_agree(requests, part, data):
         assert axis.cost(shortest) < np.inf
     for limit in np.flatnonzero(np.isfinite(divided.costs)) + 1:
         assert axis.cost(divided.ladder(int(limit))) == pytest.approx(divided.costs[limit - 1])
+
+
+def test_a_budget_of_elements():
+    """No request seen is held by a bucket of more elements, at any cost, or the error says why."""
+    sizes = [(8, 4), (7, 3), (2, 16), (1, 15), (4, 8)]
+    free = plan_buckets(sizes, max_graphs=9)
+    for cost in (None, attention_cost(4), lambda batch, seq_len: float(batch + seq_len)):
+        plan = plan_buckets(sizes, max_graphs=9, cost=cost, max_bucket_elements=32)
+        config = CUDAGraphConfig.from_plan(plan, max_bucket_elements=32)
+        assert all(config.admits(Bucket(*size)) for size in sizes)
+        assert 0 <= plan.expected_waste < 1
+        assert all(point.waste < 1 for point in plan.curve)
+    assert plan_buckets(sizes, max_graphs=9, max_bucket_elements=10**6) == free
+    with pytest.raises(ConfigError, match="request of batch=2, seq_len=16 is held by 32 elements"):
+        plan_buckets(sizes, max_graphs=9, max_bucket_elements=31)
+    with pytest.raises(ConfigError, match="no grid of 1 buckets was found that is"):
+        plan_buckets(sizes, max_graphs=1, max_bucket_elements=32)

@@ -21,7 +21,7 @@ from cudagraph_jax.errors import (
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.replay_counts import Fit
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.ladder import Bucket, axis_name
 
 
 class Reason(Enum):
@@ -269,7 +269,9 @@ def too_large_axes(config: CUDAGraphConfig, sizes: Bucket) -> list[str]:
 def limits(config: CUDAGraphConfig, sizes: Bucket, carried: Collection[str]) -> str:
     """The limits that a call is outside of, in words."""
     if too_large_axes(config, sizes):
-        return f"batch {config.max_batch_size} and seq_len {config.max_seq_len}"
+        named = [axis for axis in sizes.sizes if axis in carried or axis in ("batch", "seq")]
+        most = [f"{axis_name(axis)} {config.largest(axis)}" for axis in named]
+        return f"{', '.join(most[:-1])} and {most[-1]}"
     bucket = config.padded(sizes, carried)
     return (
         f"max_bucket_elements={config.max_bucket_elements}, of which its bucket, {bucket}, takes "
@@ -286,7 +288,7 @@ def _too_large(
     config: CUDAGraphConfig, sizes: Bucket, carried: Collection[str], *, policy: str
 ) -> CUDAGraphError:
     problems = [
-        f"{'seq_len' if axis == 'seq' else axis}={sizes.size(axis)} is larger than the largest "
+        f"{axis_name(axis)}={sizes.size(axis)} is larger than the largest "
         f"bucket, {config.largest(axis)}"
         for axis in too_large_axes(config, sizes)
     ]

@@ -13,7 +13,7 @@ from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import AbstractLeaf, Call, argument_leaf_names
 from cudagraph_jax.program.program import Program, request_for
 from cudagraph_jax.report.explanation import Explanation
-from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.ladder import Bucket, axis_name
 
 _MISSING = (
     Reason.MISS,
@@ -172,12 +172,10 @@ def nearest_entry(entries: Sequence[CUDAGraphEntry], call: Call, bucket: Bucket)
 
 
 def _differences(entry: CUDAGraphEntry, call: Call, bucket: Bucket) -> Iterator[str]:
-    for name, has, needs in (
-        ("batch", entry.batch_size, bucket.batch_size),
-        ("seq_len", entry.seq_len, bucket.seq_len),
-    ):
+    for axis, needs in bucket.sizes.items():
+        has = entry.bucket.sizes.get(axis)
         if has != needs:
-            yield f"{name} {has}, not {needs}"
+            yield f"{axis_name(axis)} {has}, not {needs}"
     for captured, given in zip_longest(entry.variant.statics, call.variant.statics):
         if captured != given:
             yield f"static argument {_static(captured)}, not {_static(given)}"

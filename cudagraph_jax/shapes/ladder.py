@@ -12,6 +12,11 @@ from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax.errors import ConfigError
 
 
+def axis_name(axis: str) -> str:
+    """What messages call the size of an axis: that of seq is seq_len."""
+    return "seq_len" if axis == "seq" else axis
+
+
 class Bucket(tuple[Any, ...]):
     """The sizes of a call, or those that it is padded to: what gets a graph.
 
@@ -64,7 +69,7 @@ class Bucket(tuple[Any, ...]):
     @property
     def described(self) -> str:
         """The names of the axes and their sizes, as errors say them."""
-        names = ", ".join(("batch", "seq_len", *(axis for axis, _ in self[2:])))
+        names = ", ".join(map(axis_name, self.sizes))
         return f"({names})={tuple(self.sizes.values())}"
 
     @property

@@ -37,11 +37,11 @@ def check_entry(
 ) -> None:
     """Raises unless `entry` gives the eager answer for real rows, whatever the padding holds.
 
-    It is tried at some sizes (five for batch and sequence, two more for each further axis), with one
-    eager run each: all axes padded, each of them alone, and odd and even sizes. Those that the plain function does not take are left out;
-    where it takes none of them, it is compared at the bucket's own. At each of them the padding is
-    filled with NaN and with ordinary values, or for integers with valid ones, and the real rows
-    must not move.
+    It is tried at some sizes (five for batch and sequence, two more for each further axis), with
+    one eager run each: all axes padded, each of them alone, and odd and even sizes. Those that the
+    plain function does not take are left out; where it takes none of them, it is compared at the
+    bucket's own. At each of them the padding is filled with NaN and with ordinary values, or for
+    integers with valid ones, and the real rows must not move.
     Where they do, finite values decide: a weight of exactly zero stops those, and never NaN. A mask
     keeps its padding: bools, numbers that look like one, and what proves to be one, because padding
     of other arrays matters where its own says that it is real. So does an array whose pad value was

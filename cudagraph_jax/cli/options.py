@@ -82,8 +82,8 @@ def age_s(text: str) -> float:
 
 
 def bucket(text: str) -> str:
-    """A bucket as it is printed everywhere: `8x128`."""
-    if re.fullmatch(r"[0-9]{1,15}x[0-9]{1,15}", text) is None:
+    """A bucket as it is printed everywhere: `8x128`, or `8x1,height=224`."""
+    if re.fullmatch(r"[0-9]{1,15}x[0-9]{1,15}(,[a-zA-Z_]\w*=[0-9]{1,15})*", text) is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no bucket, such as 8x128")
     return text
 

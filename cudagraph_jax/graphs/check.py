@@ -23,6 +23,7 @@ from cudagraph_jax.graphs.trial import (
     poisonable,
 )
 from cudagraph_jax.program.call import Call, argument_leaf_names
+from cudagraph_jax.shapes.axes import least_size
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, PadValue
 
@@ -36,11 +37,11 @@ def check_entry(
 ) -> None:
     """Raises unless `entry` gives the eager answer for real rows, whatever the padding holds.
 
-    It is tried at some sizes (five for two axes), with one eager run each: all axes padded, each of
-    them alone, and odd and even sizes. Those that the plain function does not take are left out;
-    where it takes none of them, it is compared at the bucket's own. At each of them the padding is
-    filled with NaN and with ordinary values, or for integers with valid ones, and the real rows
-    must not move.
+    It is tried at some sizes (five for batch and sequence, two more for each further axis), with
+    one eager run each: all axes padded, each of them alone, and odd and even sizes. Those that the
+    plain function does not take are left out; where it takes none of them, it is compared at the
+    bucket's own. At each of them the padding is filled with NaN and with ordinary values, or for
+    integers with valid ones, and the real rows must not move.
     Where they do, finite values decide: a weight of exactly zero stops those, and never NaN. A mask
     keeps its padding: bools, numbers that look like one, and what proves to be one, because padding
     of other arrays matters where its own says that it is real. So does an array whose pad value was
@@ -83,21 +84,21 @@ def check_entry(
 
 
 def trial_sizes(entry: CUDAGraphEntry, call: Call, *, pads_seq: bool) -> list[Bucket]:
-    """The sizes that a new entry is tried at: all axes padded, and each alone, some of them twice.
+    """The sizes that a new entry is tried at: all axes padded, each alone, all but the batch twice.
 
     Padding may be read only where the batch is full, or only where the sequence is, and strides may
     start elsewhere in other lengths: those tried have every remainder of two, three and four.
     """
-    bucket = entry.bucket
+    bucket, axes = entry.bucket, entry.program.axes
     lesser = {
-        axis: _lesser(call.sizes.size(axis), bucket.size(axis))
+        axis: _lesser(call.sizes.size(axis), bucket.size(axis), least=least_size(axes, axis))
         for axis in _padded(entry, pads_seq=pads_seq)
     }
     sizes = {axis: itertools.cycle(some) for axis, some in lesser.items() if some}
     if len(sizes) < 2:
         return [bucket.with_sizes({axis: n}) for axis in sizes for n in lesser[axis]]
-    *_, last = sizes
-    turns = [list(sizes), *([axis] for axis in sizes), [last], list(sizes)]
+    again = [[axis] for axis in sizes if axis != "batch"]
+    turns = [list(sizes), *([axis] for axis in sizes), *again, list(sizes)]
     tried = [bucket.with_sizes({axis: next(sizes[axis]) for axis in turn}) for turn in turns]
     return list(dict.fromkeys(tried))
 
@@ -108,19 +109,22 @@ def _padded(entry: CUDAGraphEntry, *, pads_seq: bool) -> list[str]:
     return [axis for axis in axes if axis != "seq" or pads_seq]
 
 
-def _lesser(size: int, limit: int) -> list[int]:
-    """Up to four sizes below `limit`, from `size` downwards, odd and even where there are both."""
+def _lesser(size: int, limit: int, *, least: int) -> list[int]:
+    """Up to four sizes below `limit`, from `size` downwards, odd and even where there are both.
+
+    None is below `least`, the first at which no array is empty that follows the size.
+    """
     first = min(size, limit - 1)
-    if first == 1 and limit > 2:
-        return [1, 2]
+    if first <= least:
+        return list(range(least, min(least + 2, limit)))
     # Not upwards, where an array that is repeated may lose what a function relies on, such as its
     # order; nor to 1 without need, which is a length, but no position and no index.
-    return list(range(first, max(0 if first < 3 else 1, first - 4), -1))
+    return list(range(first, max(least - 1 if first < least + 2 else least, first - 4), -1))
 
 
 def _check_trial(trial: Trial) -> None:
     masks = trial.masks
-    if trial.compare_where == "mask" and masks is not None and not masks.real.any():
+    if trial.compare_where == "mask" and masks is not None and not masks.any_real:
         raise CaptureError(
             f'{trial.place}: compare_where="mask" leaves nothing to compare, because no element is '
             f"true in {' and '.join(masks.names)}: pad a mask of what is padding with 1 "
@@ -342,11 +346,12 @@ def _alternates(trial: Trial, axis: str, padding: Poison) -> bool:
     """Whether the answer differs at each second size of an axis, as far as its neighbours tell."""
     sizes = trial.example.sizes
     here, limit = sizes.size(axis), trial.entry.bucket.size(axis)
+    least = least_size(trial.example.axes, axis)
     by_step = [
         [
             _differs_at(trial, sizes.with_sizes({axis: here + off}), padding)
             for off in (-step, step)
-            if 0 < here + off < limit
+            if least <= here + off < limit
         ]
         for step in (1, 2)
     ]
@@ -357,7 +362,7 @@ def _full_only(trial: Trial, padding: Poison) -> str:
     """What to say where the answer differs only while another axis is full."""
     sizes, bucket = trial.example.sizes, trial.entry.bucket
     for axis, full in bucket.sizes.items():
-        if sizes.size(axis) != full or full == 1:
+        if sizes.size(axis) != full or full <= least_size(trial.example.axes, axis):
             continue
         less = sizes.with_sizes({axis: full - 1})
         if _differs_at(trial, less, padding) is False:

@@ -176,6 +176,7 @@ class CUDAGraphEntry:
         return {
             "batch_size": self.batch_size,
             "seq_len": self.seq_len,
+            "axes": self.bucket.named,
             "variant": str(self.variant),
             "graph_id": self.graph_id,
             "state": self._state(totals.replays).value,

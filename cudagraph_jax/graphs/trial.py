@@ -98,6 +98,8 @@ def _fitted(
     if _is_abstract(leaf):
         return np.zeros(shape, abstract.dtype)
     value: Array = np.array(leaf, abstract.dtype)
+    if not value.size and 0 not in shape:
+        return np.zeros(shape, abstract.dtype)  # there is nothing to repeat
     for axis, length in axes.dims:
         if value.shape[axis] == shape[axis]:
             continue
@@ -246,13 +248,16 @@ class Masks(NamedTuple):
 
     Attributes:
         names: What errors call them.
-        axes: The axes of the call, in order.
-        real: Of their sizes, true where all masks are.
+        arrays: Where each is true, and the axes of its dimensions.
     """
 
     names: tuple[str, ...]
-    axes: tuple[str, ...]
-    real: npt.NDArray[np.bool_]
+    arrays: tuple[tuple[npt.NDArray[np.bool_], tuple[str, ...]], ...]
+
+    @property
+    def any_real(self) -> bool:
+        """Whether any element is real: true in all masks."""
+        return bool(self._over({}).any())
 
     def over(self, leaf: OutputLeaf) -> npt.NDArray[np.bool_] | None:
         """Where an output is real, to be broadcast to it; None: all of it, as it has no axes.
@@ -260,68 +265,74 @@ class Masks(NamedTuple):
         One that carries the batch alone is real in rows of which anything is, and likewise one that
         carries another axis alone; one that carries an axis twice, where both places are.
         """
-        places = {axis: _places(leaf.axes, axis) for axis in self.axes}
-        times = max(map(len, places.values()), default=0)
-        if not times:
+        places: dict[str, list[int]] = {}
+        for place, length in leaf.axes.dims:
+            if length.is_size and any(length.axis in axes for _, axes in self.arrays):
+                places.setdefault(length.axis, []).append(place)
+        if not places:
             return None
         real: npt.NDArray[np.bool_] = np.ones((1,) * leaf.ndim, np.bool_)
-        for turn in range(times):
-            own = {axis: at[min(turn, len(at) - 1)] for axis, at in places.items() if at}
-            real = real & self._at(own, leaf.ndim)
+        for turn in range(max(map(len, places.values()))):
+            own = self._over({axis: at[min(turn, len(at) - 1)] for axis, at in places.items()})
+            kept = {at[min(turn, len(at) - 1)] for at in places.values()}
+            real = real & np.expand_dims(own, [n for n in range(leaf.ndim) if n not in kept])
         return real
 
-    def _at(self, places: Mapping[str, int], ndim: int) -> npt.NDArray[np.bool_]:
-        """What is real, with each axis at one dimension, and true where any of the others is."""
-        others = tuple(n for n, axis in enumerate(self.axes) if axis not in places)
-        real: npt.NDArray[np.bool_] = np.any(self.real, axis=others)
-        order = [places[axis] for axis in self.axes if axis in places]
-        shape = [1] * ndim
-        for size, place in zip(real.shape, order, strict=True):
-            shape[place] = size
-        return real.transpose(np.argsort(order)).reshape(shape)
+    def _over(self, places: Mapping[str, int]) -> npt.NDArray[np.bool_]:
+        """What is real along some axes, in the order of their places: of others, where any is.
 
-
-def _places(axes: LeafAxes, axis: str) -> list[int]:
-    return [place for place, length in axes.dims if length.is_size and length.axis == axis]
+        A mask over all axes would have as many elements as all sizes multiply to.
+        """
+        number: dict[str, int] = {}
+        for axis in (axis for _, axes in self.arrays for axis in axes):
+            number.setdefault(axis, len(number))
+        terms: list[Any] = []
+        for is_true, axes in self.arrays:
+            terms += [is_true.astype(np.float64), [number[axis] for axis in axes]]
+        kept = [number[axis] for axis in sorted(places, key=lambda axis: places[axis])]
+        # How many combinations of the other axes are true: a sum of products is never below 0.
+        counted: npt.NDArray[np.float64] = np.einsum(*terms, kept, optimize=True)
+        return counted > 0
 
 
 def masks_of(program: Program, call: Call) -> Masks | None:
     """What the caller's own masks say is real; None where no argument is one.
 
-    A mask is an array of bools that carries sizes of the call and no other dimension, or one of
-    nothing but 0 and 1 that carries all of them. One that is padded with 1 is true where there is
-    padding; one that is padded with anything but 0 and 1 is no mask.
+    A mask is an array of bools that carries sizes of the call, each once, and no other dimension,
+    or one of nothing but 0 and 1 that carries two of them at least, or all that there are. One that
+    is padded with 1 is true where there is padding; one that is padded with anything but 0 and 1 is
+    no mask.
 
     Args:
         program: The call's program.
         call: Its arrays have values.
     """
-    carried = program.carried
-    shape = tuple(map(call.sizes.size, carried))
     names = argument_leaf_names(program.argument_names, call.args, call.kwargs)
     found: list[str] = []
-    real = np.ones(shape, np.bool_)
+    arrays: list[tuple[npt.NDArray[np.bool_], tuple[str, ...]]] = []
     for name, leaf, axes, pad in zip(names, call.leaves, call.axes, program.leaf_pads, strict=True):
         if axes.passes_through or pad not in (0, 1):
             continue
-        is_true = _as_mask(np.asarray(leaf), axes, carried)
+        is_true = _as_mask(np.asarray(leaf), axes, program.carried)
         if is_true is not None:
             found.append(name)
-            real &= ~is_true if pad else is_true
-    return Masks(tuple(found), carried, real) if found else None
+            arrays.append((~is_true if pad else is_true, axes.names))
+    return Masks(tuple(found), tuple(arrays)) if found else None
 
 
 def _as_mask(array: Array, axes: LeafAxes, carried: Sequence[str]) -> npt.NDArray[np.bool_] | None:
-    """Where an array is true, by the carried axes, 1 for those it lacks; None: it is no mask."""
-    places = [axes.place(axis) for axis in carried]
-    sizes = [1 if place is None else array.shape[place] for place in places]
-    # Nothing but 0 may be anything.
-    is_numbers = None not in places and _is_binary(array) and bool(np.any(array == 1))
-    if array.size != np.prod(sizes) or not (array.dtype == np.bool_ or is_numbers):
+    """Where an array is true, by the axes that it carries; None: it is no mask."""
+    sizes = [array.shape[place] for place, _ in axes.dims]
+    carries_once = len(axes.names) == len(sizes) and all(length.is_size for _, length in axes.dims)
+    if not carries_once or array.size != np.prod(sizes):
         return None
-    known = [place for place in places if place is not None]
-    is_true: npt.NDArray[np.bool_] = np.moveaxis(array, known, range(len(known))) != 0
-    return is_true.reshape(sizes)
+    if array.dtype != np.bool_:
+        # Numbers of one axis are more often labels, and nothing but 0 may be anything.
+        is_of_rows = len(sizes) < min(2, len(carried))
+        if is_of_rows or not (_is_binary(array) and np.any(array == 1)):
+            return None
+    is_true: npt.NDArray[np.bool_] = (array != 0).reshape(sizes)
+    return is_true
 
 
 class OutputDifference(NamedTuple):

@@ -152,7 +152,8 @@ class Inspection:
         """The same as values that JSON can hold."""
         return {
             "name": self.name,
-            "bucket": list(self.bucket),
+            "bucket": list(self.bucket[:2]),
+            "axes": self.bucket.named,
             "platform": self.platform,
             "scopes": [scope.to_dict() for scope in self.scopes],
         }

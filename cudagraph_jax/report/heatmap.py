@@ -1,4 +1,4 @@
-"""Heat maps over batch and seq_len: a number in every cell, and a shade behind it."""
+"""Heat maps over two axes: a number in every cell, and a shade behind it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import combinations, pairwise
 from typing import Any, Literal, NamedTuple
 
 from cudagraph_jax._base.html import escaped, scrolling
@@ -17,11 +18,10 @@ LEVELS = 5
 """Shades, from that of zero to the strongest."""
 
 _SHADES = " ·░▒▓"
-_CORNER = "batch \\ seq_len"
 
 
 class Cell(NamedTuple):
-    """What stands for one bucket.
+    """What stands for the buckets of two sizes.
 
     Attributes:
         text: The number, short.
@@ -36,33 +36,35 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeatMap:
-    """A number for each bucket, by its two sizes.
+    """A number for each bucket, by its sizes along two axes.
 
     Attributes:
         kind: What is shown, which decides its colour.
         title: What the numbers are.
-        batch_sizes: The rows.
-        seq_lens: The columns.
-        cells: By bucket; one without a cell is blank.
+        axes: What the rows and the columns are sizes of.
+        rows: The sizes of the one.
+        columns: Those of the other.
+        cells: By row and column; a place without a cell is blank.
         legend: What each shade means, as pairs of level and words.
         note: What is not shown; empty where nothing is left out.
     """
 
     kind: Literal["hits", "waste"]
     title: str
-    batch_sizes: Sequence[int]
-    seq_lens: Sequence[int]
-    cells: Mapping[Bucket, Cell]
+    axes: tuple[str, str]
+    rows: Sequence[int]
+    columns: Sequence[int]
+    cells: Mapping[tuple[int, int], Cell]
     legend: Sequence[tuple[int, str]]
     note: str = ""
 
     def text(self) -> str:
         """The map for a terminal."""
-        rows = [[_CORNER, *map(str, self.seq_lens)]]
-        for batch in self.batch_sizes:
-            found = [self.cells.get(Bucket(batch, length)) for length in self.seq_lens]
+        rows = [[self._corner, *map(str, self.columns)]]
+        for row in self.rows:
+            found = [self.cells.get((row, column)) for column in self.columns]
             shown = ["" if cell is None else _shaded(cell.level, cell.text) for cell in found]
-            rows.append([str(batch), *shown])
+            rows.append([str(row), *shown])
         widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
         lines = [
             " ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -74,16 +76,16 @@ class HeatMap:
 
     def html(self) -> str:
         """The map as an HTML table, with a legend below it."""
-        head = "".join(f'<th scope="col">{length}</th>' for length in self.seq_lens)
+        head = "".join(f'<th scope="col">{column}</th>' for column in self.columns)
         body = "".join(
-            f'<tr><th scope="row">{batch}</th>'
-            + "".join(self._html_cell(Bucket(batch, length)) for length in self.seq_lens)
+            f'<tr><th scope="row">{row}</th>'
+            + "".join(self._html_cell(row, column) for column in self.columns)
             + "</tr>"
-            for batch in self.batch_sizes
+            for row in self.rows
         )
         table = (
             f'<table class="heat {self.kind}"><caption>{escaped(self.title)}</caption>'
-            f'<thead><tr><th scope="col">{escaped(_CORNER)}</th>{head}</tr></thead>'
+            f'<thead><tr><th scope="col">{escaped(self._corner)}</th>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table>"
         )
         shades = "".join(
@@ -95,8 +97,12 @@ class HeatMap:
             f"Blank: not captured.</p>{note}"
         )
 
-    def _html_cell(self, bucket: Bucket) -> str:
-        cell = self.cells.get(bucket)
+    @property
+    def _corner(self) -> str:
+        return " \\ ".join(map(called, self.axes))
+
+    def _html_cell(self, row: int, column: int) -> str:
+        cell = self.cells.get((row, column))
         if cell is None:
             return "<td></td>"
         return f'<td class="l{cell.level}" title="{escaped(cell.words)}">{escaped(cell.text)}</td>'
@@ -107,7 +113,7 @@ def _shaded(level: int, text: str) -> str:
 
 
 ON_A_PAGE = (24, 24)
-"""The most batch sizes and sequence lengths of a heat map on a page."""
+"""The most rows and columns of a heat map on a page."""
 
 ON_A_TERMINAL = (24, 12)
 """The same where a line is some hundred characters."""
@@ -116,21 +122,19 @@ _WASTE_BOUNDS = (0.05, 0.15, 0.30, 0.50)
 _NEVER = "–"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HeatGrid:
     """Replays and padding by bucket, all variants of a bucket together.
 
     Attributes:
         replays: How often each bucket was replayed.
         padding: Elements of padding that those replays computed.
-        batch_sizes: The rows of the heat maps: the batch sizes that are replayed most.
-        seq_lens: Their columns, likewise.
+        most: How many rows and columns a heat map may have.
     """
 
     replays: Mapping[Bucket, int]
     padding: Mapping[Bucket, float]
-    batch_sizes: Sequence[int]
-    seq_lens: Sequence[int]
+    most: tuple[int, int]
 
     @classmethod
     def of(cls, stats: Mapping[str, Any], *, most: tuple[int, int]) -> HeatGrid:
@@ -138,30 +142,74 @@ class HeatGrid:
 
         Args:
             stats: They, with one bucket at least.
-            most: How many batch sizes and sequence lengths the heat maps may have.
+            most: How many rows and columns the heat maps may have.
         """
         replays: Counter[Bucket] = Counter()
         padding: defaultdict[Bucket, float] = defaultdict(float)
         for graph in stats["registry"]["graphs"].values():
-            bucket = Bucket(graph["batch_size"], graph["seq_len"])
+            bucket = bucket_of(graph)
             replays[bucket] += graph["replay_count"]
             padding[bucket] += graph["waste"] * graph["replay_count"] * bucket.elements
-        return cls(replays, padding, *(_axis(replays, axis, most[axis]) for axis in (0, 1)))
+        return cls(replays, padding, most)
 
-    def waste(self, bucket: Bucket) -> float | None:
-        """The part of what a bucket computed that was padding; None before its first replay."""
-        computed = self.replays[bucket] * bucket.elements
-        return self.padding[bucket] / computed if computed else None
+    def maps(self) -> list[HeatMap]:
+        """Hits and waste, for each pair of axes that have more than one size."""
+        views = [_View(self, axes) for axes in self._pairs()]
+        return [each for view in views for each in (view.hits_map(), view.waste_map())]
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """The pairs of axes; batch and sequence where no other axis has more than one size."""
+        names = dict.fromkeys(axis for bucket in self.replays for axis in bucket.sizes)
+        varied = [
+            axis
+            for axis in ("batch", "seq", *sorted({*names} - {"batch", "seq"}))
+            if len({bucket.sizes.get(axis) for bucket in self.replays} - {None}) > 1
+        ]
+        if not set(varied) - {"batch", "seq"}:
+            return [("batch", "seq")]
+        pairs = [
+            pair
+            for pair in combinations(varied, 2)
+            if any(bucket.sizes.keys() >= {*pair} for bucket in self.replays)
+        ]
+        alone = set(varied[varied[0] == "batch" :]).difference(*pairs)
+        return pairs + [("batch", axis) for axis in varied if axis in alone]
+
+
+class _View:
+    """A grid by the sizes of two axes, those of the others together.
+
+    Args:
+        grid: The grid.
+        axes: The axes of the rows and of the columns.
+    """
+
+    def __init__(self, grid: HeatGrid, axes: tuple[str, str]) -> None:
+        self.axes = axes
+        self.is_whole = all(bucket.sizes.keys() == {*axes} for bucket in grid.replays)
+        self.replays: Counter[tuple[int, int]] = Counter()
+        self.padding: defaultdict[tuple[int, int], float] = defaultdict(float)
+        self.computed: Counter[tuple[int, int]] = Counter()
+        self.buckets: Counter[tuple[int, int]] = Counter()
+        for bucket, count in grid.replays.items():
+            if not bucket.sizes.keys() >= {*axes}:
+                continue
+            place = bucket.size(axes[0]), bucket.size(axes[1])
+            self.replays[place] += count
+            self.padding[place] += grid.padding[bucket]
+            self.computed[place] += count * bucket.elements
+            self.buckets[place] += 1
+        self.rows, self.columns = (_axis(self.replays, at, grid.most[at]) for at in (0, 1))
 
     def hits_map(self) -> HeatMap:
         """How often each bucket was replayed."""
         bounds = _bounds(max(self.replays.values()))
         first = LEVELS - len(bounds)
 
-        def cell(bucket: Bucket) -> Cell:
-            count = self.replays[bucket]
+        def cell(place: tuple[int, int]) -> Cell:
+            count = self.replays[place]
             level = first + bisect_left(bounds, count) if count else 0
-            return Cell(short(count), level, f"{bucket}: {things(count, 'replay')}")
+            return Cell(short(count), level, f"{self._named(place)}: {things(count, 'replay')}")
 
         legend = [(0, "0")]
         legend += [(level, f"up to {short(bound)}") for level, bound in enumerate(bounds, first)]
@@ -170,11 +218,12 @@ class HeatGrid:
     def waste_map(self) -> HeatMap:
         """Which part of what each bucket computed was padding."""
 
-        def cell(bucket: Bucket) -> Cell:
-            waste = self.waste(bucket)
-            if waste is None:
-                return Cell(_NEVER, 0, f"{bucket}: never replayed")
-            words = f"{bucket}: {part(waste)} padding in {things(self.replays[bucket], 'replay')}"
+        def cell(place: tuple[int, int]) -> Cell:
+            name, computed = self._named(place), self.computed[place]
+            if not computed:
+                return Cell(_NEVER, 0, f"{name}: never replayed")
+            waste = self.padding[place] / computed
+            words = f"{name}: {part(waste)} padding in {things(self.replays[place], 'replay')}"
             return Cell(f"{waste:.0%}", bisect_left(_WASTE_BOUNDS, waste), words)
 
         bounds = (0.0, *_WASTE_BOUNDS, 1.0)
@@ -186,48 +235,77 @@ class HeatGrid:
             "waste", "Waste: the part of each bucket's work that was padding", cell, legend
         )
 
+    def _named(self, place: tuple[int, int]) -> str:
+        sizes = dict(zip(self.axes, place, strict=True))
+        if self.is_whole:
+            return str(Bucket.of(sizes))
+        return ", ".join(f"{called(axis)} {size}" for axis, size in sizes.items())
+
     def _map(
         self,
         kind: Literal["hits", "waste"],
         title: str,
-        cell: Callable[[Bucket], Cell],
+        cell: Callable[[tuple[int, int]], Cell],
         legend: list[tuple[int, str]],
     ) -> HeatMap:
+        if not self.is_whole:
+            title += f", by {' and '.join(map(called, self.axes))}"
         return HeatMap(
             kind=kind,
             title=title,
-            batch_sizes=self.batch_sizes,
-            seq_lens=self.seq_lens,
-            cells={bucket: cell(bucket) for bucket in self._shown()},
+            axes=self.axes,
+            rows=self.rows,
+            columns=self.columns,
+            cells={place: cell(place) for place in self._shown},
             legend=legend,
             note=self._left_out(),
         )
 
-    def _shown(self) -> list[Bucket]:
-        rows, columns = set(self.batch_sizes), set(self.seq_lens)
-        return [b for b in self.replays if b.batch_size in rows and b.seq_len in columns]
+    @cached_property
+    def _shown(self) -> list[tuple[int, int]]:
+        rows, columns = set(self.rows), set(self.columns)
+        return [(row, column) for row, column in self.replays if row in rows and column in columns]
 
     def _left_out(self) -> str:
         """What the heat maps do not show, in words."""
-        shown = self._shown()
-        missing = len(self.replays) - len(shown)
+        missing = sum(self.buckets.values()) - sum(self.buckets[place] for place in self._shown)
         if not missing:
             return ""
-        batches = things(len({bucket.batch_size for bucket in self.replays}), "batch size")
-        lengths = things(len({bucket.seq_len for bucket in self.replays}), "sequence length")
-        hits = sum(self.replays.values()) - sum(self.replays[bucket] for bucket in shown)
+        shown = [
+            f"{len(sizes)} of {_sizes_of(axis, len({place[at] for place in self.replays}))}"
+            for at, (axis, sizes) in enumerate(
+                zip(self.axes, (self.rows, self.columns), strict=True)
+            )
+        ]
+        hits = self.replays.total() - sum(self.replays[place] for place in self._shown)
         return (
-            f"Shown are the most used sizes: {len(self.batch_sizes)} of {batches}, "
-            f"{len(self.seq_lens)} of {lengths}. "
+            f"Shown are the most used sizes: {', '.join(shown)}. "
             f"Left out: {things(missing, 'bucket')} with {things(hits, 'replay')}."
         )
 
 
-def _axis(replays: Mapping[Bucket, int], axis: int, most: int) -> list[int]:
+def bucket_of(graph: Mapping[str, Any]) -> Bucket:
+    """The bucket of a graph's statistics; older ones know of batch and sequence alone."""
+    sizes = {"batch": graph["batch_size"], "seq": graph["seq_len"]}
+    return Bucket.of({**sizes, **graph.get("axes", {})})
+
+
+def called(axis: str) -> str:
+    """What reports call an axis."""
+    return "seq_len" if axis == "seq" else axis
+
+
+def _sizes_of(axis: str, number: int) -> str:
+    if axis in ("batch", "seq"):
+        return things(number, "batch size" if axis == "batch" else "sequence length")
+    return f"{things(number, 'size')} of {axis}"
+
+
+def _axis(replays: Mapping[tuple[int, int], int], at: int, most: int) -> list[int]:
     """The sizes of one axis that are replayed most, ascending."""
     used: Counter[int] = Counter()
-    for bucket, count in replays.items():
-        used[bucket[axis]] += count
+    for place, count in replays.items():
+        used[place[at]] += count
     return sorted(sorted(used, key=lambda size: (-used[size], size))[:most])
 
 

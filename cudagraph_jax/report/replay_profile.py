@@ -77,7 +77,8 @@ class BucketReplays:
         """The same as values that JSON can hold."""
         values = {spec.name: getattr(self, spec.name) for spec in fields(self)}
         moved = [asdict(argument) for argument in self.arguments]
-        return {**values, "bucket": list(self.bucket), "arguments": moved}
+        bucket = {"bucket": list(self.bucket[:2]), "axes": self.bucket.named}
+        return {**values, **bucket, "arguments": moved}
 
     @property
     def moved(self) -> Sequence[ArgumentMoves]:

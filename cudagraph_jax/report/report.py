@@ -91,8 +91,7 @@ class Report:
         stats = self.stats
         maps: list[str] = []
         if stats["registry"]["graphs"]:
-            grid = HeatGrid.of(stats, most=ON_A_PAGE)
-            maps = [grid.hits_map().html(), grid.waste_map().html()]
+            maps = [each.html() for each in HeatGrid.of(stats, most=ON_A_PAGE).maps()]
         failures = table_fragment("Failures", _FAILURES, self.failures) if self.failures else ""
         environment = list(self.environment.items())
         return "\n".join(

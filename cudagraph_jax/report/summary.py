@@ -153,8 +153,7 @@ def stats_text(name: str, stats: Mapping[str, Any]) -> str:
     head = [one_line(name), *troubles(stats), text_pairs(totals(stats))]
     if not stats["registry"]["graphs"]:
         return "\n\n".join(["\n".join(head), NONE_YET])
-    grid = HeatGrid.of(stats, most=ON_A_TERMINAL)
-    maps = [grid.hits_map().text(), grid.waste_map().text()]
+    maps = [each.text() for each in HeatGrid.of(stats, most=ON_A_TERMINAL).maps()]
     return "\n\n".join(["\n".join(head), *maps, buckets_text(stats)])
 
 

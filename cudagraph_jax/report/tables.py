@@ -8,6 +8,7 @@ from typing import Any
 from cudagraph_jax._base.html import escaped, table_fragment
 from cudagraph_jax._base.text import text_table
 from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.report.heatmap import bucket_of, called
 from cudagraph_jax.report.words import exact, part, things
 from cudagraph_jax.shapes.ladder import Bucket
 
@@ -53,7 +54,7 @@ def _sorted_graphs(stats: Mapping[str, Any]) -> Sequence[tuple[str, Mapping[str,
     graphs: Mapping[str, Mapping[str, Any]] = stats["registry"]["graphs"]
     return sorted(
         graphs.items(),
-        key=lambda item: (-item[1]["replay_count"], item[1]["batch_size"], item[1]["seq_len"]),
+        key=lambda item: (-item[1]["replay_count"], bucket_of(item[1])),
     )
 
 
@@ -74,8 +75,6 @@ def _bucket_row(key: str, graph: Mapping[str, Any]) -> tuple[str, ...]:
 MOST_SIZES = 20
 """Sizes shown."""
 
-_SIZE_HEADER = ("batch", "seq_len", "calls", "part of all", "bucket", "padding")
-
 
 def sizes_text(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> str:
     """The most asked sizes, and in words what was left out; empty without any."""
@@ -84,7 +83,7 @@ def sizes_text(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> str:
     return "\n".join(
         [
             _title(),
-            text_table(_SIZE_HEADER, _size_rows(sizes, config)),
+            text_table(*_size_table(sizes, config)),
             *filter(None, [_others(sizes)]),
         ]
     )
@@ -96,7 +95,7 @@ def sizes_html(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> str:
         return ""
     others = _others(sizes)
     note = f"<p>{escaped(others)}</p>" if others else ""
-    return table_fragment(_title(), _SIZE_HEADER, _size_rows(sizes, config)) + note
+    return table_fragment(_title(), *_size_table(sizes, config)) + note
 
 
 def _title() -> str:
@@ -107,18 +106,22 @@ def _sorted_sizes(sizes: Mapping[Bucket, int]) -> Sequence[tuple[Bucket, int]]:
     return sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _size_rows(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> list[tuple[str, ...]]:
-    total = sum(sizes.values())
-    return [
+def _size_table(
+    sizes: Mapping[Bucket, int], config: CUDAGraphConfig
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The header, and a row for each of the most asked sizes."""
+    total, shown = sum(sizes.values()), _sorted_sizes(sizes)[:MOST_SIZES]
+    axes = ("batch", "seq", *sorted({axis for size, _ in shown for axis, _ in size[2:]}))
+    rows = [
         (
-            str(size[0]),
-            str(size[1]),
+            *(str(size.sizes.get(axis, "")) for axis in axes),
             exact(calls),
             part(calls / total) if total else "–",
             *_bucket(size, config),
         )
-        for size, calls in _sorted_sizes(sizes)[:MOST_SIZES]
+        for size, calls in shown
     ]
+    return (*map(called, axes), "calls", "part of all", "bucket", "padding"), rows
 
 
 def _bucket(size: Bucket, config: CUDAGraphConfig) -> tuple[str, str]:

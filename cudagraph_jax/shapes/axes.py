@@ -59,6 +59,11 @@ class Length(NamedTuple):
         """Whether it is the size itself."""
         return (self.times, self.over, self.plus) == (1, 1, 0)
 
+    @property
+    def least_size(self) -> int:
+        """The smallest size of its axis from which on it is 1 or more."""
+        return max(1, -(-(1 - self.plus) * self.over // self.times))
+
     def of(self, sizes: Bucket) -> int:
         """How long it is in a call of `sizes`."""
         return sizes.size(self.axis) * self.times // self.over + self.plus
@@ -105,6 +110,11 @@ class LeafAxes(NamedTuple):
     def seq(self) -> int | None:
         """Index of the sequence dimension; None: there is none."""
         return self.place("seq")
+
+    @property
+    def along(self) -> int | None:
+        """Index of the last dimension that follows another size than the batch; None: no one."""
+        return next((at for at, length in reversed(self.dims) if length.axis != "batch"), None)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -158,6 +168,12 @@ def carried_sizes(axes: Iterable[LeafAxes], sizes: Bucket) -> Shape:
     A function of rows alone has a mask of rows: (batch, 1) beside its (batch,) would broadcast.
     """
     return tuple(map(sizes.size, carried_axes(axes)))
+
+
+def least_size(axes: Iterable[LeafAxes], axis: str) -> int:
+    """The smallest size of an axis at which no array that follows it is empty."""
+    lengths = (length for leaf in axes for _, length in leaf.dims)
+    return max((length.least_size for length in lengths if length.axis == axis), default=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,12 @@ class Bucket(tuple[Any, ...]):
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes by the name of their axis: batch, seq, and the further ones."""
-        return {"batch": self.batch_size, "seq": self.seq_len, **dict(self[2:])}
+        return {"batch": self.batch_size, "seq": self.seq_len, **self.named}
+
+    @property
+    def named(self) -> dict[str, int]:
+        """The sizes of the further axes, by their name."""
+        return dict(self[2:])
 
     def size(self, axis: str) -> int:
         """The size of one axis.

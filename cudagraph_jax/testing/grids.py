@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
 
+from cudagraph_jax._base.checks import nearest
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
@@ -62,9 +63,13 @@ def configs(
 
 
 def sizes(
-    config: CUDAGraphConfig, *, max_batch_size: int | None = None, max_seq_len: int | None = None
+    config: CUDAGraphConfig,
+    *,
+    max_batch_size: int | None = None,
+    max_seq_len: int | None = None,
+    max_sizes: Mapping[str, int] | None = None,
 ) -> st.SearchStrategy[Bucket]:
-    """Sizes (batch, seq_len) inside the limits of `config`, often at an edge.
+    """Sizes of all axes inside the limits of `config`, often at an edge.
 
     Edges are 1, the size of a bucket, one above it, and the largest.
 
@@ -72,9 +77,10 @@ def sizes(
         config: The grid and its limits.
         max_batch_size: The largest batch to draw, where that is less than the config's.
         max_seq_len: The largest sequence length to draw, where that is less than the config's.
+        max_sizes: The same by the name of the axis: `{"height": 32}`.
 
     Raises:
-        ConfigError: A limit is below 1.
+        ConfigError: A limit is below 1, or of an axis that there is not.
 
     Example:
         >>> from hypothesis import find
@@ -82,18 +88,43 @@ def sizes(
         >>> find(sizes(config), lambda size: size.batch_size > 2)
         Bucket(batch_size=3, seq_len=1)
     """
-    batch = _limit("max_batch_size", max_batch_size, config.max_batch_size)
-    seq = _limit("max_seq_len", max_seq_len, config.max_seq_len)
-    drawn = st.builds(
-        Bucket, _near_edges(config.capture_sizes, batch), _near_edges(config.capture_seq_lens, seq)
-    )
-    return drawn.map(partial(_within_budget, config))
+    return sizes_below(config, limits_of(config, max_batch_size, max_seq_len, max_sizes))
 
 
-def _within_budget(config: CUDAGraphConfig, sizes: Bucket) -> Bucket:
-    """`sizes`, each cut in turn to what `max_bucket_elements` allows beside the others."""
-    for axis in sizes.sizes:
-        sizes = sizes.with_sizes({axis: _most(config, axis, sizes)})
+def sizes_below(
+    config: CUDAGraphConfig,
+    limits: Mapping[str, int],
+    *,
+    least: Callable[[str], int] = lambda axis: 1,
+) -> st.SearchStrategy[Bucket]:
+    """Sizes of all axes up to `limits`, or else to those of `config`.
+
+    Args:
+        config: The grid and its limits.
+        limits: The largest size of some axes.
+        least: Gives the smallest size of an axis.
+
+    Raises:
+        ConfigError: The smallest size of an axis is above its largest.
+    """
+    drawn = {}
+    for axis in axes_of(config):
+        limit = min(limits.get(axis, config.largest(axis)), config.largest(axis))
+        if (low := least(axis)) > limit:
+            raise ConfigError(
+                f"no size of {axis} up to {limit} leaves an element in all arrays: allow {low}"
+            )
+        drawn[axis] = _near_edges(config.ladder(axis) or (), low, limit)
+    return st.fixed_dictionaries(drawn).map(lambda found: _within_budget(config, found, least))
+
+
+def _within_budget(
+    config: CUDAGraphConfig, found: Mapping[str, int], least: Callable[[str], int]
+) -> Bucket:
+    """The sizes, each cut in turn to what `max_bucket_elements` allows beside the others."""
+    sizes = Bucket.of(found)
+    for axis in found:
+        sizes = sizes.with_sizes({axis: max(least(axis), _most(config, axis, sizes))})
     return sizes
 
 
@@ -101,19 +132,45 @@ def _most(config: CUDAGraphConfig, axis: str, sizes: Bucket) -> int:
     def is_over(size: int) -> bool:
         return not config.allows(config.padded(sizes.with_sizes({axis: size})))
 
-    return max(1, bisect_left(range(1, sizes.size(axis) + 1), True, key=is_over))
+    return bisect_left(range(1, sizes.size(axis) + 1), True, key=is_over)
 
 
-def _limit(name: str, given: int | None, allowed: int) -> int:
-    if given is None:
-        return allowed
-    if given < 1:
-        raise ConfigError(f"{name}={given} is below 1: a call has one row and one element at least")
-    return min(given, allowed)
+def axes_of(config: CUDAGraphConfig) -> list[str]:
+    """The names of all axes."""
+    return ["batch", "seq", *config.capture_axes]
 
 
-def _near_edges(rungs: Any, limit: int) -> st.SearchStrategy[int]:
-    """Sizes from 1 to `limit`; half of them next to a rung of a ladder."""
-    edges = {1, limit, *(rungs or ()), *(rung + 1 for rung in rungs or ())}
+def limits_of(
+    config: CUDAGraphConfig,
+    max_batch_size: int | None,
+    max_seq_len: int | None,
+    max_sizes: Mapping[str, int] | None,
+) -> dict[str, int]:
+    """The limits that are given, by axis, the least where there are two of one.
+
+    Raises:
+        ConfigError: One is below 1, or of an axis that `config` does not have.
+    """
+    given = [("max_batch_size", "batch", max_batch_size), ("max_seq_len", "seq", max_seq_len)]
+    given += [(f"max_sizes[{axis!r}]", axis, size) for axis, size in (max_sizes or {}).items()]
+    known = axes_of(config)
+    limits: dict[str, int] = {}
+    for name, axis, size in given:
+        if axis not in known:
+            raise ConfigError(f"{name}={size}: the config has no such axis; {nearest(axis, known)}")
+        if size is not None and size < 1:
+            raise ConfigError(
+                f"{name}={size} is below 1: a call has one row and one element at least"
+            )
+        if size is not None:
+            limits[axis] = min(size, limits.get(axis, size))
+    return limits
+
+
+def _near_edges(rungs: Sequence[int], least: int, limit: int) -> st.SearchStrategy[int]:
+    """Sizes from `least` to `limit`; half of them next to a rung of a ladder."""
+    edges = {least, limit, *rungs, *(rung + 1 for rung in rungs)}
     # The first one is what failures shrink to.
-    return st.integers(1, limit) | st.sampled_from(sorted(edge for edge in edges if edge <= limit))
+    return st.integers(least, limit) | st.sampled_from(
+        sorted(edge for edge in edges if least <= edge <= limit)
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,15 +14,24 @@ from cudagraph_jax._base.checks import names_nearest
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.program.call import is_number
-from cudagraph_jax.shapes.axes import PASS_THROUGH, AxisPattern
+from cudagraph_jax.shapes.axes import PASS_THROUGH, AxisPattern, least_size
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix, is_declaration, leaf_names
-from cudagraph_jax.testing.grids import sizes
+from cudagraph_jax.testing.grids import axes_of, limits_of, sizes_below
 from cudagraph_jax.testing.values import ArraySpec, draw_arrays, is_values
 
-SMALL_GRID = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(4, 8))
-"""Sizes small enough for hundreds of examples, with each kind of padding."""
-
+_SMALL = (4, 8)
 _ANY_SIZE = 3
+
+
+def small_grid(in_axes: PyTree) -> CUDAGraphConfig:
+    """Sizes small enough for hundreds of examples, with each kind of padding."""
+    texts = [leaf for leaf in jax.tree.leaves(in_axes) if isinstance(leaf, str)]
+    names = {length.axis for text in texts for length in AxisPattern.parse(text).lengths}
+    return CUDAGraphConfig(
+        capture_sizes=(1, 2, 4),
+        capture_seq_lens=_SMALL,
+        capture_axes=dict.fromkeys(names - {"batch", "seq"}, _SMALL),
+    )
 
 
 @names_nearest
@@ -30,13 +41,16 @@ def inputs(
     example: tuple[PyTree, ...] | None = None,
     dtypes: PyTree = None,
     values: PyTree = None,
-    config: CUDAGraphConfig = SMALL_GRID,
+    config: CUDAGraphConfig | None = None,
     max_batch_size: int | None = None,
     max_seq_len: int | None = None,
+    max_sizes: Mapping[str, int] | None = None,
 ) -> st.SearchStrategy[tuple[PyTree, ...]]:
     """Positional arguments for a function with these `in_axes`, at sizes that `config` allows.
 
-    Sizes are often at an edge of the grid; see `sizes`. Arrays are NumPy arrays.
+    Sizes are often at an edge of the grid; see `sizes`. Lengths that follow from one, such as
+    `seq+1`, are those of the call, and sizes at which one would be 0 are not drawn. Arrays are
+    NumPy arrays.
 
     Args:
         in_axes: As for `bucket_jit`: a pytree prefix of the positional arguments.
@@ -47,12 +61,14 @@ def inputs(
         dtypes: A pytree prefix of the arguments: other dtypes than those; None: the same.
         values: A pytree prefix of the arguments. None: normally distributed numbers, integers
             from 0 to 9, any bools. `(low, high)`: numbers from one to the other, both included.
-            `"mask"`: ones, then zeros, along the sequence. `"lengths"`: integers from 1 to
-            seq_len. `"positions"`: integers from 0 to seq_len - 1. A strategy: its values are the
-            elements.
-        config: The grid, and the limits of the sizes.
+            `"mask"`: ones, then zeros, along the last axis that is not the batch. `"lengths"`:
+            integers from 1 to seq_len. `"positions"`: integers from 0 to seq_len - 1.
+            `"lengths src"` and `"positions src"`: the same of the axis `src`. A strategy: its
+            values are the elements.
+        config: The grid, and the limits of the sizes; a small one if None.
         max_batch_size: The largest batch to draw, where that is less than the config's.
         max_seq_len: The largest sequence length to draw, where that is less than the config's.
+        max_sizes: The same by the name of the axis: `{"height": 32}`.
 
     Raises:
         ConfigError: What is given does not fit together.
@@ -68,7 +84,15 @@ def inputs(
     leaves, structure = jax.tree.flatten(args)
     drawn = [index for index, spec in enumerate(specs) if spec is not None]
     chosen = tuple(spec for spec in specs if spec is not None)
-    any_size = sizes(config, max_batch_size=max_batch_size, max_seq_len=max_seq_len)
+    config = small_grid(in_axes) if config is None else config
+    for spec in chosen:
+        spec.check_axis(axes_of(config))
+    # Others would only take their part of what max_bucket_elements allows.
+    unused = set(axes_of(config)).difference(*(spec.uses for spec in chosen))
+    given = limits_of(config, max_batch_size, max_seq_len, max_sizes)
+    limits = {**given, **dict.fromkeys(unused, 1)}
+    least = partial(least_size, [spec.axes for spec in chosen])
+    any_size = sizes_below(config, limits, least=least)
 
     @st.composite
     def filled(draw: st.DrawFn) -> tuple[PyTree, ...]:

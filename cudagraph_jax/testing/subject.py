@@ -25,8 +25,8 @@ from cudagraph_jax.program.outputs import OutputLeaf
 from cudagraph_jax.shapes.padding import Array, Index
 from cudagraph_jax.shapes.pytrees import PyTree, leaf_names
 from cudagraph_jax.testing.examples import Example
-from cudagraph_jax.testing.inputs import SMALL_GRID
 from cudagraph_jax.testing.inputs import inputs as drawn_inputs
+from cudagraph_jax.testing.inputs import small_grid
 
 LONGEST = 16
 """Where lengths are not padded each is a bucket, so none above this one is drawn."""
@@ -73,7 +73,7 @@ class Subject:
         kwargs: Mapping[str, PyTree],
         options: Mapping[str, Any],
     ) -> None:
-        config = _config_of(fn) if config is None else config
+        config = _config_of(fn, in_axes) if config is None else config
         self.config = _for_tests(
             config, config.compare_where if compare_where is None else compare_where
         )
@@ -138,9 +138,9 @@ class Subject:
         bucket = dispatcher.bucket_for(call)
         program = dispatcher.capturer.program_of(call)
         # Also of outputs that nobody trims, which serving does not look for: they are compared.
-        program.outputs(bucket, others=dispatcher.config.buckets(seq_len=bucket.seq_len))
+        program.outputs(bucket, others=dispatcher.config.along_axes(bucket))
         masks = masks_of(program, call)
-        self._has_mask |= bool(call.target.masks) or (masks is not None and bool(masks.real.any()))
+        self._has_mask |= bool(call.target.masks) or (masks is not None and masks.any_real)
         return dispatcher.capturer.capture(call, bucket, program=program).value
 
     def refuse_no_mask(self) -> None:
@@ -218,8 +218,8 @@ def _real(output: PyTree, leaf: OutputLeaf, index: Index) -> PyTree:
     return np.asarray(output)[index]
 
 
-def _config_of(fn: Callable[..., Any]) -> CUDAGraphConfig:
-    return fn.manager.config if isinstance(fn, BucketedFunction) else SMALL_GRID
+def _config_of(fn: Callable[..., Any], in_axes: PyTree) -> CUDAGraphConfig:
+    return fn.manager.config if isinstance(fn, BucketedFunction) else small_grid(in_axes)
 
 
 def _for_tests(config: CUDAGraphConfig, compare_where: CompareWhere) -> CUDAGraphConfig:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
+from cudagraph_jax._base.checks import nearest
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
@@ -21,6 +24,7 @@ from cudagraph_jax.shapes.padding import Array
 # Larger ones may be no valid index of a table.
 _INTEGERS = (0, 9)
 _WORDS = ("mask", "lengths", "positions")
+_OF_SIZE = re.compile(r"(lengths|positions)(?: (\w+))?")
 _SEEDS = st.integers(0, 2**32 - 1)
 _SIGNS = st.sampled_from((0, 1, -1))
 
@@ -32,10 +36,11 @@ class ArraySpec:
     Attributes:
         name: What errors call it.
         shape: Its shape; the dimensions of `axes` count for nothing.
-        axes: Which dimensions are the batch and the sequence.
+        axes: Which dimensions follow a size.
         dtype: Its dtype.
-        values: None, `"mask"`, `"lengths"`, `"positions"`, a range (low, high), or a strategy for
-            an element.
+        values: None, `"mask"`, `"lengths"`, `"positions"`, the last two with the name of another
+            axis than the sequence behind them or not, a range (low, high), or a strategy for an
+            element.
 
     Raises:
         ConfigError: `values` is none of these, or does not fit the dtype or the axes.
@@ -60,6 +65,29 @@ class ArraySpec:
                 '"mask", "lengths", "positions" or a strategy for one element'
             )
 
+    def check_axis(self, known: Sequence[str]) -> None:
+        """Raises unless the axis that `values` names is one of those known.
+
+        Raises:
+            ConfigError: It is not; the message names the nearest one.
+        """
+        if self.counted not in ("", *known):
+            raise ConfigError(
+                f"values={self.values!r} of {self.name}: the config has no such axis; "
+                f"{nearest(self.counted, known)}"
+            )
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The axes whose sizes make a difference to it."""
+        return (*self.axes.names, self.counted)
+
+    @property
+    def counted(self) -> str:
+        """The axis whose lengths or positions it has; empty where it has none."""
+        found = _OF_SIZE.fullmatch(self.values) if isinstance(self.values, str) else None
+        return "" if found is None else found[2] or "seq"
+
     def _check_range(self, low: float, high: float) -> None:
         if not low <= high or math.isinf(low) or math.isinf(high):
             raise ConfigError(f"values={self.values} of {self.name} is no range (low, high)")
@@ -74,11 +102,16 @@ class ArraySpec:
             )
 
     def _check_word(self) -> None:
-        if self.values not in _WORDS:
+        if self.values != "mask" and not _OF_SIZE.fullmatch(self.values):
             known = " or ".join(f'"{word}"' for word in _WORDS)
-            raise ConfigError(f"values={self.values!r} of {self.name}: use {known}")
-        if self.values == "mask" and self.axes.seq is None:
-            raise ConfigError(f'values="mask" of {self.name}, which has no seq: name it in in_axes')
+            raise ConfigError(
+                f"values={self.values!r} of {self.name}: use {known}, the last two with the name "
+                'of an axis behind them where it is not seq: "lengths src"'
+            )
+        if self.values == "mask" and self.axes.along is None:
+            raise ConfigError(
+                f'values="mask" of {self.name}, which has no axis but the batch: name it in in_axes'
+            )
         if self.values != "mask" and not jnp.issubdtype(self.dtype, np.integer):
             raise ConfigError(f'values="{self.values}" of {self.name}, whose dtype is {self.dtype}')
 
@@ -112,12 +145,11 @@ def _drawn(
     spec: ArraySpec, shape: tuple[int, ...], size: Bucket, random: np.random.Generator, sign: int
 ) -> npt.NDArray[Any]:
     """Values of one array; `sign` is that of normally distributed ones, or 0 for any."""
-    if spec.values == "lengths":
-        return random.integers(1, size.seq_len, shape, endpoint=True)
-    if spec.values == "positions":
-        return random.integers(0, size.seq_len, shape)
     if spec.values == "mask":
         return _mask(spec.axes, shape, random)
+    if isinstance(spec.values, str):
+        first = 1 if spec.values.startswith("lengths") else 0
+        return first + random.integers(0, size.size(spec.counted), shape)
     if spec.dtype == np.bool_:
         low, high = (0, 1) if spec.values is None else spec.values
         return random.integers(int(low), int(high), shape, endpoint=True)
@@ -149,10 +181,10 @@ def _integers(
 def _mask(
     axes: LeafAxes, shape: tuple[int, ...], random: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
-    """Ones, then zeros, along the sequence: at least one 1 in each row."""
-    seq = axes.seq or 0
+    """Ones, then zeros, along the last axis that is not the batch: a 1 at least in each row."""
+    along = axes.along or 0
     rows = [size if axis == axes.batch else 1 for axis, size in enumerate(shape)]
-    lengths = random.integers(1, shape[seq], rows, endpoint=True)
-    others = [axis for axis in range(len(shape)) if axis != seq]
-    places = np.expand_dims(np.arange(shape[seq]), others)
+    lengths = random.integers(1, shape[along], rows, endpoint=True)
+    others = [axis for axis in range(len(shape)) if axis != along]
+    places = np.expand_dims(np.arange(shape[along]), others)
     return np.broadcast_to(places < lengths, shape)

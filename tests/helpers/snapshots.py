@@ -34,11 +34,12 @@ def graph(batch: int, seq: int, replays: int = 0, waste: float = 0.0, **more: An
 
 def keyed(graphs: list[dict]) -> dict[str, dict]:
     """The graphs by the keys that a registry gives them."""
-    named: dict[str, dict] = {}
+    by_key: dict[str, dict] = {}
     for number, record in enumerate(graphs):
-        key = f"{record['batch_size']}x{record['seq_len']}"
-        named[f"{key}#{number}" if key in named else key] = record
-    return named
+        named = "".join(f",{axis}={size}" for axis, size in record.get("axes", {}).items())
+        key = f"{record['batch_size']}x{record['seq_len']}{named}"
+        by_key[f"{key}#{number}" if key in by_key else key] = record
+    return by_key
 
 
 def registry_stats(graphs: Mapping[str, dict]) -> dict[str, Any]:
@@ -99,6 +100,7 @@ GRAPHS = st.builds(
     variant=st.text() | st.just(HOSTILE),
     memory_bytes=st.none() | COUNTS,
     capture_time_ms=st.floats(0, 1e9),
+    axes=st.just({}) | st.dictionaries(st.sampled_from(["height", "src"]), st.integers(1, 5)),
 )
 STATS = st.builds(
     lambda graphs, more: manager_stats(*graphs, **more),

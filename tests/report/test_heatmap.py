@@ -1,18 +1,18 @@
 """Heat maps: numbers first, shades behind them."""
 
 from cudagraph_jax.report.heatmap import Cell, HeatMap
-from cudagraph_jax.shapes.ladder import Bucket
 from tests.helpers.html_reader import Reader
 
 MAP = HeatMap(
     kind="hits",
     title="Hits <of> all",
-    batch_sizes=(1, 128),
-    seq_lens=(16, 1024),
+    axes=("batch", "seq"),
+    rows=(1, 128),
+    columns=(16, 1024),
     cells={
-        Bucket(1, 16): Cell("0", 0, "1x16: 0 replays"),
-        Bucket(1, 1024): Cell("12.3k", 4, '1x1024: 12,345 "replays"'),
-        Bucket(128, 1024): Cell("7", 1, "128x1024: 7 replays"),
+        (1, 16): Cell("0", 0, "1x16: 0 replays"),
+        (1, 1024): Cell("12.3k", 4, '1x1024: 12,345 "replays"'),
+        (128, 1024): Cell("7", 1, "128x1024: 7 replays"),
     },
     legend=[(0, "0"), (1, "up to 7"), (4, "up to 12.3k")],
     note="Left out: 3 < 4.",

@@ -54,3 +54,15 @@ def test_any_histogram(sizes, enabled):
     text = sizes_text(sizes, config)
     assert all(f"{calls:,}" in text for calls in sorted(sizes.values())[-MOST_SIZES:])
     Reader(sizes_html(sizes, config))
+
+
+def test_further_axes_have_columns():
+    """Sizes of further axes stand beside batch and sequence, blank where a call has none."""
+    config = CUDAGraphConfig(capture_sizes=(4,), capture_axes={"height": (8,), "width": (8,)})
+    sizes = {Bucket(3, 1, height=6, width=8): 3, Bucket(2, 1): 1}
+    lines = sizes_text(sizes, config).split("\n")
+    assert lines[1].split()[:4] == ["batch", "seq_len", "height", "width"]
+    assert lines[2].split()[:5] == ["3", "1", "6", "8", "3"]
+    assert "4x1,height=8,width=8" in lines[2]
+    assert lines[3].split()[:3] == ["2", "1", "1"]
+    assert Reader(sizes_html(sizes, config)).all("th")[2:4] == ["height", "width"]

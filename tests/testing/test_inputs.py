@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cudagraph_jax import CUDAGraphConfig, InputShapeError, bucket_jit
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.testing import configs, inputs
-from cudagraph_jax.testing.inputs import SMALL_GRID
+from cudagraph_jax.testing.inputs import small_grid
 
 PARAMS = {"w": jnp.ones((3, 2)), "scale": 0.5}
 X = jax.ShapeDtypeStruct((7, 9, 3), np.float32)
@@ -30,7 +30,7 @@ def test_arrays_for_axes(args):
     """Without an example each entry is an array of float32, all of them at one size."""
     x, transposed, other = args
     batch, seq, width = x.shape
-    assert SMALL_GRID.should_use_cudagraph(batch, seq)
+    assert small_grid("batch seq").should_use_cudagraph(batch, seq)
     assert (width, transposed.shape, other.shape) == (3, (seq, batch), (3, batch))
     assert {(type(array), array.dtype) for array in args} == {(np.ndarray, np.dtype(np.float32))}
 
@@ -128,7 +128,7 @@ FUNCTION = bucket_jit(
         (("batch",), {"values": [None, None]}, "values has 2 entries for 1 arguments"),
         (("batch", "batch"), {"example": (X,)}, "in_axes has 2 entries for 1 arguments"),
         (("batch",), {"example": ([1.0],)}, r"argument 0\[0\]=1.0 is no array: make it one"),
-        (("batch",), {"values": "mask"}, "argument 0, which has no seq"),
+        (("batch",), {"values": "mask"}, "argument 0, which has no axis but"),
         (("batch",), {"max_batch_size": 0}, "max_batch_size=0 is below 1"),
     ],
 )

@@ -159,7 +159,7 @@ def test_values_that_are_none(values, message):
 
 def test_words_that_do_not_fit():
     """A mask needs a sequence, lengths need integers, and PRNG keys are not drawn."""
-    with pytest.raises(ConfigError, match='values="mask" of x, which has no seq'):
+    with pytest.raises(ConfigError, match='values="mask" of x, which has no axis but the'):
         spec("bool", "mask", axes="batch _")
     with pytest.raises(ConfigError, match='values="lengths" of x, whose dtype is float32'):
         spec("float32", "lengths", axes="batch")

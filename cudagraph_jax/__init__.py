@@ -14,8 +14,10 @@ from cudagraph_jax.errors import (
     ConfigError,
     CUDAGraphError,
     CUDAGraphWarning,
+    DeadlineError,
     InputShapeError,
     PaddingLeakError,
+    QueueFullError,
     SealedError,
     StoreError,
     UnexpectedCompileError,
@@ -28,6 +30,7 @@ from cudagraph_jax.version import __version__
 from cudagraph_jax.xla.compiles import no_compiles
 
 if TYPE_CHECKING:
+    from cudagraph_jax.batching.batcher import Batcher
     from cudagraph_jax.planning.costs import PolynomialCost, attention_cost, measured_cost
     from cudagraph_jax.planning.plan import BucketPlan
     from cudagraph_jax.planning.planner import plan_buckets
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """Imports at their first use what not every program needs: planning, store, reports."""
+        """Imports at its first use what not every program needs: batching, planning, reports."""
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
         value = globals()[name] = getattr(import_module(_LATER[name]), name)
@@ -50,6 +53,7 @@ else:
 
 
 _LATER = {
+    "Batcher": "cudagraph_jax.batching.batcher",
     "BucketPlan": "cudagraph_jax.planning.plan",
     "Explanation": "cudagraph_jax.report.explanation",
     "GraphStore": "cudagraph_jax.store",
@@ -63,6 +67,7 @@ _LATER = {
 }
 
 __all__ = [
+    "Batcher",
     "Bucket",
     "BucketOverflowError",
     "BucketPlan",
@@ -77,6 +82,7 @@ __all__ = [
     "CaptureError",
     "CommandBufferScope",
     "ConfigError",
+    "DeadlineError",
     "Explanation",
     "GraphState",
     "GraphStore",
@@ -85,6 +91,7 @@ __all__ = [
     "PaddingLeakError",
     "PlanOptions",
     "PolynomialCost",
+    "QueueFullError",
     "ReplayProfile",
     "Report",
     "SealedError",

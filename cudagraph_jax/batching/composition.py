@@ -89,8 +89,8 @@ def compose(lengths: Sequence[int], prices: Prices) -> list[Part]:
         The calls, those of the longest rows first.
     """
     least = [0.0]  # for the first rows, as many as the index says
-    chosen: list[Priced] = []
-    rung, options = -1, []
+    chosen: list[_Option] = []
+    rung, options = -1, list[_Option]()
     rungs = prices.lengths
     for count, length in enumerate(lengths, start=1):
         if rung < 0 or length > rungs[rung]:
@@ -104,14 +104,18 @@ def compose(lengths: Sequence[int], prices: Prices) -> list[Part]:
                     best, pick = cost, option
                 break  # those behind it hold more than there are, and cost more
             total = least[count - rows] + cost
-            if total < best:
+            if total <= best:  # of two that cost the same the one of more rows, and fewer calls
                 best, pick = total, option
         least.append(best)
         chosen.append(pick)
     return _parts(chosen)
 
 
-def _parts(chosen: Sequence[tuple[Bucket, float, int]]) -> list[Part]:
+_Option = tuple[Bucket, float, int]
+"""A bucket, its cost and its rows: an attribute costs more than all else that is done with them."""
+
+
+def _parts(chosen: Sequence[_Option]) -> list[Part]:
     """The calls, from what was chosen for the last of the first 1, 2, 3, … rows."""
     parts, stop = [], len(chosen)
     while stop:

@@ -113,7 +113,7 @@ class Batcher:
                 "method pass the object's own: self.f = bucket_jit(self.f, ...)"
             )
         wait_s = _seconds("max_wait_ms", max_wait_ms) / 1e3
-        self.name = function.__name__ if name is None else str(name)
+        self.name = function.called if name is None else str(name)
         self._function, self._clock = function, clock
         self._arguments = ItemArguments(function.in_axes, name=self.name)
         self._arguments.check_passed(passed)

@@ -23,7 +23,7 @@ from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax._base.worker import Worker, process_goes_on
 from cudagraph_jax.batching.lane import Lane
-from cudagraph_jax.batching.queue import Chosen, Item, Line, Outcome, too_late
+from cudagraph_jax.batching.queue import Chosen, Figures, Item, Line, Outcome, too_late
 from cudagraph_jax.batching.rows import ItemArguments
 from cudagraph_jax.dispatch.decision import Reason
 from cudagraph_jax.dispatch.function import BucketedFunction
@@ -149,8 +149,18 @@ class Batcher:
                 CUDAGraphError("this process was forked while the item waited: its parent answers")
             )
 
+    @property
+    def figures(self) -> Figures:
+        """What became of its items, as it is counted on."""
+        return self._line.figures
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait."""
+        return len(self._line.waiting)
+
     def __repr__(self) -> str:
-        return one_line(f"Batcher({self.name}, {len(self._line.waiting)} waiting)")
+        return one_line(f"Batcher({self.name}, {self.waiting} waiting)")
 
     def submit(self, *arrays: PyTree, deadline: float | None = None) -> Item:
         """Has one row answered; its future.
@@ -248,8 +258,8 @@ class Batcher:
         """
         return {
             "name": self.name,
-            "waiting": len(self._line.waiting),
-            **self._line.figures.stats(),
+            "waiting": self.waiting,
+            **self.figures.stats(),
         }
 
     def close(self, *, drain: bool = True) -> None:

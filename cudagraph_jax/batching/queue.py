@@ -16,6 +16,7 @@ from cudagraph_jax._base.changes import counted
 from cudagraph_jax.batching.composition import compose
 from cudagraph_jax.batching.lane import Lane
 from cudagraph_jax.errors import BucketOverflowError, DeadlineError, QueueFullError
+from cudagraph_jax.graphs.observers import tell
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -268,12 +269,14 @@ class Times:
     """How long something took, how often: a histogram with one writer.
 
     Attributes:
+        observers: Told of each, in seconds.
         count: How often.
         total_s: The sum.
         max_s: The longest.
     """
 
     def __init__(self) -> None:
+        self.observers: list[Callable[[float], None]] = []
         self._counts = [0] * (len(_BOUNDS) + 1)
         self.count = 0
         self.total_s = 0.0
@@ -286,6 +289,8 @@ class Times:
         self.total_s += seconds
         if seconds > self.max_s:
             self.max_s = seconds
+        if self.observers:
+            tell(self.observers, seconds)
 
     def percentile_ms(self, percent: float) -> float:
         """What so many percent did not exceed, a fifth too long at the most; 0 without any."""

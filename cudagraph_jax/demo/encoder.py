@@ -6,13 +6,21 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 
 import jax
 import numpy as np
 import numpy.typing as npt
 
-from cudagraph_jax import CUDAGraphConfig, GraphStore, InputShapeError, WarmupReport, bucket_jit
+from cudagraph_jax import (
+    Batcher,
+    CUDAGraphConfig,
+    GraphStore,
+    InputShapeError,
+    WarmupReport,
+    bucket_jit,
+)
 from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax.demo.corpus import Passage
 from cudagraph_jax.demo.model import EMBEDDING_SIZE, encode
@@ -86,6 +94,11 @@ class Encoder:
             fingerprint=model_fingerprint(),
         )
         self.max_batch_size = min(config.max_batch_size, max(config.capture_sizes))
+
+    @cached_property
+    def batcher(self) -> Batcher:
+        """Serves single texts: an item is the token ids and the mask of one, both int32 (seq,)."""
+        return Batcher(self.function, self.params, name="Encoder")
 
     def warmup(self, *, progress: Callback | bool | None = None, workers: int = 1) -> WarmupReport:
         """Captures the whole grid, so that no later `embed` compiles.

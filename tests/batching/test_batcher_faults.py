@@ -225,7 +225,7 @@ def test_leaving_the_block_in_trouble(doubling):
 
 def test_many_threads(doubling):
     """From many threads each gets its own answers, and the counts are exact."""
-    answers = {}
+    answers: dict[int, list] = {}
 
     def ask(number):
         rows = [row(100 * number + value, 1 + value % 8) for value in range(40)]

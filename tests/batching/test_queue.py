@@ -231,7 +231,7 @@ class Queueing(RuleBasedStateMachine):
     @invariant()
     def each_item_is_in_one_place(self):
         """Each item waits, runs or is settled, and is counted once."""
-        found = Counter()
+        found: Counter[str] = Counter()
         for item in self.items:
             if item in self.line.waiting:
                 assert not item.done()

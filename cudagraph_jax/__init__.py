@@ -31,6 +31,7 @@ from cudagraph_jax.xla.compiles import no_compiles
 
 if TYPE_CHECKING:
     from cudagraph_jax.batching.batcher import Batcher
+    from cudagraph_jax.batching.packing import Packed, pack
     from cudagraph_jax.planning.costs import PolynomialCost, attention_cost, measured_cost
     from cudagraph_jax.planning.plan import BucketPlan
     from cudagraph_jax.planning.planner import plan_buckets
@@ -57,12 +58,14 @@ _LATER = {
     "BucketPlan": "cudagraph_jax.planning.plan",
     "Explanation": "cudagraph_jax.report.explanation",
     "GraphStore": "cudagraph_jax.store",
+    "Packed": "cudagraph_jax.batching.packing",
     "PolynomialCost": "cudagraph_jax.planning.costs",
     "ReplayProfile": "cudagraph_jax.report.replay_profile",
     "Report": "cudagraph_jax.report.report",
     "WarmupReport": "cudagraph_jax.report.warmup_report",
     "attention_cost": "cudagraph_jax.planning.costs",
     "measured_cost": "cudagraph_jax.planning.costs",
+    "pack": "cudagraph_jax.batching.packing",
     "plan_buckets": "cudagraph_jax.planning.planner",
 }
 
@@ -88,6 +91,7 @@ __all__ = [
     "GraphStore",
     "InputShapeError",
     "Ladder",
+    "Packed",
     "PaddingLeakError",
     "PlanOptions",
     "PolynomialCost",
@@ -104,5 +108,6 @@ __all__ = [
     "bucket_jit",
     "measured_cost",
     "no_compiles",
+    "pack",
     "plan_buckets",
 ]

@@ -39,6 +39,7 @@ def test_exports():
         "GraphStore",
         "InputShapeError",
         "Ladder",
+        "Packed",
         "PaddingLeakError",
         "PlanOptions",
         "PolynomialCost",
@@ -55,6 +56,7 @@ def test_exports():
         "bucket_jit",
         "measured_cost",
         "no_compiles",
+        "pack",
         "plan_buckets",
     ]
 

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -162,7 +163,7 @@ class Batcher:
     def __repr__(self) -> str:
         return one_line(f"Batcher({self.name}, {self.waiting} waiting)")
 
-    def submit(self, *arrays: PyTree, deadline: float | None = None) -> Item:
+    def submit(self, *arrays: PyTree, deadline: float | None = None) -> Future[PyTree]:
         """Has one row answered; its future.
 
         Args:
@@ -213,7 +214,7 @@ class Batcher:
         Raises:
             Exception: What any of them fails with; the others are cancelled then.
         """
-        futures: list[Item] = []
+        futures: list[Future[PyTree]] = []
         try:
             for item in items:
                 futures.append(self._submit_when_there_is_room(item))
@@ -222,7 +223,7 @@ class Batcher:
             for future in futures:
                 future.cancel()
 
-    def _submit_when_there_is_room(self, item: PyTree) -> Item:
+    def _submit_when_there_is_room(self, item: PyTree) -> Future[PyTree]:
         arrays = item if isinstance(item, tuple) else (item,)
         while True:
             if not self._line.has_room:

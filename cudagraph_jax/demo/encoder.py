@@ -37,8 +37,9 @@ Embeddings = npt.NDArray[np.float32]
 
 def default_config() -> CUDAGraphConfig:
     """Twenty-five buckets for up to 16 texts, with the runs that the backend needs to be warm."""
-    # A CPU has no command buffers to record: it is warm after one run.
-    runs = 1 if jax.default_backend() == "cpu" else CUDAGraphConfig().warmup_iterations
+    # A CPU has no command buffers to record: it is warm after one run, and the second costs what
+    # a bucket costs, by which the batcher goes.
+    runs = 2 if jax.default_backend() == "cpu" else CUDAGraphConfig().warmup_iterations
     return CUDAGraphConfig(
         capture_sizes=BATCH_SIZES, capture_seq_lens=SEQ_LENS, warmup_iterations=runs
     )

@@ -1,9 +1,12 @@
 """What waits: which items run next, and that each is settled once, whatever comes in between."""
 
+import math
 from collections import Counter
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -157,6 +160,48 @@ def test_percentiles():
     assert stats["mean"] == pytest.approx(50.5)
     for percent in (50, 90, 99):
         assert percent <= stats[f"p{percent}"] <= percent * 1.2
+
+
+def simulated(overload, *, deadline, seconds=20.0, max_waiting=300):
+    """Items answered in a second, of a device that takes as long as its buckets cost."""
+    clock = HeldClock()
+    line = line_of(clock, max_waiting=max_waiting)
+    random, came, items = np.random.default_rng(0), 0, []
+    rate = 250 * overload  # of calls of four rows the device could do some 250 rows a second
+    while clock.now < seconds:
+        while came < rate * clock.now + 1:
+            at = came / rate
+            came += 1
+            with suppress(QueueFullError):
+                length = int(random.integers(1, 33))
+                items.append(added(line, length, now=at, deadline=deadline))
+        chosen = line.choose()
+        if chosen is None:
+            clock.now = came / rate
+            continue
+        claimed = [item for item in chosen.items if line.claim(item)]
+        clock.now += chosen.cost_s
+        for item in claimed:
+            assert clock.now <= item.expires_at
+            item.set_result(clock.now - item.came_at)
+    answered = [item.result() for item in items if item.done() and not item.exception()]
+    assert len(answered) + line.figures.items()["expired"] + len(line.waiting) == len(items)
+    return len(answered) / clock.now, max(answered)
+
+
+def test_ten_times_overload():
+    """Under ten times overload as much is answered in time as at saturation without deadlines."""
+    saturated, _ = simulated(10, deadline=math.inf)
+    goodput, slowest = simulated(10, deadline=0.5)
+    assert goodput >= 0.95 * saturated
+    assert slowest <= 0.5
+
+
+def test_light_load():
+    """Under light load hardly an item waits longer than the call before it and its own take."""
+    answered, slowest = simulated(0.1, deadline=math.inf)
+    assert answered == pytest.approx(25, rel=0.05)
+    assert slowest < 3 * 0.0208
 
 
 class Queueing(RuleBasedStateMachine):

@@ -79,9 +79,10 @@ try:
     while True:
         batcher.map([row(value) for value in range(1000)])
 except KeyboardInterrupt:
-    print("interrupted", batcher.stats()["waiting"])
+    print("interrupted")
 print(batcher.submit(row(1)).result()[0])
 batcher.close()
+print(batcher.stats()["waiting"])
 """
     )
-    assert said.splitlines() == ["interrupted 0", "2.0"]
+    assert said.splitlines() == ["interrupted", "2.0", "0"]

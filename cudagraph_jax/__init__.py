@@ -14,8 +14,10 @@ from cudagraph_jax.errors import (
     ConfigError,
     CUDAGraphError,
     CUDAGraphWarning,
+    DeadlineError,
     InputShapeError,
     PaddingLeakError,
+    QueueFullError,
     SealedError,
     StoreError,
     UnexpectedCompileError,
@@ -28,6 +30,8 @@ from cudagraph_jax.version import __version__
 from cudagraph_jax.xla.compiles import no_compiles
 
 if TYPE_CHECKING:
+    from cudagraph_jax.batching.batcher import Batcher
+    from cudagraph_jax.batching.packing import Packed, pack
     from cudagraph_jax.planning.costs import PolynomialCost, attention_cost, measured_cost
     from cudagraph_jax.planning.plan import BucketPlan
     from cudagraph_jax.planning.planner import plan_buckets
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """Imports at their first use what not every program needs: planning, store, reports."""
+        """Imports at its first use what not every program needs: batching, planning, reports."""
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
         value = globals()[name] = getattr(import_module(_LATER[name]), name)
@@ -50,19 +54,23 @@ else:
 
 
 _LATER = {
+    "Batcher": "cudagraph_jax.batching.batcher",
     "BucketPlan": "cudagraph_jax.planning.plan",
     "Explanation": "cudagraph_jax.report.explanation",
     "GraphStore": "cudagraph_jax.store",
+    "Packed": "cudagraph_jax.batching.packing",
     "PolynomialCost": "cudagraph_jax.planning.costs",
     "ReplayProfile": "cudagraph_jax.report.replay_profile",
     "Report": "cudagraph_jax.report.report",
     "WarmupReport": "cudagraph_jax.report.warmup_report",
     "attention_cost": "cudagraph_jax.planning.costs",
     "measured_cost": "cudagraph_jax.planning.costs",
+    "pack": "cudagraph_jax.batching.packing",
     "plan_buckets": "cudagraph_jax.planning.planner",
 }
 
 __all__ = [
+    "Batcher",
     "Bucket",
     "BucketOverflowError",
     "BucketPlan",
@@ -77,14 +85,17 @@ __all__ = [
     "CaptureError",
     "CommandBufferScope",
     "ConfigError",
+    "DeadlineError",
     "Explanation",
     "GraphState",
     "GraphStore",
     "InputShapeError",
     "Ladder",
+    "Packed",
     "PaddingLeakError",
     "PlanOptions",
     "PolynomialCost",
+    "QueueFullError",
     "ReplayProfile",
     "Report",
     "SealedError",
@@ -97,5 +108,6 @@ __all__ = [
     "bucket_jit",
     "measured_cost",
     "no_compiles",
+    "pack",
     "plan_buckets",
 ]

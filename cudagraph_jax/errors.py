@@ -7,6 +7,8 @@
     ├── CaptureError (RuntimeError)         a bucket that cannot be captured
     │   └── PaddingLeakError                the padding changes the real rows (debug_mode)
     ├── SealedError (RuntimeError)          a capture was needed where none is allowed
+    ├── QueueFullError (RuntimeError)       as many items wait for a batcher as may
+    ├── DeadlineError (TimeoutError)        an item whose deadline came before its answer
     ├── UnexpectedCompileError (RuntimeError)   something compiled inside no_compiles()
     ├── UnpicklableError (TypeError)        what belongs to one process, given to pickle
     └── StoreError (OSError)                the directory of persisted executables
@@ -61,6 +63,22 @@ class SealedError(CUDAGraphError, RuntimeError):
 
 class UnexpectedCompileError(CUDAGraphError, RuntimeError):
     """Something was traced or compiled inside `no_compiles()`."""
+
+
+class QueueFullError(CUDAGraphError, RuntimeError):
+    """As many items wait for a batcher as may.
+
+    Attributes:
+        retry_after_s: Seconds in which those that wait now are answered, as far as is known.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(CUDAGraphError, TimeoutError):
+    """An item was not run, because its deadline has passed, or would before its answer."""
 
 
 class UnpicklableError(CUDAGraphError, TypeError):

@@ -15,6 +15,8 @@ PARENTS = {
     "CaptureError": (errors.CUDAGraphError, RuntimeError),
     "PaddingLeakError": (errors.CaptureError,),
     "SealedError": (errors.CUDAGraphError, RuntimeError),
+    "QueueFullError": (errors.CUDAGraphError, RuntimeError),
+    "DeadlineError": (errors.CUDAGraphError, TimeoutError),
     "UnexpectedCompileError": (errors.CUDAGraphError, RuntimeError),
     "UnpicklableError": (errors.CUDAGraphError, TypeError),
     "StoreError": (errors.CUDAGraphError, OSError),

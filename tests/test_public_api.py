@@ -18,6 +18,7 @@ ROOT = Path(cudagraph_jax.__file__).parents[1]
 def test_exports():
     """The public names are exactly these."""
     assert cudagraph_jax.__all__ == [
+        "Batcher",
         "Bucket",
         "BucketOverflowError",
         "BucketPlan",
@@ -32,14 +33,17 @@ def test_exports():
         "CaptureError",
         "CommandBufferScope",
         "ConfigError",
+        "DeadlineError",
         "Explanation",
         "GraphState",
         "GraphStore",
         "InputShapeError",
         "Ladder",
+        "Packed",
         "PaddingLeakError",
         "PlanOptions",
         "PolynomialCost",
+        "QueueFullError",
         "ReplayProfile",
         "Report",
         "SealedError",
@@ -52,6 +56,7 @@ def test_exports():
         "bucket_jit",
         "measured_cost",
         "no_compiles",
+        "pack",
         "plan_buckets",
     ]
 
@@ -79,7 +84,7 @@ import sys
 import cudagraph_jax
 optional = "hypothesis matplotlib prometheus_client rich safetensors tokenizers"
 print(sorted(set(optional.split()) & set(sys.modules)))
-later = "cli demo graphs.inspection graphs.shelf prometheus report.report store testing"
+later = "batching cli demo graphs.inspection graphs.shelf prometheus report.report store testing"
 print([name for name in later.split() if f"cudagraph_jax.{name}" in sys.modules])
 import jax
 try:

@@ -163,8 +163,8 @@ class Background:
         # Not a daemon: a thread that is killed inside XLA takes the process down with it.
         worker = self._thread(target=self._work, name=self._name)
         if isinstance(worker, Worker):
-            worker.is_wanted = lambda: not self._closed and _process_goes_on()
-        if not _process_goes_on():
+            worker.is_wanted = lambda: not self._closed and process_goes_on()
+        if not process_goes_on():
             self._give_up()
             return False
         if not start_thread(worker, failed=self._give_up):
@@ -214,7 +214,7 @@ class Background:
 
     def _next(self) -> Job | None:
         self._running = None
-        if not _process_goes_on():
+        if not process_goes_on():
             self._waiting.clear()
         for key in list(self._waiting):
             self._running = key  # before it leaves, so that it is always in one of the two
@@ -224,7 +224,7 @@ class Background:
         return None
 
 
-def _process_goes_on() -> bool:
+def process_goes_on() -> bool:
     """Whether there is a thread, other than workers, that the interpreter waits for.
 
     It waits for all that are no daemons before it runs `atexit` functions or says that it is

@@ -6,13 +6,21 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 
 import jax
 import numpy as np
 import numpy.typing as npt
 
-from cudagraph_jax import CUDAGraphConfig, GraphStore, InputShapeError, WarmupReport, bucket_jit
+from cudagraph_jax import (
+    Batcher,
+    CUDAGraphConfig,
+    GraphStore,
+    InputShapeError,
+    WarmupReport,
+    bucket_jit,
+)
 from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax.demo.corpus import Passage
 from cudagraph_jax.demo.model import EMBEDDING_SIZE, encode
@@ -29,8 +37,9 @@ Embeddings = npt.NDArray[np.float32]
 
 def default_config() -> CUDAGraphConfig:
     """Twenty-five buckets for up to 16 texts, with the runs that the backend needs to be warm."""
-    # A CPU has no command buffers to record: it is warm after one run.
-    runs = 1 if jax.default_backend() == "cpu" else CUDAGraphConfig().warmup_iterations
+    # A CPU has no command buffers to record: it is warm after one run, and the second costs what
+    # a bucket costs, by which the batcher goes.
+    runs = 2 if jax.default_backend() == "cpu" else CUDAGraphConfig().warmup_iterations
     return CUDAGraphConfig(
         capture_sizes=BATCH_SIZES, capture_seq_lens=SEQ_LENS, warmup_iterations=runs
     )
@@ -86,6 +95,11 @@ class Encoder:
             fingerprint=model_fingerprint(),
         )
         self.max_batch_size = min(config.max_batch_size, max(config.capture_sizes))
+
+    @cached_property
+    def batcher(self) -> Batcher:
+        """Serves single texts: an item is the token ids and the mask of one, both int32 (seq,)."""
+        return Batcher(self.function, self.params, name="Encoder")
 
     def warmup(self, *, progress: Callback | bool | None = None, workers: int = 1) -> WarmupReport:
         """Captures the whole grid, so that no later `embed` compiles.

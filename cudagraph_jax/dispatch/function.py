@@ -206,6 +206,11 @@ class BucketedFunction(Generic[P, R]):
         return stats_html(self._target.name, self.stats())
 
     @property
+    def called(self) -> str:
+        """What reports, logs and profiles call it."""
+        return self._target.name
+
+    @property
     def in_axes(self) -> PyTree:
         """Which dimensions of the arguments are the batch and the sequence, as declared."""
         return jax.tree.map(attrgetter("text"), self._binder.in_axes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.graphs.observers import Observers
+from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, ReplayTotals, Request
 from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.modes import CommandBufferScope, GraphState
@@ -23,6 +23,7 @@ from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.memory import Memory
+from cudagraph_jax.xla.profile import REPLAY
 from cudagraph_jax.xla.stages import Executable
 
 if TYPE_CHECKING:
@@ -274,6 +275,38 @@ class CUDAGraphEntry:
             journal=self.journal,
             wait=self.waits,
         )
+
+    def begin_rows(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> PyTree:
+        """The outputs of a batch whose rows have their own lengths, not waited for.
+
+        `count_rows` records it, when they are there.
+
+        Args:
+            args: The arguments, at the bucket's size.
+            kwargs: The keyword arguments, masks among them, likewise.
+        """
+        run: Callable[..., PyTree] = self.executable.call
+        observers = self.observers
+        if (addresses := observers.addresses) is not None:
+            run = addresses.noting(self.graph_id, self.program.argument_names, run)
+        if not observers.annotate_replays:
+            return run(*args, **kwargs)
+        about = {"watcher": observers.number, "graph_id": self.graph_id}
+        with annotation(REPLAY, self.program.target.name, self.bucket, **about):
+            return run(*args, **kwargs)
+
+    def count_rows(self, sizes: Bucket, *, real_elements: int, seconds: float) -> None:
+        """Records a replay of rows that have their own lengths.
+
+        Args:
+            sizes: The rows, and the length of the longest.
+            real_elements: The lengths of all rows, summed.
+            seconds: How long the device was at it.
+        """
+        fit = Fit.EXACT if real_elements == self.bucket.elements else Fit.PADDED
+        self.journal.add(Request(sizes, fit), seconds=seconds, real_elements=real_elements)
+        if self.observers.watches_replays:
+            self.observers.replayed(self.bucket, seconds)
 
     def padded_outputs(self, call: Call) -> list[PyTree]:
         """The output arrays for `call` as the executable gives them; recorded as no replay."""

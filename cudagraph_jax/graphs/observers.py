@@ -109,7 +109,7 @@ class Observers:
         logger.info(
             "%s %s of %s in %.0f ms", how, entry.bucket, entry.variant, entry.capture_time_ms
         )
-        _tell(self._on_capture, entry)
+        tell(self._on_capture, entry)
 
     def evicted(self, entries: list[CUDAGraphEntry]) -> None:
         """Tells of entries that had to leave because of a limit."""
@@ -123,7 +123,7 @@ class Observers:
 
     def replayed(self, bucket: Bucket, seconds: float) -> None:
         """Tells of a replay."""
-        _tell(self._on_replay, bucket, seconds)
+        tell(self._on_replay, bucket, seconds)
 
 
 def _remove(callbacks: list[Callable[..., None]], callback: Callable[..., None]) -> bool:
@@ -136,7 +136,8 @@ def _remove(callbacks: list[Callable[..., None]], callback: Callable[..., None])
     return was_there
 
 
-def _tell(callbacks: Sequence[Callable[..., None]], *arguments: object) -> None:
+def tell(callbacks: Sequence[Callable[..., None]], *arguments: object) -> None:
+    """Calls all of them; one that raises is logged, and costs nobody anything."""
     for callback in tuple(callbacks):
         try:
             callback(*arguments)

@@ -104,6 +104,7 @@ class Tally:
     Attributes:
         request: What is served.
         count: `next` counts one replay.
+        real_elements: Those of one replay; not batch * seq_len where each row has its own length.
         seconds: Their time, from the inputs to the trimmed outputs.
         used_at: `time.perf_counter` at the end of the last one.
         waits: Whether that is the time until the outputs are there, not only to dispatch.
@@ -115,6 +116,7 @@ class Tally:
         "_settled",
         "count",
         "is_open",
+        "real_elements",
         "request",
         "seconds",
         "settled_seconds",
@@ -125,6 +127,7 @@ class Tally:
     def __init__(self, request: Request, *, waits: bool = False) -> None:
         self.request = request
         self.waits = waits
+        self.real_elements = request.sizes.batch_size * request.sizes.seq_len
         self.settled_seconds = 0.0
         self.count = itertools.count()
         self.seconds = 0.0
@@ -151,10 +154,9 @@ class _Sum:
 
     def add(self, tally: Tally, replays: int) -> None:
         """Adds so many replays of a tally, and its time."""
-        sizes, fit = tally.request
-        self._replays[fit] += replays
+        self._replays[tally.request.fit] += replays
         self.seconds += tally.seconds
-        self.real_elements += replays * sizes.batch_size * sizes.seq_len
+        self.real_elements += replays * tally.real_elements
 
     def totals(self, elements: int) -> ReplayTotals:
         """The sum, in a bucket of so many elements."""
@@ -286,6 +288,14 @@ class Journal:
         if self._tallies.add(tally):
             self.totals()
         return tally
+
+    def add(self, request: Request, *, seconds: float, real_elements: int) -> None:
+        """Counts one replay that waited for its outputs, of rows that have their own lengths."""
+        tally = self.open(request, waits=True)
+        tally.real_elements = real_elements
+        tally.seconds, tally.used_at = seconds, time.perf_counter()
+        next(tally.count)
+        tally.is_open = False
 
     @property
     def is_over(self) -> bool:

@@ -1,4 +1,4 @@
-"""The counts of managers as Prometheus metrics: `register(manager)`, and nothing else to do.
+"""The counts of managers and batchers as Prometheus metrics: `register(manager)`, no more.
 
 | metric, with `cudagraph_jax_` before it | type | labels | what |
 |---|---|---|---|
@@ -13,12 +13,17 @@
 | `replay_duration_seconds` | histogram | | each replay, with `replay_times=True` |
 | `graphs`, `memory_bytes` | gauge | | captured buckets, their code and largest temporary memory |
 | `queued_captures`, `failed_buckets` | gauge | | in the background; not captured for an error |
+| `batcher_items_total` | counter | `outcome` | items of a batcher by what became of them |
+| `batcher_calls_total` | counter | `bucket` | its calls |
+| `batcher_real_elements_total`, `batcher_computed_elements_total` | counter | | of its calls |
+| `batcher_waiting` | gauge | | items that wait |
+| `batcher_queue_seconds`, `batcher_service_seconds` | histogram | | to the call; to the answer |
 
-All have the label `manager`, the name it was registered under. `outcome` is replay, capture, split,
-eager or error; `reason` and `fit` are the keys of `manager.stats()`: so the number of series is
-known in advance. The bucket is no label. Without `capture_seq_lens`, or with
-`on_overflow="exact"`, there are as many buckets as sizes that callers come with, and every one
-would be a series for ever; `manager.stats()` has the figures by bucket.
+All have the label `manager`, or `batcher`, the name it was registered under. `outcome` of calls is
+replay, capture, split, eager or error; `reason` and `fit` are the keys of `manager.stats()`: so the
+number of series is known in advance. The bucket is no label of calls. Without `capture_seq_lens`,
+or with `on_overflow="exact"`, there are as many buckets as sizes that callers come with, and every
+one would be a series for ever; `manager.stats()` has the figures by bucket.
 
 `manager.reset()` makes no counter fall. What was counted between the last update and a reset is
 lost: call `registration.update()` before the reset to keep it.

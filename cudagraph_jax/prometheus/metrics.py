@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol, TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram, Metric
 
+from cudagraph_jax.batching.batcher import Batcher
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.dispatch.manager import CUDAGraphManager
 from cudagraph_jax.dispatch.stats import Outcomes
@@ -15,7 +16,25 @@ from cudagraph_jax.xla.memory import pool_bytes
 
 _PREFIX = "cudagraph_jax_"
 _TRIES = 3
-_LABEL = ("manager",)
+
+
+class Family(NamedTuple):
+    """The metrics of one kind of source, by name without the prefix.
+
+    Attributes:
+        label: What tells the sources apart.
+        counters: What each says, and its further labels.
+        gauges: What each says.
+        histograms: What each says, and its bounds.
+    """
+
+    label: str
+    counters: Mapping[str, tuple[str, tuple[str, ...]]]
+    gauges: Mapping[str, str]
+    histograms: Mapping[str, tuple[str, tuple[float, ...]]]
+
+
+_REPLAY_BOUNDS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "calls": ("Calls by what was done with them, and why.", ("outcome", "reason")),
     "replays": ("Replays by how the request fits its bucket.", ("fit",)),
@@ -39,12 +58,33 @@ _HISTOGRAMS = {
     ),
     "replay_duration_seconds": (
         "Seconds of a replay, where asked for.",
-        (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+        _REPLAY_BOUNDS,
     ),
 }
+OF_MANAGERS = Family("manager", _COUNTERS, _GAUGES, _HISTOGRAMS)
+OF_BATCHERS = Family(
+    "batcher",
+    {
+        "batcher_items": ("Items by what became of them.", ("outcome",)),
+        "batcher_calls": ("Calls by the bucket that they ran in.", ("bucket",)),
+        "batcher_real_elements": ("Lengths of all rows that ran, summed.", ()),
+        "batcher_computed_elements": ("Elements of the buckets that they ran in.", ()),
+    },
+    {"batcher_waiting": "Items that wait."},
+    {
+        "batcher_queue_seconds": (
+            "Seconds from an item's arrival to its call.",
+            _REPLAY_BOUNDS,
+        ),
+        "batcher_service_seconds": (
+            "Seconds from the start of a call to its answers.",
+            _REPLAY_BOUNDS,
+        ),
+    },
+)
 
 Counts = dict[tuple[str, tuple[str, ...]], float]
-"""Values by counter and its labels but for the manager's name."""
+"""Values by counter and its labels but for the source's name."""
 
 
 class Reading(NamedTuple):
@@ -71,7 +111,10 @@ S = TypeVar("S", bound=Restarting)
 
 
 class Metrics:
-    """The metrics of any number of managers.
+    """The metrics of any number of sources of one kind.
+
+    Args:
+        family: Which metrics.
 
     Attributes:
         counters: By name, without the prefix; so are the others.
@@ -79,18 +122,20 @@ class Metrics:
         histograms: Times.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, family: Family) -> None:
+        self._label = family.label
+        name = (family.label,)
         self.counters = {
-            key: Counter(_PREFIX + key, text, (*_LABEL, *labels), registry=None)
-            for key, (text, labels) in _COUNTERS.items()
+            key: Counter(_PREFIX + key, text, (*name, *labels), registry=None)
+            for key, (text, labels) in family.counters.items()
         }
         self.gauges = {
-            key: Gauge(_PREFIX + key, text, _LABEL, registry=None, multiprocess_mode="livesum")
-            for key, text in _GAUGES.items()
+            key: Gauge(_PREFIX + key, text, name, registry=None, multiprocess_mode="livesum")
+            for key, text in family.gauges.items()
         }
         self.histograms = {
-            key: Histogram(_PREFIX + key, text, _LABEL, registry=None, buckets=buckets)
-            for key, (text, buckets) in _HISTOGRAMS.items()
+            key: Histogram(_PREFIX + key, text, name, registry=None, buckets=bounds)
+            for key, (text, bounds) in family.histograms.items()
         }
 
     def _all(self) -> tuple[Counter | Gauge | Histogram, ...]:
@@ -107,7 +152,7 @@ class Metrics:
             yield from metric.collect()
 
     def forget(self, name: str) -> None:
-        """Drops the series of one manager; in multi-process mode its gauges become 0.
+        """Drops the series of one source; in multi-process mode its gauges become 0.
 
         There prometheus_client can drop no series, and what was counted has happened.
         """
@@ -121,7 +166,7 @@ class Metrics:
             series = {
                 tuple(value for label, value in sample.labels.items() if label != "le")
                 for sample in samples
-                if sample.labels["manager"] == name
+                if sample.labels[self._label] == name
             }
             for values in series:
                 metric.remove(*values)
@@ -171,6 +216,17 @@ def levels(manager: CUDAGraphManager) -> dict[str, float]:
         "memory_bytes": pool_bytes(entry.memory for entry in entries),
         "queued_captures": len(capturer.background),
         "failed_buckets": len(capturer.failures),
+    }
+
+
+def counts_of_batcher(batcher: Batcher) -> Counts:
+    """What `batcher` has counted."""
+    figures = batcher.figures
+    return {
+        **{("batcher_items", (key,)): count for key, count in figures.items().items()},
+        **{("batcher_calls", (str(key),)): count for key, count in figures.calls.copy().items()},
+        ("batcher_real_elements", ()): figures.real_elements,
+        ("batcher_computed_elements", ()): figures.computed_elements,
     }
 
 

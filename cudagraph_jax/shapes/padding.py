@@ -166,10 +166,10 @@ def padder(
     if target == shape:
         return None
     index = real_index(axes, len(shape), sizes)
-    return Padder(target, dtype, index, value, axes, is_zero=_is_zero(value))
+    return Padder(target, dtype, index, value, axes, is_zero=is_zero(value))
 
 
-def _is_zero(value: PadValue) -> bool:
+def is_zero(value: PadValue) -> bool:
     """Whether it is 0 and not -0.0, of which 1/x and atan2 differ."""
     if isinstance(value, str) or value != 0:
         return False

@@ -26,6 +26,7 @@ from cudagraph_jax.testing.compiler import FakeCompiler
 from cudagraph_jax.testing.grids import configs, ladders, sizes
 from cudagraph_jax.testing.inputs import inputs
 from cudagraph_jax.testing.leaks import assert_padding_does_not_leak
+from cudagraph_jax.testing.packs import assert_packing_preserves
 from cudagraph_jax.testing.preserves import assert_bucketing_preserves
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "assert_bucketing_preserves",
     "assert_compiles",
     "assert_no_compiles",
+    "assert_packing_preserves",
     "assert_padding_does_not_leak",
     "configs",
     "inputs",

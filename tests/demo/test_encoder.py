@@ -159,7 +159,7 @@ def test_default_config():
     config = default_config()
     assert config.max_seq_len == 256
     assert len(config.buckets()) == 25
-    assert (config.warmup_iterations == 1) == (jax.default_backend() == "cpu")
+    assert (config.warmup_iterations == 2) == (jax.default_backend() == "cpu")
 
 
 def test_fingerprint_is_of_the_code():
@@ -207,3 +207,14 @@ def test_stores(tmp_path):
     assert Encoder(store=store).function.manager.store is store
     with pytest.raises(ConfigError, match="give one of the two"):
         Encoder(config, store=store)
+
+
+def test_single_texts_through_the_batcher(encoder):
+    """The encoder's batcher gives each text the vector that `embed` gives it."""
+    texts = ["sort", "Compute the eigenvalues of a matrix.", "an array of ones", "word " * 40]
+    expected = encoder.embed(texts)
+    encoder.warmup(progress=False)
+    rows = [np.array(row, np.int32) for row in encoder.tokenize(texts)]
+    found = encoder.batcher.map([(row, np.ones_like(row)) for row in rows])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert encoder.batcher is encoder.batcher

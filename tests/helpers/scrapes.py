@@ -13,13 +13,13 @@ def bucketed(config=GRID, **options):
     return bucket_jit(double, in_axes=("batch seq",), manager=manager, **options)
 
 
-def samples_of(registry, name="default"):
+def samples_of(registry, name="default", *, label="manager"):
     """The samples of one manager as `{"calls_total replay exact": 2.0}`, without times."""
     found = {}
     for metric in registry.collect():
         for sample in metric.samples:
             labels = dict(sample.labels)
-            if labels.pop("manager") == name and not sample.name.endswith("_created"):
+            if labels.pop(label, None) == name and not sample.name.endswith("_created"):
                 key = " ".join([sample.name.removeprefix("cudagraph_jax_"), *labels.values()])
                 assert key not in found
                 found[key] = sample.value

@@ -1,0 +1,1 @@
+"""Single ragged requests become calls: the queue, composition by measured cost, rows, packing."""

@@ -1,0 +1,194 @@
+"""Items that may share calls: of one program, with the buckets that are captured for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from statistics import median
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from cudagraph_jax.batching.composition import Priced, Prices
+from cudagraph_jax.batching.rows import ItemArguments, RowLayout, RowOutputs
+from cudagraph_jax.dispatch.function import BucketedFunction
+from cudagraph_jax.errors import BucketOverflowError, InputShapeError
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.program.call import Args, Call
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import Array
+from cudagraph_jax.shapes.pytrees import PyTree
+
+_COSTS_LAST_S = 0.25
+"""How long costs are taken for true: to ask all buckets takes 0.1 ms."""
+
+
+class Grid(NamedTuple):
+    """The captured buckets of a lane.
+
+    Attributes:
+        entries: By their bucket.
+        prices: What they cost, in milliseconds, or in elements where none was ever waited for.
+        is_measured: Whether it is milliseconds.
+        made_at: When the costs were asked for.
+    """
+
+    entries: Mapping[Bucket, CUDAGraphEntry]
+    prices: Prices
+    is_measured: bool
+    made_at: float
+
+
+def grid_of(entries: Sequence[CUDAGraphEntry], *, made_at: float) -> Grid:
+    """The buckets with their costs; one that nobody measured costs as its elements elsewhere."""
+    costs = {entry.bucket: entry.cost_ms for entry in entries}
+    rates = [cost / bucket.elements for bucket, cost in costs.items() if cost is not None]
+    rate = median(rates) if rates else 1.0
+    prices = Prices(
+        Priced(bucket, bucket.elements * rate if cost is None else cost)
+        for bucket, cost in costs.items()
+    )
+    return Grid({entry.bucket: entry for entry in entries}, prices, bool(rates), made_at)
+
+
+class Lane:
+    """One program of a function, as items come to it.
+
+    Args:
+        function: What is called.
+        row: The arrays of an item as a batch of one, as shapes.
+        arguments: Where they stand among the function's.
+        passed: What all items share.
+        clock: Seconds.
+
+    Attributes:
+        variant: What identifies the program.
+        sizes: Those of the row.
+        layout: How rows stand in its calls.
+
+    Raises:
+        InputShapeError: The row does not fit the function.
+        ConfigError: The function cannot be batched.
+    """
+
+    def __init__(
+        self,
+        function: BucketedFunction[..., PyTree],
+        row: Args,
+        *,
+        arguments: ItemArguments,
+        passed: Args,
+        clock: Callable[[], float],
+    ) -> None:
+        self._function, self._row, self._arguments = function, row, arguments
+        self._clock = clock
+        call = self._describe(passed)
+        self._call, self._passed = call, passed
+        self.variant = call.variant
+        self.sizes = call.sizes
+        self.layout = RowLayout(call)
+        self._known: tuple[CUDAGraphEntry, ...] = ()
+        self._own: list[CUDAGraphEntry] = []
+        self._outputs: dict[int, RowOutputs] = {}
+        self._grid = grid_of([], made_at=clock())
+
+    def __repr__(self) -> str:
+        return f"Lane({self.variant})"
+
+    def _describe(self, passed: Args) -> Call:
+        return self._function.describe(*self._arguments.joined(passed, self._row))
+
+    @property
+    def key(self) -> Hashable:
+        """What items share that may share calls: where lengths are not padded, theirs too."""
+        is_padded = self._function.manager.config.capture_seq_lens is not None
+        return self.variant if is_padded else (self.variant, self.sizes.seq_len)
+
+    @property
+    def name(self) -> str:
+        """The function's."""
+        return self.variant.name
+
+    def grid(self) -> Grid:
+        """The buckets that are captured by now, at what they cost."""
+        held = tuple(self._function.registry.entries())
+        if held != self._known:
+            own = [entry for entry in held if entry.variant == self.variant]
+            if self.key != self.variant:
+                own = [entry for entry in own if entry.seq_len == self.sizes.seq_len]
+            outputs = {entry.graph_id: self._outputs_of(entry) for entry in own}
+            self._known, self._own, self._outputs = held, own, outputs
+        elif self._clock() < self._grid.made_at + _COSTS_LAST_S:
+            return self._grid
+        self._grid = grid_of(self._own, made_at=self._clock())
+        return self._grid
+
+    def _outputs_of(self, entry: CUDAGraphEntry) -> RowOutputs:
+        known = self._outputs.get(entry.graph_id)
+        return RowOutputs(entry.program, entry.outputs) if known is None else known
+
+    def check_length(self, length: int) -> None:
+        """Raises unless a captured bucket holds a row of this length.
+
+        Raises:
+            BucketOverflowError: It is longer than all that are captured.
+            InputShapeError: None is captured for items like these.
+        """
+        prices = self.grid().prices
+        if prices.options(length):
+            return
+        if prices.lengths:
+            raise BucketOverflowError(
+                f"an item of {self.name} has seq_len={length}, longer than the longest captured "
+                f"bucket, {prices.lengths[-1]}: cut it, or capture longer ones (capture_seq_lens)"
+            )
+        others = {
+            str(entry.variant)
+            for entry in self._function.registry.entries()
+            if entry.variant.function == self.variant.function
+        }
+        known = f"there are buckets of {', '.join(sorted(others))}" if others else "none is"
+        raise InputShapeError(
+            f"no bucket is captured for items like {self.variant}, and a batcher captures none "
+            f"({known}): call warmup of the function with arguments like these first"
+        )
+
+    def accepts(self, passed: Args) -> bool:
+        """Whether calls with these in the place of what is shared now are of the same program."""
+        return self._describe(passed).variant == self.variant
+
+    def converted(self, leaves: Sequence[PyTree]) -> tuple[Array, ...]:
+        """Copies of an item's arrays, which the caller may then change."""
+        return tuple(
+            [np.array(leaf, dtype) for leaf, dtype in zip(leaves, self.layout.dtypes, strict=True)]
+        )
+
+    def arguments(self, passed: Args, arrays: Sequence[Array]) -> list[PyTree]:
+        """The arguments of a call with these arrays."""
+        if passed is not self._passed:
+            self._call, self._passed = self._describe(passed), passed
+        return self.layout.arguments(self._call.args, arrays)
+
+    def begin(
+        self, entry: CUDAGraphEntry, args: Sequence[PyTree], masks: Mapping[str, Array]
+    ) -> PyTree:
+        """The outputs of a call of one of the buckets, not waited for."""
+        with entry.program.settings.applied(), jax.transfer_guard("allow"):
+            return entry.begin_rows(args, {**self._call.kwargs, **masks})
+
+    def answers(
+        self, entry: CUDAGraphEntry, result: PyTree, lengths: Sequence[int]
+    ) -> list[PyTree]:
+        """The answer to each row of such a call."""
+        outputs = self._outputs.get(entry.graph_id) or self._outputs_of(entry)
+        with jax.transfer_guard("allow"):
+            return outputs.answers(result, lengths)
+
+    def run_eagerly(self, passed: Args, arrays: Sequence[Array], length: int) -> PyTree:
+        """The answer to one row by the function itself, as in a mode that runs no bucket."""
+        self.check_length(length)  # so that there is a bucket, whose outputs are known
+        sizes = Bucket(1, length)
+        args = self.arguments(passed, self.layout.pad([arrays], [length], sizes))
+        result = self._function(*args)
+        entry = self._own[0]
+        return self.answers(entry, result, [length])[0]

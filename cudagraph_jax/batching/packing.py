@@ -1,0 +1,168 @@
+"""Packing: several short rows in one row of a call, for models that take segments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from cudagraph_jax._base.checks import positive_size
+from cudagraph_jax.config import CUDAGraphConfig, checked_config
+from cudagraph_jax.errors import BucketOverflowError, InputShapeError
+from cudagraph_jax.graphs.route import on_host
+from cudagraph_jax.shapes.padding import Array
+from cudagraph_jax.shapes.pytrees import PyTree
+
+
+class _Place(NamedTuple):
+    """Where a given row stands: in which row of the call, as which segment, from where."""
+
+    row: int
+    segment: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Rows that share rows of one call, and the way back.
+
+    Attributes:
+        ids: The rows, one behind the other, padded with 0: `(batch, seq)`.
+        positions: Of each element in its own row, from 0: int32 `(batch, seq)`.
+        segments: Which of the rows that share one it belongs to, from 1; 0 where nothing is: int32
+            `(batch, seq)`.
+        places: Where each given row stands.
+        max_segments: Of one row at the most.
+    """
+
+    ids: Array
+    positions: Array
+    segments: Array
+    places: tuple[_Place, ...]
+    max_segments: int
+
+    def __repr__(self) -> str:
+        batch, seq = self.ids.shape
+        return f"Packed({len(self.places)} rows in {batch}x{seq})"
+
+    def unpack(self, outputs: PyTree) -> list[PyTree]:
+        """The output of each given row, in their order, from `(batch, max_segments, …)` arrays."""
+        leaves, structure = jax.tree.flatten(outputs)
+        arrays = [self._checked(leaf, self.max_segments, "max_segments") for leaf in leaves]
+        return [
+            jax.tree.unflatten(structure, [array[at.row, at.segment] for array in arrays])
+            for at in self.places
+        ]
+
+    def unpack_tokens(self, outputs: PyTree) -> list[PyTree]:
+        """The outputs for the elements of each given row, from `(batch, seq, …)` arrays."""
+        leaves, structure = jax.tree.flatten(outputs)
+        arrays = [self._checked(leaf, self.ids.shape[1], "seq") for leaf in leaves]
+        return [
+            jax.tree.unflatten(
+                structure, [array[at.row, at.start : at.start + at.length] for array in arrays]
+            )
+            for at in self.places
+        ]
+
+    def _checked(self, leaf: PyTree, second: int, name: str) -> Array:
+        array, rows = on_host(leaf), len(self.ids)
+        if array.shape[:2] != (rows, second):
+            raise InputShapeError(
+                f"an output has the shape {array.shape}, but the packed rows give "
+                f"(batch, {name}, …)=({rows}, {second}, …): give the outputs of this very call"
+            )
+        return array
+
+
+def pack(
+    rows: Sequence[Array],
+    *,
+    config: CUDAGraphConfig | None = None,
+    max_segments: int = 8,
+) -> Packed:
+    """Rows of a call filled with several of `rows` each, the longest first (first-fit decreasing).
+
+    Rows of the call are as long as the smallest captured length that holds the longest row, and at
+    least as long as makes the call fit the largest captured batch, if any length does.
+
+    Args:
+        rows: One-dimensional arrays of one dtype.
+        config: The grid; without `capture_seq_lens` rows are as long as the longest one.
+        max_segments: How many rows may share one.
+
+    Raises:
+        InputShapeError: There are no rows, or one is empty, or no one-dimensional array.
+        BucketOverflowError: One is longer than every captured length.
+    """
+    config = checked_config(config)
+    most = positive_size(max_segments, name="max_segments")
+    arrays = [_row(row, index) for index, row in enumerate(rows)]
+    if not arrays:
+        raise InputShapeError("rows is empty: give one row at least")
+    lengths = [len(array) for array in arrays]
+    for seq in _candidates(config, max(lengths)):
+        places = _first_fit(lengths, seq, most)
+        batch = 1 + max(place.row for place in places)
+        if batch <= max(config.capture_sizes):
+            break
+    # As none of them does where all lengths are too short; the call is then split or refused.
+    shape = (batch, seq)
+    ids: Array = np.zeros(shape, arrays[0].dtype)
+    positions, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for array, at in zip(arrays, places, strict=True):
+        here = (at.row, slice(at.start, at.start + at.length))
+        ids[here], positions[here] = array, np.arange(at.length)
+        segments[here] = at.segment + 1
+    return Packed(ids, positions, segments, tuple(places), most)
+
+
+def _row(row: object, index: int) -> Array:
+    if not isinstance(row, np.ndarray | jax.Array) or row.ndim != 1 or not row.size:
+        shape = getattr(row, "shape", type(row).__name__)
+        raise InputShapeError(
+            f"rows[{index}] is {shape}, expected a one-dimensional array of one element or more: "
+            "give token ids without a batch dimension"
+        )
+    return np.asarray(row)
+
+
+def _candidates(config: CUDAGraphConfig, longest: int) -> Sequence[int]:
+    """Lengths of the call's rows that hold the longest, the shortest first."""
+    if config.capture_seq_lens is None:
+        return [longest]
+    lengths = [length for length in sorted(config.capture_seq_lens) if length >= longest]
+    if not lengths:
+        raise BucketOverflowError(
+            f"a row has seq_len={longest}, longer than the longest of "
+            f"capture_seq_lens={tuple(config.capture_seq_lens)}: cut it, or add a longer one"
+        )
+    return lengths
+
+
+def _first_fit(lengths: Sequence[int], seq: int, most: int) -> list[_Place]:
+    """The place of each row: in the first row of the call with room, the longest placed first."""
+    used: list[int] = []
+    held: list[int] = []
+    places: dict[int, _Place] = {}
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        length = lengths[index]
+        row = next(
+            (
+                row
+                for row, (taken, count) in enumerate(zip(used, held, strict=True))
+                if taken + length <= seq and count < most
+            ),
+            len(used),
+        )
+        if row == len(used):
+            used.append(0)
+            held.append(0)
+        places[index] = _Place(row, held[row], used[row], length)
+        used[row] += length
+        held[row] += 1
+    return [places[index] for index in range(len(lengths))]

@@ -1,0 +1,366 @@
+"""What waits for a batcher: items, which of them run next, and what became of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from enum import Enum
+from itertools import islice
+from typing import Any, NamedTuple
+
+from cudagraph_jax._base.changes import counted
+from cudagraph_jax.batching.composition import compose
+from cudagraph_jax.batching.lane import Lane
+from cudagraph_jax.errors import BucketOverflowError, DeadlineError, QueueFullError
+from cudagraph_jax.graphs.observers import tell
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import Array
+from cudagraph_jax.shapes.pytrees import PyTree
+
+_MAX_CALLS = 16
+"""Of more that wait than so many of the largest calls hold, the oldest are composed.
+
+More company saves hardly any padding, and to compose 512 rows takes 0.2 ms.
+"""
+
+_GONE = object()
+
+
+class Outcome(Enum):
+    """What became of an item; each is counted once."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    REFUSED = "refused"
+    """It fits no captured bucket, or not the function."""
+    FULL = "full"
+    """As many waited as may."""
+
+
+class Item(Future[PyTree]):
+    """One row that waits for its answer.
+
+    Args:
+        line: Where it waits.
+        lane: What it may share calls with.
+        arrays: The row.
+        length: Of the row.
+        now: When it came.
+        expires_at: When its answer is of no use any more.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        lane: Lane,
+        arrays: tuple[Array, ...],
+        length: int,
+        *,
+        now: float,
+        expires_at: float = math.inf,
+    ) -> None:
+        super().__init__()
+        self._line = line
+        self.lane = lane
+        self.arrays = arrays
+        self.length = length
+        self.came_at = now
+        self.expires_at = expires_at
+
+    def cancel(self) -> bool:
+        """Has it not run, and wait no more; False once its call has started."""
+        if not super().cancel():
+            return False
+        if self._line.drop(self):
+            self._line.figures.count(Outcome.CANCELLED)
+            self.set_running_or_notify_cancel()
+        return True
+
+
+def too_late(item: Item, now: float) -> DeadlineError:
+    """The error of an item whose answer does not come in time."""
+    took, within = (now - item.came_at) * 1e3, (item.expires_at - item.came_at) * 1e3
+    return DeadlineError(
+        f"after {took:,.0f} ms there is no answer that comes within {within:,.0f} ms: allow more "
+        "time, or let fewer items wait (max_waiting)"
+    )
+
+
+class Chosen(NamedTuple):
+    """Items that share a call.
+
+    Attributes:
+        items: By their length.
+        lane: Whose.
+        bucket: Where they run.
+        cost_s: What that takes; 0 where it was never measured.
+        waited: How many items there were to choose from.
+    """
+
+    items: list[Item]
+    lane: Lane
+    bucket: Bucket
+    cost_s: float
+    waited: int
+
+
+class Line:
+    """The items that wait, the oldest first.
+
+    It has no lock: items come and go by single steps of a dictionary, and whoever takes one out
+    settles it (`_base/changes.py` says why).
+
+    Args:
+        max_waiting: More are refused.
+        max_wait_s: How long an item may wait for others while nothing runs.
+        clock: Seconds.
+
+    Attributes:
+        waiting: The items.
+        figures: What became of the others.
+    """
+
+    def __init__(self, *, max_waiting: int, max_wait_s: float, clock: Callable[[], float]) -> None:
+        self.waiting: dict[Item, None] = {}
+        self.figures = Figures()
+        self._max_waiting, self._max_wait_s, self._clock = max_waiting, max_wait_s, clock
+        self._has_deadlines = False  # as of most batchers: to look through all items takes 0.1 ms
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may wait."""
+        return len(self.waiting) < self._max_waiting
+
+    def add(self, item: Item) -> None:
+        """Has it wait.
+
+        Raises:
+            QueueFullError: As many wait as may.
+        """
+        if item.expires_at < math.inf:
+            self._has_deadlines = True
+        self.waiting[item] = None
+        if len(self.waiting) > self._max_waiting and self.drop(item):
+            self.figures.count(Outcome.FULL)
+            waiting = len(self.waiting)
+            retry_after_s = self.figures.seconds_for(waiting)
+            raise QueueFullError(
+                f"{waiting} items wait already, as many as max_waiting={self._max_waiting} allows: "
+                f"try again in {retry_after_s:.2g} s, or let fewer come",
+                retry_after_s=retry_after_s,
+            )
+
+    def drop(self, item: Item) -> bool:
+        """Takes it out; whether it was there."""
+        return self.waiting.pop(item, _GONE) is not _GONE
+
+    def claim(self, item: Item) -> bool:
+        """Takes it out to be settled; False where it is cancelled."""
+        if not self.drop(item):
+            return False
+        if item.set_running_or_notify_cancel():
+            return True
+        self.figures.count(Outcome.CANCELLED)
+        return False
+
+    def fail(self, item: Item, error: BaseException, outcome: Outcome = Outcome.FAILED) -> None:
+        """Has one that waits fail, unless it is cancelled."""
+        if self.claim(item):
+            self.figures.count(outcome)
+            item.set_exception(error)
+
+    def clear(self) -> None:
+        """Cancels all that wait."""
+        for item in list(self.waiting):
+            item.cancel()
+
+    def expire(self, item: Item, now: float) -> None:
+        """Fails one for its deadline."""
+        self.fail(item, too_late(item, now), Outcome.EXPIRED)
+
+    def choose(self, free_at: float | None = None) -> Chosen | None:
+        """What to run next; items whose deadline comes before their answer fail.
+
+        Args:
+            free_at: When the device is free; None: now.
+
+        Returns:
+            A call that holds the oldest item; None where nothing waits, or may wait for others.
+        """
+        free_at = self._clock() if free_at is None else free_at
+        while window := self._window():
+            oldest, lane = window[0], window[0].lane
+            grid = lane.grid()
+            if not grid.prices.options(max(item.length for item in window)):
+                self._fail_unheld(window)
+                continue
+            if len(window) < grid.prices.most_rows and free_at < self._waits_until(oldest):
+                return None
+            rows = sorted(window, key=_length)
+            parts = compose([item.length for item in rows], grid.prices)
+            place = rows.index(oldest)
+            part = next(part for part in parts if part.start <= place)
+            chosen = rows[part.start : part.stop]
+            scale = 1e-3 if grid.is_measured else 0.0
+            done_at = free_at + part.cost * scale
+            late = [item for item in chosen if item.expires_at < done_at]
+            if not late:
+                return Chosen(chosen, lane, part.bucket, part.cost * scale, len(self.waiting))
+            # Alone they may be in time. Where more than a call waits that is no way to catch up.
+            alone = grid.prices.holding(len(late), late[-1].length)
+            if len(parts) == 1 and len(late) < len(chosen) and alone is not None:
+                done_at = free_at + alone.cost * scale
+                if all(item.expires_at >= done_at for item in late):
+                    return Chosen(late, lane, alone.bucket, alone.cost * scale, len(self.waiting))
+            for item in late:
+                self.expire(item, self._clock())
+        return None
+
+    def _window(self) -> list[Item]:
+        """The oldest item and others of its lane; those whose deadline has passed fail."""
+        waiting = list(self.waiting)
+        if self._has_deadlines:
+            now = self._clock()
+            for item in [item for item in waiting if item.expires_at <= now]:
+                self.expire(item, now)
+            waiting = [item for item in waiting if item.expires_at > now]
+        if not waiting:
+            return []
+        lane = waiting[0].lane
+        mates = (item for item in waiting if item.lane is lane)
+        return list(islice(mates, max(1, _MAX_CALLS * lane.grid().prices.most_rows)))
+
+    def _fail_unheld(self, window: Sequence[Item]) -> None:
+        """Fails those that no captured bucket holds any more."""
+        for item in window:
+            try:
+                item.lane.check_length(item.length)
+            except (BucketOverflowError, TypeError) as error:
+                self.fail(item, error)
+
+    def _waits_until(self, item: Item) -> float:
+        """When it waits no more for others; one that has less time than that waits for none."""
+        until = item.came_at + self._max_wait_s
+        return until if until < item.expires_at else item.came_at
+
+    def wait_s(self) -> float | None:
+        """How long the oldest may wait for others; None where nothing waits."""
+        oldest = next(iter(list(self.waiting)), None)
+        if oldest is None:
+            return None
+        return max(0.0, self._waits_until(oldest) - self._clock())
+
+
+def _length(item: Item) -> int:
+    return item.length
+
+
+# From 10 us to 100 s, each a fifth longer than the one before.
+_BOUNDS = [1e-5 * 2 ** (step / 4) for step in range(94)]
+
+
+class Times:
+    """How long something took, how often: a histogram with one writer.
+
+    Attributes:
+        observers: Told of each, in seconds.
+        count: How often.
+        total_s: The sum.
+        max_s: The longest.
+    """
+
+    def __init__(self) -> None:
+        self.observers: list[Callable[[float], None]] = []
+        self._counts = [0] * (len(_BOUNDS) + 1)
+        self.count = 0
+        self.total_s = 0.0
+        self.max_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Counts one."""
+        self._counts[bisect_left(_BOUNDS, seconds)] += 1
+        self.count += 1
+        self.total_s += seconds
+        if seconds > self.max_s:
+            self.max_s = seconds
+        if self.observers:
+            tell(self.observers, seconds)
+
+    def percentile_ms(self, percent: float) -> float:
+        """What so many percent did not exceed, a fifth too long at the most; 0 without any."""
+        counts = list(self._counts)
+        rank, seen = percent / 100 * sum(counts), 0
+        for bound, count in zip([*_BOUNDS, math.inf], counts, strict=True):
+            seen += count
+            if count and seen >= rank:
+                return min(bound, self.max_s) * 1e3
+        return 0.0
+
+    def stats(self) -> dict[str, float]:
+        """The figures, in values that JSON can hold."""
+        mean = self.total_s / self.count if self.count else 0.0
+        percentiles = {f"p{percent}": self.percentile_ms(percent) for percent in (50, 90, 99)}
+        return {"mean": mean * 1e3, **percentiles, "max": self.max_s * 1e3}
+
+
+_REMEMBERED_CALLS = 32
+
+
+class Figures:
+    """What became of the items of one batcher; times and calls have one writer, its worker.
+
+    Attributes:
+        queued: From the arrival to the start of the call.
+        served: From there to the answer.
+        real_elements: The lengths of all rows that ran, summed.
+        computed_elements: Those of the buckets where they ran.
+        calls: By bucket.
+    """
+
+    def __init__(self) -> None:
+        self._outcomes = {outcome: itertools.count() for outcome in Outcome}
+        self.queued, self.served = Times(), Times()
+        self.real_elements = 0
+        self.computed_elements = 0
+        self.calls: Counter[Bucket] = Counter()
+        self._seconds_each: float | None = None
+
+    def count(self, outcome: Outcome) -> None:
+        """Counts one item."""
+        next(self._outcomes[outcome])
+
+    def items(self) -> dict[str, int]:
+        """How many there are of each outcome."""
+        return {outcome.value: counted(n) for outcome, n in self._outcomes.items()}
+
+    def add_call(self, bucket: Bucket, lengths: Sequence[int], seconds: float) -> None:
+        """Counts a call that the device was at for so long."""
+        self.calls[bucket] += 1
+        self.real_elements += sum(lengths)
+        self.computed_elements += bucket.elements
+        each = seconds / len(lengths)
+        before = each if self._seconds_each is None else self._seconds_each
+        self._seconds_each = before + (each - before) / _REMEMBERED_CALLS
+
+    def seconds_for(self, items: int) -> float:
+        """How long so many take, as measured; a second where nothing was."""
+        return 1.0 if self._seconds_each is None else items * self._seconds_each
+
+    def stats(self) -> dict[str, Any]:
+        """The figures, in values that JSON can hold."""
+        computed = self.computed_elements
+        return {
+            "items": self.items(),
+            "queue_ms": self.queued.stats(),
+            "service_ms": self.served.stats(),
+            "real_elements": self.real_elements,
+            "computed_elements": computed,
+            "waste": 1 - self.real_elements / computed if computed else 0.0,
+            "calls": {str(bucket): count for bucket, count in sorted(self.calls.copy().items())},
+        }

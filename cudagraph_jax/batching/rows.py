@@ -1,0 +1,301 @@
+"""Rows of their own lengths in one call: where they go in, their masks, and each one's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from cudagraph_jax.errors import ConfigError, InputShapeError
+from cudagraph_jax.graphs.route import on_host, own_part
+from cudagraph_jax.program.call import Args, Call, Mask, is_array
+from cudagraph_jax.program.outputs import OutputLeaf, Outputs, RealOutputs
+from cudagraph_jax.program.program import Program
+from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes, Length
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import EDGE, Array, PadValue, is_zero, padder
+from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix, leaves_of_arguments
+
+_BATCH = Length("batch")
+
+
+class ItemArguments:
+    """Which arguments of a function are an item's, and which are the same for all.
+
+    Args:
+        in_axes: As `BucketedFunction.in_axes`.
+        name: What errors call the function.
+
+    Raises:
+        ConfigError: An argument has no row for each item, or an axis that is not batched yet.
+    """
+
+    def __init__(self, in_axes: PyTree, *, name: str) -> None:
+        self._name = name
+        self._entries = in_axes if isinstance(in_axes, tuple | list) else None
+        self._for_all = in_axes if self._entries is None else None
+        for entry in jax.tree.leaves(in_axes):
+            _check_pattern(AxisPattern.parse(entry), name)
+        for place, entry in enumerate(self._entries or ()):
+            kinds = {leaf is None for leaf in jax.tree.leaves(entry, is_leaf=lambda x: x is None)}
+            if len(kinds) > 1:
+                raise ConfigError(
+                    f"in_axes[{place}]={entry!r} of {name} is batched in part: pass what all "
+                    "items share as an argument of its own, with None in in_axes"
+                )
+
+    @property
+    def passed(self) -> int:
+        """How many arguments all items share."""
+        return 0 if self._entries is None else sum(map(_is_passed, self._entries))
+
+    def check_passed(self, passed: Args) -> None:
+        """Raises unless there is one for each argument that all items share.
+
+        Raises:
+            ConfigError: There is not.
+        """
+        if len(passed) != self.passed:
+            raise ConfigError(
+                f"{self._name} passes {self.passed} argument(s) through, as "
+                f"in_axes={self._entries or self._for_all!r} says, but {len(passed)} were given: "
+                "give those beside the function, and items without them"
+            )
+
+    def joined(self, passed: Args, item: Args) -> Args:
+        """All arguments of a call, in their order."""
+        if self._entries is None:
+            return item
+        shared, own = iter(passed), iter(item)
+        return tuple(next(shared) if _is_passed(entry) else next(own) for entry in self._entries)
+
+    def one_row(self, item: Args) -> Args:
+        """The item as shapes of a batch of one.
+
+        Raises:
+            InputShapeError: It has more or fewer arrays than the function takes, or one of another
+                rank, or something else.
+        """
+        prefixes = [entry for entry in self._entries or () if not _is_passed(entry)]
+        if self._entries is None:
+            prefixes = [self._for_all] * len(item)
+        if len(item) != len(prefixes) or not item:
+            raise InputShapeError(
+                f"an item of {self._name} is {len(prefixes) or 'at least one'} array(s), those "
+                f"that in_axes={self._entries or self._for_all!r} names axes for, but {len(item)} "
+                "came: give each without its batch dimension"
+            )
+        leaves, structure = jax.tree.flatten(item)
+        patterns = broadcast_prefix(tuple(prefixes), item, name="in_axes")
+        return tuple(jax.tree.unflatten(structure, list(map(self._one_row, leaves, patterns))))
+
+    def _one_row(self, array: PyTree, text: str) -> jax.ShapeDtypeStruct:
+        if not (is_array(array) or isinstance(array, np.generic)):
+            raise InputShapeError(
+                f"an item of {self._name} has a {type(array).__name__} where its axes are "
+                f"{text!r}: pass a NumPy or JAX array of one row, without the batch dimension"
+            )
+        try:
+            place = AxisPattern.parse(text).resolve(array.ndim + 1, name="it").batch or 0
+        except InputShapeError:
+            raise InputShapeError(
+                f"an item of {self._name} has an array of shape {array.shape}, but one row of "
+                f"{text!r} has no such number of dimensions: leave out the batch alone"
+            ) from None
+        shape = (*array.shape[:place], 1, *array.shape[place:])
+        return jax.ShapeDtypeStruct(shape, array.dtype)
+
+
+def _is_passed(entry: PyTree) -> bool:
+    return not jax.tree.leaves(entry)
+
+
+def _check_pattern(pattern: AxisPattern, name: str) -> None:
+    batches = [length for length in pattern.lengths if length.axis == "batch"]
+    if batches != [_BATCH]:
+        raise ConfigError(
+            f"in_axes={pattern!r} of {name} has no row for each item: a batcher needs the batch in "
+            "every array that is not passed through (None)"
+        )
+    others = {length.axis for length in pattern.lengths} - {"batch", "seq"}
+    if others:
+        raise ConfigError(
+            f"in_axes={pattern!r} of {name} names {', '.join(sorted(others))}: a batcher takes "
+            "functions of batch and seq alone; call the function itself for further axes"
+        )
+
+
+class _Input(NamedTuple):
+    """An array of a call that has a row for each item."""
+
+    axes: LeafAxes
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[np.generic]
+    pad: PadValue
+
+
+class RowLayout:
+    """How rows stand in the calls of one program, and their answers in its outputs.
+
+    Args:
+        call: A call of one row.
+
+    Attributes:
+        dtypes: What the arrays of an item are converted to.
+
+    Raises:
+        ConfigError: The function cannot be batched: a mask without rows, say, or an argument that
+            it donates although all calls share it.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._masks = call.target.masks
+        self._carried = call.carried
+        pads = (*call.declared.pad_values, *[0] * len(call.leaves))
+        self._inputs = [
+            _Input(axes, leaf.shape, leaf.dtype, pad)
+            for axes, leaf, pad in zip(call.axes, call.variant.leaves, pads, strict=False)
+            if not axes.passes_through
+        ]
+        self.dtypes = [given.dtype for given in self._inputs]
+        arguments, _ = leaves_of_arguments(call.variant.structure)
+        self._places = [
+            place
+            for place, argument in enumerate(arguments)
+            if any(not call.axes[index].passes_through for index in argument.indices)
+        ]
+        self._structure = jax.tree.structure([call.args[place] for place in self._places])
+        for mask in self._masks:
+            if "batch" not in self._axes(mask):
+                raise ConfigError(
+                    f"the mask {mask.name} has no rows: a batcher's calls have rows of their own "
+                    "lengths, so name batch among its axes in mask_argname"
+                )
+        if shared := set(call.target.donate_argnums).difference(self._places):
+            raise ConfigError(
+                f"donate_argnums has {min(shared)}, which all items share: after one call it would "
+                "be gone; donate what has rows alone"
+            )
+
+    def _axes(self, mask: Mask) -> Sequence[str]:
+        return self._carried if mask.axes is None else mask.axes
+
+    def arguments(self, args: Args, arrays: Sequence[Array]) -> list[PyTree]:
+        """The arguments of a call: those that it shares with `args`, and `arrays`."""
+        whole = list(args)
+        own = jax.tree.unflatten(self._structure, arrays)
+        for place, argument in zip(self._places, own, strict=True):
+            whole[place] = argument
+        return whole
+
+    def pad(
+        self, rows: Sequence[Sequence[Array]], lengths: Sequence[int], bucket: Bucket
+    ) -> list[Array]:
+        """The arrays of a call at the bucket's size, with a row for each of `rows`.
+
+        Args:
+            rows: The arrays of each item.
+            lengths: Of each item.
+            bucket: Not smaller than they.
+        """
+        columns = zip(*rows, strict=True)
+        return [
+            _padded(given, column, lengths, bucket)
+            for given, column in zip(self._inputs, columns, strict=True)
+        ]
+
+    def masks(self, lengths: Sequence[int], bucket: Bucket) -> dict[str, Array]:
+        """The masks of a call, True where an element of a row is real."""
+        made: dict[str, Array] = {}
+        for mask in self._masks:
+            axes = self._axes(mask)
+            made[mask.name] = array = np.zeros(mask.shape(self._carried, bucket), np.bool_)
+            for row, length in enumerate(lengths):
+                array[tuple(row if axis == "batch" else slice(length) for axis in axes)] = True
+        return made
+
+
+def _padded(given: _Input, rows: Sequence[Array], lengths: Sequence[int], bucket: Bucket) -> Array:
+    shape = given.axes.resize(tuple(size or 0 for size in given.shape), bucket)
+    is_edge, batch = given.pad == EDGE, given.axes.batch or 0
+    padded: Array = np.zeros(shape, given.dtype)
+    if not (is_edge or is_zero(given.pad)):
+        padded.fill(given.pad)
+    for place, (given_row, length) in enumerate(zip(rows, lengths, strict=True)):
+        row = given_row
+        if is_edge:
+            row = _with_edges(given, row, Bucket(1, length), Bucket(1, bucket.seq_len))
+        index: list[slice | int] = [slice(size) for size in row.shape]
+        index.insert(batch, place)
+        padded[tuple(index)] = row
+    if is_edge:
+        behind = (slice(None),) * batch
+        last = len(rows) - 1
+        padded[(*behind, slice(last + 1, None))] = padded[(*behind, slice(last, last + 1))]
+    return padded
+
+
+def _with_edges(given: _Input, row: Array, sizes: Bucket, bucket: Bucket) -> Array:
+    batch = given.axes.batch or 0
+    one = np.expand_dims(row, batch)
+    pad = padder(one.shape, given.dtype, axes=given.axes, sizes=sizes, bucket=bucket, value=EDGE)
+    edged: Array = np.take(one if pad is None else pad(one), 0, axis=batch)
+    return edged
+
+
+class RowOutputs:
+    """The answers to rows within the outputs of one program.
+
+    Args:
+        program: Whose.
+        outputs: Where they carry the sizes.
+
+    Raises:
+        ConfigError: An output has no row for each item, or nobody looked for its axes.
+    """
+
+    def __init__(self, program: Program, outputs: Outputs) -> None:
+        self._outputs = outputs
+        self._is_one = jax.tree_util.treedef_is_leaf(outputs.structure)
+        for leaf in outputs.leaves:
+            _check_output(leaf, outputs)
+        self._real = lru_cache(maxsize=4096)(
+            lambda length: program.real_outputs(outputs, Bucket(1, length))
+        )
+
+    def answers(self, result: PyTree, lengths: Sequence[int]) -> list[PyTree]:
+        """Each row's own part, without the batch dimension: NumPy arrays, read-only."""
+        arrays = [on_host(array) for array in jax.tree.leaves(result)]
+        return [self._answer(arrays, row, length) for row, length in enumerate(lengths)]
+
+    def _answer(self, arrays: Sequence[Array], row: int, length: int) -> PyTree:
+        sizes = Bucket(1, length)
+        real: RealOutputs | None = self._real(length) if self._outputs.follows else None
+        parts = []
+        for place, (array, leaf) in enumerate(zip(arrays, self._outputs.leaves, strict=True)):
+            if real is None:
+                index: list[slice | int] = [slice(None)] * leaf.ndim
+                for axis, size in leaf.axes.dims:
+                    index[axis] = slice(size.of(sizes))
+            else:
+                index = list(real.indices[place])
+            index[leaf.axes.batch or 0] = row
+            parts.append(own_part(array, (*index, ...)))
+        return parts[0] if self._is_one else jax.tree.unflatten(self._outputs.structure, parts)
+
+
+def _check_output(leaf: OutputLeaf, outputs: Outputs) -> None:
+    batches = [length for _, length in leaf.axes.dims if length.axis == "batch"]
+    follows = {size for _, size in leaf.follows}
+    if not leaf.comparable:
+        raise ConfigError(
+            f'nobody knows the rows of {leaf.name}: name its axes in out_axes, or use unpad="host"'
+        )
+    if batches != [_BATCH] or "batch" in follows or outputs.structure_follows:
+        raise ConfigError(
+            f"{leaf.name} has no row for each item, so that a batcher cannot hand it out: return "
+            "arrays with the batch in one dimension"
+        )

@@ -1,0 +1,282 @@
+"""The batcher's answers: each row's own, in any company."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies
+
+from cudagraph_jax import ConfigError, CUDAGraphConfig, InputShapeError, bucket_jit, no_compiles
+from cudagraph_jax.batching.batcher import Batcher
+from cudagraph_jax.errors import BucketOverflowError
+from tests.helpers.functions import GRID, KINDS, PARAMS, TABLE, WIDTH, floats, tokens
+
+BATCHED = [name for name in KINDS if name not in ("batch summed away", "one number", "pytrees")]
+
+
+def item_of(kind, args):
+    """The arguments of a batch of one without what is passed through, and without the batch."""
+    axes = kind.in_axes if isinstance(kind.in_axes, tuple) else (kind.in_axes,) * len(args)
+    return tuple(
+        np.take(array, 0, axis=entry.split().index("batch"))
+        for entry, array in zip(axes, args, strict=True)
+        if entry is not None
+    )
+
+
+def passed_of(kind, args):
+    axes = kind.in_axes if isinstance(kind.in_axes, tuple) else (kind.in_axes,) * len(args)
+    return tuple(array for entry, array in zip(axes, args, strict=True) if entry is None)
+
+
+@pytest.fixture(scope="module", params=BATCHED)
+def served(request):
+    kind = KINDS[request.param]
+    function = kind.bucketed()
+    args = kind.arguments(0, 1, 3)
+    function.warmup(*args, progress=False)
+    with Batcher(function, *passed_of(kind, args)) as batcher:
+        yield kind, batcher
+
+
+@settings(max_examples=10, deadline=None)
+@given(lengths=strategies.lists(strategies.integers(1, 5), min_size=1, max_size=9))
+def test_each_row_as_if_it_were_alone(served, lengths):
+    """A row's answer is that of the plain function to it alone, whatever rows are beside it."""
+    kind, batcher = served
+    calls = [kind.arguments(seed, 1, length) for seed, length in enumerate(lengths)]
+    with no_compiles():
+        answers = batcher.map([item_of(kind, args) for args in calls])
+    for args, length, answer in zip(calls, lengths, answers, strict=True):
+        for own, alone in zip(
+            jax.tree.leaves(answer), jax.tree.leaves(kind.plain(args, 1, length)), strict=True
+        ):
+            assert isinstance(own, np.ndarray)
+            assert own.ndim == alone.ndim - 1
+            expected = np.asarray(alone).reshape(own.shape)
+            np.testing.assert_allclose(
+                np.asarray(own, np.float32), np.asarray(expected, np.float32), atol=kind.tolerance
+            )
+
+
+@pytest.fixture(scope="module")
+def pooled():
+    function = KINDS["masked pooling"].bucketed()
+    function.warmup(TABLE, tokens(0, 1, 2), progress=False)
+    return function
+
+
+def test_masks_are_each_rows_own():
+    """The mask of a call is True where the elements of each row are, not in the whole rectangle."""
+    seen = bucket_jit(
+        lambda x, *, where, rows: jnp.where(rows[:, None], jnp.cumsum(where, axis=1), -1),
+        in_axes="batch seq",
+        mask_argname={"where": "batch seq", "rows": "batch"},
+        config=GRID,
+    )
+    seen.warmup(floats(0, 1, 2), progress=False)
+    with Batcher(seen) as batcher:
+        answers = batcher.map([floats(0, length) for length in (5, 2, 4, 1)])
+    assert [answer.tolist() for answer in answers] == [[1, 2, 3, 4, 5], [1, 2], [1, 2, 3, 4], [1]]
+
+
+def test_arguments_that_are_pytrees():
+    """An item may hold pytrees, as the function's arguments do."""
+    kind = KINDS["pytrees"]
+    function = bucket_jit(
+        lambda inputs, bias: kind.function(inputs, bias)["sum"],
+        in_axes=kind.in_axes,
+        config=GRID,
+    )
+    function.warmup(*kind.arguments(0, 1, 2), progress=False)
+    rows = [{"x": floats(n, n), "lengths": np.int32(n - 1)} for n in (5, 2, 3)]
+    with Batcher(function, np.float32(0.5)) as batcher:
+        answers = batcher.map(rows)
+    expected = [np.sum(np.asarray(row["x"])[:-1]) for row in rows]
+    np.testing.assert_allclose(answers, expected, rtol=1e-5)
+
+
+def test_rows_without_a_sequence():
+    """A function of rows alone gets rows of a fixed size, with a mask of rows."""
+    kind = KINDS["row reduction"]
+    function = kind.bucketed()
+    function.warmup(floats(0, 1, WIDTH), progress=False)
+    rows = [floats(n, WIDTH) for n in range(7)]
+    with Batcher(function) as batcher:
+        answers = batcher.map(rows)
+        assert sum(batcher.stats()["calls"].values()) < len(rows)
+    np.testing.assert_allclose(answers, [np.linalg.norm(row) for row in rows], rtol=1e-5)
+
+
+def test_lengths_that_are_not_padded():
+    """Without capture_seq_lens, items of one length share calls, and no others."""
+    function = bucket_jit(
+        lambda x: jnp.cumsum(x[:, ::-1], axis=1),
+        in_axes="batch seq",
+        config=CUDAGraphConfig(capture_sizes=(1, 2)),
+    )
+    for length in (3, 4):
+        function.warmup(floats(0, 1, length), progress=False)
+    rows = [floats(n, 3 + n % 2) for n in range(6)]
+    with Batcher(function) as batcher:
+        for row, answer in zip(rows, batcher.map(rows), strict=True):
+            np.testing.assert_allclose(answer, np.cumsum(row[::-1]), rtol=1e-5)
+        assert set(batcher.stats()["calls"]) <= {"1x3", "2x3", "1x4", "2x4"}
+        with pytest.raises(InputShapeError, match="no bucket is captured for items like"):
+            batcher.submit(floats(0, 5))
+
+
+def test_outputs_whose_length_follows():
+    """An output of half the length is cut to what the function itself gives for the row."""
+    function = bucket_jit(lambda x: x[:, : x.shape[1] // 2] * 2, in_axes="batch seq", config=GRID)
+    function.warmup(floats(0, 1, 4), progress=False)
+    rows = [floats(n, n) for n in (5, 2, 4)]
+    with Batcher(function) as batcher:
+        for row, answer in zip(rows, batcher.map(rows), strict=True):
+            np.testing.assert_allclose(answer, row[: len(row) // 2] * 2, rtol=1e-6)
+
+
+def test_what_is_submitted_may_change_afterwards(pooled):
+    """A row is copied, so that its buffer may be used again at once."""
+    buffer = tokens(1, 4)
+    expected = TABLE[buffer].mean(axis=0)
+    with Batcher(pooled, TABLE) as batcher:
+        future = batcher.submit(buffer)
+        buffer[:] = 0
+        np.testing.assert_allclose(future.result(), expected, rtol=1e-5)
+
+
+def test_jax_arrays_and_wide_integers(pooled):
+    """Items may be JAX arrays, and integers of 64 bits, as calls of the function may."""
+    row = tokens(1, 4)
+    with Batcher(pooled, TABLE) as batcher:
+        answers = batcher.map([row, jnp.asarray(row), row.astype(np.int64)])
+    np.testing.assert_array_equal(answers[0], answers[1])
+    np.testing.assert_array_equal(answers[0], answers[2])
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "message"),
+    [
+        (([1, 2],), InputShapeError, "a int where its axes are 'batch seq'"),
+        ((tokens(0, 1, 3),), InputShapeError, r"shape \(1, 3\), but one row of 'batch seq'"),
+        ((tokens(0, 0),), InputShapeError, "no elements"),
+        ((floats(0, 3),), InputShapeError, "no bucket is captured for items like"),
+        ((tokens(0, 6),), BucketOverflowError, "seq_len=6, longer than the longest captured"),
+        ((tokens(0, 2), tokens(0, 2)), InputShapeError, r"is 1 array\(s\).*but 2 came"),
+        ((), InputShapeError, r"is 1 array\(s\).*but 0 came"),
+    ],
+)
+def test_items_that_do_not_fit(pooled, item, error, message):
+    """What does not fit is refused at once, and harms no other."""
+    with Batcher(pooled, TABLE) as batcher:
+        beside = batcher.submit(tokens(1, 3))
+        with pytest.raises(error, match=message):
+            batcher.submit(*item)
+        assert beside.result().shape == (2,)
+        assert batcher.stats()["items"]["refused"] == 1
+
+
+def test_nothing_is_captured_for_an_item():
+    """A batcher captures nothing: a function that is not warm is said to be so."""
+    function = KINDS["lookup"].bucketed()
+    with Batcher(function, TABLE) as batcher, pytest.raises(InputShapeError, match="call warmup"):
+        batcher.submit(tokens(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("in_axes", "options", "message"),
+    [
+        (("batch seq", "seq"), {}, "has no row for each item"),
+        (("batch height",), {}, "names height: a batcher takes"),
+        (({"a": "batch seq", "b": None},), {}, "batched in part"),
+    ],
+)
+def test_functions_that_cannot_be_batched(in_axes, options, message):
+    """What has no rows of its own, or further axes, is refused when the batcher is made."""
+    config = CUDAGraphConfig(capture_sizes=(1,), capture_axes={"height": (2,)})
+    function = bucket_jit(lambda *args: args, in_axes=in_axes, config=config, **options)
+    with pytest.raises(ConfigError, match=message):
+        Batcher(function)
+
+
+@pytest.mark.parametrize(
+    ("fn", "options", "message"),
+    [
+        (lambda p, x: jnp.sum(x, 0) * p, {}, "has no row for each item"),
+        (lambda p, x: x * p, {"unpad": "none"}, "nobody knows the rows"),
+        (lambda p, x: (x * p, p), {"donate_argnums": 0}, "donate_argnums has 0"),
+        (lambda p, x, *, m: x * m, {"mask_argname": {"m": "seq"}}, "the mask m has no rows"),
+    ],
+)
+def test_outputs_and_options_that_have_no_rows(fn, options, message):
+    """What the items of a call would share is refused with the first item."""
+    function = bucket_jit(fn, in_axes=(None, "batch seq"), config=GRID, **options)
+    function.warmup(np.float32(1), floats(0, 1, 2), progress=False)
+    with Batcher(function, np.float32(1)) as batcher, pytest.raises(ConfigError, match=message):
+        batcher.submit(floats(0, 2))
+
+
+def test_what_it_is_made_of():
+    """A plain function, the wrong number of parameters and times that are none are refused."""
+    function = KINDS["dense"].bucketed()
+    with pytest.raises(ConfigError, match="not what bucket_jit makes"):
+        Batcher(lambda x: x)  # type: ignore[arg-type]  # as who forgets to decorate it
+    with pytest.raises(ConfigError, match=r"passes 1 argument\(s\) through"):
+        Batcher(function)
+    with pytest.raises(ConfigError, match="max_waiting=0"):
+        Batcher(function, PARAMS, max_waiting=0)
+    with pytest.raises(ConfigError, match="max_wait_ms=-1"):
+        Batcher(function, PARAMS, max_wait_ms=-1)
+
+
+def test_repr():
+    """One line says whose it is, and how many wait."""
+    assert repr(Batcher(KINDS["dense"].bucketed(), PARAMS)) == "Batcher(dense, 0 waiting)"
+
+
+def test_update_between_two_calls():
+    """Other parameters of the same shapes are used from then on; nothing is captured anew."""
+    function = KINDS["lookup"].bucketed()
+    function.warmup(TABLE, tokens(0, 1, 2), progress=False)
+    row = tokens(3, 4)
+    with no_compiles(), Batcher(function, TABLE) as batcher:
+        np.testing.assert_array_equal(batcher.submit(row).result(), TABLE[row])
+        batcher.update(TABLE * 2)
+        np.testing.assert_array_equal(batcher.submit(row).result(), TABLE[row] * 2)
+        with pytest.raises(InputShapeError, match="other shapes or dtypes than before"):
+            batcher.update(TABLE[:-1])
+        with pytest.raises(ConfigError, match=r"passes 1 argument\(s\) through"):
+            batcher.update()
+        np.testing.assert_array_equal(batcher.submit(row).result(), TABLE[row] * 2)
+
+
+def test_the_functions_own_counts_stay_true():
+    """Each call is a replay of its bucket, whose real elements are those of the rows."""
+    function = KINDS["lookup"].bucketed()
+    function.warmup(TABLE, tokens(0, 1, 2), progress=False)
+    rows = [tokens(n, 1 + n % 5) for n in range(40)]
+    with Batcher(function, TABLE) as batcher:
+        batcher.map(rows)
+        stats, own = function.stats(), batcher.stats()
+    assert stats["real_elements"] == own["real_elements"] == sum(map(len, rows))
+    assert stats["real_elements"] + stats["padded_elements"] == own["computed_elements"]
+    assert stats["hits"] == stats["calls"] == sum(own["calls"].values())
+    replays = {key: graph["replay_count"] for key, graph in stats["registry"]["graphs"].items()}
+    assert own["calls"] == {key: count for key, count in replays.items() if count}
+    assert own["items"]["answered"] == len(rows)
+    assert sum(function.manager.sizes().values()) == stats["calls"]
+
+
+def test_a_mode_that_runs_no_bucket():
+    """While the manager is paused, items are answered one by one by the plain function."""
+    from cudagraph_jax import CUDAGraphMode
+
+    function = KINDS["lookup"].bucketed()
+    function.warmup(TABLE, tokens(0, 1, 2), progress=False)
+    rows = [tokens(n, 3) for n in range(4)]
+    with Batcher(function, TABLE) as batcher:
+        function.manager.mode = CUDAGraphMode.NONE
+        for row, answer in zip(rows, batcher.map(rows), strict=True):
+            np.testing.assert_array_equal(answer, TABLE[row])
+    assert function.stats()["eager_by_reason"] == {"paused": 4}

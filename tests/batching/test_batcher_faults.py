@@ -1,0 +1,266 @@
+"""Faults: one bad row, cancelled and late items, a full queue, workers that die."""
+
+import threading
+from concurrent.futures import CancelledError, wait
+
+import numpy as np
+import pytest
+
+from cudagraph_jax import Batcher, DeadlineError, QueueFullError
+from cudagraph_jax.errors import CUDAGraphError
+from tests.helpers.batched import BAD, Doubling, row
+from tests.helpers.held_clock import HeldClock
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@pytest.fixture
+def doubling():
+    return Doubling()
+
+
+def test_a_bad_row_fails_alone(doubling, caplog):
+    """A call that fails is tried once more row by row: the bad row fails, the others do not."""
+    clock = HeldClock()
+    with Batcher(doubling.function, clock=clock) as batcher:
+        clock.hold()
+        futures = [batcher.submit(row(value)) for value in (1, BAD, 3, 4)]
+        clock.release()
+        wait(futures)
+    assert [future.exception() is None for future in futures] == [True, False, True, True]
+    assert "a bad row" in str(futures[1].exception())
+    assert [future.result()[0] for future in futures if not future.exception()] == [2, 6, 8]
+    assert sorted(map(len, doubling.calls)) == [1, 1, 1, 1, 4]
+    items = batcher.stats()["items"]
+    assert (items["answered"], items["failed"]) == (3, 1)
+    assert "its rows are tried one by one" in caplog.text
+    stats = doubling.function.stats()
+    assert (stats["errors_by_reason"], stats["hits"]) == ({"run": 1}, 3)
+
+
+def test_a_row_that_fails_alone_is_not_tried_again(doubling):
+    """A call of one row that fails has failed."""
+    with Batcher(doubling.function) as batcher:
+        assert "a bad row" in str(batcher.submit(row(BAD)).exception())
+        assert batcher.submit(row(1)).result().tolist() == [2, 2, 2]
+    assert len(doubling.calls) == 2
+
+
+def test_the_next_call_waits_for_no_answer(doubling):
+    """While a call computes, items wait that can be cancelled; the next call is full of others."""
+    with Batcher(doubling.function) as batcher:
+        doubling.hold()
+        first = batcher.submit(row(1))
+        assert doubling.entered.wait(60)
+        others = [batcher.submit(row(value)) for value in (2, 3, 4, 5, 6)]
+        assert not first.cancel()
+        assert others[1].cancel()
+        assert batcher.stats()["waiting"] == 4
+        doubling.go.set()
+        assert [other.result()[0] for other in others if not other.cancelled()] == [4, 8, 10, 12]
+        with pytest.raises(CancelledError):
+            others[1].result()
+    assert doubling.calls == [[1], [2, 4, 5, 6]]
+    assert batcher.stats()["items"]["cancelled"] == 1
+
+
+def test_late_items_are_not_run(doubling):
+    """An item whose deadline passes while another call computes fails, and is not run."""
+    clock = HeldClock()
+    with Batcher(doubling.function, clock=clock) as batcher:
+        doubling.hold()
+        first = batcher.submit(row(1))
+        assert doubling.entered.wait(60)
+        late, other = batcher.submit(row(2), deadline=1.0), batcher.submit(row(3), deadline=1e6)
+        clock.now = 1.5
+        doubling.go.set()
+        assert isinstance(late.exception(), DeadlineError)
+        assert (first.result()[0], other.result()[0]) == (2, 6)
+    assert [2.0] not in doubling.calls
+
+
+def test_an_answer_that_comes_too_late(doubling):
+    """A call that takes longer than ever gives an answer that is of no use any more: an error."""
+    clock = HeldClock()
+    with Batcher(doubling.function, clock=clock) as batcher:
+        doubling.hold()
+        future = batcher.submit(row(1), deadline=1e6)
+        assert doubling.entered.wait(60)
+        clock.now = 2e6
+        doubling.go.set()
+        assert isinstance(future.exception(), DeadlineError)
+    assert batcher.stats()["items"]["expired"] == 1
+
+
+@pytest.mark.parametrize("deadline", [-1, float("nan"), float("inf"), "soon", True])
+def test_deadlines_that_are_none(doubling, deadline):
+    """A deadline is a number of seconds."""
+    with Batcher(doubling.function) as batcher, pytest.raises(ValueError, match="deadline="):
+        batcher.submit(row(1), deadline=deadline)
+
+
+def test_a_full_queue(doubling):
+    """One more than may wait is refused; `map` waits for room instead."""
+    with Batcher(doubling.function, max_waiting=2) as batcher:
+        doubling.hold()
+        first = batcher.submit(row(1))
+        assert doubling.entered.wait(60)
+        others = [batcher.submit(row(value)) for value in (2, 3)]
+        with pytest.raises(QueueFullError, match="2 items wait already"):
+            batcher.submit(row(4))
+        doubling.go.set()
+        assert [future.result()[0] for future in (first, *others)] == [2, 4, 6]
+        answers = batcher.map(row(value) for value in range(50))
+        assert [answer[0] for answer in answers] == [2 * value for value in range(50)]
+
+
+def test_map_cancels_the_others(doubling):
+    """Where one of many fails, its error is raised, and those that wait are cancelled."""
+    with Batcher(doubling.function, max_waiting=100) as batcher:
+        with pytest.raises(Exception, match="a bad row"):
+            batcher.map(row(value) for value in (BAD, *range(60)))
+        with pytest.raises(TypeError, match="axes are 'batch seq'"):
+            batcher.map([row(1), [2.0]])
+    assert sum(batcher.stats()["items"].values()) == 63
+    assert batcher.stats()["waiting"] == 0
+
+
+def test_a_callback_that_raises(doubling, caplog):
+    """What a callback of one item raises costs no other item its answer."""
+
+    def leave(future):
+        raise SystemExit
+
+    clock = HeldClock()
+    with Batcher(doubling.function, clock=clock) as batcher:
+        clock.hold()
+        futures = [batcher.submit(row(value)) for value in (1, 2)]
+        futures[0].add_done_callback(leave)
+        clock.release()
+        assert [future.result()[0] for future in futures] == [2, 4]
+        assert batcher.submit(row(3)).result()[0] == 6
+    assert "a callback of an item" in caplog.text
+
+
+def test_a_worker_that_dies_is_replaced(doubling, caplog):
+    """An error of the batcher's own fails what it was at, is logged, and later items are served."""
+
+    class Broken(HeldClock):
+        is_broken = False
+
+        def __call__(self):
+            if self.is_broken and threading.current_thread() is not self._owner:
+                self.is_broken = False
+                raise MemoryError("no room for a number")
+            return super().__call__()
+
+    clock = Broken()
+    with Batcher(doubling.function, clock=clock) as batcher:
+        batcher.submit(row(1)).result()
+        clock.is_broken = True
+        assert isinstance(batcher.submit(row(2)).exception(), MemoryError)
+        assert batcher.submit(row(3)).result()[0] == 6
+    assert "begins anew" in caplog.text
+
+
+def test_answers_within_callbacks(doubling):
+    """A callback may submit the next item, and close the batcher: it waits for nobody."""
+    batcher = Batcher(doubling.function)
+    done, answers = threading.Event(), []
+
+    def follow(future):
+        answers.append(batcher.submit(row(2)))
+        batcher.close()
+        done.set()
+
+    first = batcher.submit(row(1))
+    first.add_done_callback(follow)
+    assert done.wait(60)
+    assert answers[0].result()[0] == 4
+
+
+def test_closing(doubling):
+    """Closed, a batcher takes nothing; what waits is answered, or cancelled if so asked."""
+    batcher = Batcher(doubling.function)
+    doubling.hold()
+    futures = [batcher.submit(row(1))]
+    assert doubling.entered.wait(60)
+    futures += [batcher.submit(row(value)) for value in (2, 3)]
+    closing = threading.Thread(target=batcher.close, kwargs={"drain": False})
+    closing.start()
+    assert wait(futures[1:], timeout=60).not_done == set()
+    assert all(future.cancelled() for future in futures[1:])
+    assert closing.is_alive()  # it waits for what runs
+    doubling.go.set()
+    closing.join(60)
+    assert futures[0].result()[0] == 2
+    with pytest.raises(CUDAGraphError, match="doubling is closed"):
+        batcher.submit(row(4))
+    batcher.close()
+    assert batcher.stats()["waiting"] == 0
+
+
+def test_leaving_the_block_in_trouble(doubling):
+    """`with` answers all that wait; left by an error it cancels them."""
+    doubling.hold()
+    with Batcher(doubling.function) as batcher:
+        future = batcher.submit(row(1))
+        doubling.go.set()
+    assert future.result()[0] == 2
+    doubling.hold()
+    waiting = []
+
+    def leave():
+        with Batcher(doubling.function) as batcher:
+            batcher.submit(row(1))
+            assert doubling.entered.wait(60)
+            waiting.append(batcher.submit(row(2)))
+            waiting[0].add_done_callback(lambda future: doubling.go.set())
+            raise KeyError("trouble")
+
+    with pytest.raises(KeyError):
+        leave()
+    assert waiting[0].cancelled()
+
+
+def test_many_threads(doubling):
+    """From many threads each gets its own answers, and the counts are exact."""
+    answers: dict[int, list] = {}
+
+    def ask(number):
+        rows = [row(100 * number + value, 1 + value % 8) for value in range(40)]
+        answers[number] = [answer.tolist() for answer in batcher.map(rows)]
+
+    with Batcher(doubling.function, max_waiting=50) as batcher:
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+    for number in range(8):
+        assert answers[number] == [
+            [2.0 * (100 * number + value)] * (1 + value % 8) for value in range(40)
+        ]
+    items = batcher.stats()["items"]
+    assert items["answered"] == 320
+    assert sum(items.values()) - items["full"] == 320
+    assert doubling.function.stats()["hits"] == sum(batcher.stats()["calls"].values())
+
+
+def test_no_copy_of_it(doubling):
+    """A batcher belongs to its process."""
+    import copy
+    import pickle
+
+    batcher = Batcher(doubling.function)
+    assert copy.deepcopy(batcher) is batcher
+    with pytest.raises(TypeError, match="cannot pickle"):
+        pickle.dumps(batcher)
+
+
+def test_answers_keep_no_more_than_themselves(doubling):
+    """An answer cannot be written to, as those of calls."""
+    with Batcher(doubling.function) as batcher:
+        answer = batcher.submit(row(1)).result()
+    assert isinstance(answer, np.ndarray)
+    assert not answer.flags.writeable

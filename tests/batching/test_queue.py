@@ -1,0 +1,304 @@
+"""What waits: which items run next, and that each is settled once, whatever comes in between."""
+
+import math
+from collections import Counter
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import settings, strategies
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from cudagraph_jax.batching.composition import Priced, Prices
+from cudagraph_jax.batching.lane import Grid
+from cudagraph_jax.batching.queue import Item, Line, Outcome, Times
+from cudagraph_jax.errors import DeadlineError, QueueFullError
+from cudagraph_jax.shapes.ladder import Bucket
+from tests.helpers.held_clock import HeldClock
+
+
+class FixedLane:
+    """Buckets of 1 and 4 rows, 8 and 32 long; a call costs 8 ms, and 0.1 for each element."""
+
+    def __init__(self, *, is_measured=True):
+        buckets = [Bucket(*sizes) for sizes in product((1, 4), (8, 32))]
+        prices = Prices(Priced(bucket, 8 + bucket.elements / 10) for bucket in buckets)
+        self._grid = Grid({}, prices, is_measured, 0.0)
+
+    def grid(self):
+        return self._grid
+
+
+LANE = FixedLane()
+
+
+def line_of(clock, *, max_waiting=1000, max_wait_s=0.0):
+    return Line(max_waiting=max_waiting, max_wait_s=max_wait_s, clock=clock)
+
+
+def added(line, length, *, lane=LANE, now=0.0, deadline=float("inf")):
+    item = Item(line, lane, (), length, now=now, expires_at=now + deadline)
+    line.add(item)
+    return item
+
+
+def test_the_call_of_the_oldest_runs_next():
+    """Of a composition the call runs that holds the oldest item, with others of like length."""
+    line = line_of(HeldClock())
+    items = [added(line, length) for length in (7, 30, 5, 8, 31, 6, 32, 29)]
+    chosen = line.choose()
+    assert chosen.items == [items[2], items[5], items[0], items[3]]
+    assert (chosen.bucket, chosen.cost_s) == (Bucket(4, 8), pytest.approx(0.0112))
+    assert all(line.claim(item) for item in chosen.items)
+    assert line.choose().bucket == Bucket(4, 32)
+
+
+def test_nothing_waits_while_the_device_is_free():
+    """One item alone runs at once, in the cheapest bucket that holds it."""
+    line = line_of(HeldClock())
+    assert line.choose() is None
+    item = added(line, 5)
+    assert line.choose().items == [item]
+    assert line.choose().bucket == Bucket(1, 8)
+
+
+def test_waiting_for_company():
+    """With max_wait_ms an item waits that long for others, or until a call is full."""
+    clock = HeldClock()
+    line = line_of(clock, max_wait_s=1.0)
+    added(line, 5)
+    clock.now = 0.75
+    assert (line.choose(), line.wait_s()) == (None, 0.25)
+    for _ in range(3):
+        added(line, 5, now=0.75)
+    assert len(line.choose().items) == 4
+    line.clear()
+    added(line, 5, now=0.75)
+    clock.now = 1.75
+    assert (len(line.choose().items), line.wait_s()) == (1, 0.0)
+    line.clear()
+    added(line, 5, now=1.75, deadline=0.5)  # it has no time to wait
+    assert len(line.choose().items) == 1
+
+
+def test_a_deadline_that_has_passed():
+    """An item whose deadline has passed fails, and is not run."""
+    clock = HeldClock()
+    line = line_of(clock)
+    late, other = added(line, 5, deadline=0.5), added(line, 5)
+    clock.now = 0.5
+    assert line.choose().items == [other]
+    with pytest.raises(DeadlineError, match="after 500 ms there is no answer"):
+        late.result()
+    assert line.figures.items()["expired"] == 1
+
+
+def test_a_deadline_that_would_pass():
+    """An item that cannot be answered in time fails at once; the device is free at a time."""
+    line = line_of(HeldClock())
+    item = added(line, 5, deadline=0.5)
+    assert line.choose(free_at=0.49).items == [item]
+    assert line.choose(free_at=0.493) is None
+    assert isinstance(item.exception(), DeadlineError)
+
+
+def test_a_short_deadline_gets_a_call_of_its_own():
+    """Where all that waits is one call, an item in a hurry runs before it, alone."""
+    line = line_of(HeldClock())
+    hurried, other = added(line, 5, deadline=0.01), added(line, 5)
+    first = line.choose()
+    assert (first.items, first.bucket) == ([hurried], Bucket(1, 8))
+    assert line.claim(hurried)
+    assert line.choose().items == [other]
+
+
+def test_costs_that_nobody_measured():
+    """Where costs are elements and no times, no deadline is foretold."""
+    line = line_of(HeldClock())
+    item = added(line, 5, lane=FixedLane(is_measured=False), deadline=1e-6)
+    assert line.choose().items == [item]
+
+
+def test_items_of_other_programs():
+    """Items of another lane share no call, and have their turn."""
+    line, other = line_of(HeldClock()), FixedLane()
+    first, second, third = added(line, 5), added(line, 5, lane=other), added(line, 5)
+    chosen = line.choose()
+    assert set(chosen.items) == {first, third}
+    assert all(line.claim(item) for item in chosen.items)
+    assert line.choose().items == [second]
+
+
+def test_more_than_may_wait():
+    """One more than max_waiting is refused, and told when to come again, as measured."""
+    line = line_of(HeldClock(), max_waiting=2)
+    items = [added(line, 5), added(line, 5)]
+    with pytest.raises(QueueFullError, match="max_waiting=2") as caught:
+        added(line, 5)
+    assert caught.value.retry_after_s == 1.0
+    line.figures.add_call(Bucket(4, 8), [5, 5], 0.5)
+    with pytest.raises(QueueFullError) as caught:
+        added(line, 5)
+    assert caught.value.retry_after_s == 0.5
+    assert items[0].cancel()
+    added(line, 5)
+    assert line.figures.items() == {
+        **dict.fromkeys((outcome.value for outcome in Outcome), 0), "cancelled": 1, "full": 2
+    }  # fmt: skip
+
+
+def test_percentiles():
+    """Percentiles are those of the times, a fifth too long at the most."""
+    times = Times()
+    assert times.stats() == {"mean": 0.0, "p50": 0.0, "p90": 0.0, "p99": 0.0, "max": 0.0}
+    for millisecond in range(1, 101):
+        times.add(millisecond / 1e3)
+    stats = times.stats()
+    assert stats["max"] == 100
+    assert stats["mean"] == pytest.approx(50.5)
+    for percent in (50, 90, 99):
+        assert percent <= stats[f"p{percent}"] <= percent * 1.2
+
+
+def simulated(overload, *, deadline, seconds=20.0, max_waiting=300):
+    """Items answered in a second, of a device that takes as long as its buckets cost."""
+    clock = HeldClock()
+    line = line_of(clock, max_waiting=max_waiting)
+    random, came, items = np.random.default_rng(0), 0, []
+    rate = 250 * overload  # of calls of four rows the device could do some 250 rows a second
+    while clock.now < seconds:
+        while came < rate * clock.now + 1:
+            at = came / rate
+            came += 1
+            with suppress(QueueFullError):
+                length = int(random.integers(1, 33))
+                items.append(added(line, length, now=at, deadline=deadline))
+        chosen = line.choose()
+        if chosen is None:
+            clock.now = came / rate
+            continue
+        claimed = [item for item in chosen.items if line.claim(item)]
+        clock.now += chosen.cost_s
+        for item in claimed:
+            assert clock.now <= item.expires_at
+            item.set_result(clock.now - item.came_at)
+    answered = [item.result() for item in items if item.done() and not item.exception()]
+    assert len(answered) + line.figures.items()["expired"] + len(line.waiting) == len(items)
+    return len(answered) / clock.now, max(answered)
+
+
+def test_ten_times_overload():
+    """Under ten times overload as much is answered in time as at saturation without deadlines."""
+    saturated, _ = simulated(10, deadline=math.inf)
+    goodput, slowest = simulated(10, deadline=0.5)
+    assert goodput >= 0.95 * saturated
+    assert slowest <= 0.5
+
+
+def test_light_load():
+    """Under light load hardly an item waits longer than the call before it and its own take."""
+    answered, slowest = simulated(0.1, deadline=math.inf)
+    assert answered == pytest.approx(25, rel=0.05)
+    assert slowest < 3 * 0.0208
+
+
+class Queueing(RuleBasedStateMachine):
+    """Submissions, cancellations, deadlines, calls and closing in any order."""
+
+    def __init__(self):
+        super().__init__()
+        self.clock = HeldClock()
+        self.line = line_of(self.clock, max_waiting=9)
+        self.items = []
+        self.refused = 0
+        self.running = []
+        self.answered = set()
+
+    @rule(length=strategies.integers(1, 32), deadline=strategies.sampled_from([0, 0.05, 1, 1e9]))
+    def submit(self, length, deadline):
+        """One more comes."""
+        try:
+            item = added(self.line, length, now=self.clock.now, deadline=deadline)
+        except QueueFullError:
+            self.refused += 1
+            assert len(self.line.waiting) == 9
+        else:
+            self.items.append(item)
+
+    @precondition(lambda self: self.items)
+    @rule(data=strategies.data())
+    def cancel(self, data):
+        """A client gives up: an item that waits is cancelled, one that runs is not."""
+        item = data.draw(strategies.sampled_from(self.items))
+        waits = item in self.line.waiting
+        assert item.cancel() == (waits or item.cancelled())
+
+    @rule(seconds=strategies.floats(0, 0.2))
+    def pass_time(self, seconds):
+        """Time passes."""
+        self.clock.now += seconds
+
+    @precondition(lambda self: not self.running)
+    @rule()
+    def start(self):
+        """The device is free."""
+        waiting = list(self.line.waiting)
+        chosen = self.line.choose()
+        if chosen is None:
+            assert not self.line.waiting
+            return
+        kept = [item for item in waiting if item in self.line.waiting]
+        assert kept[0] in chosen.items or len(chosen.items) < len(kept)
+        assert len(chosen.items) <= chosen.bucket.batch_size
+        for item in chosen.items:
+            assert item.length <= chosen.bucket.seq_len
+            assert item.expires_at >= self.clock.now + chosen.cost_s
+            assert self.line.claim(item)
+        self.running = chosen.items
+
+    @rule()
+    def finish(self):
+        """A call ends."""
+        for item in self.running:
+            self.line.figures.count(Outcome.ANSWERED)
+            item.set_result(item.length)
+            self.answered.add(item)
+        self.running = []
+
+    @rule()
+    def close(self):
+        """What waits is cancelled."""
+        self.line.clear()
+        assert not self.line.waiting
+
+    @invariant()
+    def each_item_is_in_one_place(self):
+        """Each item waits, runs or is settled, and is counted once."""
+        found: Counter[str] = Counter()
+        for item in self.items:
+            if item in self.line.waiting:
+                assert not item.done()
+                continue
+            if item in self.running:
+                assert item.running()
+                continue
+            assert item.done()
+            if item.cancelled():
+                found["cancelled"] += 1
+                with pytest.raises(CancelledError):
+                    item.result()
+            elif item in self.answered:
+                found["answered"] += 1
+                assert item.result() == item.length
+            else:
+                found["expired"] += 1
+                assert isinstance(item.exception(), DeadlineError)
+        found["full"] = self.refused
+        counts = self.line.figures.items()
+        assert {key: count for key, count in counts.items() if count} == dict(+found)
+
+
+Queueing.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+test_queueing = Queueing.TestCase

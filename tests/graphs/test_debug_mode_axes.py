@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def test_lengths_that_follow_never_vanish(rule, seq):
 @pytest.mark.parametrize(("rule", "seq"), CALLS)
 def test_functions_of_lengths_that_follow(rule, seq):
     """Sound ones are accepted and leaks are found, also from a call whose array is empty."""
-    axes = {"in_axes": ("batch seq", f"batch {rule}"), "config": CONFIG}
+    axes: dict[str, Any] = {"in_axes": ("batch seq", f"batch {rule}"), "config": CONFIG}
     x, y = floats(0, 1, seq), floats(1, 1, RULES[rule](seq))
     found = bucket_jit(lambda x, y: (x * 2, y * 3), **axes)(x, y)
     assert_close(found[1], y * 3)

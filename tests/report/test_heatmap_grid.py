@@ -1,6 +1,5 @@
 """What buckets did, added up by their sizes along two axes."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -361,6 +361,7 @@ class Batcher:
         """Fails what runs, or where nothing does, what waits: it may be to blame."""
         running, self._under_way = self._under_way, {}
         for item in running:
+            self._line.drop(item)
             if not item.done():
                 self._settle(item, Outcome.FAILED, error=error)
         if not running:
@@ -430,8 +431,9 @@ class Batcher:
 
     def _start(self, prepared: _Prepared) -> _Running | None:
         """Starts a call; None where there is nothing to wait for."""
-        items = [item for item in prepared.chosen.items if self._line.claim(item)]
-        self._under_way.update(dict.fromkeys(items))
+        # Before they leave the line, so that whoever waits for all of them finds each in one place.
+        self._under_way.update(dict.fromkeys(prepared.chosen.items))
+        items = [item for item in prepared.chosen.items if self._claim(item)]
         self._changes.tell()
         if not items:
             return None
@@ -448,6 +450,12 @@ class Batcher:
         except Exception as error:
             self._retry(prepared, items, error)
             return None
+
+    def _claim(self, item: Item) -> bool:
+        if self._line.claim(item):
+            return True
+        self._under_way.pop(item, None)
+        return False
 
     def _finish(self, running: _Running, failure: Exception | None, done_at: float) -> None:
         """Hands out what a call gave; the next one computes meanwhile."""

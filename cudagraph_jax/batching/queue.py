@@ -193,7 +193,8 @@ class Line:
         Returns:
             A call that holds the oldest item; None where nothing waits, or may wait for others.
         """
-        free_at = self._clock() if free_at is None else free_at
+        now = self._clock()
+        free_at = now if free_at is None else max(now, free_at)  # a call may take longer than ever
         while window := self._window():
             oldest, lane = window[0], window[0].lane
             grid = lane.grid()
@@ -219,7 +220,7 @@ class Line:
                 if all(item.expires_at >= done_at for item in late):
                     return Chosen(late, lane, alone.bucket, alone.cost * scale, len(self.waiting))
             for item in late:
-                self.expire(item, self._clock())
+                self.expire(item, now)
         return None
 
     def _window(self) -> list[Item]:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from cudagraph_jax._base.checks import nearest
 from cudagraph_jax._base.files import check_writable, write_json
 from cudagraph_jax._base.text import error_text
-from cudagraph_jax.cli.options import positive
+from cudagraph_jax.cli.options import named_size, positive
+from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.bucket_jit import bucket_jit
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
@@ -25,6 +27,7 @@ from cudagraph_jax.graphs.inspection import inspect
 from cudagraph_jax.modes import CommandBufferScope
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.report.command_buffers import Inspection
+from cudagraph_jax.shapes.axes import AxisPattern, Length
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.gpus import GPUS
 
@@ -46,6 +49,8 @@ examples:
   cudagraph-jax inspect model:embed --batch 8 --seq 128 --example example_arguments
   cudagraph-jax inspect model:mlp --batch 8 --arg 'float32[512,512]' --arg 'float32[batch,512]'
   cudagraph-jax inspect model:mlp --batch 8 --example given --in-axes none --in-axes 'batch _'
+  cudagraph-jax inspect model:see --size height=224 --size width=192 \\
+    --arg 'float32[batch,height,width,3]'
   JAX_PLATFORMS=cpu cudagraph-jax inspect model:embed --batch 8 --gpu h100"""
 
 
@@ -77,11 +82,21 @@ def _add_function(parser: argparse.ArgumentParser) -> None:
         "--seq", type=positive, default=1, metavar="N", help="its sequence length (default: 1)"
     )
     parser.add_argument(
+        "--size",
+        action="append",
+        type=named_size,
+        default=[],
+        metavar="NAME=N",
+        help="its size along a further axis, such as height=224; may be given several times "
+        "(default: the example's)",
+    )
+    parser.add_argument(
         "--arg",
         action="append",
         default=[],
         metavar="DTYPE[DIM,...]",
-        help="a positional argument; dimensions are numbers, batch or seq: 'int32[batch,seq]'",
+        help="a positional argument; dimensions are numbers, batch, seq, the axis of a --size, or "
+        "what follows from one, as seq+1: 'int32[batch,seq]'",
     )
     parser.add_argument(
         "--example",
@@ -128,14 +143,13 @@ def _add_compiler(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     # Only this command needs JAX to be started, and what the module imports.
     from cudagraph_jax.cli.inspect_command import inspected
-    from cudagraph_jax.shapes.ladder import Bucket
 
     if options.json is not None:
         check_writable(options.json)
     scopes = [CommandBufferScope[name] for name in options.scope] or list(CommandBufferScope)
     found = inspected(
         options.function,
-        Bucket(options.batch, options.seq),
+        {"batch": options.batch, "seq": options.seq, **dict(options.size)},
         arguments=options.arg,
         example=options.example,
         in_axes=options.in_axes,
@@ -149,15 +163,13 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-_SPEC = re.compile(r"(\w+)\[([\w, ]*)\]")
-_SIZES = ("batch", "seq")
-
+_SPEC = re.compile(r"(\w+)\[([\w, *+/-]*)\]")
 Bucketed = BucketedFunction[..., Any]
 
 
 def inspected(
     function: str,
-    bucket: Bucket,
+    sizes: Mapping[str, int],
     *,
     arguments: Sequence[str],
     example: str | None,
@@ -170,7 +182,7 @@ def inspected(
 
     Args:
         function: `MODULE:FUNCTION`.
-        bucket: The sizes.
+        sizes: Those of the bucket, by the name of their axis.
         arguments: Descriptions of the positional arguments, such as `int32[batch,seq]`.
         example: What the module has them in.
         scopes: What to compile it with.
@@ -183,7 +195,7 @@ def inspected(
         CaptureError: The function cannot be compiled, or XLA dumped nothing.
     """
     module, found = _found(function)
-    specs = [_spec(text) for text in arguments]
+    specs = [_spec(text, sizes) for text in arguments]
     if specs and example is not None:
         raise ConfigError("--arg and --example both describe the arguments: give one of the two")
     args = tuple(struct for struct, _ in specs) if example is None else _example(module, example)
@@ -195,11 +207,12 @@ def inspected(
         bucketed, own = found, found.manager.config.xla_options()
     else:
         axes = [axes for _, axes in specs] if specs else _in_axes(function, in_axes, args)
-        bucketed, own = bucket_jit(found, in_axes=axes), None
+        config = CUDAGraphConfig(capture_axes=_ladders(axes, sizes))
+        bucketed, own = bucket_jit(found, in_axes=axes, config=config), None
     options = compiled_with(own, scopes, compiler_options)
-    program = _program(bucketed, args, bucket)
+    program = _program(bucketed, args)
     with without_cache():
-        return inspect(program, _carried(program, bucket), options, gpu=gpu)
+        return inspect(program, _bucket(program, sizes), options, gpu=gpu)
 
 
 def compiled_with(
@@ -233,7 +246,7 @@ def without_cache() -> Iterator[None]:
         jax.config.update(name, usual)
 
 
-def _program(bucketed: Bucketed, args: tuple[Any, ...], bucket: Bucket) -> Program:
+def _program(bucketed: Bucketed, args: tuple[Any, ...]) -> Program:
     if args:
         call = bucketed.describe(*args)
         return Program(call)
@@ -246,9 +259,23 @@ def _program(bucketed: Bucketed, args: tuple[Any, ...], bucket: Bucket) -> Progr
     return captured[0].program
 
 
-def _carried(program: Program, bucket: Bucket) -> Bucket:
-    """The bucket, with the example's size where no argument carries one."""
-    return bucket.only(program.carried, others=program.example.sizes)
+def _bucket(program: Program, sizes: Mapping[str, int]) -> Bucket:
+    """The bucket, with the example's size where no argument carries one, or none was given."""
+    for axis in sizes.keys() - {"batch", "seq"}:
+        if axis not in program.carried:
+            raise ConfigError(
+                f"--size {axis}={sizes[axis]}: no argument of {program.target.name} carries "
+                f"{axis!r}; {nearest(axis, program.carried)}"
+            )
+    given = {axis: size for axis, size in sizes.items() if axis in program.carried}
+    return program.example.sizes.with_sizes(given)
+
+
+def _ladders(axes: Sequence[str | None], sizes: Mapping[str, int]) -> dict[str, tuple[int]]:
+    """One size for each further axis, as a plain function is compiled for one bucket."""
+    lengths = [length for text in axes if text for length in AxisPattern.parse(text).lengths]
+    names = {length.axis for length in lengths} - {"batch", "seq"}
+    return {name: (sizes.get(name, 1),) for name in names}
 
 
 def _found(text: str) -> tuple[ModuleType, Callable[..., Any]]:
@@ -295,25 +322,31 @@ def _example(module: ModuleType, name: str) -> tuple[Any, ...]:
     return tuple(args)
 
 
-def _spec(text: str) -> tuple[jax.ShapeDtypeStruct, str | None]:
-    """An argument, and its entry of `in_axes`."""
+def _spec(text: str, sizes: Mapping[str, int]) -> tuple[jax.ShapeDtypeStruct, str | None]:
+    """An argument in a call of `sizes`, and its entry of `in_axes`."""
     found = _SPEC.fullmatch(text.strip())
     if found is None:
         raise ConfigError(f"--arg {text!r} describes no array: write it as 'int32[batch,seq]'")
     dims = [dim.strip() for dim in found[2].split(",")] if found[2].strip() else []
-    for dim in dims:
-        if dim not in _SIZES and not re.fullmatch(r"[1-9][0-9]{0,14}", dim):
+    lengths = [Length.parse(dim) for dim in dims]
+    for dim, length in zip(dims, lengths, strict=True):
+        is_known = length is not None and length.axis in sizes
+        if not is_known and not re.fullmatch(r"[1-9][0-9]{0,14}", dim):
             raise ConfigError(
-                f"--arg {text!r} has the dimension {dim!r}: use a number, batch or seq"
+                f"--arg {text!r} has the dimension {dim!r}: use a number, batch, seq, or the axis "
+                "of a --size, as in --size height=224"
             )
     try:
         dtype = jnp.dtype(found[1])
     except TypeError as error:
         raise ConfigError(f"--arg {text!r} has an unknown dtype: {found[1]}") from error
-    struct = jax.ShapeDtypeStruct([1 if dim in _SIZES else int(dim) for dim in dims], dtype)
-    if not set(dims) & set(_SIZES):
-        return struct, None
-    return struct, " ".join(dim if dim in _SIZES else "_" for dim in dims)
+    bucket = Bucket.of(sizes)
+    shape = [
+        int(dim) if length is None else length.of(bucket)
+        for dim, length in zip(dims, lengths, strict=True)
+    ]
+    axes = " ".join("_" if length is None else str(length) for length in lengths)
+    return jax.ShapeDtypeStruct(shape, dtype), axes if any(lengths) else None
 
 
 def _option(text: str) -> tuple[str, str]:
@@ -334,8 +367,8 @@ def _in_axes(function: str, axes: Sequence[str], args: tuple[Any, ...]) -> list[
         wanted = " ".join(["--in-axes none"] * (len(args) - 1) + ["--in-axes 'batch ...'"])
         raise ConfigError(
             f"{function} is a plain function, and its example has {len(args)} argument(s), "
-            f"{shown}, for {len(axes)} --in-axes: say which of their dimensions are batch and seq, "
-            f"once for each, as in {wanted}"
+            f"{shown}, for {len(axes)} --in-axes: say which of their dimensions are "
+            f"batch, seq or another axis, once for each, as in {wanted}"
         )
     return [None if text.strip().lower() == "none" else text for text in axes]
 

@@ -23,6 +23,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def named_size(text: str) -> tuple[str, int]:
+    """An axis and its size: `height=224`."""
+    name, _, size = text.partition("=")
+    if not name.isidentifier() or not _is_whole(size) or int(size) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size of an axis, such as height=224")
+    return name, int(size)
+
+
 def part(text: str) -> float:
     """A number between 0 and 1, both left out."""
     number = decimal(text)

@@ -48,8 +48,8 @@ class ReplayTotals:
         larger: Replays in a larger bucket than the request's own.
         pieces: Replays of a piece of a split batch.
         seconds: Time of all, from the inputs to the trimmed outputs.
-        real_elements: batch * seq_len of the requests, summed.
-        computed_elements: batch * seq_len of the buckets that served them, summed.
+        real_elements: the product of all sizes of each request, summed.
+        computed_elements: that of the buckets that served them, summed.
     """
 
     exact: int = 0
@@ -104,7 +104,7 @@ class Tally:
     Attributes:
         request: What is served.
         count: `next` counts one replay.
-        real_elements: Those of one replay; not batch * seq_len where each row has its own length.
+        real_elements: Those of one replay; not those of its sizes where each row has its own length.
         seconds: Their time, from the inputs to the trimmed outputs.
         used_at: `time.perf_counter` at the end of the last one.
         waits: Whether that is the time until the outputs are there, not only to dispatch.
@@ -127,7 +127,7 @@ class Tally:
     def __init__(self, request: Request, *, waits: bool = False) -> None:
         self.request = request
         self.waits = waits
-        self.real_elements = request.sizes.batch_size * request.sizes.seq_len
+        self.real_elements = request.sizes.elements
         self.settled_seconds = 0.0
         self.count = itertools.count()
         self.seconds = 0.0

@@ -39,8 +39,11 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "calls": ("Calls by what was done with them, and why.", ("outcome", "reason")),
     "replays": ("Replays by how the request fits its bucket.", ("fit",)),
     "replay_seconds": ("Seconds of all replays, from the inputs to the trimmed outputs.", ()),
-    "real_elements": ("Elements (batch * seq_len) of requests that replays served.", ()),
-    "padded_elements": ("Elements (batch * seq_len) of padding that replays computed.", ()),
+    "real_elements": ("Elements (the product of all sizes) of requests that replays served.", ()),
+    "padded_elements": (
+        "Elements (the product of all sizes) of padding that replays computed.",
+        (),
+    ),
     "captures": ("Buckets that were compiled.", ()),
     "loads": ("Buckets that were loaded from the store instead.", ()),
     "evictions": ("Buckets that had to leave because of a limit.", ()),

@@ -27,7 +27,16 @@ class Group:
         return jnp.tanh(x @ weights)
 
 
+def see(images, edges):
+    return images.sum(3), edges * 2
+
+
 mlp = Group.mlp
+pictures = (np.ones((2, 3, 5, 3), np.float32), np.ones((2, 4), np.float32))
+wide = cudagraph_jax.CUDAGraphConfig(capture_axes={"height": (4, 8), "width": (4, 8)})
+sights = cudagraph_jax.bucket_jit(
+    see, in_axes=("batch height width _", "batch height+1"), config=wide
+)
 number = 3
 arguments = (np.eye(8, dtype=np.float32), np.ones((2, 3, 8), np.float32))
 config = cudagraph_jax.CUDAGraphConfig(
@@ -42,6 +51,7 @@ def given():
     return arguments
 """
 WEIGHTS, X = "float32[8,8]", "float32[batch, seq, 8]"
+PICTURES = ["--example", "pictures"]
 ARGUMENTS = ["--arg", WEIGHTS, "--arg", "float32[batch,7]"]
 
 
@@ -79,11 +89,39 @@ def test_on_a_cpu(module, capsys, tmp_path, function, options):
     assert json.loads(path.read_text())["bucket"] == [4, 16]
 
 
+IMAGES = ["--arg", "float32[batch,height,width,3]", "--arg", "float32[batch,height+1]"]
+AXES = ["--in-axes", "batch height width _", "--in-axes", "batch height+1"]
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "sizes"),
+    [
+        ("see", IMAGES, {"height": 8, "width": 6}),
+        ("see", ["--example", "pictures", *AXES], {"height": 8, "width": 6}),
+        ("sights", IMAGES, {"height": 8, "width": 6}),
+        ("sights", ["--example", "pictures"], {"width": 8}),
+    ],
+)
+def test_named_axes(module, capsys, tmp_path, function, options, sizes):
+    """Sizes of further axes are given by name; those left out are the example's."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("there is an accelerator")
+    path = tmp_path / "found.json"
+    given = [text for axis, size in sizes.items() for text in ("--size", f"{axis}={size}")]
+    arguments = ["--batch", "4", *given, "--json", str(path), *options]
+    assert main(["inspect", f"{module}:{function}", *arguments]) == 0
+    whole = {"height": 3, **sizes}
+    named = f"height={whole['height']},width={whole['width']}"
+    assert f"see 4x1,{named}: XLA has no command buffers" in capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert (found["bucket"], found["axes"]) == ([4, 1], whole)
+
+
 def test_sizes_that_nothing_carries(module):
     """A size that no argument carries is that of the arguments."""
     found = inspected(
         f"{module}:mlp",
-        Bucket(4, 16),
+        {"batch": 4, "seq": 16},
         arguments=[WEIGHTS, "float32[batch,8]"],
         example=None,
         scopes=[],
@@ -112,6 +150,8 @@ def test_sizes_that_nothing_carries(module):
         (["inspected_model:bucketed"], "describe them with --arg or --example"),
         (["inspected_model:mlp", "--arg", "float32"], "write it as 'int32[batch,seq]'"),
         (["inspected_model:mlp", "--arg", "float32[x]"], "the dimension 'x'"),
+        (["inspected_model:mlp", "--arg", "float32[x*2]"], "the dimension 'x*2'"),
+        (["inspected_model:sights", "--size", "hight=8", *PICTURES], "did you mean 'height'?"),
         (["inspected_model:mlp", "--arg", "float33[2]"], "unknown dtype: float33"),
         (["inspected_model:bucketed", "--example", "number"], "as a tuple"),
         (["inspected_model:bucketed", "--example", "none"], "has no none"),
@@ -162,3 +202,10 @@ def test_a_wrong_scope(module, capsys):
     with pytest.raises(SystemExit):
         main(["inspect", f"{module}:mlp", "--scope", "ALL"])
     assert "PIECEWISE" in capsys.readouterr().err
+
+
+def test_a_size_that_is_none(module, capsys):
+    """A size is a name and a whole number."""
+    with pytest.raises(SystemExit):
+        main(["inspect", f"{module}:see", "--size", "height"])
+    assert "no size of an axis, such as height=224" in capsys.readouterr().err

@@ -90,8 +90,9 @@ def test_no_age(text):
 
 @pytest.mark.parametrize("text", ["8", "8x", "8x128x2", "x8", "8X128", "8x12\u0668"])
 def test_bucket(text):
-    """A bucket has two sizes."""
+    """A bucket has two sizes, and those of further axes by their names."""
     assert bucket("8x128") == "8x128"
+    assert bucket("8x1,height=4,width=8") == "8x1,height=4,width=8"
     with pytest.raises(ArgumentTypeError, match="is no bucket, such as 8x128"):
         bucket(text)
 

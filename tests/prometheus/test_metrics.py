@@ -267,3 +267,18 @@ def test_outcomes_are_those_that_are_exported():
     for outcome in ("capture", "split", "eager", "error"):
         outcomes.add(outcome, Reason.MISS)
     assert sum(counts_of_outcomes(outcomes).values()) == 4
+
+
+def test_named_axes_are_no_labels(registry):
+    """Axes by name make no series of their own, and their elements are counted."""
+    config = CUDAGraphConfig(
+        capture_sizes=(2,), capture_axes={"height": (4,), "width": (4,)}, warmup_iterations=0
+    )
+    function = bucket_jit(lambda x: x * 2, in_axes="batch height width", config=config)
+    register(function.manager, registry=registry)
+    for _ in range(2):
+        function(floats(0, 1, 3, 3))
+    found = samples_of(registry)
+    assert found["real_elements_total"] == 9
+    assert found["padded_elements_total"] == 2 * 4 * 4 - 9
+    assert not any("height" in series for series in found)

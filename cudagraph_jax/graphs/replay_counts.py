@@ -104,7 +104,7 @@ class Tally:
     Attributes:
         request: What is served.
         count: `next` counts one replay.
-        real_elements: Those of one replay; not those of its sizes where each row has its own length.
+        real_elements: Those of one replay; not of its sizes where each row has its own length.
         seconds: Their time, from the inputs to the trimmed outputs.
         used_at: `time.perf_counter` at the end of the last one.
         waits: Whether that is the time until the outputs are there, not only to dispatch.

@@ -36,6 +36,7 @@ def test_what_is_exported():
         "assert_bucketing_preserves",
         "assert_compiles",
         "assert_no_compiles",
+        "assert_packing_preserves",
         "assert_padding_does_not_leak",
         "configs",
         "inputs",

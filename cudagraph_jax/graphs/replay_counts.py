@@ -48,8 +48,8 @@ class ReplayTotals:
         larger: Replays in a larger bucket than the request's own.
         pieces: Replays of a piece of a split batch.
         seconds: Time of all, from the inputs to the trimmed outputs.
-        real_elements: the product of all sizes of each request, summed.
-        computed_elements: that of the buckets that served them, summed.
+        real_elements: The product of all sizes of each request, summed.
+        computed_elements: That of the buckets that served them, summed.
     """
 
     exact: int = 0

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from cudagraph_jax._base.html import escaped, scrolling
 from cudagraph_jax.report.words import part, short, things
-from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.ladder import Bucket, axis_name
 
 LEVELS = 5
 """Shades, from that of zero to the strongest."""
@@ -99,7 +99,7 @@ class HeatMap:
 
     @property
     def _corner(self) -> str:
-        return " \\ ".join(map(called, self.axes))
+        return " \\ ".join(map(axis_name, self.axes))
 
     def _html_cell(self, row: int, column: int) -> str:
         cell = self.cells.get((row, column))
@@ -239,7 +239,7 @@ class _View:
         sizes = dict(zip(self.axes, place, strict=True))
         if self.is_whole:
             return str(Bucket.of(sizes))
-        return ", ".join(f"{called(axis)} {size}" for axis, size in sizes.items())
+        return ", ".join(f"{axis_name(axis)} {size}" for axis, size in sizes.items())
 
     def _map(
         self,
@@ -249,7 +249,7 @@ class _View:
         legend: list[tuple[int, str]],
     ) -> HeatMap:
         if not self.is_whole:
-            title += f", by {' and '.join(map(called, self.axes))}"
+            title += f", by {' and '.join(map(axis_name, self.axes))}"
         return HeatMap(
             kind=kind,
             title=title,
@@ -288,11 +288,6 @@ def bucket_of(graph: Mapping[str, Any]) -> Bucket:
     """The bucket of a graph's statistics; older ones know of batch and sequence alone."""
     sizes = {"batch": graph["batch_size"], "seq": graph["seq_len"]}
     return Bucket.of({**sizes, **graph.get("axes", {})})
-
-
-def called(axis: str) -> str:
-    """What reports call an axis."""
-    return "seq_len" if axis == "seq" else axis
 
 
 def _sizes_of(axis: str, number: int) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 from cudagraph_jax._base.html import escaped, table_fragment
 from cudagraph_jax._base.text import text_table
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.report.heatmap import bucket_of, called
+from cudagraph_jax.report.heatmap import bucket_of
 from cudagraph_jax.report.words import exact, part, things
-from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.ladder import Bucket, axis_name
 
 NONE_YET = "No bucket is captured yet."
 
@@ -121,7 +121,7 @@ def _size_table(
         )
         for size, calls in shown
     ]
-    return (*map(called, axes), "calls", "part of all", "bucket", "padding"), rows
+    return (*map(axis_name, axes), "calls", "part of all", "bucket", "padding"), rows
 
 
 def _bucket(size: Bucket, config: CUDAGraphConfig) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from importlib.metadata import version
 
 # Most of a tiny function's compile is LLVM's optimisation, a third of the suite's time. This is
@@ -21,6 +22,10 @@ settings.load_profile("cudagraph_jax")
 
 # Several workers, and the processes that they start, share a GPU: none takes most of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+# The background of a shell ignores Ctrl-C, and so would all processes that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Nothing of what pytest collects goes before the end: looking through it takes 3 s.
 gc.disable()

@@ -308,8 +308,6 @@ def test_the_process_exits_while_the_background_runs_on(ending):
 def test_an_interrupt_ends_a_warm_up_that_runs_on():
     """Ctrl-C ends a warm-up in whose run XLA loops for ever, and the process ends, too."""
     script = """
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
-
 def interrupt():
     began.wait(60)
     signal.raise_signal(signal.SIGINT)

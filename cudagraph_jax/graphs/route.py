@@ -280,13 +280,12 @@ class Route:
         """The outputs for `args` as the executable gives them, of the bucket's size."""
         given = args
         try:
-            masks = NO_KWARGS if self._masks is None else self._masks()
             if self._direct is not None and not kwargs:
                 result = self._direct(*given)
             else:
                 if not self.pads_nothing:
                     args = self._pads.apply(given)
-                result = self._call(*args, **kwargs, **masks)
+                result = self._call(*args, **kwargs, **self._made_masks())
             is_refused = False
         except jax.errors.JaxRuntimeError as error:
             if not refuses_transfer(error):
@@ -294,12 +293,15 @@ class Route:
             is_refused = True
         if is_refused:
             args = self._pads.apply_explicitly(given)
-            result = self._call(*args, **kwargs, **jax.device_put(masks))
+            result = self._call(*args, **kwargs, **jax.device_put(self._made_masks()))
         if self._wait:
             jax.block_until_ready(result)
         if self._pads.donated:
             use_up(given, args, self._pads.donated)
         return result
+
+    def _made_masks(self) -> Mapping[str, PyTree]:
+        return NO_KWARGS if self._masks is None else self._masks()
 
 
 class WatchedRoute(Route):

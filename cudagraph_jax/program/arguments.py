@@ -12,7 +12,6 @@ import numpy as np
 from jax.tree_util import DictKey, SequenceKey
 
 from cudagraph_jax.program.call import Call, is_array, is_key, is_weak
-from cudagraph_jax.shapes.axes import carried_axes
 from cudagraph_jax.shapes.pytrees import ArgumentLeaves, PyTree, leaves_of_arguments
 
 
@@ -142,7 +141,13 @@ def checks_of(call: Call) -> ArgumentChecks:
             at
             for at, argument in enumerate(args)
             if argument.indices
-            and carried_axes(call.axes[i] for i in argument.indices) == call.carried
+            and {
+                length.axis
+                for i in argument.indices
+                for _, length in call.axes[i].dims
+                if length.is_size
+            }
+            == set(call.carried)
         ),
         None,
     )

@@ -372,7 +372,8 @@ class Binder:
 
 
 def _buckets(prefix: PyTree) -> bool:
-    return any(_size_names(prefix))
+    patterns = (leaf for leaf in jax.tree.leaves(prefix) if isinstance(leaf, AxisPattern))
+    return any(pattern.lengths for pattern in patterns)
 
 
 def _size_names(prefix: PyTree) -> list[str]:
@@ -419,9 +420,13 @@ def _sided(in_axes: PyTree, sides: PyTree) -> PyTree:
     if isinstance(sides, str):
         if sides == "left":
             in_axes = jax.tree.map(AxisPattern.padded_left, in_axes)
-    elif isinstance(in_axes, tuple | list) and len(sides) <= len(in_axes):
+    elif (
+        isinstance(in_axes, tuple | list)
+        and isinstance(sides, tuple | list)
+        and len(sides) <= len(in_axes)
+    ):
         filled = [*sides, *["right"] * (len(in_axes) - len(sides))]
-        in_axes = type(in_axes)(map(_sided_entry, in_axes, filled))
+        in_axes = tuple(map(_sided_entry, in_axes, filled))
     else:
         raise ConfigError(
             f"pad_side={sides!r} has not the structure of in_axes={in_axes!r}: give one side for "

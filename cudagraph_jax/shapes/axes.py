@@ -38,7 +38,7 @@ class Length(NamedTuple):
     def parse(cls, text: str) -> Length | None:
         """The length of `text`, such as `seq`, `seq+1`, `2*seq` or `seq//2`; None if it is none."""
         found = _LENGTH.fullmatch(text)
-        if found is None or found["over"] == "0" or found["times"] == "0":
+        if found is None or 0 in (int(found["over"] or 1), int(found["times"] or 1)):
             return None
         times, over, plus = (
             int(found[part] or part != "plus") for part in ("times", "over", "plus")
@@ -70,7 +70,7 @@ class Length(NamedTuple):
 
     def real(self, sizes: Bucket) -> slice:
         """Where a call of `sizes` is in a dimension that is padded."""
-        return side(self.of(sizes), left=self.left)
+        return side(max(0, self.of(sizes)), left=self.left)
 
 
 def side(count: int, *, left: bool) -> slice:

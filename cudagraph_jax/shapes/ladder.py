@@ -130,6 +130,8 @@ class Bucket(tuple[Any, ...]):
 
     def holds(self, sizes: Bucket, *, pads_seq: bool = True) -> bool:
         """Whether a call of `sizes` can be padded up to this bucket."""
+        if self.sizes.keys() != sizes.sizes.keys():
+            return False  # of a function of other axes
         return (pads_seq or self.seq_len == sizes.seq_len) and all(
             size >= sizes.size(axis) for axis, size in self.sizes.items()
         )

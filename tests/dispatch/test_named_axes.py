@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cudagraph_jax import (
     BucketOverflowError,
     CUDAGraphConfig,
+    CUDAGraphManager,
     CUDAGraphMode,
     InputShapeError,
     bucket_jit,
@@ -239,3 +240,60 @@ def test_what_follows_from_the_batch_is_not_cut():
     np.testing.assert_allclose(
         function(floats(0, 5, 5), np.arange(6, dtype=np.float32)), floats(0, 5, 5), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("in_axes", "shapes"),
+    [
+        (("batch seq", "batch+1 _"), [((3, 6), (4, 4)), ((3, 6), (4, 1))]),
+        (("batch seq", "seq+1 _"), [((3, 6), (7, 4)), ((3, 6), (7, 1))]),
+        (("batch seq//2 _", "batch seq"), [((3, 3, 4), (3, 6)), ((3, 3, 1), (3, 6))]),
+    ],
+)
+def test_other_shapes_of_what_follows(in_axes, shapes):
+    """A call in which what follows has another shape is another call, whatever came before."""
+    config = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0)
+
+    def total(x, y):
+        return x.sum() + 10 * y.sum()
+
+    function = bucket_jit(total, in_axes=in_axes, config=config)
+    for pair in (*shapes, shapes[0]):
+        x, y = (np.ones(shape, np.float32) for shape in pair)
+        for _ in range(2):
+            assert function(x, y) == total(x, y)
+            assert function(x, y=y) == total(x, y)
+    x, y = (np.ones(shape, np.float32) for shape in shapes[0])
+    follower = 0 if "//" in in_axes[0] else 1
+    broken = [x, y]
+    broken[follower] = broken[follower][:, :1] if follower == 0 else broken[follower][:1]
+    with pytest.raises(InputShapeError, match="follows"):
+        function(*broken)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_rules_below_nothing(side):
+    """A rule that goes below 0 leaves nothing, as the function itself does."""
+    config = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0)
+    for less in (3, 4):
+        function = bucket_jit(
+            lambda x, less=less: x[:, less:],
+            in_axes=("batch seq", None),
+            out_axes=f"batch seq-{less}",
+            pad_side=(side, "right"),
+            config=config,
+        )
+        for seq in (1, 2, 3, 5, 8):
+            assert function(floats(0, 4, seq)).shape == (4, max(0, seq - less))
+
+
+def test_a_manager_of_functions_of_other_axes():
+    """The specification's calls of a manager that also serves named axes find none of theirs."""
+    manager = CUDAGraphManager(
+        CUDAGraphConfig(capture_sizes=(4, 8), capture_seq_lens=(8,), capture_axes={"w": (4, 8)})
+    )
+    function = bucket_jit(lambda x: x * 2, in_axes="batch w", manager=manager)
+    function(floats(0, 3, 3))
+    manager.seal()
+    assert manager.get_mode_for_batch(3, 1) is CUDAGraphMode.NONE
+    assert manager.replay_graph(3, 1, floats(0, 3, 1)) is None

@@ -22,6 +22,7 @@ from cudagraph_jax._base.checks import (
 )
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.modes import CommandBufferScope
+from cudagraph_jax.shapes.axes import Length
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 
 OnMiss = Literal["capture", "background", "eager", "error"]
@@ -416,7 +417,8 @@ def further_axes(axes: object) -> Mapping[str, Ladder]:
         if name in ("batch", "seq"):
             field_name = "capture_sizes" if name == "batch" else "capture_seq_lens"
             raise ConfigError(f"capture_axes has {name!r}: give its sizes as {field_name}")
-        if not isinstance(name, str) or not name.isidentifier() or name in _TAKEN:
+        is_name = isinstance(name, str) and Length.parse(name) == Length(name)
+        if not is_name or name in _TAKEN:
             raise ConfigError(
                 f"capture_axes has the name {name!r}: use a word that in_axes can hold, as height"
             )

@@ -319,6 +319,7 @@ class Dispatcher:
         error = unjoinable(outputs)
         if error is not None:
             raise error
+        first.value.program.check_rows(outputs, call.sizes)
         rows = [part.sizes.batch_size for part in parts]
         with jax.transfer_guard("allow"):  # pieces are cut and joined on the host
             results = [self._run_piece(part, held[part.sizes]) for part in parts]

@@ -28,7 +28,7 @@ _MISSING = (
 _WARM_UP = "warm up with arguments like these first"
 _WARM_UP_AND_SEAL = "warm up with arguments like these before seal()"
 _WHATEVER_THE_SIZE = {
-    Reason.EMPTY: ("an empty batch or sequence has no bucket", ""),
+    Reason.EMPTY: ("a call without elements has no bucket", ""),
     Reason.PAUSED: ("the mode is NONE", "set mode to CUDAGraphMode.CAPTURE"),
     Reason.DISABLE_JIT: ("jax.disable_jit is on", "leave it off to replay"),
     Reason.DISABLED: ("the manager is switched off", "set enabled=True, and mode to CAPTURE"),

@@ -212,7 +212,7 @@ class BucketedFunction(Generic[P, R]):
 
     @property
     def in_axes(self) -> PyTree:
-        """Which dimensions of the arguments are the batch and the sequence, as declared."""
+        """Which dimensions of the arguments carry which size, as declared."""
         return jax.tree.map(attrgetter("text"), self._binder.in_axes)
 
     def describe(self, *args: PyTree, **kwargs: PyTree) -> Call:

@@ -343,7 +343,7 @@ class CUDAGraphManager:
         self.dispatcher.outcomes.clear()
 
     def sizes(self) -> dict[Bucket, int]:
-        """How often each (batch, seq_len) was asked for, since the start or `reset`.
+        """How often each size was asked for, since the start or `reset`.
 
         Where there are thousands of different sizes, similar ones are counted together, rounded
         up. `replan` halves the counts (no size is forgotten), so that newer requests weigh more in

@@ -68,7 +68,7 @@ def plan_from(
         # Not those that the budget leaves: it leaves some of the new ones out, too.
         max_graphs = math.prod(map(len, ladders))
     return plan_buckets(
-        {tuple(size.sizes.values()): count for size, count in kept.items()},
+        kept,
         axes=axes,
         max_graphs=max_graphs,
         cost=cost,

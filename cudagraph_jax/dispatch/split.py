@@ -85,8 +85,9 @@ def unjoinable(outputs: Outputs) -> InputShapeError | None:
         follows = {size for _, size in leaf.follows}
         batches = [length for _, length in leaf.axes.dims if length.axis == "batch"]
         if batches != [Length("batch")] or "batch" in follows or outputs.structure_follows:
+            has = "has not one row for each of the" if batches or follows else "carries no"
             return InputShapeError(
-                f'{leaf.name} carries no batch, so on_overflow="split" cannot join it: '
+                f'{leaf.name} {has} batch, so on_overflow="split" cannot join it: '
                 'return one row per request, or set on_overflow="eager"'
             )
         if follows and leaf.unpad == "device":

@@ -36,7 +36,7 @@ class Outcomes:
         Args:
             outcome: `"capture"`, `"eager"` or `"error"`.
             reason: Why.
-            sizes: Its (batch, seq_len), where known.
+            sizes: Its sizes, where known.
         """
         if sizes is not None:
             self.sizes.add(sizes)

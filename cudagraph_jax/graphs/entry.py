@@ -18,7 +18,7 @@ from cudagraph_jax.graphs.replay_counts import Fit, Journal, ReplayTotals, Reque
 from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.modes import CommandBufferScope, GraphState
 from cudagraph_jax.program.call import Call, Declared, Variant, describe_call
-from cudagraph_jax.program.outputs import Outputs
+from cudagraph_jax.program.outputs import Outputs, RealOutputs
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -43,7 +43,7 @@ class CUDAGraphEntry:
         bucket: Its sizes.
         program: The function and inputs that it was compiled from.
         executable: The compiled program.
-        outputs: Where its outputs carry the two sizes.
+        outputs: Where its outputs carry the sizes.
         graph_id: A number that no other entry of the registry has had.
         options: The compiler options that it was compiled with.
         copies_inputs: Whether `replay` pads; otherwise inputs must have the bucket's shape.
@@ -265,13 +265,16 @@ class CUDAGraphEntry:
             if (addresses := self.observers.addresses) is not None:
                 names = self.program.argument_names
                 run = addresses.noting(self.graph_id, names, run)
+        outputs = self.outputs if outputs is None else outputs
+        is_known = call.sizes == self.bucket or not outputs.follows
         return make(
             self.program,
             run,
             bucket=self.bucket,
             shapes=[getattr(leaf, "shape", ()) for leaf in call.leaves],
             request=Request(call.sizes, fit),
-            outputs=self.outputs if outputs is None else outputs,
+            outputs=outputs,
+            real=None if is_known else self._real_outputs(outputs, call.sizes),
             journal=self.journal,
             wait=self.waits,
         )
@@ -307,6 +310,19 @@ class CUDAGraphEntry:
         self.journal.add(Request(sizes, fit), seconds=seconds, real_elements=real_elements)
         if self.observers.watches_replays:
             self.observers.replayed(self.bucket, seconds)
+
+    def _real_outputs(self, outputs: Outputs, sizes: Bucket) -> RealOutputs:
+        real = self.program.real_outputs(outputs, sizes)
+        wholes = [info.shape for info in jax.tree.leaves(self.executable.output_info)]
+        for leaf, shape, whole in zip(outputs.leaves, real.shapes, wholes, strict=True):
+            is_cut = leaf.unpad != "none"
+            if is_cut and any(size > room for size, room in zip(shape, whole, strict=True)):
+                raise InputShapeError(
+                    f"{leaf.name} has the shape {shape} at {sizes.described}, more than in the "
+                    f"bucket {self.bucket}, {whole}, so that it cannot be cut out of that: let its "
+                    'length grow with the size, or ask for unpad="none"'
+                )
+        return real
 
     def padded_outputs(self, call: Call) -> list[PyTree]:
         """The output arrays for `call` as the executable gives them; recorded as no replay."""

@@ -30,7 +30,7 @@ class Request(NamedTuple):
     """What a replay served.
 
     Attributes:
-        sizes: The request's (batch, seq_len).
+        sizes: The request's.
         fit: How that fits the bucket.
     """
 
@@ -407,7 +407,7 @@ class SizeHistogram:
         self._is_adding = False
 
     def add(self, sizes: Bucket, count: int = 1) -> None:
-        """Counts requests of one size; an empty batch or sequence is none that a bucket serves."""
+        """Counts requests of one size; an empty one is none that a bucket serves."""
         if sizes.is_empty or not count:
             return
         self._added.append((sizes, count))

@@ -170,6 +170,7 @@ class Route:
         shapes: The shapes of the request's leaves.
         request: What is served: its sizes and how they fit.
         outputs: The program's outputs.
+        real: The caller's part of them; None where the axes say it.
         journal: Where replays are recorded.
         wait: Whether to wait for the device on each run.
 
@@ -223,6 +224,7 @@ class Route:
         shapes: Sequence[tuple[int, ...]],
         request: Request,
         outputs: Outputs,
+        real: RealOutputs | None,
         journal: Journal,
         wait: bool,
     ) -> None:
@@ -231,8 +233,6 @@ class Route:
         self._pads = pads_for(program, shapes, sizes=sizes, bucket=bucket)
         self.pads_nothing = not (self._pads.arrays or self._pads.trees)
         self._masks = masks_for(program, sizes, bucket)
-        is_known = sizes == bucket or not outputs.follows
-        real = None if is_known else program.real_outputs(outputs, sizes)
         self.finish = finisher(outputs, sizes=sizes, bucket=bucket, real=real)
         # All outputs are there as soon as one of them is on the host.
         waits = wait or any(leaf.unpad == "host" for leaf in outputs.leaves)
@@ -326,6 +326,7 @@ class WatchedRoute(Route):
         shapes: Sequence[tuple[int, ...]],
         request: Request,
         outputs: Outputs,
+        real: RealOutputs | None,
         journal: Journal,
         wait: bool,
         observers: Observers,
@@ -338,6 +339,7 @@ class WatchedRoute(Route):
             shapes=shapes,
             request=request,
             outputs=outputs,
+            real=real,
             journal=journal,
             wait=wait,
         )

@@ -41,7 +41,7 @@ def example_call(
     Args:
         program: The call's program.
         call: Its arrays may be `jax.ShapeDtypeStruct`.
-        sizes: The (batch, seq_len) that it shall have.
+        sizes: Those that it shall have.
         zeros_of_rows: Whether integers for rows may be 0, as positions are, and no length is.
 
     Raises:

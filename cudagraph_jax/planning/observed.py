@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
@@ -98,6 +99,8 @@ class Observed:
             return sizes
         if isinstance(sizes, Mapping) and sizes and all(isinstance(key, str) for key in sizes):
             sizes = _stacked(cast(Mapping[str, npt.ArrayLike], sizes), axes)
+        if isinstance(sizes, Mapping) and all(isinstance(size, Bucket) for size in sizes):
+            sizes = _of_axes(cast(Mapping[Bucket, int], sizes), axes)
         if isinstance(sizes, Mapping):
             rows = _rows(_array(list(sizes), axes))
             counts = _counts(list(sizes.values()))
@@ -110,6 +113,24 @@ class Observed:
         if len(axes) > rows.shape[1]:  # lengths alone
             rows = np.stack([np.ones_like(rows[:, 0]), rows[:, 0]], axis=1)
         return cls(axes, tuple(np.ascontiguousarray(rows.T)), counts)
+
+
+def _of_axes(sizes: Mapping[Bucket, int], axes: Sequence[str]) -> dict[tuple[int, ...], int]:
+    """What a manager was asked for, on these axes; 1 for an axis that a call did not carry.
+
+    Raises:
+        ConfigError: Calls carried another axis.
+    """
+    found: Counter[tuple[int, ...]] = Counter()
+    for bucket, count in sizes.items():
+        for axis, size in bucket.sizes.items():
+            if axis not in axes and size != 1:
+                raise ConfigError(
+                    f"{bucket} has {axis}={size}, which is none of the axes {', '.join(axes)}: "
+                    f"give axes={(*axes, axis)!r}"
+                )
+        found[tuple(bucket.sizes.get(axis, 1) for axis in axes)] += count
+    return dict(found)
 
 
 def _expected(axes: Sequence[str]) -> str:

@@ -103,7 +103,7 @@ def trace_advice(
     Args:
         error: What tracing raised.
         leaves: Name, value and axes of each leaf of a call.
-        sizes: The call's (batch, seq_len).
+        sizes: The call's.
         bucket: Where it cannot be traced.
     """
     passed = [(name, leaf) for name, leaf, axes in leaves if axes.passes_through]

@@ -99,8 +99,7 @@ class ArgumentChecks(NamedTuple):
         numbers: The numbers among them.
         arrays: The place of each argument that is an array or a number itself, its position or its
             keyword, and its dtypes.
-        others: The positional ones, but for the first that carries all the sizes there are: a
-            call goes by that one (`Binder.lead`), or by all of them.
+        others: The positional ones, but for that whose shape finds the route (`Declared.lead`).
         kinds: The types, beside that of NumPy's arrays, which need no second look.
     """
 
@@ -136,21 +135,6 @@ def checks_of(call: Call) -> ArgumentChecks:
     places.update(kwargs)
     arrays = {place: leaves.indices[0] for place, leaves in places.items() if leaves.is_array}
     positions = [place for place in arrays if isinstance(place, int)]
-    lead = next(
-        (
-            at
-            for at, argument in enumerate(args)
-            if argument.indices
-            and {
-                length.axis
-                for i in argument.indices
-                for _, length in call.axes[i].dims
-                if length.is_size
-            }
-            == set(call.carried)
-        ),
-        None,
-    )
     keys = {type(call.leaves[index]) for index in arrays.values() if is_key(call.leaves[index])}
     accepted = {
         place: _same_digits(call.variant.leaves[index].dtype) for place, index in arrays.items()
@@ -158,7 +142,7 @@ def checks_of(call: Call) -> ArgumentChecks:
     return ArgumentChecks(
         _numbers(call, arrays),
         tuple(accepted.items()),
-        tuple((place, accepted[place]) for place in positions if place != lead),
+        tuple((place, accepted[place]) for place in positions if place != call.declared.lead),
         frozenset({int, float, complex, bool, device_array_type(), *keys}),
     )
 

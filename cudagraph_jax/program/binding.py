@@ -14,7 +14,8 @@ from cudagraph_jax._base.checks import nearest
 from cudagraph_jax.errors import ConfigError, InputShapeError
 from cudagraph_jax.program.advice import can_be_hashed, static_advice
 from cudagraph_jax.program.call import Declared, Statics
-from cudagraph_jax.shapes.axes import AxisPattern, Length
+from cudagraph_jax.shapes.axes import AxisPattern
+from cudagraph_jax.shapes.pad_sides import padded_on_sides
 from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, PadValue
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix, for_positions, is_declaration
 
@@ -58,10 +59,8 @@ class Binder:
         masks: Sequence[str],
     ) -> None:
         self.name = name
-        self.in_axes = _sided(
-            jax.tree.map(_pattern, in_axes, is_leaf=is_declaration),
-            jax.tree.map(_side, pad_side, is_leaf=is_declaration),
-        )
+        patterns = jax.tree.map(_pattern, in_axes, is_leaf=is_declaration)
+        self.in_axes = padded_on_sides(patterns, pad_side)
         self.pad_values = jax.tree.map(_pad_value, pad_values, is_leaf=is_declaration)
         self.static_argnames = frozenset(static_argnames)
         self.donate_argnums = tuple(donate_argnums)
@@ -210,7 +209,13 @@ class Binder:
                 values += broadcast_prefix(pads[place], arg, name=f"pad_values of {name}")
         except InputShapeError as error:
             raise InputShapeError(self._by_name_advice(bound) or str(error)) from None
-        return Declared(patterns, values, form.names, spares_numbers=not self.has_entries)
+        return Declared(
+            patterns,
+            values,
+            form.names,
+            lead=form.places.index(self.lead) if self.lead in form.places else None,
+            spares_numbers=not self.has_entries,
+        )
 
     def _by_name_advice(self, bound: Bound) -> str:
         """What to write instead of an option that names the arguments; empty where none does."""
@@ -403,64 +408,6 @@ def _pattern(spec: object) -> AxisPattern | None:
             )
         return pattern
     raise ConfigError(f'in_axes has the entry {spec!r}: use None, or names such as "batch seq ..."')
-
-
-def _side(side: object) -> str:
-    if side in (None, "right", "left"):
-        return "right" if side is None else str(side)
-    raise ConfigError(f'pad_side has {side!r}: use "right" or "left"')
-
-
-def _sided(in_axes: PyTree, sides: PyTree) -> PyTree:
-    """`in_axes`, whose patterns know the side of their padding.
-
-    Raises:
-        ConfigError: `sides` do not fit them, or one axis would be padded on both sides.
-    """
-    if isinstance(sides, str):
-        if sides == "left":
-            in_axes = jax.tree.map(AxisPattern.padded_left, in_axes)
-    elif (
-        isinstance(in_axes, tuple | list)
-        and isinstance(sides, tuple | list)
-        and len(sides) <= len(in_axes)
-    ):
-        filled = [*sides, *["right"] * (len(in_axes) - len(sides))]
-        in_axes = tuple(map(_sided_entry, in_axes, filled))
-    else:
-        raise ConfigError(
-            f"pad_side={sides!r} has not the structure of in_axes={in_axes!r}: give one side for "
-            "all arguments, or one for each"
-        )
-    seen: dict[str, tuple[AxisPattern, Length]] = {}
-    for pattern in jax.tree.leaves(in_axes):
-        for length in pattern.lengths:
-            other, known = seen.setdefault(length.axis, (pattern, length))
-            if known.left != length.left:
-                raise ConfigError(
-                    f"pad_side pads {length.axis!r} on the left in one of {other!r} and "
-                    f"{pattern!r}, and on the right in the other: give both one side"
-                )
-    return in_axes
-
-
-def _sided_entry(axes: PyTree, sides: PyTree) -> PyTree:
-    """The axes of one argument, padded on these sides."""
-    if not isinstance(sides, str):
-        if isinstance(axes, AxisPattern):
-            return jax.tree.map(lambda one: _sided_entry(axes, one), sides)
-        each = broadcast_prefix(sides, axes, name="pad_side")
-        leaves, structure = jax.tree.flatten(axes)
-        return jax.tree.unflatten(structure, list(map(_sided_entry, leaves, each)))
-    if sides == "right":
-        return axes
-    patterns = jax.tree.leaves(axes)
-    if not any(length.axis != "batch" for pattern in patterns for length in pattern.lengths):
-        raise ConfigError(
-            f'pad_side has "left" for {axes!r}, which is padded along the batch alone, whose rows '
-            'are added at its end: give "right" for it'
-        )
-    return jax.tree.map(AxisPattern.padded_left, axes)
 
 
 def _pad_value(value: object) -> PadValue:

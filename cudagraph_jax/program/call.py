@@ -50,6 +50,7 @@ class Declared(NamedTuple):
         pad_values: What each leaf is padded with.
         argument_names: What errors call the arguments.
         bare: Which leaves of a whole call are arguments themselves; None: not worked out yet.
+        lead: The position of the argument whose shape finds the route of a call; None: all do.
         spares_numbers: Whether one pattern stands for all arguments: such as are numbers, which
             have no dimensions that it could name, are passed through.
     """
@@ -58,6 +59,7 @@ class Declared(NamedTuple):
     pad_values: Sequence[PadValue]
     argument_names: Sequence[str]
     bare: Sequence[bool] | None = None
+    lead: int | None = None
     spares_numbers: bool = False
 
 
@@ -391,7 +393,7 @@ class Variant:
 
 
 def abstract_bucketed(value: object, axes: LeafAxes, *, name: str) -> AbstractLeaf:
-    """The abstract form of an array that carries the batch or the sequence.
+    """The abstract form of an array that carries a size.
 
     Raises:
         InputShapeError: `value` is no NumPy or JAX array, or of a dtype that would not survive.

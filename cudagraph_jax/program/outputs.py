@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes, side
+from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes, Shape, side
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.output_axes import (
     FoundAxes,
@@ -50,8 +50,8 @@ class Outputs(NamedTuple):
         structure: The pytree that holds them.
         leaves: Each array.
         structure_follows: Whether what is static in that pytree follows the sizes.
-        follows: Whether only the function can say what they are at other sizes, for that reason or
-            because a dimension follows one in a way of its own.
+        follows: Whether only the function can say what they are at other sizes: for that reason,
+            because a dimension follows one in a way of its own, or because it takes few sizes.
     """
 
     structure: jax.tree_util.PyTreeDef
@@ -66,9 +66,10 @@ class Outputs(NamedTuple):
         leaves: tuple[OutputLeaf, ...],
         *,
         structure_follows: bool = False,
+        is_tried: bool = True,
     ) -> Outputs:
-        """The outputs that are held by `structure`."""
-        follows = structure_follows or any(leaf.follows for leaf in leaves)
+        """The outputs that are held by `structure`; see `FoundAxes`."""
+        follows = structure_follows or not is_tried or any(leaf.follows for leaf in leaves)
         return cls(structure, leaves, structure_follows, follows)
 
 
@@ -78,10 +79,12 @@ class RealOutputs(NamedTuple):
     Attributes:
         structure: The pytree that the plain function gives.
         indices: The index of the real elements in each array.
+        shapes: Those of the plain function's arrays; none where the axes alone say it.
     """
 
     structure: jax.tree_util.PyTreeDef
     indices: tuple[Index, ...]
+    shapes: tuple[Shape, ...] = ()
 
 
 def real_outputs(outputs: Outputs, sizes: Bucket) -> RealOutputs:
@@ -118,7 +121,7 @@ def evaluated_outputs(
                 side(count, left=axes.get(place) in left) for place, count in enumerate(array.shape)
             )
         )
-    return RealOutputs(structure, tuple(indices))
+    return RealOutputs(structure, tuple(indices), tuple(array.shape for array in arrays))
 
 
 def outputs_of(
@@ -141,7 +144,12 @@ def outputs_of(
         _output_leaf(array, axes._replace(axes=axes.axes.padded_left(left)), mode)
         for array, axes, mode in zip(arrays, found.outputs, modes, strict=True)
     )
-    return Outputs.of(structure, leaves, structure_follows=found.structure_follows)
+    return Outputs.of(
+        structure,
+        leaves,
+        structure_follows=found.structure_follows,
+        is_tried=found.is_tried,
+    )
 
 
 def named_shapes(tree: PyTree) -> list[OutputShape]:

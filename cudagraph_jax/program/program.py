@@ -1,4 +1,4 @@
-"""A function whose inputs are fixed but for the two sizes, and what to compile of it."""
+"""A function whose inputs are fixed but for the sizes of a call, and what to compile of it."""
 
 from __future__ import annotations
 
@@ -85,6 +85,7 @@ class Program:
         self.known_outputs: Outputs | None = None
         self._first: dict[str, tuple[Outputs, list[jax.ShapeDtypeStruct]]] = {}
         self._known_arrays: list[jax.ShapeDtypeStruct] | None = None
+        self._most_rows = 0
         self.keys: dict[int, jax.Array] = {}
         self.example = abstract_call(call)
         self._passed: dict[int, weakref.ref[Any]] = {}
@@ -287,15 +288,40 @@ class Program:
         """
         if not outputs.follows:
             return real_outputs(outputs, sizes)
+        return evaluated_outputs(outputs, self._evaluate_call(sizes), sizes, left=self.on_left)
+
+    def check_rows(self, outputs: Outputs, sizes: Bucket) -> None:
+        """Raises unless the outputs have a row for each of a batch that is larger than any bucket.
+
+        What is cut to a fixed number of rows looks like the batch in all smaller ones. The function
+        is traced once for each batch that is larger than those before.
+
+        Raises:
+            InputShapeError: They have not.
+        """
+        if sizes.batch_size <= self._most_rows:
+            return
+        arrays = jax.tree.leaves(self._evaluate_call(sizes))
+        for leaf, array in zip(outputs.leaves, arrays, strict=True):
+            rows = None if leaf.axes.batch is None else array.shape[leaf.axes.batch]
+            if rows != sizes.batch_size:
+                raise InputShapeError(
+                    f"{leaf.name} has {rows} rows at {sizes.described}, so that pieces of the "
+                    'batch do not make it up: set on_overflow="eager" or "exact", or add a larger '
+                    "bucket"
+                )
+        self._most_rows = sizes.batch_size
+
+    def _evaluate_call(self, sizes: Bucket) -> PyTree:
+        """The outputs of the plain function at the sizes of a call."""
         try:
             with jax.no_tracing(False):  # nothing is compiled, so `no_compiles` has no say
-                tree = self.evaluate(sizes)
+                return self.evaluate(sizes)
         except CaptureError as error:
             raise InputShapeError(
                 f"{self.target.name} does not take a call of {sizes.described}, "
                 f"whose outputs it has to name: {error}"
             ) from error
-        return evaluated_outputs(outputs, tree, sizes, left=self.on_left)
 
 
 def _constants(leaf: OutputLeaf, array: jax.ShapeDtypeStruct) -> tuple[object, list[int]]:

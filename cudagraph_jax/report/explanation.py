@@ -18,7 +18,7 @@ class Explanation:
     Attributes:
         name: The function's name.
         mode: REPLAY, CAPTURE, or NONE and DISABLED for an eager run.
-        sizes: The call's (batch, seq_len).
+        sizes: The call's.
         bucket: The bucket it would be padded to; None where there is none.
         reason: Why, in one sentence.
         remedy: What to change for a replay; empty where nothing has to be.

@@ -45,8 +45,8 @@ class Bucket(tuple[Any, ...]):
         named = sorted(item for item in sizes.items() if item[0] not in ("batch", "seq"))
         return super().__new__(cls, (sizes.get("batch", 1), sizes.get("seq", 1), *named))
 
-    def __getnewargs_ex__(self) -> tuple[tuple[int, ...], dict[str, int]]:
-        return self[:2], dict(self[2:])
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self).of, (self.sizes,)  # an axis may be called as an argument of `__new__`
 
     def __repr__(self) -> str:
         named = "".join(f", {axis}={size}" for axis, size in self[2:])

@@ -40,7 +40,7 @@ class OutputAxes(NamedTuple):
 
     Attributes:
         name: What errors call the output.
-        axes: Where it carries the two sizes themselves; meaningless where `problem` is not None.
+        axes: Where it carries the sizes themselves; meaningless where `problem` is not None.
         problem: What is wrong with a dimension that follows the sizes.
         follows: Further dimensions that follow one size, half of it or one more, say: how long they
             are the function itself has to say.
@@ -67,10 +67,12 @@ class FoundAxes(NamedTuple):
     Attributes:
         outputs: Those of each.
         structure_follows: Whether what is static in their pytree follows the sizes.
+        is_tried: Whether they were seen at another size, with axes of different lengths.
     """
 
     outputs: tuple[OutputAxes, ...]
     structure_follows: bool = False
+    is_tried: bool = True
 
 
 class Probes(NamedTuple):
@@ -144,7 +146,7 @@ def check_declared_axes(probes: Probes, declared: Sequence[OutputAxes]) -> Found
     here = Sample(probes.evaluate(probes.base), probes.base)
     other = probes.first(_other_sizes(probes))
     if other is None or here.names() != other.names():
-        return FoundAxes(tuple(declared))
+        return FoundAxes(tuple(declared), is_tried=False)
     checked = [
         _checked(axes, here, other, index) if axes.problem is None else axes
         for index, axes in enumerate(declared)
@@ -161,7 +163,9 @@ def check_declared_axes(probes: Probes, declared: Sequence[OutputAxes]) -> Found
             _with_followers(axes, own, dimensions)
             for axes, own, dimensions in zip(checked, found.outputs, moves, strict=True)
         ]
-    return FoundAxes(tuple(checked), follows)
+    # A function that takes two axes of one length alone is asked at the sizes of each call.
+    different = {other.size.size(axis) for axis in probes.grid}
+    return FoundAxes(tuple(checked), follows, is_tried=len(different) == len(probes.grid))
 
 
 def _other_sizes(probes: Probes) -> Iterable[Bucket]:
@@ -293,7 +297,7 @@ def _size_by_size(probes: Probes, here: Sample, further: Sequence[Sample]) -> Fo
     Args:
         probes: How to evaluate.
         here: The outputs at the base.
-        further: Those at sizes that differ in both, which must agree with what is found.
+        further: Those at sizes that differ in all axes, which must agree with what is found.
     """
     others: dict[str, list[Sample]] = {axis: [] for axis in probes.grid}
     uneven = [first for first, _ in _UNEVEN]
@@ -440,7 +444,7 @@ def _unclear(name: str, here: Sample, moved: Sample, index: int, what: str) -> s
     return (
         f"{name} has the shape {shape} at {here.size.described} and {other} at {moved}: {what} "
         "follows the sizes, but is no length that follows one of them, so it cannot be trimmed; "
-        'return batch and seq each as a dimension of its own, or ask for unpad="none"'
+        'return each size as a dimension of its own, or ask for unpad="none"'
     )
 
 

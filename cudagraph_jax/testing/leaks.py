@@ -38,7 +38,7 @@ def assert_padding_does_not_leak(
 
     Args:
         fn: As for `assert_bucketing_preserves`, and so are all others.
-        in_axes: Which dimensions are the batch and the sequence.
+        in_axes: Which dimensions carry which size.
         example: Positional arguments of any sizes.
         dtypes: Other dtypes than those of the example.
         values: What arrays are filled with.

@@ -1,6 +1,7 @@
 """Axes by name: images, encoders with decoders; masks over them, and lengths that follow."""
 
 import dataclasses
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 
 from cudagraph_jax import (
     BucketOverflowError,
+    ConfigError,
     CUDAGraphConfig,
     CUDAGraphManager,
     CUDAGraphMode,
     InputShapeError,
     bucket_jit,
     no_compiles,
+    plan_buckets,
 )
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.helpers.functions import floats
@@ -297,3 +300,50 @@ def test_a_manager_of_functions_of_other_axes():
     manager.seal()
     assert manager.get_mode_for_batch(3, 1) is CUDAGraphMode.NONE
     assert manager.replay_graph(3, 1, floats(0, 3, 1)) is None
+
+
+def test_a_plan_of_what_a_manager_was_asked_for():
+    """`plan_buckets` takes `manager.sizes()` over named axes, and says which it lacks."""
+    config = CUDAGraphConfig(capture_sizes=(4,), capture_axes={"height": (8,), "width": (8,)})
+    function = bucket_jit(lambda x: x * 2, in_axes="batch height width", config=config)
+    for height in (2, 3):
+        function(floats(0, 2, height, 5))
+    asked = function.manager.sizes()
+    for axes in (("batch", "height", "width"), ("batch", "seq", "height", "width")):
+        plan = plan_buckets(asked, axes=axes, max_graphs=4)
+        assert plan.sizes["height"] == (2, 3)
+    with pytest.raises(ConfigError, match=r"height=2, which is none of the axes batch, seq"):
+        plan_buckets(asked, max_graphs=4)
+
+
+def test_sizes_that_the_plain_function_refuses():
+    """What `out_axes` alone says of a function of few sizes is checked at those of each call."""
+    config = CUDAGraphConfig(
+        capture_sizes=(2,), capture_axes={"height": (8,), "width": (8,)}, warmup_iterations=0
+    )
+
+    def swapped(x, *, mask):
+        return jnp.where(mask, x, 0).sum(2)
+
+    function = bucket_jit(
+        swapped,
+        in_axes="batch height width",
+        out_axes="batch height",
+        mask_argname={"mask": "batch width height"},
+        config=config,
+    )
+    square = floats(0, 2, 7, 7)
+    np.testing.assert_allclose(function(square), square.sum(2), atol=1e-5)
+    with pytest.raises(InputShapeError, match=r"does not take a call of .*height, width"):
+        function(floats(0, 2, 5, 7))
+
+
+@pytest.mark.parametrize("name", ["cls", "self", "batch2"])
+def test_names_of_axes(name):
+    """Any word is a name, also one that Python uses; what no pattern can hold is none."""
+    bucket = CUDAGraphConfig(capture_axes={name: (4,)}).buckets()[0]
+    assert pickle.loads(pickle.dumps(bucket)) == bucket
+    assert bucket.size(name) == 4
+    for other in ("_", "\u00f6he", "a b", "2a"):
+        with pytest.raises(ConfigError, match="use a word that in_axes can hold"):
+            CUDAGraphConfig(capture_axes={other: (4,)})

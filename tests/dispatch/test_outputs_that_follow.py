@@ -138,7 +138,7 @@ def test_a_dtype_that_follows_a_size(out_axes, threshold):
 
 
 def test_declared_axes_of_a_function_that_takes_one_size():
-    """Where no other size can be traced, what was declared is believed."""
+    """Where no other size can be traced, the function is asked at the sizes of each call."""
 
     def only(x):
         if x.shape != (4, 8):
@@ -147,7 +147,9 @@ def test_declared_axes_of_a_function_that_takes_one_size():
 
     config = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,))
     call = bucket_jit(only, in_axes="batch seq", out_axes="batch seq", config=config)
-    np.testing.assert_allclose(call(rows((3, 5))), rows((3, 5)) * 2)
+    np.testing.assert_allclose(call(rows((4, 8))), rows((4, 8)) * 2)
+    with pytest.raises(InputShapeError, match=r"does not take a call of .*another size"):
+        call(rows((3, 5)))
 
 
 @pytest.mark.parametrize("unpad", ["host", "device"])
@@ -219,3 +221,19 @@ def test_in_debug_mode():
     half, both = call(rows((3, 5)))
     np.testing.assert_allclose(half, halves(rows((3, 5))))
     np.testing.assert_allclose(both, pairs(rows((3, 5))), rtol=1e-6)
+
+
+def test_an_output_that_is_longer_than_in_the_bucket():
+    """It cannot be cut out of the bucket's, and is refused instead of cut short."""
+
+    def rest(x):
+        return jnp.ones((x.shape[0], x.shape[1] % 5))
+
+    call = bucket_jit(rest, in_axes="batch seq", config=CONFIG)
+    assert call(rows((2, 2))).shape == (2, 2)
+    with pytest.raises(
+        InputShapeError, match=r"\(2, 4\) at .*, more than in the bucket 2x8, \(2, 3\)"
+    ):
+        call(rows((2, 4)))
+    whole = bucket_jit(rest, in_axes="batch seq", unpad="none", config=CONFIG)
+    assert whole(rows((2, 4))).shape == (2, 3)

@@ -387,3 +387,19 @@ def test_without_lengths():
     ids = tokens(0, 10, 7)
     assert_close(function(table, ids), table[ids])
     assert {entry.key for entry in function.registry.entries()} == {(4, 7)}
+
+
+def test_an_output_of_a_fixed_number_of_rows():
+    """What is cut to more rows than any bucket has looks like the batch, and is not joined."""
+    function = split(lambda x: x[:9], config=SPLIT)
+    for rows in (3, 7, 9):
+        assert_close(function(floats(0, rows, 5)), floats(0, rows, 5))
+    with pytest.raises(InputShapeError, match=r"9 rows at .*\(11, 5\), so that pieces"):
+        function(floats(0, 11, 5))
+
+
+@pytest.mark.parametrize("function", [lambda x: jnp.repeat(x, 2, 0), lambda x: x[:-1]])
+def test_outputs_of_other_numbers_of_rows(function):
+    """Twice the batch, or one row less, is not joined, and the error says what is wrong with it."""
+    with pytest.raises(InputShapeError, match="has not one row for each of the batch"):
+        split(function)(floats(0, 7, 5))

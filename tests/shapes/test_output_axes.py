@@ -154,7 +154,7 @@ def test_what_follows_both_sizes_is_refused(function, where):
         return
     assert found.problem == (
         f"output 1 has the shape {where}: dimension 0 follows the sizes, but is no length that "
-        "follows one of them, so it cannot be trimmed; return batch and seq each as a dimension of "
+        "follows one of them, so it cannot be trimmed; return each size as a dimension of "
         'its own, or ask for unpad="none"'
     )
 

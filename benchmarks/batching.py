@@ -6,7 +6,8 @@ NumPy's passages in random order, each policy in turn, chunk by chunk, in one pr
     python benchmarks/batching.py --texts 3000 --json
 
 Ratios are what to look at: a machine that is slower for a while is slower for all. `--tiny` instead
-measures what the batcher itself costs an item, with a function that computes next to nothing.
+measures what the batcher itself costs: an item of a function that computes next to nothing, and the
+decision which rows share a call.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 import cudagraph_jax as cg
+from cudagraph_jax.batching.composition import Priced, Prices, compose
 from cudagraph_jax.demo import Encoder
 from cudagraph_jax.demo.corpus import numpy_passages
 from cudagraph_jax.demo.tokens import Row, stack
@@ -104,7 +106,7 @@ def measure(texts: int, *, chunk: int) -> dict[str, dict[str, float]]:
 
 
 def measure_tiny(items: int = 20_000) -> dict[str, float]:
-    """Microseconds an item of a function that computes next to nothing, in a batcher and alone."""
+    """Microseconds for an item of a function that computes next to nothing, in a batcher or not."""
     function = cg.bucket_jit(
         lambda x: x * 2,
         in_axes="batch seq",
@@ -132,6 +134,20 @@ def measure_tiny(items: int = 20_000) -> dict[str, float]:
     }
 
 
+def measure_deciding(waiting: int, times: int = 200) -> float:
+    """Microseconds to compose calls of so many waiting rows, on the grid of the other figures."""
+    buckets = (cg.Bucket(rows, length) for rows in ROWS for length in LENGTHS)
+    prices = Prices(Priced(bucket, 0.2 + bucket.elements * 1e-3) for bucket in buckets)
+    draw = np.random.default_rng(0)
+    lengths = sorted(draw.integers(5, max(LENGTHS), waiting).tolist())
+    took = []
+    for _ in range(times):
+        start = time.perf_counter()
+        compose(lengths, prices)
+        took.append(time.perf_counter() - start)
+    return float(np.median(took)) * 1e6
+
+
 def main() -> None:
     """Prints what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -142,7 +158,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.tiny:
         found = measure_tiny()
-        lines = [f"{name:>24}: {us:8.1f} us an item" for name, us in found.items()]
+        found |= {f"deciding, {n} waiting": measure_deciding(n) for n in (128, 512)}
+        lines = [f"{name:>24}: {us:8.1f} us" for name, us in found.items()]
     else:
         table = measure(options.texts, chunk=options.chunk)
         base = table["FIFO of 16"]["texts/s"]

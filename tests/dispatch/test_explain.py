@@ -42,7 +42,7 @@ CASES: dict[str, tuple[dict[str, Any], str | None, np.ndarray, str, str]] = {
         "NONE, an eager run",
         'its pieces of 4 rows (on_overflow="split") have no captured bucket',
     ),
-    "empty": ({}, None, EMPTY, "NONE", "an empty batch or sequence has no bucket"),
+    "empty": ({}, None, EMPTY, "NONE", "a call without elements has no bucket"),
     "paused": ({}, "NONE", X, "NONE", "the mode is NONE"),
     "disabled": ({}, "DISABLED", X, "DISABLED", "the manager is switched off"),
     "sealed": ({}, "seal cold", X, "NONE", "3x5 is not captured, and no capture is allowed now"),

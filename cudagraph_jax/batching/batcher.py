@@ -23,6 +23,7 @@ from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax._base.worker import Worker, process_goes_on
+from cudagraph_jax.batching.composition import rectangle
 from cudagraph_jax.batching.lane import Lane
 from cudagraph_jax.batching.queue import Chosen, Figures, Item, Line, Outcome, too_late
 from cudagraph_jax.batching.rows import ItemArguments
@@ -51,7 +52,7 @@ class _Prepared(NamedTuple):
 
     chosen: Chosen
     entry: CUDAGraphEntry
-    lengths: list[int]
+    rows: list[Bucket]
     arrays: list[Array]
     masks: Mapping[str, Array]
 
@@ -69,7 +70,7 @@ class _Running(NamedTuple):
 class Batcher:
     """Gathers single rows into calls of a function's captured buckets.
 
-    Whenever the device is free, what waits is sorted by length and cut into calls so that their
+    Whenever the device is free, what waits is sorted by size and cut into calls so that their
     measured costs are least; the call that holds the oldest item runs next, and meanwhile the one
     after it is composed and padded. All methods are safe to call from many threads and event loops.
 
@@ -125,7 +126,7 @@ class Batcher:
             clock=clock,
         )
         self._lanes: dict[object, Lane] = {}
-        self._fits: dict[object, tuple[Lane, int]] = {}
+        self._fits: dict[object, tuple[Lane, Bucket]] = {}
         self._is_closed = False
         self._busy_until = -math.inf
         self._begin()
@@ -145,7 +146,7 @@ class Batcher:
         self._begin()
         for item in left:
             # A lock of the future may have been taken by a thread that is not here.
-            Item.__init__(item, self._line, item.lane, item.arrays, item.length, now=item.came_at)
+            Item.__init__(item, self._line, item.lane, item.arrays, item.sizes, now=item.came_at)
             item.set_exception(
                 CUDAGraphError("this process was forked while the item waited: its parent answers")
             )
@@ -174,7 +175,7 @@ class Batcher:
 
         Raises:
             InputShapeError: The row does not fit the function, or what is captured of it.
-            BucketOverflowError: It is longer than every captured bucket.
+            BucketOverflowError: It is larger than every captured bucket.
             QueueFullError: As many wait as may.
             CUDAGraphError: The batcher is closed, or this process is forked from one that used JAX.
         """
@@ -182,9 +183,9 @@ class Batcher:
         now = self._clock()
         expires_at = math.inf if deadline is None else now + _seconds("deadline", deadline)
         try:
-            lane, length, leaves = self._fit(arrays)
+            lane, sizes, leaves = self._fit(arrays)
             item = Item(
-                self._line, lane, lane.converted(leaves), length, now=now, expires_at=expires_at
+                self._line, lane, lane.converted(leaves), sizes, now=now, expires_at=expires_at
             )
         except BaseException:
             self._line.figures.count(Outcome.REFUSED)
@@ -254,7 +255,7 @@ class Batcher:
         """Counts and times, in values that JSON can hold.
 
         `items` by outcome, `waiting`, `queue_ms` until the call starts, `service_ms` from there to
-        the answer, `real_elements` (each row's own length counts), `computed_elements`, and `calls`
+        the answer, `real_elements` (each row's own sizes count), `computed_elements`, and `calls`
         by bucket. Percentiles are rounded up by a fifth at the most.
         """
         return {
@@ -304,8 +305,8 @@ class Batcher:
         # In a thread, so that the loop goes on with those who wait for their answers.
         await asyncio.to_thread(self.close, drain=error is None)
 
-    def _fit(self, arrays: Args) -> tuple[Lane, int, Sequence[PyTree]]:
-        """The lane of an item, its length, and its arrays."""
+    def _fit(self, arrays: Args) -> tuple[Lane, Bucket, Sequence[PyTree]]:
+        """The lane of an item, its sizes, and its arrays."""
         try:
             key = tuple([(type(array), array.dtype, array.shape) for array in arrays])
             return *self._fits[key], arrays
@@ -321,15 +322,15 @@ class Batcher:
         )
         if made.sizes.is_empty:
             raise InputShapeError(f"an item of {self.name} has no elements, {row}: leave it out")
-        length = made.sizes.seq_len
+        sizes = made.sizes
         lane = self._lanes.setdefault(made.key, made)
-        lane.check_length(length)
+        lane.entry_for(sizes)
         leaves = jax.tree.leaves(arrays)
         if all(map(operator.is_, leaves, arrays)):  # no pytrees among them, so that there is a key
             if len(self._fits) >= _MAX_SHAPES:
                 self._fits.clear()
-            self._fits[key] = (lane, length)
-        return lane, length, leaves
+            self._fits[key] = (lane, sizes)
+        return lane, sizes, leaves
 
     # What follows runs in the worker.
 
@@ -412,13 +413,13 @@ class Batcher:
         chosen = self._line.choose(free_at)
         if chosen is None:
             return None
-        lane, lengths = chosen.lane, [item.length for item in chosen.items]
+        lane, rows = chosen.lane, [item.sizes for item in chosen.items]
         return _Prepared(
             chosen,
             lane.grid().entries[chosen.bucket],
-            lengths,
-            lane.layout.pad([item.arrays for item in chosen.items], lengths, chosen.bucket),
-            lane.layout.masks(lengths, chosen.bucket),
+            rows,
+            lane.layout.pad([item.arrays for item in chosen.items], rows, chosen.bucket),
+            lane.layout.masks(rows, chosen.bucket),
         )
 
     def _is_stale(self, prepared: _Prepared) -> bool:
@@ -460,10 +461,10 @@ class Batcher:
     def _finish(self, running: _Running, failure: Exception | None, done_at: float) -> None:
         """Hands out what a call gave; the next one computes meanwhile."""
         call, items = running.call, running.items
-        lane, lengths = call.chosen.lane, call.lengths
+        lane, rows = call.chosen.lane, call.rows
         if failure is None:
             try:
-                answers = lane.answers(call.entry, running.result, lengths)
+                answers = lane.answers(call.entry, running.result, rows)
             except Exception as error:
                 failure = error
         if failure is not None:
@@ -471,18 +472,19 @@ class Batcher:
             return
         seconds = done_at - max(running.started_at, self._busy_until)
         self._busy_until = done_at
-        self._count(call.entry, lengths, seconds)
+        self._count(call.entry, rows, seconds)
         of_items = dict(zip(call.chosen.items, answers, strict=True))
         for item in items:
             self._line.figures.served.add(done_at - running.started_at)
             self._answer(item, of_items[item], done_at)
         self._changes.tell()
 
-    def _count(self, entry: CUDAGraphEntry, lengths: Sequence[int], seconds: float) -> None:
-        entry.count_rows(
-            Bucket(len(lengths), max(lengths)), real_elements=sum(lengths), seconds=seconds
+    def _count(self, entry: CUDAGraphEntry, rows: Sequence[Bucket], seconds: float) -> None:
+        real_elements = sum(row.elements for row in rows)
+        entry.count_rows(rectangle(rows), real_elements=real_elements, seconds=seconds)
+        self._line.figures.add_call(
+            entry.bucket, rows=len(rows), real_elements=real_elements, seconds=seconds
         )
-        self._line.figures.add_call(entry.bucket, lengths, seconds)
 
     def _answer(self, item: Item, answer: PyTree, done_at: float) -> None:
         if item.expires_at < done_at:  # it took longer than it ever had
@@ -512,7 +514,7 @@ class Batcher:
 
     def _retry(self, call: _Prepared, items: Sequence[Item], error: Exception) -> None:
         """Tries the rows of a call that failed one by one, once, so that a bad one fails alone."""
-        sizes = Bucket(len(call.lengths), max(call.lengths))
+        sizes = rectangle(call.rows)
         self._function.manager.dispatcher.outcomes.add("error", Reason.RUN, sizes)
         if len(call.chosen.items) == 1:
             self._settle(items[0], Outcome.FAILED, error=error)
@@ -544,22 +546,18 @@ class Batcher:
 
     def _run_alone(self, lane: Lane, item: Item) -> PyTree:
         """The answer of the cheapest bucket to one row."""
-        grid, lengths = lane.grid(), [item.length]
-        priced = grid.prices.holding(1, item.length)
-        lane.check_length(item.length)
-        assert priced is not None  # or the check has raised
-        entry = grid.entries[priced.bucket]
+        entry, rows = lane.entry_for(item.sizes), [item.sizes]
         started_at = self._clock()
-        args = lane.arguments(self._passed, lane.layout.pad([item.arrays], lengths, entry.bucket))
-        result = lane.begin(entry, args, lane.layout.masks(lengths, entry.bucket))
+        args = lane.arguments(self._passed, lane.layout.pad([item.arrays], rows, entry.bucket))
+        result = lane.begin(entry, args, lane.layout.masks(rows, entry.bucket))
         if (failure := _wait(result)) is not None:
             raise failure
-        answer = lane.answers(entry, result, lengths)[0]
-        self._count(entry, lengths, self._clock() - started_at)
+        answer = lane.answers(entry, result, rows)[0]
+        self._count(entry, rows, self._clock() - started_at)
         return answer
 
     def _run_eagerly(self, lane: Lane, item: Item) -> PyTree:
-        return lane.run_eagerly(self._passed, item.arrays, item.length)
+        return lane.run_eagerly(self._passed, item.arrays, item.sizes)
 
 
 def _wait(result: PyTree) -> Exception | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from operator import ge
 from typing import NamedTuple
 
 from cudagraph_jax.shapes.ladder import Bucket
@@ -21,106 +23,214 @@ class Part(NamedTuple):
     """One call of a composition.
 
     Attributes:
-        start: Its first row, counted in the order of the lengths.
-        stop: Behind its last row.
+        rows: Which rows, by their places in what was given.
         bucket: Where it runs.
         cost: What that costs.
     """
 
-    start: int
-    stop: int
+    rows: list[int]
     bucket: Bucket
     cost: float
-
-
-class Prices:
-    """What it costs to run so many rows of some length, from the buckets that there are.
-
-    Args:
-        buckets: Captured buckets with their costs.
-
-    Attributes:
-        lengths: The sequence lengths of the buckets, ascending.
-        most_rows: Those of the largest batch.
-    """
-
-    def __init__(self, buckets: Iterable[Priced]) -> None:
-        held = list(buckets)
-        self.lengths = sorted({bucket.seq_len for bucket, _ in held})
-        self.most_rows = max((bucket.batch_size for bucket, _ in held), default=0)
-        self._options = [_options(held, length) for length in self.lengths]
-
-    def options(self, length: int) -> Sequence[Priced]:
-        """The buckets worth a thought for rows of `length`, by rows; none holds more for less."""
-        rung = bisect_left(self.lengths, length)
-        return self._options[rung] if rung < len(self.lengths) else ()
-
-    def holding(self, rows: int, length: int) -> Priced | None:
-        """The cheapest bucket of `rows` of `length`; None where none is large enough."""
-        # Of the options each holds more than those before it, and costs more.
-        fitting = (option for option in self.options(length) if option.bucket.batch_size >= rows)
-        return next(fitting, None)
-
-
-def _options(held: Sequence[Priced], length: int) -> list[Priced]:
-    options: list[Priced] = []
-    for priced in sorted(
-        (priced for priced in held if priced.bucket.seq_len >= length),
-        key=lambda priced: (priced.cost, -priced.bucket.batch_size, priced.bucket.elements),
-    ):
-        if not options or priced.bucket.batch_size > options[-1].bucket.batch_size:
-            options.append(priced)
-    return options
-
-
-def compose(lengths: Sequence[int], prices: Prices) -> list[Part]:
-    """The calls of the least total cost that serve rows of these lengths.
-
-    Rows of neighbouring lengths share a call: for any cut into calls there is one of these that
-    costs no more. So does a call that takes as many as it holds, since fewer rows never cost more.
-    Dynamic programming over the first rows, as in TurboTransformers (https://arxiv.org/abs/2010.05680,
-    algorithm 3), over buckets of two dimensions that are measured.
-
-    Args:
-        lengths: Ascending, each held by some bucket.
-        prices: The buckets.
-
-    Returns:
-        The calls, those of the longest rows first.
-    """
-    least = [0.0]  # for the first rows, as many as the index says
-    chosen: list[_Option] = []
-    rung, options = -1, list[_Option]()
-    rungs = prices.lengths
-    for count, length in enumerate(lengths, start=1):
-        if rung < 0 or length > rungs[rung]:
-            rung = bisect_left(rungs, length)
-            options = [(*priced, priced.bucket.batch_size) for priced in prices.options(length)]
-        best = math.inf
-        for option in options:
-            _, cost, rows = option
-            if rows >= count:
-                if cost < best:
-                    best, pick = cost, option
-                break  # those behind it hold more than there are, and cost more
-            total = least[count - rows] + cost
-            if total <= best:  # of two that cost the same the one of more rows, and fewer calls
-                best, pick = total, option
-        least.append(best)
-        chosen.append(pick)
-    return _parts(chosen)
 
 
 _Option = tuple[Bucket, float, int]
 """A bucket, its cost and its rows: an attribute costs more than all else that is done with them."""
 
+_Lengths = tuple[int, ...]
+"""All sizes but the batch, in the order of a bucket."""
 
-def _parts(chosen: Sequence[_Option]) -> list[Part]:
+
+@dataclass(eq=False, slots=True)
+class SizeClass:
+    """Rows that the same buckets hold.
+
+    Attributes:
+        lengths: The largest such row, on each axis.
+        options: The buckets worth a thought, by rows; none holds more for less.
+        joined: The classes of calls with rows of other classes, as far as known.
+    """
+
+    lengths: _Lengths
+    options: list[_Option]
+    joined: dict[SizeClass, SizeClass | None] = field(default_factory=dict)
+
+
+class Prices:
+    """What it costs to run so many rows of some sizes, from the buckets that there are.
+
+    Args:
+        buckets: Captured buckets of one function with their costs.
+
+    Attributes:
+        ladders: The sizes of the buckets, ascending, by axis, without the batch.
+        most_rows: Those of the largest batch.
+    """
+
+    def __init__(self, buckets: Iterable[Priced]) -> None:
+        held = sorted(
+            buckets, key=lambda each: (each.cost, -each.bucket.batch_size, each.bucket.elements)
+        )
+        self._held = [
+            (_lengths(bucket), (bucket, cost, bucket.batch_size)) for bucket, cost in held
+        ]
+        axes = [axis for axis in held[0].bucket.sizes if axis != "batch"] if held else []
+        columns = zip(*(lengths for lengths, _ in self._held), strict=True)
+        self.ladders = {
+            axis: sorted(set(column)) for axis, column in zip(axes, columns, strict=True)
+        }
+        self.most_rows = max((bucket.batch_size for bucket, _ in held), default=0)
+        self._classes: dict[_Lengths, SizeClass | None] = {}
+        self._by_sizes: dict[Bucket, SizeClass | None] = {}
+
+    def class_of(self, sizes: Bucket) -> SizeClass | None:
+        """The class of rows of these sizes; None where no bucket holds one."""
+        try:
+            return self._by_sizes[sizes]
+        except KeyError:
+            pass
+        rungs = [
+            ladder[bisect_left(ladder, size) :][:1]
+            for ladder, size in zip(self.ladders.values(), _lengths(sizes), strict=False)
+        ]
+        fits = bool(rungs) and all(rungs)
+        found = self._class(tuple(rung for (rung,) in rungs)) if fits else None
+        self._by_sizes[sizes] = found
+        return found
+
+    def joined(self, one: SizeClass, other: SizeClass) -> SizeClass | None:
+        """The class of calls that have rows of both; None where no bucket holds them."""
+        try:
+            return one.joined[other]
+        except KeyError:
+            found = self._class(tuple(map(max, one.lengths, other.lengths)))
+            one.joined[other] = found
+            return found
+
+    def holding(self, sizes: Bucket) -> Priced | None:
+        """The cheapest bucket of a call of these sizes; None where none is large enough."""
+        found = self.class_of(sizes.with_sizes({"batch": 1}))
+        # Of the options each holds more than those before it, and costs more.
+        options = () if found is None else found.options
+        fitting = (option for option in options if option[2] >= sizes.batch_size)
+        return next((Priced(bucket, cost) for bucket, cost, _ in fitting), None)
+
+    def fitting(self, sizes: Bucket) -> tuple[dict[str, int], bool]:
+        """How large a row may be, by axis, where one of `sizes` is larger than every bucket.
+
+        Returns:
+            The largest size of each axis that is to blame, and whether it is enough to cut one.
+        """
+        alone: dict[str, int] = {}
+        for _, (bucket, _, _) in self._held:
+            short = [axis for axis in self.ladders if bucket.size(axis) < sizes.size(axis)]
+            if len(short) == 1:
+                alone[short[0]] = max(bucket.size(short[0]), alone.get(short[0], 0))
+        largest = {axis: ladder[-1] for axis, ladder in self.ladders.items()}
+        beyond = {axis: most for axis, most in largest.items() if sizes.size(axis) > most}
+        return alone or beyond or largest, bool(alone)
+
+    def _class(self, lengths: _Lengths) -> SizeClass | None:
+        """The class whose largest row is of these lengths, which are rungs of the ladders."""
+        if lengths not in self._classes:
+            options = self._options(lengths)
+            self._classes[lengths] = SizeClass(lengths, options) if options else None
+        return self._classes[lengths]
+
+    def _options(self, lengths: _Lengths) -> list[_Option]:
+        options: list[_Option] = []
+        most = 0
+        for held, option in self._held:  # the cheapest first
+            if option[2] > most and all(map(ge, held, lengths)):
+                options.append(option)
+                most = option[2]
+                if most == self.most_rows:
+                    break
+        return options
+
+
+def _lengths(sizes: Bucket) -> _Lengths:
+    return (sizes.seq_len, *sizes.named.values())
+
+
+def rectangle(rows: Sequence[Bucket]) -> Bucket:
+    """The sizes of a call of these rows: how many they are, and the largest on each axis."""
+    largest = rows[0].map(lambda *sizes: max(sizes), *rows[1:])
+    return largest.with_sizes({"batch": len(rows)})
+
+
+def compose(rows: Sequence[SizeClass], prices: Prices) -> list[Part]:
+    """The calls of the least total cost that serve rows of these classes.
+
+    Rows are sorted by what one of them costs alone, and neighbours share a call. With one axis, for
+    any cut into calls there is one of these that costs no more; with several, no other cut of the
+    rows in this order does. Dynamic programming over the first rows, as in TurboTransformers
+    (https://arxiv.org/abs/2010.05680, algorithm 3), over measured buckets of any number of axes.
+
+    Args:
+        rows: Each row's class.
+        prices: Whose classes they are.
+
+    Returns:
+        The calls, those of the costliest rows first.
+    """
+    groups: dict[SizeClass, list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(row, []).append(place)
+    order: list[int] = []  # of one class those that came first
+    runs: list[tuple[int, SizeClass]] = []
+    least = [0.0]  # for the first rows, as many as the index says
+    chosen: list[tuple[int, _Option]] = []
+    for size_class in sorted(groups, key=lambda each: (each.options[0][1], each.lengths)):
+        runs.append((len(order), size_class))
+        order += groups[size_class]
+        options = _reaching(runs, prices)
+        for count in range(len(least), len(order) + 1):
+            best = math.inf
+            for first, option in options:
+                _, cost, room = option
+                start = count - room
+                if start < first:
+                    start = first
+                total = least[start] + cost
+                if total <= best:  # of two that cost the same the one of fewer calls
+                    best, pick = total, (start, option)
+            least.append(best)
+            chosen.append(pick)
+    return _parts(order, chosen)
+
+
+def _reaching(runs: Sequence[tuple[int, SizeClass]], prices: Prices) -> list[tuple[int, _Option]]:
+    """The options of a call that ends in the last run, and how far back each may reach.
+
+    The farther back a call begins, the larger it may have to be. Up to the next row that needs
+    larger buckets the options are the same, and a call takes as many rows as it holds, since fewer
+    rows never cost more. With one axis no row before needs a larger one.
+
+    Args:
+        runs: Where rows of one class begin, which follow each other, and their class.
+        prices: Whose classes they are.
+    """
+    begin, joined = runs[-1]
+    found: list[tuple[int, _Option]] = []
+    first, reached = begin, begin + 1
+    for start, other in [*reversed(runs[:-1]), (0, None)]:
+        is_far = begin - first >= prices.most_rows  # no call reaches back farther
+        wider = None if other is None or is_far else prices.joined(joined, other)
+        if wider is not joined:
+            enough = begin + 1 - reached  # what holds no more was cheaper before
+            found += [(first, option) for option in joined.options if option[2] > enough]
+            if wider is None:
+                break
+            joined, reached = wider, first
+        first = start
+    return found
+
+
+def _parts(order: Sequence[int], chosen: Sequence[tuple[int, _Option]]) -> list[Part]:
     """The calls, from what was chosen for the last of the first 1, 2, 3, … rows."""
     parts, stop = [], len(chosen)
     while stop:
-        bucket, cost, rows = chosen[stop - 1]
-        start = max(0, stop - rows)
-        parts.append(Part(start, stop, bucket, cost))
+        start, (bucket, cost, _) = chosen[stop - 1]
+        parts.append(Part(list(order[start:stop]), bucket, cost))
         stop = start
     return parts

@@ -15,7 +15,7 @@ from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.errors import BucketOverflowError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.program.call import Args, Call
-from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.ladder import Bucket, axis_name
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
 
@@ -125,23 +125,21 @@ class Lane:
 
     def _outputs_of(self, entry: CUDAGraphEntry) -> RowOutputs:
         known = self._outputs.get(entry.graph_id)
-        return RowOutputs(entry.program, entry.outputs) if known is None else known
+        return RowOutputs(entry) if known is None else known
 
-    def check_length(self, length: int) -> None:
-        """Raises unless a captured bucket holds a row of this length.
+    def entry_for(self, sizes: Bucket) -> CUDAGraphEntry:
+        """The cheapest captured bucket of one row of these sizes.
 
         Raises:
-            BucketOverflowError: It is longer than all that are captured.
+            BucketOverflowError: It is larger than all that are captured.
             InputShapeError: None is captured for items like these.
         """
-        prices = self.grid().prices
-        if prices.options(length):
-            return
-        if prices.lengths:
-            raise BucketOverflowError(
-                f"an item of {self.name} has seq_len={length}, longer than the longest captured "
-                f"bucket, {prices.lengths[-1]}: cut it, or capture longer ones (capture_seq_lens)"
-            )
+        grid = self.grid()
+        priced = grid.prices.holding(sizes)
+        if priced is not None:
+            return grid.entries[priced.bucket]
+        if grid.entries:
+            raise BucketOverflowError(self._too_large(sizes, grid.prices))
         others = {
             str(entry.variant)
             for entry in self._function.registry.entries()
@@ -151,6 +149,19 @@ class Lane:
         raise InputShapeError(
             f"no bucket is captured for items like {self.variant}, and a batcher captures none "
             f"({known}): call warmup of the function with arguments like these first"
+        )
+
+    def _too_large(self, sizes: Bucket, prices: Prices) -> str:
+        came = ", ".join(
+            f"{axis_name(axis)}={sizes.size(axis)}"
+            for axis in self._call.carried
+            if axis != "batch"
+        )
+        most, is_one_enough = prices.fitting(sizes)
+        limits = [f"{axis_name(axis)} fits up to {size}" for axis, size in most.items()]
+        return (
+            f"an item of {self.name} has {came}, which no captured bucket holds: "
+            f"{(' or ' if is_one_enough else ' and ').join(limits)}: cut it, or capture larger ones"
         )
 
     def accepts(self, passed: Args) -> bool:
@@ -177,18 +188,16 @@ class Lane:
             return entry.begin_rows(args, {**self._call.kwargs, **masks})
 
     def answers(
-        self, entry: CUDAGraphEntry, result: PyTree, lengths: Sequence[int]
+        self, entry: CUDAGraphEntry, result: PyTree, rows: Sequence[Bucket]
     ) -> list[PyTree]:
         """The answer to each row of such a call."""
         outputs = self._outputs.get(entry.graph_id) or self._outputs_of(entry)
         with jax.transfer_guard("allow"):
-            return outputs.answers(result, lengths)
+            return outputs.answers(result, rows)
 
-    def run_eagerly(self, passed: Args, arrays: Sequence[Array], length: int) -> PyTree:
+    def run_eagerly(self, passed: Args, arrays: Sequence[Array], sizes: Bucket) -> PyTree:
         """The answer to one row by the function itself, as in a mode that runs no bucket."""
-        self.check_length(length)  # so that there is a bucket, whose outputs are known
-        sizes = Bucket(1, length)
-        args = self.arguments(passed, self.layout.pad([arrays], [length], sizes))
+        entry = self.entry_for(sizes)  # whose outputs are known
+        args = self.arguments(passed, self.layout.pad([arrays], [sizes], sizes))
         result = self._function(*args)
-        entry = self._own[0]
-        return self.answers(entry, result, [length])[0]
+        return self.answers(entry, result, [sizes])[0]

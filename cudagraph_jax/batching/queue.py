@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from cudagraph_jax._base.changes import counted
-from cudagraph_jax.batching.composition import compose
+from cudagraph_jax.batching.composition import compose, rectangle
 from cudagraph_jax.batching.lane import Lane
 from cudagraph_jax.errors import BucketOverflowError, DeadlineError, QueueFullError
 from cudagraph_jax.graphs.observers import tell
@@ -50,7 +50,7 @@ class Item(Future[PyTree]):
         line: Where it waits.
         lane: What it may share calls with.
         arrays: The row.
-        length: Of the row.
+        sizes: Of the row, as a batch of one.
         now: When it came.
         expires_at: When its answer is of no use any more.
     """
@@ -60,7 +60,7 @@ class Item(Future[PyTree]):
         line: Line,
         lane: Lane,
         arrays: tuple[Array, ...],
-        length: int,
+        sizes: Bucket,
         *,
         now: float,
         expires_at: float = math.inf,
@@ -69,7 +69,7 @@ class Item(Future[PyTree]):
         self._line = line
         self.lane = lane
         self.arrays = arrays
-        self.length = length
+        self.sizes = sizes
         self.came_at = now
         self.expires_at = expires_at
 
@@ -96,7 +96,7 @@ class Chosen(NamedTuple):
     """Items that share a call.
 
     Attributes:
-        items: By their length.
+        items: Those of one size class as they came.
         lane: Whose.
         bucket: Where they run.
         cost_s: What that takes; 0 where it was never measured.
@@ -198,23 +198,23 @@ class Line:
         while window := self._window():
             oldest, lane = window[0], window[0].lane
             grid = lane.grid()
-            if not grid.prices.options(max(item.length for item in window)):
+            classes = [grid.prices.class_of(item.sizes) for item in window]
+            held = [size_class for size_class in classes if size_class is not None]
+            if len(held) < len(window):
                 self._fail_unheld(window)
                 continue
             if len(window) < grid.prices.most_rows and free_at < self._waits_until(oldest):
                 return None
-            rows = sorted(window, key=_length)
-            parts = compose([item.length for item in rows], grid.prices)
-            place = rows.index(oldest)
-            part = next(part for part in parts if part.start <= place)
-            chosen = rows[part.start : part.stop]
+            parts = compose(held, grid.prices)
+            part = next(part for part in parts if 0 in part.rows)
+            chosen = [window[place] for place in part.rows]
             scale = 1e-3 if grid.is_measured else 0.0
             done_at = free_at + part.cost * scale
             late = [item for item in chosen if item.expires_at < done_at]
             if not late:
                 return Chosen(chosen, lane, part.bucket, part.cost * scale, len(self.waiting))
             # Alone they may be in time. Where more than a call waits that is no way to catch up.
-            alone = grid.prices.holding(len(late), late[-1].length)
+            alone = grid.prices.holding(rectangle([item.sizes for item in late]))
             if len(parts) == 1 and len(late) < len(chosen) and alone is not None:
                 done_at = free_at + alone.cost * scale
                 if all(item.expires_at >= done_at for item in late):
@@ -241,7 +241,7 @@ class Line:
         """Fails those that no captured bucket holds any more."""
         for item in window:
             try:
-                item.lane.check_length(item.length)
+                item.lane.entry_for(item.sizes)
             except (BucketOverflowError, TypeError) as error:
                 self.fail(item, error)
 
@@ -256,10 +256,6 @@ class Line:
         if oldest is None:
             return None
         return max(0.0, self._waits_until(oldest) - self._clock())
-
-
-def _length(item: Item) -> int:
-    return item.length
 
 
 # From 10 us to 100 s, each a fifth longer than the one before.
@@ -319,7 +315,7 @@ class Figures:
     Attributes:
         queued: From the arrival to the start of the call.
         served: From there to the answer.
-        real_elements: The lengths of all rows that ran, summed.
+        real_elements: Of all rows that ran, at their own sizes.
         computed_elements: Those of the buckets where they ran.
         calls: By bucket.
     """
@@ -340,12 +336,12 @@ class Figures:
         """How many there are of each outcome."""
         return {outcome.value: counted(n) for outcome, n in self._outcomes.items()}
 
-    def add_call(self, bucket: Bucket, lengths: Sequence[int], seconds: float) -> None:
+    def add_call(self, bucket: Bucket, *, rows: int, real_elements: int, seconds: float) -> None:
         """Counts a call that the device was at for so long."""
         self.calls[bucket] += 1
-        self.real_elements += sum(lengths)
+        self.real_elements += real_elements
         self.computed_elements += bucket.elements
-        each = seconds / len(lengths)
+        each = seconds / rows
         before = each if self._seconds_each is None else self._seconds_each
         self._seconds_each = before + (each - before) / _REMEMBERED_CALLS
 

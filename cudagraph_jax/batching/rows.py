@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from cudagraph_jax.errors import ConfigError, InputShapeError
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.route import on_host, own_part
 from cudagraph_jax.program.call import Args, Call, Mask, is_array
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs, RealOutputs
-from cudagraph_jax.program.program import Program
-from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes, Length
+from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes, Length, side
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import EDGE, Array, PadValue, is_zero, padder
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix, leaves_of_arguments
@@ -30,7 +30,7 @@ class ItemArguments:
         name: What errors call the function.
 
     Raises:
-        ConfigError: An argument has no row for each item, or an axis that is not batched yet.
+        ConfigError: An argument has no row for each item.
     """
 
     def __init__(self, in_axes: PyTree, *, name: str) -> None:
@@ -120,12 +120,6 @@ def _check_pattern(pattern: AxisPattern, name: str) -> None:
             f"in_axes={pattern!r} of {name} has no row for each item: a batcher needs the batch in "
             "every array that is not passed through (None)"
         )
-    others = {length.axis for length in pattern.lengths} - {"batch", "seq"}
-    if others:
-        raise ConfigError(
-            f"in_axes={pattern!r} of {name} names {', '.join(sorted(others))}: a batcher takes "
-            "functions of batch and seq alone; call the function itself for further axes"
-        )
 
 
 class _Input(NamedTuple):
@@ -154,6 +148,7 @@ class RowLayout:
     def __init__(self, call: Call) -> None:
         self._masks = call.target.masks
         self._carried = call.carried
+        self._on_left = frozenset(axis for axes in call.axes for axis in axes.on_left)
         pads = (*call.declared.pad_values, *[0] * len(call.leaves))
         self._inputs = [
             _Input(axes, leaf.shape, leaf.dtype, pad)
@@ -192,96 +187,89 @@ class RowLayout:
         return whole
 
     def pad(
-        self, rows: Sequence[Sequence[Array]], lengths: Sequence[int], bucket: Bucket
+        self, items: Sequence[Sequence[Array]], rows: Sequence[Bucket], bucket: Bucket
     ) -> list[Array]:
-        """The arrays of a call at the bucket's size, with a row for each of `rows`.
+        """The arrays of a call at the bucket's size, with a row for each item.
 
         Args:
-            rows: The arrays of each item.
-            lengths: Of each item.
+            items: The arrays of each.
+            rows: The sizes of each.
             bucket: Not smaller than they.
         """
-        columns = zip(*rows, strict=True)
+        columns = zip(*items, strict=True)
         return [
-            _padded(given, column, lengths, bucket)
+            _padded(given, column, rows, bucket)
             for given, column in zip(self._inputs, columns, strict=True)
         ]
 
-    def masks(self, lengths: Sequence[int], bucket: Bucket) -> dict[str, Array]:
+    def masks(self, rows: Sequence[Bucket], bucket: Bucket) -> dict[str, Array]:
         """The masks of a call, True where an element of a row is real."""
         made: dict[str, Array] = {}
         for mask in self._masks:
-            axes = self._axes(mask)
             made[mask.name] = array = np.zeros(mask.shape(self._carried, bucket), np.bool_)
-            for row, length in enumerate(lengths):
-                array[tuple(row if axis == "batch" else slice(length) for axis in axes)] = True
+            batch = self._axes(mask).index("batch")
+            for row, sizes in enumerate(rows):
+                index: list[slice | int] = [*mask.real(self._carried, sizes, self._on_left)]
+                index[batch] = row
+                array[tuple(index)] = True
         return made
 
 
-def _padded(given: _Input, rows: Sequence[Array], lengths: Sequence[int], bucket: Bucket) -> Array:
+def _padded(
+    given: _Input, column: Sequence[Array], rows: Sequence[Bucket], bucket: Bucket
+) -> Array:
     shape = given.axes.resize(tuple(size or 0 for size in given.shape), bucket)
     is_edge, batch = given.pad == EDGE, given.axes.batch or 0
     padded: Array = np.zeros(shape, given.dtype)
     if not (is_edge or is_zero(given.pad)):
         padded.fill(given.pad)
-    for place, (given_row, length) in enumerate(zip(rows, lengths, strict=True)):
-        row = given_row
-        if is_edge:
-            row = _with_edges(given, row, Bucket(1, length), Bucket(1, bucket.seq_len))
-        index: list[slice | int] = [slice(size) for size in row.shape]
+    left = {at - (at > batch) for at, length in given.axes.dims if length.left}
+    for place, (array, sizes) in enumerate(zip(column, rows, strict=True)):
+        row = _with_edges(given, array, sizes, bucket) if is_edge else array
+        index: list[slice | int] = [side(n, left=at in left) for at, n in enumerate(row.shape)]
         index.insert(batch, place)
         padded[tuple(index)] = row
     if is_edge:
         behind = (slice(None),) * batch
-        last = len(rows) - 1
+        last = len(column) - 1
         padded[(*behind, slice(last + 1, None))] = padded[(*behind, slice(last, last + 1))]
     return padded
 
 
 def _with_edges(given: _Input, row: Array, sizes: Bucket, bucket: Bucket) -> Array:
     batch = given.axes.batch or 0
-    one = np.expand_dims(row, batch)
-    pad = padder(one.shape, given.dtype, axes=given.axes, sizes=sizes, bucket=bucket, value=EDGE)
+    one, room = np.expand_dims(row, batch), bucket.with_sizes({"batch": 1})
+    pad = padder(one.shape, given.dtype, axes=given.axes, sizes=sizes, bucket=room, value=EDGE)
     edged: Array = np.take(one if pad is None else pad(one), 0, axis=batch)
     return edged
 
 
 class RowOutputs:
-    """The answers to rows within the outputs of one program.
+    """The answers to rows within the outputs of one bucket.
 
     Args:
-        program: Whose.
-        outputs: Where they carry the sizes.
+        entry: The bucket.
 
     Raises:
         ConfigError: An output has no row for each item, or nobody looked for its axes.
     """
 
-    def __init__(self, program: Program, outputs: Outputs) -> None:
-        self._outputs = outputs
+    def __init__(self, entry: CUDAGraphEntry) -> None:
+        self._outputs = outputs = entry.outputs
         self._is_one = jax.tree_util.treedef_is_leaf(outputs.structure)
         for leaf in outputs.leaves:
             _check_output(leaf, outputs)
-        self._real = lru_cache(maxsize=4096)(
-            lambda length: program.real_outputs(outputs, Bucket(1, length))
-        )
+        self._real = lru_cache(maxsize=4096)(lambda sizes: entry.real_outputs(outputs, sizes))
 
-    def answers(self, result: PyTree, lengths: Sequence[int]) -> list[PyTree]:
+    def answers(self, result: PyTree, rows: Sequence[Bucket]) -> list[PyTree]:
         """Each row's own part, without the batch dimension: NumPy arrays, read-only."""
         arrays = [on_host(array) for array in jax.tree.leaves(result)]
-        return [self._answer(arrays, row, length) for row, length in enumerate(lengths)]
+        return [self._answer(arrays, row, self._real(sizes)) for row, sizes in enumerate(rows)]
 
-    def _answer(self, arrays: Sequence[Array], row: int, length: int) -> PyTree:
-        sizes = Bucket(1, length)
-        real: RealOutputs | None = self._real(length) if self._outputs.follows else None
+    def _answer(self, arrays: Sequence[Array], row: int, real: RealOutputs) -> PyTree:
         parts = []
-        for place, (array, leaf) in enumerate(zip(arrays, self._outputs.leaves, strict=True)):
-            if real is None:
-                index: list[slice | int] = [slice(None)] * leaf.ndim
-                for axis, size in leaf.axes.dims:
-                    index[axis] = slice(size.of(sizes))
-            else:
-                index = list(real.indices[place])
+        for array, leaf, real_index in zip(arrays, self._outputs.leaves, real.indices, strict=True):
+            index: list[slice | int] = [*real_index]
             index[leaf.axes.batch or 0] = row
             parts.append(own_part(array, (*index, ...)))
         return parts[0] if self._is_one else jax.tree.unflatten(self._outputs.structure, parts)

@@ -274,7 +274,7 @@ class CUDAGraphEntry:
             shapes=[getattr(leaf, "shape", ()) for leaf in call.leaves],
             request=Request(call.sizes, fit),
             outputs=outputs,
-            real=None if is_known else self._real_outputs(outputs, call.sizes),
+            real=None if is_known else self.real_outputs(outputs, call.sizes),
             journal=self.journal,
             wait=self.waits,
         )
@@ -302,8 +302,8 @@ class CUDAGraphEntry:
         """Records a replay of rows that have their own lengths.
 
         Args:
-            sizes: The rows, and the length of the longest.
-            real_elements: The lengths of all rows, summed.
+            sizes: The rows, and the largest size on each axis.
+            real_elements: Those of all rows at their own sizes.
             seconds: How long the device was at it.
         """
         fit = Fit.EXACT if real_elements == self.bucket.elements else Fit.PADDED
@@ -311,8 +311,15 @@ class CUDAGraphEntry:
         if self.observers.watches_replays:
             self.observers.replayed(self.bucket, seconds)
 
-    def _real_outputs(self, outputs: Outputs, sizes: Bucket) -> RealOutputs:
+    def real_outputs(self, outputs: Outputs, sizes: Bucket) -> RealOutputs:
+        """What of its outputs is the plain function's answer to a call of `sizes`.
+
+        Raises:
+            InputShapeError: The function takes no such call, or its answer is larger.
+        """
         real = self.program.real_outputs(outputs, sizes)
+        if not outputs.follows:
+            return real
         wholes = [info.shape for info in jax.tree.leaves(self.executable.output_info)]
         for leaf, shape, whole in zip(outputs.leaves, real.shapes, wholes, strict=True):
             is_cut = leaf.unpad != "none"

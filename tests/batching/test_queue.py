@@ -39,17 +39,18 @@ def line_of(clock, *, max_waiting=1000, max_wait_s=0.0):
 
 
 def added(line, length, *, lane=LANE, now=0.0, deadline=float("inf")):
-    item = Item(line, lane, (), length, now=now, expires_at=now + deadline)
+    sizes = Bucket(1, length)
+    item = Item(line, lane, (), sizes, now=now, expires_at=now + deadline)
     line.add(item)
     return item
 
 
 def test_the_call_of_the_oldest_runs_next():
-    """Of a composition the call runs that holds the oldest item, with others of like length."""
+    """Of a composition the call runs that holds the oldest item, with others of like size."""
     line = line_of(HeldClock())
     items = [added(line, length) for length in (7, 30, 5, 8, 31, 6, 32, 29)]
     chosen = line.choose()
-    assert chosen.items == [items[2], items[5], items[0], items[3]]
+    assert chosen.items == [items[0], items[2], items[3], items[5]]
     assert (chosen.bucket, chosen.cost_s) == (Bucket(4, 8), pytest.approx(0.0112))
     assert all(line.claim(item) for item in chosen.items)
     assert line.choose().bucket == Bucket(4, 32)
@@ -138,7 +139,7 @@ def test_more_than_may_wait():
     with pytest.raises(QueueFullError, match="max_waiting=2") as caught:
         added(line, 5)
     assert caught.value.retry_after_s == 1.0
-    line.figures.add_call(Bucket(4, 8), [5, 5], 0.5)
+    line.figures.add_call(Bucket(4, 8), rows=2, real_elements=10, seconds=0.5)
     with pytest.raises(QueueFullError) as caught:
         added(line, 5)
     assert caught.value.retry_after_s == 0.5
@@ -253,7 +254,7 @@ class Queueing(RuleBasedStateMachine):
         assert kept[0] in chosen.items or len(chosen.items) < len(kept)
         assert len(chosen.items) <= chosen.bucket.batch_size
         for item in chosen.items:
-            assert item.length <= chosen.bucket.seq_len
+            assert chosen.bucket.holds(item.sizes)
             assert item.expires_at >= self.clock.now + chosen.cost_s
             assert self.line.claim(item)
         self.running = chosen.items
@@ -263,7 +264,7 @@ class Queueing(RuleBasedStateMachine):
         """A call ends."""
         for item in self.running:
             self.line.figures.count(Outcome.ANSWERED)
-            item.set_result(item.length)
+            item.set_result(item.sizes)
             self.answered.add(item)
         self.running = []
 
@@ -291,7 +292,7 @@ class Queueing(RuleBasedStateMachine):
                     item.result()
             elif item in self.answered:
                 found["answered"] += 1
-                assert item.result() == item.length
+                assert item.result() == item.sizes
             else:
                 found["expired"] += 1
                 assert isinstance(item.exception(), DeadlineError)

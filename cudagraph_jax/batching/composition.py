@@ -120,14 +120,16 @@ class Prices:
         Returns:
             The largest size of each axis that is to blame, and whether it is enough to cut one.
         """
-        alone: dict[str, int] = {}
+        alone = dict.fromkeys(self.ladders, 0)
         for _, (bucket, _, _) in self._held:
             short = [axis for axis in self.ladders if bucket.size(axis) < sizes.size(axis)]
             if len(short) == 1:
-                alone[short[0]] = max(bucket.size(short[0]), alone.get(short[0], 0))
+                alone[short[0]] = max(bucket.size(short[0]), alone[short[0]])
+        if any(alone.values()):
+            return {axis: most for axis, most in alone.items() if most}, True
         largest = {axis: ladder[-1] for axis, ladder in self.ladders.items()}
         beyond = {axis: most for axis, most in largest.items() if sizes.size(axis) > most}
-        return alone or beyond or largest, bool(alone)
+        return beyond or largest, False
 
     def _class(self, lengths: _Lengths) -> SizeClass | None:
         """The class whose largest row is of these lengths, which are rungs of the ladders."""

@@ -198,14 +198,14 @@ class Line:
         while window := self._window():
             oldest, lane = window[0], window[0].lane
             grid = lane.grid()
-            classes = [grid.prices.class_of(item.sizes) for item in window]
-            held = [size_class for size_class in classes if size_class is not None]
-            if len(held) < len(window):
+            class_of = grid.prices.class_of
+            classes = [found for item in window if (found := class_of(item.sizes))]
+            if len(classes) < len(window):
                 self._fail_unheld(window)
                 continue
             if len(window) < grid.prices.most_rows and free_at < self._waits_until(oldest):
                 return None
-            parts = compose(held, grid.prices)
+            parts = compose(classes, grid.prices)
             part = next(part for part in parts if 0 in part.rows)
             chosen = [window[place] for place in part.rows]
             scale = 1e-3 if grid.is_measured else 0.0

@@ -55,9 +55,13 @@ def cases(draw, kind, most):
     return costs, [row for row in draw(rows) if any(held.holds(row) for held in costs)]
 
 
+def classes_of(rows, prices):
+    return [found for row in rows if (found := prices.class_of(row))]
+
+
 def composed(costs, rows):
     prices = Prices(Priced(*item) for item in costs.items())
-    return compose([prices.class_of(row) for row in rows], prices)
+    return compose(classes_of(rows, prices), prices)
 
 
 @given(cases("length", 6))
@@ -122,6 +126,6 @@ def test_many_rows_are_composed_in_no_time():
     took = []
     for _ in range(7):
         start = perf_counter()
-        compose([prices.class_of(row) for row in rows], prices)
+        compose(classes_of(rows, prices), prices)
         took.append(perf_counter() - start)
     assert min(took) < 2e-3  # 0.3 ms on a machine that does nothing else

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import ge
 from typing import NamedTuple
 
@@ -47,12 +47,10 @@ class SizeClass:
     Attributes:
         lengths: The largest such row, on each axis.
         options: The buckets worth a thought, by rows; none holds more for less.
-        joined: The classes of calls with rows of other classes, as far as known.
     """
 
     lengths: _Lengths
     options: list[_Option]
-    joined: dict[SizeClass, SizeClass | None] = field(default_factory=dict)
 
 
 class Prices:
@@ -81,6 +79,7 @@ class Prices:
         self.most_rows = max((bucket.batch_size for bucket, _ in held), default=0)
         self._classes: dict[_Lengths, SizeClass | None] = {}
         self._by_sizes: dict[Bucket, SizeClass | None] = {}
+        self._joined: dict[tuple[SizeClass, SizeClass], SizeClass | None] = {}
 
     def class_of(self, sizes: Bucket) -> SizeClass | None:
         """The class of rows of these sizes; None where no bucket holds one."""
@@ -100,10 +99,10 @@ class Prices:
     def joined(self, one: SizeClass, other: SizeClass) -> SizeClass | None:
         """The class of calls that have rows of both; None where no bucket holds them."""
         try:
-            return one.joined[other]
+            return self._joined[one, other]
         except KeyError:
             found = self._class(tuple(map(max, one.lengths, other.lengths)))
-            one.joined[other] = found
+            self._joined[one, other] = found
             return found
 
     def holding(self, sizes: Bucket) -> Priced | None:
@@ -175,33 +174,42 @@ def compose(rows: Sequence[SizeClass], prices: Prices) -> list[Part]:
     Returns:
         The calls, those of the costliest rows first.
     """
-    groups: dict[SizeClass, list[int]] = {}
-    for place, row in enumerate(rows):
-        groups.setdefault(row, []).append(place)
-    order: list[int] = []  # of one class those that came first
+    order: list[int] = []
     runs: list[tuple[int, SizeClass]] = []
     least = [0.0]  # for the first rows, as many as the index says
-    chosen: list[tuple[int, _Option]] = []
-    for size_class in sorted(groups, key=lambda each: (each.options[0][1], each.lengths)):
+    chosen: list[tuple[int, _Reach]] = []
+    for size_class, places in _by_class(rows):
         runs.append((len(order), size_class))
-        order += groups[size_class]
+        order += places
         options = _reaching(runs, prices)
         for count in range(len(least), len(order) + 1):
             best = math.inf
-            for first, option in options:
-                _, cost, room = option
+            for option in options:
+                first, _, cost, room = option
                 start = count - room
                 if start < first:
                     start = first
                 total = least[start] + cost
                 if total <= best:  # of two that cost the same the one of fewer calls
-                    best, pick = total, (start, option)
+                    best, pick, begin = total, option, start
             least.append(best)
-            chosen.append(pick)
+            chosen.append((begin, pick))
     return _parts(order, chosen)
 
 
-def _reaching(runs: Sequence[tuple[int, SizeClass]], prices: Prices) -> list[tuple[int, _Option]]:
+def _by_class(rows: Sequence[SizeClass]) -> list[tuple[SizeClass, list[int]]]:
+    """The places of the rows of each class in their order, by what one of them costs alone."""
+    groups: dict[SizeClass, list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(row, []).append(place)
+    return sorted(groups.items(), key=lambda group: (group[0].options[0][1], group[0].lengths))
+
+
+_Reach = tuple[int, Bucket, float, int]
+"""Where a call may begin at the earliest, and an option for it."""
+
+
+def _reaching(runs: Sequence[tuple[int, SizeClass]], prices: Prices) -> list[_Reach]:
     """The options of a call that ends in the last run, and how far back each may reach.
 
     The farther back a call begins, the larger it may have to be. Up to the next row that needs
@@ -213,14 +221,14 @@ def _reaching(runs: Sequence[tuple[int, SizeClass]], prices: Prices) -> list[tup
         prices: Whose classes they are.
     """
     begin, joined = runs[-1]
-    found: list[tuple[int, _Option]] = []
+    found: list[_Reach] = []
     first, reached = begin, begin + 1
     for start, other in [*reversed(runs[:-1]), (0, None)]:
         is_far = begin - first >= prices.most_rows  # no call reaches back farther
         wider = None if other is None or is_far else prices.joined(joined, other)
         if wider is not joined:
             enough = begin + 1 - reached  # what holds no more was cheaper before
-            found += [(first, option) for option in joined.options if option[2] > enough]
+            found += [(first, *option) for option in joined.options if option[2] > enough]
             if wider is None:
                 break
             joined, reached = wider, first
@@ -228,11 +236,11 @@ def _reaching(runs: Sequence[tuple[int, SizeClass]], prices: Prices) -> list[tup
     return found
 
 
-def _parts(order: Sequence[int], chosen: Sequence[tuple[int, _Option]]) -> list[Part]:
+def _parts(order: Sequence[int], chosen: Sequence[tuple[int, _Reach]]) -> list[Part]:
     """The calls, from what was chosen for the last of the first 1, 2, 3, … rows."""
     parts, stop = [], len(chosen)
     while stop:
-        start, (bucket, cost, _) = chosen[stop - 1]
+        start, (_, bucket, cost, _) = chosen[stop - 1]
         parts.append(Part(list(order[start:stop]), bucket, cost))
         stop = start
     return parts

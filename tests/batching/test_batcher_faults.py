@@ -1,5 +1,6 @@
 """Faults: one bad row, cancelled and late items, a full queue, workers that die."""
 
+import sys
 import threading
 from concurrent.futures import CancelledError, wait
 
@@ -198,6 +199,71 @@ def test_closing(doubling):
         batcher.submit(row(4))
     batcher.close()
     assert batcher.stats()["waiting"] == 0
+
+
+class ClosingAtEachStep:
+    """A profile function of a worker: at each place of its code another thread closes the batcher.
+
+    Attributes:
+        batcher: Which; None: nothing happens yet.
+        begun: Set when the worker is there.
+        future: What should be done by the time that it is closed.
+        was_done: Whether it was, by the place where the worker had been.
+    """
+
+    def __init__(self):
+        self.batcher, self.future = None, None
+        self.begun = threading.Event()
+        self.was_done: dict[tuple[str, int, str], bool | None] = {}
+        self._closings = []
+
+    def __call__(self, frame, event, argument):
+        self.begun.set()
+        place = (frame.f_code.co_qualname, frame.f_lineno, event)
+        is_ours = "/cudagraph_jax/batching/" in frame.f_code.co_filename
+        batcher = self.batcher
+        if batcher is not None and is_ours and place not in self.was_done:
+            self.was_done[place] = None
+            goes_on = threading.Event()
+            closing = threading.Thread(target=self._close, args=(batcher, place, goes_on))
+            self._closings.append(closing)
+            closing.start()
+            assert goes_on.wait(60)
+
+    def _close(self, batcher, place, goes_on):
+        def watch(frame, event, argument):
+            if event == "c_call" and argument.__qualname__ == "SimpleQueue.get":
+                goes_on.set()  # it waits for the worker
+
+        sys.setprofile(watch)
+        batcher.close()
+        self.was_done[place] = self.future.done()
+        goes_on.set()
+
+    def end(self):
+        self.batcher = None
+        for closing in self._closings:
+            closing.join(60)
+
+
+def test_closing_waits_wherever_the_worker_is(doubling):
+    """Once a batcher is closed its items are answered, at whatever step its worker was then."""
+    clock, closing = HeldClock(), ClosingAtEachStep()
+    batcher = Batcher(doubling.function, clock=clock)
+    clock.hold()
+    threading.setprofile(closing)
+    try:
+        closing.future = batcher.submit(row(1))
+        assert closing.begun.wait(60)
+    finally:
+        threading.setprofile(None)
+    closing.batcher = batcher
+    clock.release()
+    assert closing.future.result()[0] == 2
+    closing.end()
+    was_done = dict(closing.was_done)
+    assert ("Line.drop", "c_return") in {(name, event) for name, _, event in was_done}
+    assert [place for place, done in was_done.items() if done is False] == []
 
 
 def test_leaving_the_block_in_trouble(doubling):

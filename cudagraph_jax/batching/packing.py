@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -69,6 +70,19 @@ class Packed:
             for at in self.places
         ]
 
+    def items(self) -> list[tuple[Array, Array, Array]]:
+        """What each row holds, `(ids, positions, segments)`, as items of a `Batcher`.
+
+        Without the padding behind: the batcher finds a bucket for each. `numpy.stack` makes of its
+        answers what `unpack` takes.
+        """
+        lengths = np.count_nonzero(self.segments, axis=1)
+        whole = zip(self.ids, self.positions, self.segments, strict=True)
+        return [
+            (ids[:length], positions[:length], segments[:length])
+            for (ids, positions, segments), length in zip(whole, lengths, strict=True)
+        ]
+
     def _checked(self, leaf: PyTree, second: int, name: str) -> Array:
         array, rows = on_host(leaf), len(self.ids)
         if array.shape[:2] != (rows, second):
@@ -84,6 +98,7 @@ def pack(
     *,
     config: CUDAGraphConfig | None = None,
     max_segments: int = 8,
+    row_len: int | None = None,
 ) -> Packed:
     """Rows of a call filled with several of `rows` each, the longest first (first-fit decreasing).
 
@@ -94,8 +109,12 @@ def pack(
         rows: One-dimensional arrays of one dtype.
         config: The grid; without `capture_seq_lens` rows are as long as the longest one.
         max_segments: How many rows may share one.
+        row_len: For rows that a `Batcher` puts into calls (`Packed.items`), as many as there are:
+            each is filled up to the smallest captured length of at least so many elements, or of
+            those of the longest that it holds.
 
     Raises:
+        ConfigError: `max_segments` or `row_len` is no positive integer.
         InputShapeError: There are no rows, or one is empty, or no one-dimensional array.
         BucketOverflowError: One is longer than every captured length.
     """
@@ -105,13 +124,19 @@ def pack(
     if not arrays:
         raise InputShapeError("rows is empty: give one row at least")
     lengths = [len(array) for array in arrays]
-    for seq in _candidates(config, max(lengths)):
-        places = _first_fit(lengths, seq, most)
-        batch = 1 + max(place.row for place in places)
-        if batch <= max(config.capture_sizes):
-            break
-    # As none of them does where all lengths are too short; the call is then split or refused.
-    shape = (batch, seq)
+    candidates = _candidates(config, max(lengths))
+    if row_len is None:
+        for seq in candidates:
+            places = _first_fit(lengths, [seq], most)
+            if max(place.row for place in places) < max(config.capture_sizes):
+                break
+        # As none of them does where all lengths are too short; the call is then split or refused.
+    else:
+        least = positive_size(row_len, name="row_len")
+        rungs = sorted(config.capture_seq_lens or {least, *candidates})
+        held = rungs[min(bisect_left(rungs, least), len(rungs) - 1) :]
+        places, seq = _first_fit(lengths, held, most), max(held[0], candidates[0])
+    shape = (1 + max(place.row for place in places), seq)
     ids: Array = np.zeros(shape, arrays[0].dtype)
     positions, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     for array, at in zip(arrays, places, strict=True):
@@ -144,25 +169,25 @@ def _candidates(config: CUDAGraphConfig, longest: int) -> Sequence[int]:
     return lengths
 
 
-def _first_fit(lengths: Sequence[int], seq: int, most: int) -> list[_Place]:
-    """The place of each row: in the first row of the call with room, the longest placed first."""
+def _first_fit(lengths: Sequence[int], rungs: Sequence[int], most: int) -> list[_Place]:
+    """The place of each row: in the first row of the call with room, the longest placed first.
+
+    A row of the call is as long as the smallest of `rungs` that holds the first that stands there.
+    """
+    room: list[int] = []
     used: list[int] = []
-    held: list[int] = []
+    counts: list[int] = []
     places: dict[int, _Place] = {}
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         length = lengths[index]
-        row = next(
-            (
-                row
-                for row, (taken, count) in enumerate(zip(used, held, strict=True))
-                if taken + length <= seq and count < most
-            ),
-            len(used),
-        )
-        if row == len(used):
+        fits = (row for row, left in enumerate(room) if length <= left)
+        row = next(fits, len(room))
+        if row == len(room):
             used.append(0)
-            held.append(0)
-        places[index] = _Place(row, held[row], used[row], length)
+            room.append(rungs[bisect_left(rungs, length)])
+            counts.append(0)
+        places[index] = _Place(row, counts[row], used[row], length)
         used[row] += length
-        held[row] += 1
+        counts[row] += 1
+        room[row] = room[row] - length if counts[row] < most else 0
     return [places[index] for index in range(len(lengths))]

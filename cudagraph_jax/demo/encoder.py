@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import resources
 
 import jax
@@ -20,11 +19,12 @@ from cudagraph_jax import (
     InputShapeError,
     WarmupReport,
     bucket_jit,
+    pack,
 )
 from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax.demo.corpus import Passage
-from cudagraph_jax.demo.model import EMBEDDING_SIZE, encode
-from cudagraph_jax.demo.tokens import MAX_TOKENS, IntArray, load_tokenizer, stack
+from cudagraph_jax.demo.model import EMBEDDING_SIZE, MAX_SEGMENTS, encode, encode_packed
+from cudagraph_jax.demo.tokens import MAX_TOKENS, IntArray, Row, load_tokenizer, padded
 from cudagraph_jax.demo.weights import find_model, load_params
 from cudagraph_jax.report.progress import Callback
 
@@ -32,16 +32,30 @@ from cudagraph_jax.report.progress import Callback
 BATCH_SIZES = (1, 4, 8, 12, 16)
 SEQ_LENS = (32, 48, 72, 176, MAX_TOKENS)
 
+# Rows that are filled need no fitted lengths, only short ones for few texts.
+PACKED_SEQ_LENS = (32, 64, 128, MAX_TOKENS)
+PACKED_ROW_LEN = 128
+"""Longer rows waste less of their end, and compute more attention between texts, in vain."""
+
+_PACKED_TOGETHER = 512
+"""Texts among which a row looks for company; with more, no row is fuller, and looking is slower."""
+
 Embeddings = npt.NDArray[np.float32]
 
 
-def default_config() -> CUDAGraphConfig:
-    """Twenty-five buckets for up to 16 texts, with the runs that the backend needs to be warm."""
+def default_config(*, packing: bool = False) -> CUDAGraphConfig:
+    """Twenty-five buckets for up to 16 texts, with the runs that the backend needs to be warm.
+
+    Args:
+        packing: For rows of several texts: twenty buckets of other lengths.
+    """
     # A CPU has no command buffers to record: it is warm after one run, and the second costs what
     # a bucket costs, by which the batcher goes.
     runs = 2 if jax.default_backend() == "cpu" else CUDAGraphConfig().warmup_iterations
     return CUDAGraphConfig(
-        capture_sizes=BATCH_SIZES, capture_seq_lens=SEQ_LENS, warmup_iterations=runs
+        capture_sizes=BATCH_SIZES,
+        capture_seq_lens=PACKED_SEQ_LENS if packing else SEQ_LENS,
+        warmup_iterations=runs,
     )
 
 
@@ -61,10 +75,13 @@ class Encoder:
     Args:
         config: The buckets and the policies; `default_config()` if None.
         store: Where executables are kept, or its directory: what is there is loaded untraced.
+        packing: Whether short texts share a row, which computes hardly any padding.
 
     Attributes:
         config: The buckets and the policies.
-        function: The `BucketedFunction` of (params, ids, mask).
+        function: The `BucketedFunction` of (params, ids, mask), or with packing of (params, ids,
+            positions, segments).
+        batcher: Serves single texts. An item is what `items` gives for one.
         params: The weights, on the device.
         tokenize: Gives the token ids of each text.
         max_batch_size: Texts in the largest bucket.
@@ -81,25 +98,22 @@ class Encoder:
         config: CUDAGraphConfig | None = None,
         *,
         store: GraphStore | str | os.PathLike[str] | None = None,
+        packing: bool = False,
     ) -> None:
-        config = default_config() if config is None else config
-        self.config = config
+        self.config = config = default_config(packing=packing) if config is None else config
+        self.packing = packing
         files = find_model()
         self.params = jax.device_put(load_params(files.weights))
         self.tokenize = load_tokenizer(files.tokenizer)
         self.function = bucket_jit(
-            encode,
-            in_axes=(None, "batch seq", "batch seq"),
+            encode_packed if packing else encode,
+            in_axes=(None, *["batch seq"] * (3 if packing else 2)),
             config=config,
             store=store,
             fingerprint=model_fingerprint(),
         )
+        self.batcher = Batcher(self.function, self.params, name="Encoder")
         self.max_batch_size = min(config.max_batch_size, max(config.capture_sizes))
-
-    @cached_property
-    def batcher(self) -> Batcher:
-        """Serves single texts: an item is the token ids and the mask of one, both int32 (seq,)."""
-        return Batcher(self.function, self.params, name="Encoder")
 
     def warmup(self, *, progress: Callback | bool | None = None, workers: int = 1) -> WarmupReport:
         """Captures the whole grid, so that no later `embed` compiles.
@@ -108,8 +122,19 @@ class Encoder:
             progress: As for `BucketedFunction.warmup`.
             workers: How many buckets XLA compiles at a time.
         """
-        ids, mask = stack(self.tokenize(["example"]))
-        return self.function.warmup(self.params, ids, mask, progress=progress, workers=workers)
+        example = [column[None] for column in self.item(self.tokenize(["example"])[0])]
+        return self.function.warmup(self.params, *example, progress=progress, workers=workers)
+
+    def item(self, row: Row) -> tuple[IntArray, ...]:
+        """The token ids of one text as an item of `batcher`: int32 (seq,) each.
+
+        Its ids and a mask of ones; with packing ids, positions and segments. The answer is its
+        vector (384,); with packing those of all segments of a row, (8, 384), and it has the first.
+        """
+        ids = np.array(row, np.int32)
+        if self.packing:
+            return ids, np.arange(len(row), dtype=np.int32), np.ones_like(ids)
+        return ids, np.ones_like(ids)
 
     def serve(self, ids: IntArray, mask: IntArray) -> Embeddings:
         """The vectors of one micro-batch, in host memory: float32 (batch, 384).
@@ -118,10 +143,16 @@ class Encoder:
             ids: Token ids (batch, seq).
             mask: 1 where a token is real (batch, seq).
         """
-        return np.asarray(self.function(self.params, ids, mask))
+        if not self.packing:
+            return np.asarray(self.function(self.params, ids, mask))
+        positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+        return np.asarray(self.function(self.params, ids, positions, mask))[:, 0]
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """One unit vector for each text, in the order of the texts.
+
+        Once the whole grid is captured they go through `batcher`, and share calls with what else
+        waits there; before, calls of texts of similar length capture what they need.
 
         Args:
             texts: Any number of texts; each is cut off after 256 tokens.
@@ -132,15 +163,36 @@ class Encoder:
         Raises:
             InputShapeError: `texts` is a single string, or holds something that is no string.
         """
-        rows = self.tokenize(checked_texts(texts))
-        vectors = np.zeros((len(rows), EMBEDDING_SIZE), np.float32)
-        # Texts of similar length share a micro-batch, which saves padding.
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        rows = [np.array(row, np.int32) for row in self.tokenize(checked_texts(texts))]
+        if not rows:
+            return np.zeros((0, EMBEDDING_SIZE), np.float32)
+        if not self.packing:
+            return np.stack(self._answers([self.item(row) for row in rows]))
+        vectors: list[Embeddings] = []
+        for start in range(0, len(rows), _PACKED_TOGETHER):
+            packed = pack(
+                rows[start : start + _PACKED_TOGETHER],
+                config=self.config,
+                max_segments=MAX_SEGMENTS,
+                row_len=PACKED_ROW_LEN,
+            )
+            vectors += packed.unpack(np.stack(self._answers(packed.items())))
+        return np.stack(vectors)
+
+    def _answers(self, items: Sequence[tuple[IntArray, ...]]) -> Sequence[Embeddings]:
+        """The answer to each item."""
+        captured = {entry.bucket for entry in self.function.registry.entries()}
+        if captured.issuperset(self.config.buckets()):
+            return self.batcher.map(items)
+        answers: dict[int, Embeddings] = {}
+        # Items of similar length share a micro-batch, which saves padding.
+        order = sorted(range(len(items)), key=lambda index: len(items[index][0]))
         for start in range(0, len(order), self.max_batch_size):
             chosen = order[start : start + self.max_batch_size]
-            ids, mask = stack([rows[index] for index in chosen])
-            vectors[chosen] = self.serve(ids, mask)
-        return vectors
+            columns = zip(*[items[index] for index in chosen], strict=True)
+            outputs = self.function(self.params, *map(padded, columns))
+            answers.update(zip(chosen, np.asarray(outputs), strict=True))
+        return [answers[index] for index in range(len(items))]
 
 
 def checked_texts(texts: Sequence[str]) -> list[str]:

@@ -58,9 +58,16 @@ def stack(rows: Sequence[Row]) -> tuple[IntArray, IntArray]:
     Returns:
         Two int32 arrays (batch, seq); the mask is 1 where a token is real.
     """
-    shape = (len(rows), max(map(len, rows)))
-    ids, mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    return padded(rows), padded([np.ones(len(row), np.int32) for row in rows])
+
+
+def padded(rows: Sequence[Row | IntArray]) -> IntArray:
+    """The rows below each other, 0 behind those that are shorter than the longest.
+
+    Args:
+        rows: At least one, int32 (seq,) each.
+    """
+    whole = np.zeros((len(rows), max(map(len, rows))), np.int32)
     for index, row in enumerate(rows):
-        ids[index, : len(row)] = row
-        mask[index, : len(row)] = 1
-    return ids, mask
+        whole[index, : len(row)] = row
+    return whole

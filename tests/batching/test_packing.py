@@ -1,5 +1,7 @@
 """Packing: rows that share rows of a call, and the way back."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,26 @@ def test_the_shortest_rows_that_fit_the_batch():
     assert pack([np.ones(5, np.int32)] * 9, config=GRID).ids.shape == (3, 16)
     assert repr(pack([np.ones(9, np.int32)], config=GRID)) == "Packed(1 rows in 1x16)"
     assert pack([np.ones(7, np.int32), np.ones(3, np.int32)]).ids.shape == (2, 7)
+
+
+@given(
+    strategies.lists(strategies.integers(1, 32), min_size=1, max_size=60),
+    strategies.integers(1, 40),
+)
+def test_rows_for_a_batcher(lengths, row_len):
+    """Rows are as long as asked for, or as their longest text needs, however many there are."""
+    packed = pack([np.ones(n, np.int32) for n in lengths], config=GRID, row_len=row_len)
+    items = packed.items()
+    assert sum(len(ids) for ids, _, _ in items) == sum(lengths)
+    least = next((rung for rung in (8, 16, 32) if rung >= row_len), 32)
+    for ids, positions, segments in items:
+        assert ids.shape == positions.shape == segments.shape
+        longest = np.bincount(segments)[1:].max()
+        assert len(ids) <= max(least, next(rung for rung in (8, 16, 32) if rung >= longest))
+        assert segments.min() == 1
+        assert positions[0] == 0
+    room = [len(ids) for ids, _, segments in items if segments.max() < 8]
+    assert all(some + others > least for some, others in itertools.combinations(room, 2))
 
 
 def model(ids, positions, segments, *, stays_inside=True):

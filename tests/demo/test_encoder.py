@@ -1,6 +1,8 @@
 """The encoder: embeddings of real text by the real model."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,6 +22,7 @@ from cudagraph_jax.demo import Encoder, model
 from cudagraph_jax.demo.encoder import default_config, model_fingerprint
 from cudagraph_jax.demo.model import encode
 from cudagraph_jax.demo.tokens import stack
+from cudagraph_jax.testing import assert_packing_preserves
 
 # The first eight numbers of the vectors that torch 2.13.0 (CPU, float32) gives for these texts:
 # the BERT layers written out with torch.nn.functional, mean pooling, F.normalize.
@@ -132,7 +135,8 @@ def test_no_text(encoder, wrong):
 
 def test_any_iterable(encoder):
     """A generator of texts will do."""
-    np.testing.assert_array_equal(encoder.embed(iter(["a", "b"])), encoder.embed(("a", "b")))
+    found, expected = encoder.embed(iter(["a", "b"])), encoder.embed(("a", "b"))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_warmup_captures_the_grid(encoder, config):
@@ -214,7 +218,62 @@ def test_single_texts_through_the_batcher(encoder):
     texts = ["sort", "Compute the eigenvalues of a matrix.", "an array of ones", "word " * 40]
     expected = encoder.embed(texts)
     encoder.warmup(progress=False)
-    rows = [np.array(row, np.int32) for row in encoder.tokenize(texts)]
-    found = encoder.batcher.map([(row, np.ones_like(row)) for row in rows])
+    found = encoder.batcher.map(map(encoder.item, encoder.tokenize(texts)))
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert encoder.batcher is encoder.batcher
+
+
+@pytest.fixture(scope="module")
+def packer():
+    """An encoder of rows that short texts share."""
+    grid = CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(64, 256), warmup_iterations=0)
+    return Encoder(grid, packing=True)
+
+
+def test_packed_texts_get_the_same_vectors(encoder, packer):
+    """Texts that share rows get the vectors that they get alone, warm or not, in their order."""
+    texts = [*RAGGED, "word " * 400, *["an array of ones", "sort"] * 8]
+    expected = np.stack([encoder.embed([text])[0] for text in texts])
+    np.testing.assert_allclose(packer.embed(texts), expected, atol=1e-5)
+    packer.warmup(progress=False)
+    with cudagraph_jax.no_compiles():
+        np.testing.assert_allclose(packer.embed(texts), expected, atol=1e-5)
+    stats = packer.batcher.stats()
+    assert 0 < stats["items"]["answered"] < len(texts) / 2
+    assert stats["real_elements"] == sum(map(len, packer.tokenize(texts)))
+    assert packer.embed([]).shape == (0, 384)
+
+
+def test_a_micro_batch_of_a_packing_encoder(encoder, packer):
+    """`serve` gives each row of a micro-batch its vector, packing or not; so does an item."""
+    rows = packer.tokenize(RAGGED[:3])
+    expected = encoder.serve(*stack(rows))
+    np.testing.assert_allclose(packer.serve(*stack(rows)), expected, atol=1e-5)
+    packer.warmup(progress=False)
+    answers = packer.batcher.map(map(packer.item, rows))
+    np.testing.assert_allclose([answer[0] for answer in answers], expected, atol=1e-5)
+
+
+def test_packing_preserves_the_tiny_model(tiny_params):
+    """No text of a packed row sees another, whatever shares it."""
+    assert_packing_preserves(
+        partial(model.encode_packed, tiny_params), vocabulary=50, max_segments=model.MAX_SEGMENTS
+    )
+
+
+def test_both_ways_share_a_store(tmp_path, tiny_params):
+    """What is stored of the one is not loaded for the other, although one module holds both."""
+    grid = CUDAGraphConfig(capture_sizes=(1,), capture_seq_lens=(32,), warmup_iterations=0)
+    for packing in (False, True):
+        made = Encoder(grid, store=tmp_path, packing=packing)
+        made.params = tiny_params
+        assert made.warmup(progress=False).captured == 1
+
+
+def test_embed_shares_calls_once_all_is_captured(encoder):
+    """Warm, texts of several threads go through the one batcher; each is counted there."""
+    encoder.warmup(progress=False)
+    before = encoder.batcher.stats()["items"]["answered"]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(encoder.embed, [RAGGED] * 4))
+    np.testing.assert_allclose(found, [found[0]] * 4, atol=1e-5)
+    assert encoder.batcher.stats()["items"]["answered"] == before + 4 * len(RAGGED)

@@ -27,6 +27,7 @@ from cudagraph_jax.demo.model import EMBEDDING_SIZE, MAX_SEGMENTS, encode, encod
 from cudagraph_jax.demo.tokens import MAX_TOKENS, IntArray, Row, load_tokenizer, padded
 from cudagraph_jax.demo.weights import find_model, load_params
 from cudagraph_jax.report.progress import Callback
+from cudagraph_jax.shapes.padding import Array
 
 # A small grid of little waste for the demo's own traffic.
 BATCH_SIZES = (1, 4, 8, 12, 16)
@@ -125,7 +126,7 @@ class Encoder:
         example = [column[None] for column in self.item(self.tokenize(["example"])[0])]
         return self.function.warmup(self.params, *example, progress=progress, workers=workers)
 
-    def item(self, row: Row) -> tuple[IntArray, ...]:
+    def item(self, row: Row | IntArray) -> tuple[IntArray, ...]:
         """The token ids of one text as an item of `batcher`: int32 (seq,) each.
 
         Its ids and a mask of ones; with packing ids, positions and segments. The answer is its
@@ -179,7 +180,7 @@ class Encoder:
             vectors += packed.unpack(np.stack(self._answers(packed.items())))
         return np.stack(vectors)
 
-    def _answers(self, items: Sequence[tuple[IntArray, ...]]) -> Sequence[Embeddings]:
+    def _answers(self, items: Sequence[tuple[Array, ...]]) -> Sequence[Embeddings]:
         """The answer to each item."""
         captured = {entry.bucket for entry in self.function.registry.entries()}
         if captured.issuperset(self.config.buckets()):

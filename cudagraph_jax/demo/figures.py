@@ -15,6 +15,7 @@ import numpy as np
 import cudagraph_jax
 from cudagraph_jax.demo.corpus import Passage
 from cudagraph_jax.demo.encoder import Embeddings, Match, search
+from cudagraph_jax.demo.streams import Stream
 from cudagraph_jax.demo.traffic import Traffic
 from cudagraph_jax.demo.warmup_figures import WarmupFigures
 from cudagraph_jax.xla.environment import jaxlib_version
@@ -59,8 +60,6 @@ class TrafficFigures:
         p99_ms: Its 99th percentile.
         max_ms: The slowest.
         compiles: XLA compiles in calls.
-        stalled_calls: Calls in which something was compiled.
-        stalled_seconds: Time in those calls.
     """
 
     micro_batches: int
@@ -71,13 +70,10 @@ class TrafficFigures:
     p99_ms: float
     max_ms: float
     compiles: int | None
-    stalled_calls: int | None
-    stalled_seconds: float | None
 
     @classmethod
     def of(cls, traffic: Traffic, *, compiles_reported: bool) -> TrafficFigures:
         """The figures of a stream that was served."""
-        stalled = [one.latency_ms for one in traffic.served if one.compiles]
         return cls(
             micro_batches=len(traffic.served),
             passages=traffic.passages,
@@ -87,8 +83,6 @@ class TrafficFigures:
             p99_ms=traffic.percentile_ms(99),
             max_ms=traffic.percentile_ms(100),
             compiles=traffic.compiles if compiles_reported else None,
-            stalled_calls=len(stalled) if compiles_reported else None,
-            stalled_seconds=sum(stalled) / 1e3 if compiles_reported else None,
         )
 
 
@@ -136,21 +130,85 @@ class Padding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """The first micro-batches of the stream, served in two ways.
+class TextFigures:
+    """Single texts that were served; compiles are None where JAX does not report them.
 
     Attributes:
-        bucket_jit: Padded to buckets that were captured before.
-        jit: Plain `jax.jit` of the same function at the exact sizes, nothing compiled before.
-        jit_again: The same again, every size compiled: exact sizes compute no padding.
-        shapes: Distinct sizes among the micro-batches.
-        max_difference: Between the embeddings of the two ways.
+        passages: Texts.
+        calls: Of the model.
+        shapes: Distinct sizes of those.
+        seconds: From the first arrival to the last answer.
+        passages_per_second: The throughput.
+        p50_ms: The median latency of a text, from its arrival to its answer.
+        p99_ms: Its 99th percentile.
+        max_ms: The slowest.
+        real_elements: Tokens of the texts.
+        computed_elements: Those of the calls, with their padding.
+        real_ratio: The part of the computed elements that is real.
+        compiles: XLA compiles meanwhile.
+        stalled_seconds: Time in calls that compiled.
     """
 
-    bucket_jit: TrafficFigures
-    jit: TrafficFigures
-    jit_again: TrafficFigures
+    passages: int
+    calls: int
     shapes: int
+    seconds: float
+    passages_per_second: float
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    real_elements: int
+    computed_elements: int
+    real_ratio: float
+    compiles: int | None
+    stalled_seconds: float | None
+
+    @classmethod
+    def of(cls, stream: Stream, *, compiles_reported: bool) -> TextFigures:
+        """The figures of a stream that was served."""
+        p50_ms, p99_ms, max_ms = np.percentile(
+            stream.latencies_ms, (50, 99, 100), method="inverted_cdf"
+        )
+        texts = len(stream.latencies_ms)
+        return cls(
+            passages=texts,
+            calls=stream.calls,
+            shapes=stream.shapes,
+            seconds=stream.seconds,
+            passages_per_second=texts / stream.seconds,
+            p50_ms=float(p50_ms),
+            p99_ms=float(p99_ms),
+            max_ms=float(max_ms),
+            real_elements=stream.real_elements,
+            computed_elements=stream.computed_elements,
+            real_ratio=stream.real_elements / stream.computed_elements,
+            compiles=stream.compiles if compiles_reported else None,
+            stalled_seconds=stream.stalled_seconds if compiles_reported else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The first texts of the stream, served in several ways.
+
+    Attributes:
+        batcher: Put together by what each captured bucket costs.
+        fifo: In the order in which they came, by the same captured buckets.
+        jit: The same batches by plain `jax.jit` at their exact sizes, nothing compiled before.
+        jit_again: The same again, every size compiled: exact sizes compute no padding but that of
+            the shorter texts.
+        fifo_size: Texts in a batch of the last three.
+        sentence_transformers: Texts a second of that library, which is given all of them at once
+            and sorts them; None where it is not installed.
+        max_difference: Between the embeddings of any two ways.
+    """
+
+    batcher: TextFigures
+    fifo: TextFigures
+    jit: TextFigures
+    jit_again: TextFigures
+    fifo_size: int
+    sentence_transformers: float | None
     max_difference: float
 
 
@@ -190,8 +248,7 @@ class DemoResult:
     environment: Environment
     passages: int
     warmup: WarmupFigures
-    traffic: TrafficFigures
-    padding: Padding
+    traffic: TextFigures
     answers: tuple[Answer, ...]
     comparison: Comparison
     total_seconds: float

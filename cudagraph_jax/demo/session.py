@@ -1,7 +1,8 @@
-"""The demo from start to end: warm up, serve, search, compare with plain `jax.jit`."""
+"""The demo from start to end: warm up, serve single texts, search, compare."""
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,19 +22,25 @@ from cudagraph_jax.demo.figures import (
     Comparison,
     DemoResult,
     Environment,
-    Padding,
-    TrafficFigures,
+    TextFigures,
 )
 from cudagraph_jax.demo.model import Params, encode
 from cudagraph_jax.demo.show import Screen
-from cudagraph_jax.demo.tokens import IntArray
-from cudagraph_jax.demo.traffic import MicroBatch, Serve, Traffic, drive, micro_batches
+from cudagraph_jax.demo.streams import (
+    FIFO_SIZE,
+    Stream,
+    by_sentence_transformers,
+    in_fifo_batches,
+    through_batcher,
+)
+from cudagraph_jax.demo.tokens import IntArray, Row
+from cudagraph_jax.demo.traffic import Serve
 from cudagraph_jax.demo.warmup_figures import warm_up
 from cudagraph_jax.report.progress import Callback, Progress
 from cudagraph_jax.xla.compiles import compiles_are_reported
 
 DEFAULT_LIMIT = 600
-COMPARED_BATCHES = 20
+COMPARED_TEXTS = 192
 QUERIES = (
     "How do I sort an array?",
     "solve a system of linear equations",
@@ -93,33 +100,34 @@ class _Session:
         shown: Callback | bool | None,
         screen: Screen,
     ) -> None:
-        self.passages = passages
+        # In a random order, as texts come to a server, and the same one each time.
+        order = np.random.default_rng(0).permutation(len(passages))
+        self.passages = [passages[place] for place in order]
         self.shown = shown
         self.screen = screen
         self.encoder = encoder
-        self.rows = self.encoder.tokenize([passage.text for passage in passages])
-        self.batches = micro_batches(self.rows, max_size=encoder.max_batch_size)
+        self.fifo_size = min(FIFO_SIZE, encoder.max_batch_size)
+        self.rows = encoder.tokenize([passage.text for passage in self.passages])
         self.reported = compiles_are_reported()
 
     def measure(self, queries: Sequence[str], *, started: float) -> DemoResult:
         environment = Environment.current()
-        self.screen.opening(environment, len(self.passages), len(self.batches))
+        self.screen.opening(environment, f"{len(self.passages)} paragraphs")
         warmup = warm_up(self.encoder, progress=self.shown, compiles_reported=self.reported)
         self.screen.warmup(warmup)
-        traffic, padding = self._serve()
-        figures = TrafficFigures.of(traffic, compiles_reported=self.reported)
-        self.screen.traffic(figures, padding)
-        vectors = traffic.vectors(len(self.passages))
-        answers = Answer.to_each(queries, self.encoder.embed(queries), vectors, self.passages)
+        stream = self._through_batcher(self.rows)
+        figures = self._figures(stream)
+        self.screen.traffic(figures)
+        asked = self.encoder.embed(queries)
+        answers = Answer.to_each(queries, asked, stream.vectors, self.passages)
         self.screen.answers(answers)
-        comparison = self._compare(traffic)
-        self.screen.comparison(comparison, of=len(self.batches))
+        comparison = self._compare()
+        self.screen.comparison(comparison, of=len(self.rows))
         result = DemoResult(
             environment=environment,
             passages=len(self.passages),
             warmup=warmup,
             traffic=figures,
-            padding=padding,
             answers=answers,
             comparison=comparison,
             total_seconds=time.perf_counter() - started,
@@ -127,40 +135,46 @@ class _Session:
         self.screen.closing(result.total_seconds)
         return result
 
-    def _serve(self) -> tuple[Traffic, Padding]:
-        before = self.encoder.function.stats()
-        traffic = self._drive(self.encoder.serve, self.batches, "serving")
-        padding = Padding.between(
-            before,
-            self.encoder.function.stats(),
-            calls=len(self.batches),
-            tokens=sum(map(len, self.rows)),
-        )
-        return traffic, padding
-
-    def _compare(self, traffic: Traffic) -> Comparison:
-        batches = self.batches[:COMPARED_BATCHES]
-        bucketed = traffic[:COMPARED_BATCHES]
-        serve = _plain_jit(self.encoder.params)
-        first = self._drive(serve, batches, "plain jax.jit")
-        again = self._drive(serve, batches, "plain jax.jit, compiled")
-        count = len(self.passages)
-        difference = np.abs(bucketed.vectors(count) - first.vectors(count)).max()
-        figures = [
-            TrafficFigures.of(stream, compiles_reported=self.reported)
-            for stream in (bucketed, first, again)
+    def _compare(self) -> Comparison:
+        count = min(COMPARED_TEXTS, len(self.rows))
+        rows, texts = self.rows[:count], [passage.text for passage in self.passages[:count]]
+        jit = _plain_jit(self.encoder.params)
+        streams = [
+            self._through_batcher(rows),
+            self._in_fifo_batches(self.encoder.serve, rows, "FIFO batches", self._bucket_elements),
+            self._in_fifo_batches(jit, rows, "plain jax.jit", operator.mul),
+            self._in_fifo_batches(jit, rows, "plain jax.jit, compiled", operator.mul),
         ]
+        vectors = [stream.vectors for stream in streams]
+        figures = [self._figures(stream) for stream in streams]
+        theirs = by_sentence_transformers(texts)
+        if theirs is not None:
+            vectors.append(theirs.vectors)
         return Comparison(
-            bucket_jit=figures[0],
-            jit=figures[1],
-            jit_again=figures[2],
-            shapes=len({batch.shape for batch in batches}),
-            max_difference=float(difference),
+            batcher=figures[0],
+            fifo=figures[1],
+            jit=figures[2],
+            jit_again=figures[3],
+            fifo_size=self.fifo_size,
+            sentence_transformers=None if theirs is None else count / theirs.seconds,
+            max_difference=float(np.ptp(vectors, axis=0).max()),
         )
 
-    def _drive(self, serve: Serve, batches: Sequence[MicroBatch], title: str) -> Traffic:
-        with Progress(self.shown).over(len(batches), title) as step:
-            return drive(serve, batches, step=step)
+    def _figures(self, stream: Stream) -> TextFigures:
+        return TextFigures.of(stream, compiles_reported=self.reported)
+
+    def _bucket_elements(self, batch: int, seq: int) -> int:
+        return self.encoder.config.bucket_for(batch, seq).elements
+
+    def _through_batcher(self, rows: Sequence[Row]) -> Stream:
+        with Progress(self.shown).over(len(rows), "single texts") as step:
+            return through_batcher(self.encoder, rows, step=step)
+
+    def _in_fifo_batches(
+        self, serve: Serve, rows: Sequence[Row], title: str, elements: Callable[[int, int], int]
+    ) -> Stream:
+        with Progress(self.shown).over(-(-len(rows) // self.fifo_size), title) as step:
+            return in_fifo_batches(serve, rows, size=self.fifo_size, elements=elements, step=step)
 
 
 def _plain_jit(params: Params) -> Serve:

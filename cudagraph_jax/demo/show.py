@@ -12,10 +12,10 @@ from cudagraph_jax.demo.figures import (
     Answer,
     Comparison,
     Environment,
-    Padding,
-    TrafficFigures,
+    TextFigures,
 )
 from cudagraph_jax.demo.planned.grid_figures import GridFigures, PlannedResult
+from cudagraph_jax.demo.streams import CLIENTS
 from cudagraph_jax.demo.warmup_figures import StoreFigures, WarmupFigures
 from cudagraph_jax.planning.plan import BucketPlan
 
@@ -34,14 +34,11 @@ class Screen:
     def __init__(self, output: TextIO | None = None) -> None:
         self._output = sys.stdout if output is None else output
 
-    def opening(self, environment: Environment, passages: int, batches: int) -> None:
+    def opening(self, environment: Environment, texts: str) -> None:
         """Where it runs, and on what."""
         versions = ", ".join(f"{name} {number}" for name, number in environment.versions.items())
         self._print(f"{versions}; {environment.backend}: {environment.device}")
-        self._print(
-            f"{passages} paragraphs of NumPy's docstrings in {batches} ragged micro-batches, "
-            "embedded by all-MiniLM-L6-v2"
-        )
+        self._print(f"{texts} of NumPy's docstrings, embedded by all-MiniLM-L6-v2")
 
     def warmup(self, figures: WarmupFigures) -> None:
         """The captured buckets."""
@@ -67,19 +64,12 @@ class Screen:
             told = _stored(figures.store, len(figures.buckets), figures.compiles)
             self._print(f"\n{title}: {told}")
 
-    def traffic(self, figures: TrafficFigures, padding: Padding) -> None:
-        """The whole stream through `bucket_jit`."""
+    def traffic(self, figures: TextFigures) -> None:
+        """The whole stream through the batcher."""
         self._table(
-            "Traffic through bucket_jit",
+            f"{figures.passages} single texts through the batcher, {CLIENTS} waiting at a time",
             ("figure", "value"),
-            [
-                ("compiles", _count(figures.compiles)),
-                ("hit rate", f"{padding.hit_rate:.1%}"),
-                ("elements that were bucket padding", f"{padding.waste:.1%}"),
-                ("throughput", f"{figures.passages_per_second:.1f} passages/s"),
-                ("p50 latency of a micro-batch", f"{figures.p50_ms:.1f} ms"),
-                ("p99 latency of a micro-batch", f"{figures.p99_ms:.1f} ms"),
-            ],
+            [(name, cell(figures)) for name, cell in _OF_TEXTS],
         )
 
     def answers(self, answers: Sequence[Answer]) -> None:
@@ -92,20 +82,26 @@ class Screen:
                 self._print(textwrap.indent(textwrap.fill(text, WIDTH - 9), " " * 9))
 
     def comparison(self, comparison: Comparison, *, of: int) -> None:
-        """`bucket_jit` beside plain `jax.jit`."""
-        count = comparison.jit.micro_batches
-        stream = "the whole stream" if count == of else f"the first {count} of {of} micro-batches"
-        columns = (comparison.bucket_jit, comparison.jit, comparison.jit_again)
+        """The batcher beside other ways to serve the same texts."""
+        count = comparison.batcher.passages
+        stream = "The same stream" if count == of else f"The first {count} of the {of} texts"
+        columns = (comparison.batcher, comparison.fifo, comparison.jit, comparison.jit_again)
         self._table(
-            f"The same stream under plain jax.jit: {stream}, {comparison.shapes} distinct sizes",
-            ("figure", "bucket_jit, warm", "jax.jit, cold", "jax.jit, second pass"),
-            [(name, *map(cell, columns)) for name, cell in _COMPARED],
+            f"{stream} served in other ways, too",
+            ("figure", "batcher", "FIFO batches", "jax.jit, cold", "second pass"),
+            [(name, *map(cell, columns)) for name, cell in _OF_TEXTS],
         )
         self._print(
-            "A second pass of jax.jit computes no padding, which bucket_jit trades for never "
-            "compiling.\nLargest difference between the embeddings: "
-            f"{comparison.max_difference:.1e}"
+            f"FIFO batches: {comparison.fifo_size} texts as they came, by the same buckets. "
+            f"jax.jit: those batches\nat their exact sizes, {comparison.jit.shapes} of them; in a "
+            "second pass all are compiled."
         )
+        if comparison.sentence_transformers is not None:
+            self._print(
+                "sentence-transformers, given all of them at once: "
+                f"{comparison.sentence_transformers:.1f} texts/s."
+            )
+        self._print(f"Largest difference between the embeddings: {comparison.max_difference:.1e}")
 
     def plan(self, plan: BucketPlan, micro_batches: int, passages: int) -> None:
         """The planned grid, and what it was planned from."""
@@ -196,15 +192,14 @@ def _seconds(number: float | None) -> str:
 
 
 _STATUS = {"captured": "compiled"}
-_COMPARED = (
+_OF_TEXTS: tuple[tuple[str, Callable[[TextFigures], str]], ...] = (
+    ("throughput", lambda figures: f"{figures.passages_per_second:.1f} texts/s"),
+    ("p50 latency of a text", lambda figures: f"{figures.p50_ms:.0f} ms"),
+    ("p99 latency of a text", lambda figures: f"{figures.p99_ms:.0f} ms"),
+    ("real of computed tokens", lambda figures: f"{figures.real_ratio:.1%}"),
+    ("calls", lambda figures: str(figures.calls)),
     ("compiles", lambda figures: _count(figures.compiles)),
-    ("stalled calls", lambda figures: _count(figures.stalled_calls)),
-    ("time in stalled calls", lambda figures: _seconds(figures.stalled_seconds)),
-    ("total time in calls", lambda figures: _seconds(figures.seconds)),
-    ("throughput", lambda figures: f"{figures.passages_per_second:.1f} passages/s"),
-    ("p50 latency", lambda figures: f"{figures.p50_ms:.1f} ms"),
-    ("p99 latency", lambda figures: f"{figures.p99_ms:.1f} ms"),
-    ("slowest call", lambda figures: f"{figures.max_ms:.1f} ms"),
+    ("time in calls that compiled", lambda figures: _seconds(figures.stalled_seconds)),
 )
 _SIDE_BY_SIDE: tuple[tuple[str, Callable[[GridFigures], str]], ...] = (
     ("buckets", lambda grid: str(len(grid.warmup.buckets))),

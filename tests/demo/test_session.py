@@ -31,34 +31,37 @@ def finished(config, tmp_path_factory):
 
 
 def test_nothing_compiles_in_traffic(finished):
-    """The warm-up compiles each bucket, and the traffic nothing."""
+    """The warm-up compiles each bucket, and single texts nothing, however they are batched."""
     result, _, _ = finished
     assert result.warmup.compiles == len(result.warmup.buckets) == 4
-    assert result.traffic.compiles == result.traffic.stalled_calls == 0
-    assert result.comparison.bucket_jit.compiles == 0
+    assert result.traffic.compiles == result.traffic.stalled_seconds == 0
+    assert result.comparison.batcher.compiles == result.comparison.fifo.compiles == 0
 
 
 def test_plain_jit_compiles(finished):
     """Plain jit compiles each distinct size once, and gives the same embeddings."""
     comparison = finished[0].comparison
-    assert comparison.jit.compiles == comparison.shapes >= 1
+    assert comparison.jit.compiles == comparison.jit.shapes >= 1
     assert comparison.jit_again.compiles == 0
-    assert comparison.jit.stalled_seconds <= comparison.jit.seconds
+    assert 0 < comparison.jit.stalled_seconds <= comparison.jit.seconds
     assert comparison.max_difference < 1e-5
 
 
 def test_figures(finished, config):
     """The figures agree with each other."""
     result, _, _ = finished
-    assert result.passages == result.traffic.passages == 24
+    comparison = result.comparison
+    ways = [comparison.batcher, comparison.fifo, comparison.jit, comparison.jit_again]
     assert result.environment.versions["jax"] == jax.__version__
     assert {record.bucket for record in result.warmup.buckets} == set(map(str, config.buckets()))
-    assert result.traffic.p50_ms <= result.traffic.p99_ms <= result.traffic.max_ms
-    padding = result.padding
-    assert 0 < padding.waste < 1
-    computed = padding.real_elements + padding.padded_elements
-    assert padding.waste == pytest.approx(padding.padded_elements / computed)
-    assert padding.tokens <= padding.real_elements
+    for figures in (result.traffic, *ways):
+        assert result.passages == figures.passages == 24
+        assert 0 < figures.p50_ms <= figures.p99_ms <= figures.max_ms
+        assert figures.max_ms <= figures.seconds * 1e3 * 1.01
+        assert figures.real_elements == result.traffic.real_elements
+        assert figures.real_elements <= figures.computed_elements
+        assert figures.shapes <= figures.calls <= 24
+    assert comparison.jit.computed_elements <= comparison.fifo.computed_elements
 
 
 def test_json(finished):
@@ -66,7 +69,7 @@ def test_json(finished):
     result, _, written = finished
     assert written == json.loads(json.dumps(result.to_dict()))
     assert written["traffic"]["compiles"] == 0
-    assert written["comparison"]["jit"]["micro_batches"] == result.comparison.jit.micro_batches
+    assert written["comparison"]["jit"]["calls"] == result.comparison.jit.calls == 6
     assert written["answers"][0]["query"] == "sort the elements"
 
 
@@ -88,9 +91,10 @@ def test_printed(finished):
         "Warm-up: 4 buckets",
         "4 compiles",
         "4x256",
-        "hit rate",
-        "bucket padding",
+        "24 single texts through the batcher",
+        "real of computed tokens",
         "p99 latency",
+        "FIFO batches",
         "jax.jit, cold",
         "Done in",
     ):

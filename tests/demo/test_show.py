@@ -11,6 +11,7 @@ from cudagraph_jax.demo.figures import (
     Comparison,
     Environment,
     Padding,
+    TextFigures,
     TrafficFigures,
 )
 from cudagraph_jax.demo.planned.grid_figures import GridFigures, PlannedResult
@@ -26,7 +27,20 @@ FIGURES = TrafficFigures(
     p99_ms=56.78,
     max_ms=60.0,
     compiles=None,
-    stalled_calls=None,
+)
+TEXTS = TextFigures(
+    passages=10,
+    calls=2,
+    shapes=2,
+    seconds=0.5,
+    passages_per_second=20.0,
+    p50_ms=12.34,
+    p99_ms=56.78,
+    max_ms=60.0,
+    real_elements=3,
+    computed_elements=4,
+    real_ratio=0.75,
+    compiles=None,
     stalled_seconds=None,
 )
 PADDING = Padding(hit_rate=1.0, real_elements=3, padded_elements=1, waste=0.25, tokens=2)
@@ -44,8 +58,9 @@ def printed(screen):
 def test_compiles_that_are_not_reported(screen):
     """Where JAX reports no compiles the screen says so, and claims no zero."""
     screen.warmup(WarmupFigures(buckets=(), seconds=1.0, compiles=None))
-    screen.traffic(FIGURES, PADDING)
-    assert printed(screen).count("not reported by this JAX") == 2
+    screen.traffic(TEXTS)
+    assert printed(screen).count("not reported by this JAX") == 3
+    assert "75.0%" in printed(screen)
 
 
 LOADED = StoreFigures(
@@ -105,17 +120,25 @@ def test_no_store(screen):
 
 
 @pytest.mark.parametrize(
-    ("of", "expected"), [(2, "the whole stream"), (9, "the first 2 of 9 micro-batches")]
+    ("of", "expected"), [(10, "The same stream served"), (90, "The first 10 of the 90 texts")]
 )
-def test_part_of_the_stream(screen, of, expected):
-    """A comparison over a part of the stream says which."""
-    figures = dataclasses.replace(FIGURES, compiles=1, stalled_calls=1, stalled_seconds=0.4)
+@pytest.mark.parametrize("theirs", [None, 34.5])
+def test_part_of_the_stream(screen, of, expected, theirs):
+    """A comparison over a part of the stream says which, and of a peer only where there is one."""
+    figures = dataclasses.replace(TEXTS, compiles=1, stalled_seconds=0.4)
     comparison = Comparison(
-        bucket_jit=FIGURES, jit=figures, jit_again=figures, shapes=2, max_difference=1e-7
+        batcher=TEXTS,
+        fifo=TEXTS,
+        jit=figures,
+        jit_again=figures,
+        fifo_size=16,
+        sentence_transformers=theirs,
+        max_difference=1e-7,
     )
     screen.comparison(comparison, of=of)
     assert expected in printed(screen)
     assert "0.4 s" in printed(screen)
+    assert ("34.5 texts/s" in printed(screen)) == (theirs is not None)
 
 
 @pytest.mark.parametrize(("planned", "is_half"), [(2, True), (3, False), (6, False)])

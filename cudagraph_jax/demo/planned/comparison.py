@@ -101,7 +101,9 @@ class _Comparison:
     def measure(self, queries: Sequence[str], *, started: float) -> PlannedResult:
         environment = Environment.current()
         micro_batches = len(self.seen) + len(self.rest)
-        self.screen.opening(environment, len(self.passages), micro_batches)
+        self.screen.opening(
+            environment, f"{len(self.passages)} paragraphs in {micro_batches} ragged micro-batches,"
+        )
         warmups = [self._warm_up(self.guessed, "Powers of two")]
         with Progress(self.shown).over(len(self.seen), "serving the first tenth") as step:
             first = drive(self.guessed.serve, self.seen, step=step)

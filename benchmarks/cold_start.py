@@ -2,7 +2,7 @@
 
     python benchmarks/cold_start.py [--rounds 3] [--json FILE]
 
-The demo's MiniLM encoder with its grid of 25 buckets. Each contender is a fresh process in every
+The demo's MiniLM encoder on the grid of warmup.py. Each contender is a fresh process in every
 round, in turn; what it finds on the disk was put there by an earlier process of its kind, which is
 not counted. The clock starts when jax and cudagraph_jax are imported and the weights are on the
 device, which is the same for all, and stops when the grid is sealed. No bucket is run meanwhile
@@ -91,20 +91,17 @@ def child(kind: str, directory: str) -> Measured:
 
 
 def bucketed(kind: str, directory: str) -> BucketedFunction:
-    """The encoder on its grid, with or without a store."""
+    """The encoder on a grid, with or without a store."""
+    from warmup import CONFIG
+
     import cudagraph_jax as cg
     from cudagraph_jax.demo import encoder
     from cudagraph_jax.demo.model import encode
 
-    config = cg.CUDAGraphConfig(
-        capture_sizes=encoder.BATCH_SIZES,
-        capture_seq_lens=encoder.SEQ_LENS,
-        warmup_iterations=0,
-    )
     return cg.bucket_jit(
         encode,
         in_axes=(None, "batch seq", "batch seq"),
-        config=config,
+        config=CONFIG,
         store=directory if kind in ("store", "fingerprint") else None,
         fingerprint=encoder.model_fingerprint() if kind == "fingerprint" else None,
     )

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from warmup import RANDOM, VOCABULARY, random_params
 import cudagraph_jax as cg
 from cudagraph_jax.demo import tokens, weights
 from cudagraph_jax.demo.corpus import numpy_passages
-from cudagraph_jax.demo.encoder import BATCH_SIZES, SEQ_LENS, Encoder
+from cudagraph_jax.demo.encoder import Encoder, default_config
 from cudagraph_jax.demo.model import encode
 from cudagraph_jax.demo.requirements import DemoError
 
@@ -39,7 +40,7 @@ MEMORY_HEADER = (
 
 
 def warm_up(run: Run) -> Rows:
-    """The demo's grid of 25 buckets, compiled by one worker and by several.
+    """A grid of 25 buckets, compiled by one worker and by several.
 
     Each in a process of its own: what XLA's autotuning found in one would help the next.
     """
@@ -115,9 +116,7 @@ def encoder(run: Run) -> Rows:
     texts = [passage.text for passage in numpy_passages(limit=300)]
     for name in ("NONE", "FULL"):
         run.begin(f"the encoder with {name}")
-        config = cg.CUDAGraphConfig(
-            capture_sizes=BATCH_SIZES, capture_seq_lens=SEQ_LENS, command_buffers=SCOPES[name]
-        )
+        config = replace(default_config(), command_buffers=SCOPES[name])
         try:
             served, whose = Encoder(config), weights.PACKAGE
         except DemoError:

@@ -2,7 +2,7 @@
 
     python benchmarks/warmup.py [--rounds 3] [--workers 1 2 4]
 
-The demo's MiniLM encoder with its grid of 25 buckets, compiled anew each time. The contenders take
+The demo's MiniLM encoder on a grid of 25 buckets, compiled anew each time. The contenders take
 turns; no bucket is run meanwhile (`warmup_iterations=0`), which would take as long for all. Where
 the model package is missing, random weights of the same shapes take their place.
 """
@@ -21,12 +21,12 @@ import jax
 import numpy as np
 
 import cudagraph_jax as cg
-from cudagraph_jax.demo import encoder, tokens, weights
+from cudagraph_jax.demo import tokens, weights
 from cudagraph_jax.demo.model import EMBEDDING_SIZE, Dense, Layer, Norm, Params, encode
 from cudagraph_jax.demo.requirements import DemoError
 
 CONFIG = cg.CUDAGraphConfig(
-    capture_sizes=encoder.BATCH_SIZES, capture_seq_lens=encoder.SEQ_LENS, warmup_iterations=0
+    capture_sizes=(1, 4, 8, 12, 16), capture_seq_lens=(32, 48, 72, 176, 256), warmup_iterations=0
 )
 BUCKETS = len(CONFIG.buckets())
 RANDOM = "random weights"

@@ -160,9 +160,11 @@ def test_limits_of_the_config():
 
 def test_default_config():
     """The grid covers every text, and a CPU is run once."""
-    config = default_config()
-    assert config.max_seq_len == 256
-    assert len(config.buckets()) == 25
+    for packing, buckets in ((False, 36), (True, 12)):
+        config = default_config(packing=packing)
+        assert config.max_seq_len == 256
+        assert len(config.buckets()) == buckets
+        assert max(config.capture_sizes) == 16
     assert (config.warmup_iterations == 2) == (jax.default_backend() == "cpu")
 
 

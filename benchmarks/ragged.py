@@ -316,11 +316,11 @@ def measure_deciding(waiting: int, times: int = 200) -> float:
     buckets = (cg.Bucket(rows, length) for rows in ROWS for length in LENGTHS)
     prices = Prices(Priced(bucket, 0.2 + bucket.elements * 1e-3) for bucket in buckets)
     draw = np.random.default_rng(0)
-    lengths = sorted(draw.integers(5, max(LENGTHS), waiting).tolist())
+    rows = [cg.Bucket(1, length) for length in draw.integers(5, max(LENGTHS), waiting).tolist()]
     took = []
     for _ in range(times):
         start = time.perf_counter()
-        compose(lengths, prices)
+        compose([found for row in rows if (found := prices.class_of(row))], prices)
         took.append(time.perf_counter() - start)
     return float(np.median(took)) * 1e6
 

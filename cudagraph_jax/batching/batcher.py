@@ -175,6 +175,7 @@ class Batcher:
 
         Raises:
             InputShapeError: The row does not fit the function, or what is captured of it.
+            PaddingLeakError: In `debug_mode`: a row gets another answer in company than alone.
             BucketOverflowError: It is larger than every captured bucket.
             QueueFullError: As many wait as may.
             CUDAGraphError: The batcher is closed, or this process is forked from one that used JAX.
@@ -312,10 +313,11 @@ class Batcher:
             return *self._fits[key], arrays
         except (KeyError, AttributeError):
             pass
-        row = self._arguments.one_row(arrays)
+        row, leaves = self._arguments.one_row(arrays), jax.tree.leaves(arrays)
         made = Lane(
             self._function,
             row,
+            leaves,
             arguments=self._arguments,
             passed=self._passed,
             clock=self._clock,
@@ -325,7 +327,6 @@ class Batcher:
         sizes = made.sizes
         lane = self._lanes.setdefault(made.key, made)
         lane.entry_for(sizes)
-        leaves = jax.tree.leaves(arrays)
         if all(map(operator.is_, leaves, arrays)):  # no pytrees among them, so that there is a key
             if len(self._fits) >= _MAX_SHAPES:
                 self._fits.clear()

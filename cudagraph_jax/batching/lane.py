@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from cudagraph_jax.batching.company import check_company
 from cudagraph_jax.batching.composition import Priced, Prices
 from cudagraph_jax.batching.rows import ItemArguments, RowLayout, RowOutputs
 from cudagraph_jax.dispatch.function import BucketedFunction
@@ -57,6 +58,7 @@ class Lane:
     Args:
         function: What is called.
         row: The arrays of an item as a batch of one, as shapes.
+        item: Those arrays.
         arguments: Where they stand among the function's.
         passed: What all items share.
         clock: Seconds.
@@ -69,12 +71,14 @@ class Lane:
     Raises:
         InputShapeError: The row does not fit the function.
         ConfigError: The function cannot be batched.
+        PaddingLeakError: In `debug_mode`: a row gets another answer in company than alone.
     """
 
     def __init__(
         self,
         function: BucketedFunction[..., PyTree],
         row: Args,
+        item: Sequence[PyTree],
         *,
         arguments: ItemArguments,
         passed: Args,
@@ -91,6 +95,7 @@ class Lane:
         self._own: list[CUDAGraphEntry] = []
         self._outputs: dict[int, RowOutputs] = {}
         self._grid = grid_of([], made_at=clock())
+        self._item = item if function.manager.config.debug_mode else None
 
     def __repr__(self) -> str:
         return f"Lane({self.variant})"
@@ -117,6 +122,9 @@ class Lane:
             if self.key != self.variant:
                 own = [entry for entry in own if entry.seq_len == self.sizes.seq_len]
             outputs = {entry.graph_id: self._outputs_of(entry) for entry in own}
+            for entry in own:
+                if self._item is not None and entry.graph_id not in self._outputs:
+                    self._check(entry, self._item)
             self._known, self._own, self._outputs = held, own, outputs
         elif self._clock() < self._grid.made_at + _COSTS_LAST_S:
             return self._grid
@@ -126,6 +134,16 @@ class Lane:
     def _outputs_of(self, entry: CUDAGraphEntry) -> RowOutputs:
         known = self._outputs.get(entry.graph_id)
         return RowOutputs(entry) if known is None else known
+
+    def call_of(self, item: Sequence[PyTree], sizes: Bucket) -> Call:
+        """A call of one row by itself: the arrays of an item of these sizes."""
+        arrays = self.layout.pad([self.converted(item)], [sizes], sizes)
+        return self._function.describe(*self.layout.arguments(self._call.args, arrays))
+
+    def _check(self, entry: CUDAGraphEntry, item: Sequence[PyTree]) -> None:
+        """In debug_mode: raises unless rows of several sizes may share calls of a bucket."""
+        pads_seq = self._function.manager.config.capture_seq_lens is not None
+        check_company(self, entry, self.call_of(item, self.sizes), pads_seq=pads_seq)
 
     def entry_for(self, sizes: Bucket) -> CUDAGraphEntry:
         """The cheapest captured bucket of one row of these sizes.

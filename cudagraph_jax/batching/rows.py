@@ -72,6 +72,14 @@ class ItemArguments:
         shared, own = iter(passed), iter(item)
         return tuple(next(shared) if _is_passed(entry) else next(own) for entry in self._entries)
 
+    def parted(self, args: Args) -> tuple[Args, Args]:
+        """Of all arguments of a call those that all items share, and the others."""
+        if self._entries is None:
+            return (), args
+        pairs = list(zip(self._entries, args, strict=True))
+        shared = tuple(arg for entry, arg in pairs if _is_passed(entry))
+        return shared, tuple(arg for entry, arg in pairs if not _is_passed(entry))
+
     def one_row(self, item: Args) -> Args:
         """The item as shapes of a batch of one.
 
@@ -155,6 +163,7 @@ class RowLayout:
             for axes, leaf, pad in zip(call.axes, call.variant.leaves, pads, strict=False)
             if not axes.passes_through
         ]
+        self._indices = [n for n, axes in enumerate(call.axes) if not axes.passes_through]
         self.dtypes = [given.dtype for given in self._inputs]
         arguments, _ = leaves_of_arguments(call.variant.structure)
         self._places = [
@@ -185,6 +194,13 @@ class RowLayout:
         for place, argument in zip(self._places, own, strict=True):
             whole[place] = argument
         return whole
+
+    def arrays(self, call: Call, row: int = 0) -> list[Array]:
+        """The arrays of one row of a call, as those of an item."""
+        return [
+            np.take(np.asarray(call.leaves[index]), row, axis=given.axes.batch or 0)
+            for index, given in zip(self._indices, self._inputs, strict=True)
+        ]
 
     def pad(
         self, items: Sequence[Sequence[Array]], rows: Sequence[Bucket], bucket: Bucket

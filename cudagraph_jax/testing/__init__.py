@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+from cudagraph_jax.testing.batches import assert_batching_preserves
 from cudagraph_jax.testing.compile_assertions import assert_compiles, assert_no_compiles
 from cudagraph_jax.testing.compiler import FakeCompiler
 from cudagraph_jax.testing.grids import configs, ladders, sizes
@@ -31,6 +32,7 @@ from cudagraph_jax.testing.preserves import assert_bucketing_preserves
 
 __all__ = [
     "FakeCompiler",
+    "assert_batching_preserves",
     "assert_bucketing_preserves",
     "assert_compiles",
     "assert_no_compiles",

@@ -33,6 +33,7 @@ def test_what_is_exported():
     """The names that users import, and each is there."""
     assert testing.__all__ == [
         "FakeCompiler",
+        "assert_batching_preserves",
         "assert_bucketing_preserves",
         "assert_compiles",
         "assert_no_compiles",

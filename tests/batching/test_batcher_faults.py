@@ -3,6 +3,7 @@
 import sys
 import threading
 from concurrent.futures import CancelledError, wait
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,7 +213,8 @@ class ClosingAtEachStep:
     """
 
     def __init__(self):
-        self.batcher, self.future = None, None
+        self.batcher: Any = None
+        self.future: Any = None
         self.begun = threading.Event()
         self.was_done: dict[tuple[str, int, str], bool | None] = {}
         self._closings = []

@@ -24,7 +24,7 @@ from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax._base.worker import Worker, process_goes_on
 from cudagraph_jax.batching.composition import rectangle
-from cudagraph_jax.batching.lane import Lane
+from cudagraph_jax.batching.lane import Lane, put_ahead
 from cudagraph_jax.batching.queue import Chosen, Figures, Item, Line, Outcome, too_late
 from cudagraph_jax.batching.rows import ItemArguments
 from cudagraph_jax.dispatch.decision import Reason
@@ -34,7 +34,6 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import Args
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
 
 _MAX_SHAPES = 1 << 14
@@ -48,13 +47,13 @@ _EAGER = (CUDAGraphMode.NONE, CUDAGraphMode.DISABLED)
 
 
 class _Prepared(NamedTuple):
-    """A call that is padded, and has not started."""
+    """A call that is padded, and maybe on the device, and has not started."""
 
     chosen: Chosen
     entry: CUDAGraphEntry
     rows: list[Bucket]
-    arrays: list[Array]
-    masks: Mapping[str, Array]
+    arrays: Sequence[PyTree]
+    masks: Mapping[str, PyTree]
 
 
 class _Running(NamedTuple):
@@ -72,7 +71,8 @@ class Batcher:
 
     Whenever the device is free, what waits is sorted by size and cut into calls so that their
     measured costs are least; the call that holds the oldest item runs next, and meanwhile the one
-    after it is composed and padded. All methods are safe to call from many threads and event loops.
+    after it is composed, padded and put on the device. All methods are safe to call from many
+    threads and event loops.
 
     Args:
         function: What `bucket_jit` made, warmed up: only captured buckets are used.
@@ -81,6 +81,7 @@ class Batcher:
         max_wait_ms: How long an item may wait for others while the device is free.
         name: What reports and logs call it; the function's name if None.
         clock: Seconds.
+        put: Brings the inputs of the next call to the device while another computes.
 
     Raises:
         ConfigError: The function cannot be batched, or an argument is not valid.
@@ -108,6 +109,7 @@ class Batcher:
         max_wait_ms: float = 0.0,
         name: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        put: Callable[[PyTree], PyTree] = put_ahead,
     ) -> None:
         if not isinstance(function, BucketedFunction):
             raise ConfigError(
@@ -116,7 +118,7 @@ class Batcher:
             )
         wait_s = _seconds("max_wait_ms", max_wait_ms) / 1e3
         self.name = function.called if name is None else str(name)
-        self._function, self._clock = function, clock
+        self._function, self._clock, self._put = function, clock, put
         self._arguments = ItemArguments(function.in_axes, name=self.name)
         self._arguments.check_passed(passed)
         self._passed = passed
@@ -415,13 +417,12 @@ class Batcher:
         if chosen is None:
             return None
         lane, rows = chosen.lane, [item.sizes for item in chosen.items]
-        return _Prepared(
-            chosen,
-            lane.grid().entries[chosen.bucket],
-            rows,
-            lane.layout.pad([item.arrays for item in chosen.items], rows, chosen.bucket),
-            lane.layout.masks(rows, chosen.bucket),
-        )
+        entry = lane.grid().entries[chosen.bucket]
+        arrays = lane.layout.pad([item.arrays for item in chosen.items], rows, chosen.bucket)
+        inputs: tuple[PyTree, PyTree] = arrays, lane.layout.masks(rows, chosen.bucket)
+        if free_at is not None:
+            inputs = lane.put(entry, inputs, put=self._put)
+        return _Prepared(chosen, entry, rows, *inputs)
 
     def _is_stale(self, prepared: _Prepared) -> bool:
         """Whether so much has changed since it was composed that another call may be better."""

@@ -52,6 +52,11 @@ def grid_of(entries: Sequence[CUDAGraphEntry], *, made_at: float) -> Grid:
     return Grid({entry.bucket: entry for entry in entries}, prices, bool(rates), made_at)
 
 
+def put_ahead(inputs: PyTree, *, platform: Callable[[], str] = jax.default_backend) -> PyTree:
+    """`inputs` on their way to the device; on the CPU as they are, where that would be a copy."""
+    return inputs if platform() == "cpu" else jax.device_put(inputs)
+
+
 class Lane:
     """One program of a function, as items come to it.
 
@@ -192,14 +197,24 @@ class Lane:
             [np.array(leaf, dtype) for leaf, dtype in zip(leaves, self.layout.dtypes, strict=True)]
         )
 
-    def arguments(self, passed: Args, arrays: Sequence[Array]) -> list[PyTree]:
+    def arguments(self, passed: Args, arrays: Sequence[PyTree]) -> list[PyTree]:
         """The arguments of a call with these arrays."""
         if passed is not self._passed:
             self._call, self._passed = self._describe(passed), passed
         return self.layout.arguments(self._call.args, arrays)
 
+    def put(
+        self, entry: CUDAGraphEntry, inputs: PyTree, *, put: Callable[[PyTree], PyTree]
+    ) -> PyTree:
+        """The padded inputs of a call that is to follow the one that computes."""
+        try:
+            with entry.program.settings.applied(), jax.transfer_guard("allow"):
+                return put(inputs)
+        except Exception:  # there is no room beside the other call: its own may find some
+            return inputs
+
     def begin(
-        self, entry: CUDAGraphEntry, args: Sequence[PyTree], masks: Mapping[str, Array]
+        self, entry: CUDAGraphEntry, args: Sequence[PyTree], masks: Mapping[str, PyTree]
     ) -> PyTree:
         """The outputs of a call of one of the buckets, not waited for."""
         with entry.program.settings.applied(), jax.transfer_guard("allow"):

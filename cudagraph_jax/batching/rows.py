@@ -187,7 +187,7 @@ class RowLayout:
     def _axes(self, mask: Mask) -> Sequence[str]:
         return self._carried if mask.axes is None else mask.axes
 
-    def arguments(self, args: Args, arrays: Sequence[Array]) -> list[PyTree]:
+    def arguments(self, args: Args, arrays: Sequence[PyTree]) -> list[PyTree]:
         """The arguments of a call: those that it shares with `args`, and `arrays`."""
         whole = list(args)
         own = jax.tree.unflatten(self._structure, arrays)

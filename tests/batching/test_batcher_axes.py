@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from cudagraph_jax import (
     no_compiles,
 )
 from cudagraph_jax.batching.batcher import Batcher
+from cudagraph_jax.batching.lane import put_ahead
 from tests.helpers.functions import floats
 from tests.helpers.held_clock import HeldClock
 
@@ -344,3 +346,20 @@ def test_an_answer_that_is_larger_than_the_buckets():
         short, long = batcher.submit(floats(0, 2)), batcher.submit(floats(0, 4))
         assert short.result().shape == (2,)
         assert "(1, 4) at (batch, seq_len)=(1, 4), more than in the bucket" in str(long.exception())
+
+
+def test_inputs_that_are_put_ahead_and_donated():
+    """Inputs that are on the device before their call are donated, and answers are each row's."""
+    function = bucket_jit(
+        lambda x, *, mask: jnp.where(mask, x * 2, 0),
+        in_axes="batch height width",
+        mask_argname="mask",
+        donate_argnums=0,
+        config=IMAGES,
+    )
+    function.warmup(floats(0, 1, 1, 1), progress=False)
+    put = partial(put_ahead, platform=lambda: "gpu")
+    rows = [floats(n, 1 + n % 5, 1 + n % 4) for n in range(40)]
+    with no_compiles(), Batcher(function, put=put) as batcher:
+        for row, answer in zip(rows, batcher.map(rows), strict=True):
+            np.testing.assert_array_equal(answer, row * 2)

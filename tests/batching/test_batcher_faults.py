@@ -5,10 +5,12 @@ import threading
 from concurrent.futures import CancelledError, wait
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from cudagraph_jax import Batcher, DeadlineError, QueueFullError
+from cudagraph_jax.batching.lane import put_ahead
 from cudagraph_jax.errors import CUDAGraphError
 from tests.helpers.batched import BAD, Doubling, row
 from tests.helpers.held_clock import HeldClock
@@ -64,6 +66,43 @@ def test_the_next_call_waits_for_no_answer(doubling):
             others[1].result()
     assert doubling.calls == [[1], [2, 4, 5, 6]]
     assert batcher.stats()["items"]["cancelled"] == 1
+
+
+def test_the_next_call_is_put_on_the_device_while_another_computes(doubling):
+    """Its inputs are brought there after the one that computes began, and before its answers."""
+    ahead, clock = [], HeldClock()
+
+    def put(inputs):
+        ahead.append([future.running() for future in futures])
+        return put_ahead(inputs, platform=lambda: "gpu")
+
+    with Batcher(doubling.function, clock=clock, put=put) as batcher:
+        clock.hold()
+        futures = [batcher.submit(row(value)) for value in range(1, 9)]
+        clock.release()
+        assert [future.result()[0] for future in futures] == [2 * value for value in range(1, 9)]
+    assert ahead == [[True] * 4 + [False] * 4]
+
+
+def test_what_does_not_fit_beside_the_call_that_computes(doubling):
+    """Where the next inputs cannot be put on the device yet, the call itself brings them."""
+    clock = HeldClock()
+
+    def put(inputs):
+        raise MemoryError("no room")
+
+    with Batcher(doubling.function, clock=clock, put=put) as batcher:
+        clock.hold()
+        futures = [batcher.submit(row(value)) for value in range(1, 9)]
+        clock.release()
+        assert [future.result()[0] for future in futures] == [2 * value for value in range(1, 9)]
+
+
+def test_where_inputs_are_put_ahead():
+    """On the CPU they stay as they are; elsewhere they are arrays of the device."""
+    inputs = {"x": np.ones(3)}
+    assert put_ahead(inputs, platform=lambda: "cpu") is inputs
+    assert isinstance(put_ahead(inputs, platform=lambda: "gpu")["x"], jax.Array)
 
 
 def test_late_items_are_not_run(doubling):

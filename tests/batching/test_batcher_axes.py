@@ -17,6 +17,7 @@ from cudagraph_jax import (
     CUDAGraphConfig,
     CUDAGraphMode,
     InputShapeError,
+    PaddingLeakError,
     bucket_jit,
     no_compiles,
 )
@@ -363,3 +364,23 @@ def test_inputs_that_are_put_ahead_and_donated():
     with no_compiles(), Batcher(function, put=put) as batcher:
         for row, answer in zip(rows, batcher.map(rows), strict=True):
             np.testing.assert_array_equal(answer, row * 2)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_debug_mode_tries_rows_of_several_sizes(own):
+    """In debug_mode rows of several heights and widths share a call before one is answered."""
+
+    def mean(image, *, mask):
+        size = jnp.sum(mask, (1, 2)) if own else jnp.sum(mask[0])
+        return jnp.sum(image * mask, (1, 2)) / size
+
+    config = CUDAGraphConfig.from_dict({**IMAGES.to_dict(), "debug_mode": True})
+    function = bucket_jit(mean, in_axes="batch height width", mask_argname="mask", config=config)
+    function.warmup(floats(0, 1, 4, 3), progress=False)
+    with Batcher(function) as batcher:
+        if own:
+            answer = batcher.submit(floats(1, 4, 3)).result()
+            np.testing.assert_allclose(answer, floats(1, 4, 3).mean(), rtol=1e-5)
+        else:
+            with pytest.raises(PaddingLeakError, match="another answer in company than alone"):
+                batcher.submit(floats(1, 4, 3))

@@ -204,6 +204,26 @@ def test_a_worker_that_dies_is_replaced(doubling, caplog):
     assert "begins anew" in caplog.text
 
 
+def test_a_worker_that_dies_before_it_has_an_item(doubling, caplog):
+    """Items that it was about to take fail once, and wait no more."""
+
+    def die(frame, event, argument):
+        if event == "call" and frame.f_code.co_qualname == "Line.claim":
+            threading.setprofile(None)
+            raise MemoryError("no room for a frame")
+
+    batcher = Batcher(doubling.function)
+    threading.setprofile(die)
+    try:
+        assert isinstance(batcher.submit(row(1)).exception(), MemoryError)
+    finally:
+        threading.setprofile(None)
+    assert batcher.submit(row(2)).result()[0] == 4
+    batcher.close()
+    assert caplog.text.count("begins anew") == 1
+    assert batcher.stats()["items"]["failed"] == 1
+
+
 def test_answers_within_callbacks(doubling):
     """A callback may submit the next item, and close the batcher: it waits for nobody."""
     batcher = Batcher(doubling.function)

@@ -105,6 +105,16 @@ def test_a_deadline_that_would_pass():
     assert isinstance(item.exception(), DeadlineError)
 
 
+def test_a_call_that_takes_longer_than_ever():
+    """What was foretold for the end of a call holds no more once that time has passed."""
+    clock = HeldClock()
+    line = line_of(clock)
+    item = added(line, 5, deadline=1.0)
+    clock.now = 0.995
+    assert line.choose(free_at=0.5) is None
+    assert isinstance(item.exception(), DeadlineError)
+
+
 def test_a_short_deadline_gets_a_call_of_its_own():
     """Where all that waits is one call, an item in a hurry runs before it, alone."""
     line = line_of(HeldClock())

@@ -191,10 +191,12 @@ def _export(theirs: object, path: Path) -> None:
             return self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
 
     ids = torch.ones((2, 12), dtype=torch.int64)
+    mask = ids.clone()
+    mask[1, 7:] = 0  # of ones alone the export would make no mask at all
     batch, seq = torch.export.Dim("batch"), torch.export.Dim("seq")
     torch.onnx.export(
-        Hidden(),
-        (ids, ids),
+        Hidden().eval(),
+        (ids, mask),
         str(path),
         input_names=["ids", "mask"],
         output_names=["hidden"],

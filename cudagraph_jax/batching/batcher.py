@@ -417,7 +417,7 @@ class Batcher:
         if chosen is None:
             return None
         lane, rows = chosen.lane, [item.sizes for item in chosen.items]
-        entry = lane.grid().entries[chosen.bucket]
+        entry = chosen.grid.entries[chosen.bucket]
         arrays = lane.layout.pad([item.arrays for item in chosen.items], rows, chosen.bucket)
         inputs: tuple[PyTree, PyTree] = arrays, lane.layout.masks(rows, chosen.bucket)
         if free_at is not None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from cudagraph_jax._base.changes import counted
 from cudagraph_jax.batching.composition import compose, rectangle
-from cudagraph_jax.batching.lane import Lane
+from cudagraph_jax.batching.lane import Grid, Lane
 from cudagraph_jax.errors import BucketOverflowError, DeadlineError, QueueFullError
 from cudagraph_jax.graphs.observers import tell
 from cudagraph_jax.shapes.ladder import Bucket
@@ -101,6 +101,7 @@ class Chosen(NamedTuple):
         bucket: Where they run.
         cost_s: What that takes; 0 where it was never measured.
         waited: How many items there were to choose from.
+        grid: What it was chosen from; the lane may have another one by now.
     """
 
     items: list[Item]
@@ -108,6 +109,7 @@ class Chosen(NamedTuple):
     bucket: Bucket
     cost_s: float
     waited: int
+    grid: Grid
 
 
 class Line:
@@ -211,14 +213,15 @@ class Line:
             scale = 1e-3 if grid.is_measured else 0.0
             done_at = free_at + part.cost * scale
             late = [item for item in chosen if item.expires_at < done_at]
+            waited = len(self.waiting)
             if not late:
-                return Chosen(chosen, lane, part.bucket, part.cost * scale, len(self.waiting))
+                return Chosen(chosen, lane, part.bucket, part.cost * scale, waited, grid)
             # Alone they may be in time. Where more than a call waits that is no way to catch up.
             alone = grid.prices.holding(rectangle([item.sizes for item in late]))
             if len(parts) == 1 and len(late) < len(chosen) and alone is not None:
                 done_at = free_at + alone.cost * scale
                 if all(item.expires_at >= done_at for item in late):
-                    return Chosen(late, lane, alone.bucket, alone.cost * scale, len(self.waiting))
+                    return Chosen(late, lane, alone.bucket, alone.cost * scale, waited, grid)
             for item in late:
                 self.expire(item, now)
         return None

@@ -30,6 +30,7 @@ from cudagraph_jax.version import __version__
 from cudagraph_jax.xla.compiles import no_compiles
 
 if TYPE_CHECKING:
+    from cudagraph_jax.batching.batch_plan import plan_for_batcher
     from cudagraph_jax.batching.batcher import Batcher
     from cudagraph_jax.batching.packing import Packed, pack
     from cudagraph_jax.planning.costs import PolynomialCost, attention_cost, measured_cost
@@ -67,6 +68,7 @@ _LATER = {
     "measured_cost": "cudagraph_jax.planning.costs",
     "pack": "cudagraph_jax.batching.packing",
     "plan_buckets": "cudagraph_jax.planning.planner",
+    "plan_for_batcher": "cudagraph_jax.batching.batch_plan",
 }
 
 __all__ = [
@@ -110,4 +112,5 @@ __all__ = [
     "no_compiles",
     "pack",
     "plan_buckets",
+    "plan_for_batcher",
 ]

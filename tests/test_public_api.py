@@ -58,6 +58,7 @@ def test_exports():
         "no_compiles",
         "pack",
         "plan_buckets",
+        "plan_for_batcher",
     ]
 
 

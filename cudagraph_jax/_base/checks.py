@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import ParamSpec, TypeVar
 
 from cudagraph_jax.errors import ConfigError
@@ -23,6 +25,18 @@ def positive_size(value: object, *, name: str) -> int:
         ConfigError: `value` is no integer (a bool is none), or below 1.
     """
     return _integer(value, name, minimum=1, kind="size")
+
+
+def waiting_time(name: str, value: object) -> float:
+    """A time to wait, in whatever unit, as a number of 0 or more.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < math.inf:  # type: ignore[operator]
+        raise ConfigError(f"{name}={value!r} is no time to wait: give a number of 0 or more")
+    return float(value)  # type: ignore[arg-type]
 
 
 def require_bool(name: str, value: object) -> None:

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 
 import jax
-import numpy as np
 
 from cudagraph_jax._base.changes import Changes, start_thread
-from cudagraph_jax._base.checks import positive_size
+from cudagraph_jax._base.checks import positive_size, waiting_time
 from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.log import logger
@@ -35,6 +34,10 @@ from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import Args
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
+
+if TYPE_CHECKING:
+    from cudagraph_jax.batching.batch_plan import BatchPlanOptions
+    from cudagraph_jax.planning.plan import BucketPlan
 
 _MAX_SHAPES = 1 << 14
 """Shapes of items that are remembered; beyond that the table starts anew."""
@@ -116,7 +119,7 @@ class Batcher:
                 f"function={function!r:.80} is not what bucket_jit makes: decorate it, and for a "
                 "method pass the object's own: self.f = bucket_jit(self.f, ...)"
             )
-        wait_s = _seconds("max_wait_ms", max_wait_ms) / 1e3
+        wait_s = waiting_time("max_wait_ms", max_wait_ms) / 1e3
         self.name = function.called if name is None else str(name)
         self._function, self._clock, self._put = function, clock, put
         self._arguments = ItemArguments(function.in_axes, name=self.name)
@@ -184,7 +187,7 @@ class Batcher:
         """
         use_jax()
         now = self._clock()
-        expires_at = math.inf if deadline is None else now + _seconds("deadline", deadline)
+        expires_at = math.inf if deadline is None else now + waiting_time("deadline", deadline)
         try:
             lane, sizes, leaves = self._fit(arrays)
             item = Item(
@@ -193,6 +196,7 @@ class Batcher:
         except BaseException:
             self._line.figures.count(Outcome.REFUSED)
             raise
+        lane.asked.append(sizes.seq_len)
         self._line.add(item)
         if self._is_closed and self._line.drop(item):  # maybe by another thread, just now
             raise CUDAGraphError(f"the batcher {self.name} is closed: make a new one")
@@ -253,6 +257,27 @@ class Batcher:
                     "new Batcher after a warmup with these"
                 )
         self._passed = passed
+
+    def replan(
+        self, *, max_graphs: int | None = None, **options: Unpack[BatchPlanOptions]
+    ) -> BucketPlan:
+        """Plans the grid anew from the items that came, and returns once it has taken its place.
+
+        Meanwhile items are answered from the old grid. What is captured and freed, and what becomes
+        of other functions of the manager, `BucketedFunction.replan` says.
+
+        Args:
+            max_graphs: The most buckets; as many as the grid has now if None.
+            **options: Keywords of `plan_for_batcher`: cost, waiting, capture_sizes, seq_multiple,
+                headroom. Costs are those measured, and lengths go as far as now, if None.
+
+        Raises:
+            ConfigError: No item came yet, an option is not valid, or there is no grid to plan.
+            SealedError: The mode does not allow captures.
+        """
+        from cudagraph_jax.batching.batch_plan import change_grid
+
+        return change_grid(self._function, list(self._lanes.values()), max_graphs, **options)
 
     def stats(self) -> dict[str, Any]:
         """Counts and times, in values that JSON can hold.
@@ -569,15 +594,3 @@ def _wait(result: PyTree) -> Exception | None:
     except Exception as error:
         return error
     return None
-
-
-def _seconds(name: str, value: object) -> float:
-    """A time to wait, in whatever unit.
-
-    Raises:
-        ConfigError: It is none.
-    """
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < math.inf:  # type: ignore[operator]
-        raise ConfigError(f"{name}={value!r} is no time to wait: give a number of 0 or more")
-    return float(value)  # type: ignore[arg-type]

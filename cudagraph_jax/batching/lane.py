@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
@@ -22,6 +23,9 @@ from cudagraph_jax.shapes.pytrees import PyTree
 
 _COSTS_LAST_S = 0.25
 """How long costs are taken for true: to ask all buckets takes 0.1 ms."""
+
+_REMEMBERED_ITEMS = 1 << 14
+"""Enough to plan a grid from, and so recent that the plan is one for today."""
 
 
 class Grid(NamedTuple):
@@ -72,6 +76,7 @@ class Lane:
         variant: What identifies the program.
         sizes: Those of the row.
         layout: How rows stand in its calls.
+        asked: The lengths of the items that came last.
 
     Raises:
         InputShapeError: The row does not fit the function.
@@ -96,6 +101,7 @@ class Lane:
         self.variant = call.variant
         self.sizes = call.sizes
         self.layout = RowLayout(call)
+        self.asked: deque[int] = deque(maxlen=_REMEMBERED_ITEMS)
         self._known: tuple[CUDAGraphEntry, ...] = ()
         self._own: list[CUDAGraphEntry] = []
         self._outputs: dict[int, RowOutputs] = {}

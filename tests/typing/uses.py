@@ -29,6 +29,7 @@ from cudagraph_jax import (
     bucket_jit,
     no_compiles,
     plan_buckets,
+    plan_for_batcher,
 )
 from cudagraph_jax.report.command_buffers import Inspection
 from cudagraph_jax.testing import assert_bucketing_preserves
@@ -119,6 +120,7 @@ def planned() -> None:
     plan = plan_buckets([(1, 10), (2, 20)], max_graphs=4, headroom=0.25)
     assert_type(plan, BucketPlan)
     assert_type(plan.expected_waste, float)
+    assert_type(plan_for_batcher([10, 20], max_graphs=4, cost={(1, 8): 0.1}), BucketPlan)
     assert_type(CUDAGraphConfig.from_plan(plan, on_miss="eager"), CUDAGraphConfig)
     assert_type(config.buckets(), tuple[Bucket, ...])
     assert_type(CUDAGraphConfig.from_dict(config.to_dict()), CUDAGraphConfig)

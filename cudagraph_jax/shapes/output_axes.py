@@ -102,6 +102,15 @@ class Probes(NamedTuple):
         """The same of sizes that differ from the base in one alone."""
         return self.first(self.base.with_sizes({axis: size}) for size in sizes)
 
+    def refusal(self, axis: str) -> str:
+        """What the function says to a larger size of one axis, in brackets; empty if nothing."""
+        size = self.base.with_sizes({axis: max(self.grid[axis])})
+        try:
+            self.evaluate(size)
+        except CUDAGraphError as error:
+            return f" ({str(error).rstrip('. ')}, at {size.described})"
+        return ""
+
 
 class Sample(NamedTuple):
     """What a function gives at one size."""
@@ -310,7 +319,10 @@ def _size_by_size(probes: Probes, here: Sample, further: Sequence[Sample]) -> Fo
                 sample = probes.first_of(name, [size for size in some if size not in seen])
                 others[name] += [] if sample is None else [sample]
         if not any(_own(sample.size, name) > 1 for sample in others[name]):
-            problem = _one_size_only(name)
+            problem = (
+                "its axes cannot be found, because the function takes no second "
+                f"{name} size{probes.refusal(name)}: declare out_axes"
+            )
             return FoundAxes(
                 tuple(
                     OutputAxes(out.name, LeafAxes(), f"{out.name}: {problem}")
@@ -458,9 +470,3 @@ def _other_tree(here: Sample, other: Sample) -> str:
         "same pytree for every size, with batch and seq as dimensions of its arrays"
     )
 
-
-def _one_size_only(size: str) -> str:
-    return (
-        f"its axes cannot be found, because the function takes no second {size} size: "
-        "declare out_axes"
-    )

@@ -279,11 +279,12 @@ def test_sizes_are_tried_until_one_evaluates():
     [([(4, 16), (4, 32)], "batch"), ([(4, 16), (8, 16)], "seq"), ([(4, 16)], "batch")],
 )
 def test_axes_that_cannot_be_probed(sizes, axis):
-    """Where no second size evaluates, the axes are not guessed."""
+    """Where no second size evaluates, the axes are not guessed, and what it says there is told."""
     (found,) = found_by(only_at(*sizes), base=BASE, batches=(8, 6), lengths=(32, 24))
+    at = (8, 16) if axis == "batch" else (4, 32)
     assert found.problem == (
         "the output: its axes cannot be found, because the function takes no second "
-        f"{axis} size: declare out_axes"
+        f"{axis} size (not at {at[0]}x{at[1]}, at (batch, seq_len)={at}): declare out_axes"
     )
 
 

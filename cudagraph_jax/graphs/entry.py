@@ -320,6 +320,7 @@ class CUDAGraphEntry:
         real = self.program.real_outputs(outputs, sizes)
         if not outputs.follows:
             return real
+        self.program.refuse_spread(outputs, real, sizes, bucket=self.bucket)
         wholes = [info.shape for info in jax.tree.leaves(self.executable.output_info)]
         for leaf, shape, whole in zip(outputs.leaves, real.shapes, wholes, strict=True):
             is_cut = leaf.unpad != "none"

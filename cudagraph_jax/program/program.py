@@ -290,6 +290,40 @@ class Program:
             return real_outputs(outputs, sizes)
         return evaluated_outputs(outputs, self._evaluate_call(sizes), sizes, left=self.on_left)
 
+    def refuse_spread(
+        self, outputs: Outputs, real: RealOutputs, sizes: Bucket, *, bucket: Bucket
+    ) -> None:
+        """Raises where the function spreads a size of 1 over others, and its padding would not be.
+
+        `x + y` of (batch, src) and (batch, tgt) takes a tgt of 1 beside any src. In a bucket, where
+        both are equal, it adds zeros instead: so a 1 is refused in whose place it takes no more.
+
+        Raises:
+            InputShapeError: It does.
+        """
+        for axis in self.carried:
+            whole = sizes.with_sizes({axis: bucket.size(axis)})
+            if sizes.size(axis) == 1 and whole != sizes:
+                is_longer = any(
+                    shape[place] > max(0, length.of(sizes))
+                    for leaf, shape in zip(outputs.leaves, real.shapes, strict=True)
+                    for place, length in leaf.axes.dims
+                    if length.axis == axis
+                )
+                if is_longer or not (whole == bucket or self._takes(whole)):
+                    raise InputShapeError(
+                        f"{self.target.name} spreads the one element of {axis} over others at "
+                        f"{sizes.described}, which its padding keeps it from: repeat it "
+                        "before the call, as numpy.broadcast_to does"
+                    )
+
+    def _takes(self, sizes: Bucket) -> bool:
+        try:
+            self._evaluate_call(sizes)
+        except InputShapeError:
+            return False
+        return True
+
     def check_rows(self, outputs: Outputs, sizes: Bucket) -> None:
         """Raises unless the outputs have a row for each of a batch that is larger than any bucket.
 

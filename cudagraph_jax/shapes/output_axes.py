@@ -172,8 +172,9 @@ def check_declared_axes(probes: Probes, declared: Sequence[OutputAxes]) -> Found
             _with_followers(axes, own, dimensions)
             for axes, own, dimensions in zip(checked, found.outputs, moves, strict=True)
         ]
-    # A function that takes two axes of one length alone is asked at the sizes of each call.
-    different = {other.size.size(axis) for axis in probes.grid}
+    # A function that takes two axes of one length alone is asked at the sizes of each call; so is
+    # one that was tried at a size of 1, which most operations spread over any other.
+    different = {other.size.size(axis) for axis in probes.grid} - {1}
     return FoundAxes(tuple(checked), follows, is_tried=len(different) == len(probes.grid))
 
 
@@ -182,7 +183,9 @@ def _other_sizes(probes: Probes) -> Iterable[Bucket]:
     base = probes.base
     orders = _orders(probes)
     uneven = (_in_order(base, order, row) for order in orders for row in _UNEVEN)
-    grid = (dict(zip(probes.grid, sizes, strict=True)) for sizes in product(*probes.grid.values()))
+    # One element is spread over many by most operations, so that it comes last.
+    ladders = (sorted(sizes, key=(1).__eq__) for sizes in probes.grid.values())
+    grid = (dict(zip(probes.grid, sizes, strict=True)) for sizes in product(*ladders))
     for size in chain(uneven, map(base.with_sizes, grid)):
         if all(size.size(axis) != base.size(axis) for axis in probes.grid):
             yield size
@@ -469,4 +472,3 @@ def _other_tree(here: Sample, other: Sample) -> str:
         f"the outputs are other ones for other sizes ({counts}): return the "
         "same pytree for every size, with batch and seq as dimensions of its arrays"
     )
-

@@ -1,6 +1,8 @@
 """Axes by name: images, encoders with decoders; masks over them, and lengths that follow."""
 
+import contextlib
 import dataclasses
+import itertools
 import pickle
 
 import jax
@@ -347,3 +349,49 @@ def test_names_of_axes(name):
     for other in ("_", "\u00f6he", "a b", "2a"):
         with pytest.raises(ConfigError, match="use a word that in_axes can hold"):
             CUDAGraphConfig(capture_axes={other: (4,)})
+
+
+@pytest.mark.parametrize("ladders", [((8,), (8,)), ((1, 8), (8,)), ((1, 8), (1, 8))])
+@pytest.mark.parametrize("out_axes", ["batch src", "batch"])
+def test_one_element_that_is_spread_over_another_axis(ladders, out_axes):
+    """Where two axes have to be equal, a size of 1 is served as the plain function does or refused.
+
+    So it is in any order of calls: what the first bucket shows of the outputs serves the others.
+    """
+
+    def added(x, y):
+        return x + y if out_axes == "batch src" else (x * y).sum(1)
+
+    pairs = [(5, 5), (8, 8), (5, 1), (1, 5)]
+    for order in (pairs, pairs[::-1]):
+        config = CUDAGraphConfig(
+            capture_sizes=(4,),
+            capture_axes=dict(zip(("src", "tgt"), ladders, strict=True)),
+            warmup_iterations=0,
+        )
+        function = bucket_jit(
+            added, in_axes=("batch src", "batch tgt"), out_axes=out_axes, config=config
+        )
+        served = []
+        for rows, (source, target) in itertools.product((1, 3), order):
+            x, y = floats(0, rows, source), floats(1, rows, target)
+            with contextlib.suppress(InputShapeError):
+                np.testing.assert_allclose(function(x, y), added(x, y), atol=1e-5)
+                served.append((source, target))
+        assert {(5, 5), (8, 8)} <= {*served}
+        if ladders == ((8,), (8,)):
+            with pytest.raises(InputShapeError, match="spreads the one element of tgt over"):
+                function(floats(0, 3, 5), floats(1, 3, 1))
+
+
+def test_one_element_that_is_spread_over_a_constant():
+    """A function of one length alone, which spreads a single element over its constant."""
+    config = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(5,), warmup_iterations=0)
+    weights = floats(0, 5)
+    function = bucket_jit(
+        lambda x: x + weights, in_axes="batch seq", out_axes="batch seq", config=config
+    )
+    for rows in (1, 3):
+        np.testing.assert_allclose(function(floats(1, rows, 5)), floats(1, rows, 5) + weights)
+        with pytest.raises(InputShapeError, match="spreads the one element of seq"):
+            function(floats(1, rows, 1))

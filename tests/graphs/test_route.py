@@ -218,7 +218,9 @@ def test_out_axes_for_a_function_that_takes_few_sizes():
         return x * weights
 
     config = CUDAGraphConfig(capture_sizes=(4,), warmup_iterations=0)
-    refused = r"takes no second seq size \(cannot trace fixed: .*ncompatible shapes.*\): declare out_axes"
+    refused = (
+        r"takes no second seq size \(cannot trace fixed: .*ncompatible shapes.*\): declare out_axes"
+    )
     with pytest.raises(InputShapeError, match=refused):
         bucket_jit(fixed, in_axes=("batch seq",), config=config)(floats(0, 3, 5))
     declared = bucket_jit(fixed, in_axes=("batch seq",), out_axes="batch seq", config=config)

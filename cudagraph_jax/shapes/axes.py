@@ -12,19 +12,26 @@ from cudagraph_jax.shapes.ladder import Bucket
 
 Shape = tuple[int, ...]
 
+# What is added before a division stands in brackets with what it is added to: (seq+1)//2.
 _LENGTH = re.compile(
-    r"(?:(?P<times>\d+)\*)?(?P<axis>[a-zA-Z]\w*)(?://(?P<over>\d+))?(?P<plus>[+-]\d+)?"
+    r"(?P<open>\()?(?:(?P<times>\d+)\*)?(?P<axis>[a-zA-Z]\w*)(?(open)(?P<before>[+-]\d+)\))"
+    r"(?://(?P<over>\d+))?(?P<plus>[+-]\d+)?"
+)
+_FORMS = (
+    "seq+1, seq-1, 2*seq, seq//2, (seq+1)//2 (half of it, rounded up), or several of these: "
+    "(2*seq-3)//4+1"
 )
 
 
 class Length(NamedTuple):
-    """How long a dimension is: a size, or what follows from one, `seq // 2 + 1` say.
+    """How long a dimension is: a size, or what follows from one, `(2 * seq + 1) // 4 + 1` say.
 
     Attributes:
         axis: The name of the size.
         times: What it is multiplied with.
         over: What that is divided by, rounded down.
         plus: What is added.
+        before: What is added before the division, from 0 to less than `over`.
         left: Whether padding stands in front of what is real, instead of behind it.
     """
 
@@ -32,23 +39,26 @@ class Length(NamedTuple):
     times: int = 1
     over: int = 1
     plus: int = 0
+    before: int = 0
     left: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Length | None:
-        """The length of `text`, such as `seq`, `seq+1`, `2*seq` or `seq//2`; None if it is none."""
+        """The length of `text`, such as `seq+1`, `2*seq` or `(seq+1)//2`; None if it is none."""
         found = _LENGTH.fullmatch(text)
         if found is None or 0 in (int(found["over"] or 1), int(found["times"] or 1)):
             return None
-        times, over, plus = (
-            int(found[part] or part != "plus") for part in ("times", "over", "plus")
-        )
-        return cls(found["axis"], times, over, plus)
+        times, over = (int(found[part] or 1) for part in ("times", "over"))
+        # (seq+3)//2 is (seq+1)//2+1: two ways to write one length are equal.
+        whole, before = divmod(int(found["before"] or 0), over)
+        return cls(found["axis"], times, over, int(found["plus"] or 0) + whole, before)
 
     def __str__(self) -> str:
         times = "" if self.times == 1 else f"{self.times}*"
         over = "" if self.over == 1 else f"//{self.over}"
-        return f"{times}{self.axis}{over}" + (f"{self.plus:+}" if self.plus else "")
+        scaled = f"{times}{self.axis}"
+        scaled = f"({scaled}+{self.before})" if self.before else scaled
+        return f"{scaled}{over}" + (f"{self.plus:+}" if self.plus else "")
 
     def to_left(self) -> Length:
         """The same with padding on the left; rows of a batch are always added at its end."""
@@ -57,16 +67,16 @@ class Length(NamedTuple):
     @property
     def is_size(self) -> bool:
         """Whether it is the size itself."""
-        return (self.times, self.over, self.plus) == (1, 1, 0)
+        return (self.times, self.over, self.plus) == (1, 1, 0)  # and so nothing is added before
 
     @property
     def least_size(self) -> int:
         """The smallest size of its axis from which on it is 1 or more."""
-        return max(1, -(-(1 - self.plus) * self.over // self.times))
+        return max(1, -(((self.plus - 1) * self.over + self.before) // self.times))
 
     def of(self, sizes: Bucket) -> int:
         """How long it is in a call of `sizes`."""
-        return sizes.size(self.axis) * self.times // self.over + self.plus
+        return (sizes.size(self.axis) * self.times + self.before) // self.over + self.plus
 
     def real(self, sizes: Bucket) -> slice:
         """Where a call of `sizes` is in a dimension that is padded."""
@@ -199,8 +209,8 @@ class AxisPattern:
 
         Args:
             text: Dimensions in order, separated by spaces: `batch`, `seq`, the name of another
-                axis, what follows from one (`seq+1`, `2*seq`, `seq//2`), `_` (any one dimension)
-                and `...` (the rest), as in einops.
+                axis, what follows from one (`seq+1`, `2*seq`, `seq//2`, `(seq+1)//2`), `_` (any one
+                dimension) and `...` (the rest), as in einops.
 
         Raises:
             ConfigError: Something that is none of these, or `...` twice.
@@ -211,7 +221,7 @@ class AxisPattern:
             if length is None and name not in ("_", "..."):
                 raise ConfigError(
                     f"axes {text!r} has the name {name!r}: use batch, seq, the name of another "
-                    "axis, such as height, or what follows from one, such as seq+1 or seq//2; "
+                    f"axis, such as height, or without spaces what follows from one, {_FORMS}; "
                     "_ (any one dimension) and ... (the rest)"
                 )
         if names.count("...") > 1:

@@ -88,10 +88,12 @@ def test_lengths(function, unpad):
         (filled_up, "batch _"),
         (lambda x: (x, halves(x)), ("batch seq", "batch _")),
         (lambda x: x * 2, "batch _"),
+        (lambda x: x[:, ::2], "batch (seq+1)//2"),
+        (lambda x: x[::2, ::3], "(batch+1)//2 (seq+2)//3"),
     ],
 )
 def test_declared_axes_beside_them(function, out_axes):
-    """Dimensions that `out_axes` does not name are those of the plain function, too."""
+    """What `out_axes` does not name is as in the plain function, and so is what it has a rule for."""
     call = bucket_jit(function, in_axes="batch seq", out_axes=out_axes, config=CONFIG)
     for shape in SIZES:
         jax.tree.map(np.testing.assert_allclose, call(rows(shape)), jax.jit(function)(rows(shape)))

@@ -10,6 +10,7 @@ from cudagraph_jax.shapes.axes import (
     AxisPattern,
     Leaf,
     LeafAxes,
+    Length,
     axes_by_size,
     sizes_of,
 )
@@ -67,20 +68,24 @@ def test_resolve(text, ndim, axes):
     assert pattern.resolve(ndim, name="x") == LeafAxes.at(*axes)
 
 
+FORMS = (
+    "seq+1, seq-1, 2*seq, seq//2, (seq+1)//2 (half of it, rounded up), or several of these: "
+    "(2*seq-3)//4+1; _ (any one dimension) and ... (the rest)"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (
             "batch seq*2",
             "axes 'batch seq*2' has the name 'seq*2': use batch, seq, the name of another axis, "
-            "such as height, or what follows from one, such as seq+1 or seq//2; _ (any one "
-            "dimension) and ... (the rest)",
+            "such as height, or without spaces what follows from one, " + FORMS,
         ),
         (
             "batch seq//0",
             "axes 'batch seq//0' has the name 'seq//0': use batch, seq, the name of another axis, "
-            "such as height, or what follows from one, such as seq+1 or seq//2; _ (any one "
-            "dimension) and ... (the rest)",
+            "such as height, or without spaces what follows from one, " + FORMS,
         ),
         ("... seq ...", "axes '... seq ...' has '...' twice: an array has it once"),
     ],
@@ -90,6 +95,27 @@ def test_bad_pattern(text, message):
     with pytest.raises(ConfigError) as caught:
         AxisPattern.parse(text)
     assert str(caught.value) == message
+
+
+@given(
+    *(st.integers(1, 6), st.integers(-9, 9), st.integers(1, 6), st.integers(-9, 9)),
+    st.integers(1, 40),
+)
+def test_a_length_is_what_python_says(times, before, over, plus, size):
+    """Rules are Python's arithmetic; what they are written as says the same rule again."""
+    text = f"({times}*seq{before:+})//{over}{plus:+}"
+    length = Length.parse(text)
+    assert length.of(Bucket(1, size)) == eval(text, {"seq": size})
+    assert Length.parse(str(length)) == length
+    least = length.least_size
+    assert length.of(Bucket(1, least)) >= 1
+    assert least == 1 or length.of(Bucket(1, least - 1)) < 1
+
+
+@pytest.mark.parametrize("text", ["(seq)//2", "(seq+1", "seq+1)//2", "(seq+1)*2", "()//2", "seq+"])
+def test_what_is_no_length(text):
+    """Brackets hold a sum, and stand before a division."""
+    assert Length.parse(text) is None
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from cudagraph_jax.shapes.output_axes import (
     Probes,
     check_declared_axes,
     infer_output_axes,
+    refuse_steps,
 )
 from cudagraph_jax.shapes.padding import PadValue
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments, unflatten_shapes
@@ -265,6 +266,8 @@ class Program:
             found = FoundAxes(tuple(untrimmed_outputs(tree)))
         else:
             found = infer_output_axes(probes)
+        if self.on_left:
+            found = refuse_steps(probes, found, self.on_left)
         return outputs_of(tree, found, unpad=self.target.unpad, left=self.on_left)
 
     def _probes(self, bucket: Bucket, tree: PyTree, others: Sequence[Bucket]) -> Probes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from itertools import chain, count, pairwise, product
 from typing import NamedTuple
 
@@ -176,6 +176,60 @@ def check_declared_axes(probes: Probes, declared: Sequence[OutputAxes]) -> Found
     # one that was tried at a size of 1, which most operations spread over any other.
     different = {other.size.size(axis) for axis in probes.grid} - {1}
     return FoundAxes(tuple(checked), follows, is_tried=len(different) == len(probes.grid))
+
+
+def refuse_steps(probes: Probes, found: FoundAxes, left: Collection[str]) -> FoundAxes:
+    """`found`, with a `problem` for each output of strides or windows over an axis padded in front.
+
+    Their steps start at the first of the padding, and so elsewhere in a row than without it, unless
+    that is padded by a whole number of them. What grows by a whole number for each element of the
+    axis, or not at all, ends where the row does.
+
+    Args:
+        probes: How to evaluate.
+        found: The axes of the outputs.
+        left: The axes whose padding stands on the left.
+    """
+    outputs = []
+    for index, axes in enumerate(found.outputs):
+        steps = [
+            (place, length.axis)
+            for place, length in axes.axes.dims
+            if length.axis in left and length.times % length.over
+        ]
+        steps += [
+            (place, axis)
+            for place, axis in axes.follows
+            if axis in left and _has_steps(probes, index, place, axis)
+        ]
+        if steps and axes.problem is None:
+            place, axis = steps[0]
+            axes = axes._replace(
+                problem=f"dimension {place} of {axes.name} follows {axis} in steps, as a stride or "
+                f"a window does, and {axis} is padded on the left, so that they start elsewhere in "
+                'a padded row: give pad_side="right", name the input by its steps '
+                f'(in_axes="2*{axis}" for steps of two), or ask for unpad="none"'
+            )
+        outputs.append(axes)
+    return found._replace(outputs=tuple(outputs))
+
+
+def _has_steps(probes: Probes, index: int, place: int, axis: str) -> bool:
+    """Whether a dimension is not of a whole number of elements for each one of its axis."""
+    base = probes.base.size(axis)
+    # Of two neighbours one is no whole number of steps. Last the grid, if it takes few sizes.
+    tried = (3 * base + 1, 3 * base + 2, 8 * base + 1, *probes.grid[axis])
+    samples = [probes.first_of(axis, [size]) for size in tried]
+    points = [
+        (_own(sample.size, axis), _extent(sample, index, place))
+        for sample in samples
+        if sample is not None
+    ][:3]
+    slopes = {
+        (later - earlier) / (size - other)
+        for (other, earlier), (size, later) in pairwise(sorted({*points}))
+    }
+    return len(slopes) > 1 or any(slope % 1 for slope in slopes)
 
 
 def _other_sizes(probes: Probes) -> Iterable[Bucket]:

@@ -93,7 +93,7 @@ def test_lengths(function, unpad):
     ],
 )
 def test_declared_axes_beside_them(function, out_axes):
-    """What `out_axes` does not name is as in the plain function, and so is what it has a rule for."""
+    """What `out_axes` has a rule for, or does not name, is as in the plain function."""
     call = bucket_jit(function, in_axes="batch seq", out_axes=out_axes, config=CONFIG)
     for shape in SIZES:
         jax.tree.map(np.testing.assert_allclose, call(rows(shape)), jax.jit(function)(rows(shape)))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudagraph_jax import ConfigError, CUDAGraphConfig, bucket_jit, no_compiles
+from cudagraph_jax import ConfigError, CUDAGraphConfig, InputShapeError, bucket_jit, no_compiles
 from tests.helpers.functions import floats
 
 CONFIG = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), warmup_iterations=1)
@@ -46,10 +46,13 @@ def test_the_last_token_is_the_last(generator, batch, seq):
 @pytest.mark.parametrize("unpad", ["host", "device"])
 @pytest.mark.parametrize("shape", SIZES)
 def test_lengths_that_follow_are_cut_on_the_left(shape, unpad):
-    """So are outputs of half the length, and those that `out_axes` names."""
+    """So are outputs of one less, or of twice the length, and those that `out_axes` names."""
     x = floats(0, *shape)
     cases: list[tuple[Any, dict[str, Any]]] = [
-        (lambda x: x[:, x.shape[1] // 2 :], {}),
+        (lambda x: x[:, 1:] - x[:, :-1], {}),
+        (lambda x: x[:, 1:] - x[:, :-1], {"out_axes": "batch seq-1"}),
+        (lambda x: x[:, -4:], {}),
+        (lambda x: jnp.repeat(x, 2, axis=1), {}),
         (lambda x: x * 2, {"out_axes": "batch seq"}),
         (lambda x: jnp.einsum("bs,bt->bst", x, x), {}),
         (lambda x: {"all": x, "rows": x[:, -1]}, {}),
@@ -60,6 +63,34 @@ def test_lengths_that_follow_are_cut_on_the_left(shape, unpad):
         )
         for _ in range(2):
             jax.tree.map(np.testing.assert_allclose, call(x), function(x))
+
+
+STEPS = {
+    "stride": (lambda x: x[:, ::2], "batch (seq+1)//2"),
+    "windows": (
+        lambda x: x[:, : x.shape[1] // 3 * 3].reshape(len(x), -1, 3).sum(2),
+        "batch seq//3",
+    ),
+    "whole pairs": (lambda x: x[:, : x.shape[1] // 2 * 2], None),
+    "even ones": (lambda x: x.reshape(len(x), -1, 2).sum(2), "batch seq//2"),
+    "rows beside": (lambda x: {"rows": x[:, -1], "half": x[:, ::2]}, None),
+}
+
+
+@pytest.mark.parametrize("is_declared", [False, True])
+@pytest.mark.parametrize(("function", "out_axes"), STEPS.values(), ids=STEPS)
+def test_steps_over_padding_in_front(function, out_axes, is_declared):
+    """Strides and windows, which start at the padding, are refused at any size, or not cut."""
+    options = {"out_axes": out_axes} if is_declared else {}
+    for seq in (8, 6, 5):
+        call = bucket_jit(function, in_axes="batch seq", pad_side="left", config=CONFIG, **options)
+        with pytest.raises(InputShapeError, match="in steps.*is padded on the left.*pad_side"):
+            call(floats(0, 3, seq))
+    whole = bucket_jit(function, in_axes="batch seq", pad_side="left", unpad="none", config=CONFIG)
+    right = bucket_jit(function, in_axes="batch seq", config=CONFIG, **options)
+    x = floats(0, 4, 8)
+    for served in (whole, right):
+        jax.tree.map(np.testing.assert_allclose, served(x), function(x))
 
 
 @pytest.mark.parametrize("pad", [0, 7, "edge"])

@@ -190,28 +190,34 @@ def refuse_steps(probes: Probes, found: FoundAxes, left: Collection[str]) -> Fou
         found: The axes of the outputs.
         left: The axes whose padding stands on the left.
     """
-    outputs = []
-    for index, axes in enumerate(found.outputs):
-        steps = [
-            (place, length.axis)
-            for place, length in axes.axes.dims
-            if length.axis in left and length.times % length.over
-        ]
-        steps += [
-            (place, axis)
-            for place, axis in axes.follows
-            if axis in left and _has_steps(probes, index, place, axis)
-        ]
-        if steps and axes.problem is None:
-            place, axis = steps[0]
-            axes = axes._replace(
-                problem=f"dimension {place} of {axes.name} follows {axis} in steps, as a stride or "
-                f"a window does, and {axis} is padded on the left, so that they start elsewhere in "
-                'a padded row: give pad_side="right", name the input by its steps '
-                f'(in_axes="2*{axis}" for steps of two), or ask for unpad="none"'
-            )
-        outputs.append(axes)
+    outputs = [
+        axes if axes.problem else axes._replace(problem=_in_steps(probes, index, axes, left))
+        for index, axes in enumerate(found.outputs)
+    ]
     return found._replace(outputs=tuple(outputs))
+
+
+def _in_steps(probes: Probes, index: int, axes: OutputAxes, left: Collection[str]) -> str | None:
+    """What is wrong with an output that has a dimension in steps; None where it has none."""
+    steps = [
+        (place, length.axis)
+        for place, length in axes.axes.dims
+        if length.axis in left and length.times % length.over
+    ]
+    steps += [
+        (place, axis)
+        for place, axis in axes.follows
+        if axis in left and _has_steps(probes, index, place, axis)
+    ]
+    if not steps:
+        return None
+    place, axis = steps[0]
+    return (
+        f"dimension {place} of {axes.name} follows {axis} in steps, as a stride or a window does, "
+        f"and {axis} is padded on the left, so that they start elsewhere in a padded row: give "
+        f'pad_side="right", name the input by its steps (in_axes="2*{axis}" for steps of two), or '
+        'ask for unpad="none"'
+    )
 
 
 def _has_steps(probes: Probes, index: int, place: int, axis: str) -> bool:

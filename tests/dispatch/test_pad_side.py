@@ -84,7 +84,7 @@ def test_steps_over_padding_in_front(function, out_axes, is_declared):
     options = {"out_axes": out_axes} if is_declared else {}
     for seq in (8, 6, 5):
         call = bucket_jit(function, in_axes="batch seq", pad_side="left", config=CONFIG, **options)
-        with pytest.raises(InputShapeError, match="in steps.*is padded on the left.*pad_side"):
+        with pytest.raises(InputShapeError, match=r"in steps.*is padded on the left.*pad_side"):
             call(floats(0, 3, seq))
     whole = bucket_jit(function, in_axes="batch seq", pad_side="left", unpad="none", config=CONFIG)
     right = bucket_jit(function, in_axes="batch seq", config=CONFIG, **options)

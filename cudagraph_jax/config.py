@@ -165,9 +165,18 @@ class CUDAGraphConfig:
         """The compiler options of every bucket: the scope's, overridden by `compiler_options`."""
         return dict(_xla_options(self))
 
-    def should_use_cudagraph(self, batch_size: int, seq_len: int) -> bool:
-        """Whether a call of this size is inside the limits (and the config is enabled)."""
-        return self.admits(Bucket(batch_size, seq_len))
+    def should_use_cudagraph(self, /, batch_size: int, seq_len: int, **named: int) -> bool:
+        """Whether a call of this size is inside the limits (and the config is enabled).
+
+        Args:
+            batch_size: Its rows.
+            seq_len: Its sequence length.
+            **named: Its sizes of `capture_axes`, those that its function carries.
+
+        Raises:
+            ConfigError: There is no axis of such a name.
+        """
+        return self.admits(self._sizes(batch_size, seq_len, named))
 
     def get_padded_batch_size(self, batch_size: int) -> int:
         """The next capture size up; `batch_size` itself above the largest."""
@@ -175,13 +184,30 @@ class CUDAGraphConfig:
 
     def get_padded_seq_len(self, seq_len: int) -> int:
         """The next captured length up; `seq_len` itself above the largest, or without lengths."""
-        return (
-            seq_len if self.capture_seq_lens is None else _size_up(self.capture_seq_lens, seq_len)
-        )
+        return _size_up(self.capture_seq_lens, seq_len)
 
-    def bucket_for(self, batch_size: int, seq_len: int) -> Bucket:
-        """The bucket that a call of this size is padded to."""
-        return Bucket(self.get_padded_batch_size(batch_size), self.get_padded_seq_len(seq_len))
+    def bucket_for(self, /, batch_size: int, seq_len: int, **named: int) -> Bucket:
+        """The bucket that a call of this size is padded to.
+
+        Args:
+            batch_size: Its rows.
+            seq_len: Its sequence length.
+            **named: Its sizes of `capture_axes`, those that its function carries: the bucket has
+                no others.
+
+        Raises:
+            ConfigError: There is no axis of such a name.
+        """
+        return self.padded(self._sizes(batch_size, seq_len, named))
+
+    def _sizes(self, batch_size: int, seq_len: int, named: Mapping[str, int]) -> Bucket:
+        for axis in named:
+            if axis not in self.capture_axes:
+                raise ConfigError(
+                    f"{axis}={named[axis]!r}: the config has no such axis; "
+                    + nearest(axis, ["batch_size", "seq_len", *self.capture_axes])
+                )
+        return Bucket.of({"batch": batch_size, "seq": seq_len, **named})
 
     def padded(self, sizes: Bucket, carried: Collection[str] | None = None) -> Bucket:
         """The bucket that a call of these sizes is padded to.
@@ -190,11 +216,8 @@ class CUDAGraphConfig:
             sizes: The call's.
             carried: The axes that its arrays carry: sizes of others stay as they are. None: all.
         """
-        padded = self.bucket_for(sizes.batch_size, sizes.seq_len)
-        if len(sizes) > 2:
-            padded = padded.with_sizes(
-                {axis: _size_up(self.capture_axes[axis], size) for axis, size in sizes[2:]}
-            )
+        each = sizes.sizes.items()
+        padded = Bucket.of({axis: _size_up(self.ladder(axis), size) for axis, size in each})
         return padded if carried is None else padded.only(carried, others=sizes)
 
     def admits(self, sizes: Bucket, carried: Collection[str] | None = None) -> bool:
@@ -325,9 +348,10 @@ def checked_config(config: CUDAGraphConfig | None) -> CUDAGraphConfig:
     return config
 
 
-def _size_up(sizes: Collection[int], size: int) -> int:
-    """The next of the sorted `sizes` up; `size` itself above them."""
-    ladder = cast(Ladder, sizes)
+def _size_up(ladder: Sequence[int] | None, size: int) -> int:
+    """The next size of a ladder up; `size` itself above the largest, or without a ladder."""
+    if ladder is None:
+        return size
     index = bisect_left(ladder, size)
     return ladder[index] if index < len(ladder) else size
 

@@ -316,6 +316,27 @@ def test_padded_sizes(config, batch, seq):
     )
 
 
+def test_sizes_of_named_axes():
+    """Sizes by name are padded and limited like the others; those left out are not carried."""
+    config = CUDAGraphConfig(
+        capture_sizes=(4,),
+        capture_seq_lens=(64,),
+        capture_axes={"height": (8, 16), "self": (2,)},
+        max_bucket_elements=4096,
+    )
+    assert config.bucket_for(3, 57) == Bucket(4, 64)
+    assert config.bucket_for(3, 57, height=9) == Bucket(4, 64, height=16)
+    assert config.bucket_for(3, 57, height=99, self=1) == Bucket.of(
+        {"batch": 4, "seq": 64, "height": 99, "self": 2}
+    )
+    assert config.should_use_cudagraph(3, 57, height=9)
+    assert not config.should_use_cudagraph(3, 57, height=17)
+    assert not config.should_use_cudagraph(3, 57, height=9, self=2)  # 8192 elements
+    for asks in (config.bucket_for, config.should_use_cudagraph):
+        with pytest.raises(ConfigError, match="hight=9: the config has no such axis; did you mean"):
+            asks(3, 57, hight=9)
+
+
 @given(configs())
 def test_buckets_are_the_grid(config):
     """The grid is ascending, inside the limits, and each of its buckets is its own."""

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -292,11 +293,37 @@ def cause_of(trial: Trial, difference: OutputDifference, *, padding: Poison | No
             'give a stride or a window explicit padding: with padding="SAME" it starts elsewhere '
             "in an odd size than in an even one",
         )
+    why += _full_only(trial, padding)
+    if index := _index_that_mends(trial, blamed, padding):
+        return Cause(
+            why,
+            f"pad {index} (pad_values), which is out of range: a scatter and segment_sum drop such "
+            "an index, where 0 is the first",
+        )
     return Cause(
-        why + _full_only(trial, padding),
+        why,
         f"{_IGNORE}and use it, or choose pad_values that it ignores; 0 counts as chosen where it "
         "is written",
     )
+
+
+def _index_that_mends(trial: Trial, blamed: Sequence[str], padding: Poison) -> str:
+    """The array of integers that mends the answer, padded out of range, and how; else empty."""
+    program, bucket = trial.entry.program, trial.entry.bucket
+    # Not the largest integer: a loop that takes it for a length has to end.
+    shapes = [leaf.shape for leaf in jax.tree.leaves(program.arguments(bucket))]
+    beyond = 1 + max(itertools.chain(*shapes))
+    arrays = poisonable(program, trial.example)
+    for index, array in {**arrays.data, **arrays.doubtful}.items():
+        if (
+            not set(blamed).isdisjoint(trial.example.axes[index].names)
+            and jnp.issubdtype(array.dtype, np.integer)
+            and beyond <= jnp.iinfo(array.dtype).max  # type: ignore[no-untyped-call]
+            and not trial.differ(trial.run({**padding, index: beyond}), trial.expected)
+        ):
+            most = jnp.iinfo(array.dtype).max  # type: ignore[no-untyped-call]
+            return f"{_leaf_names(trial)[index]} with {int(most)}"
+    return ""
 
 
 def _moves(trial: Trial) -> bool:

@@ -76,6 +76,29 @@ def test_why():
     assert "is the function pure?" in impure
 
 
+def test_what_to_do_about_receivers():
+    """The remedy for an index of a scatter is padding that is out of range, which mends it."""
+
+    def received(nodes, edges, receivers):
+        return nodes.at[receivers].add(edges + 1)
+
+    def sums(nodes, edges, receivers):
+        return jax.ops.segment_sum(jnp.cos(edges), receivers, nodes.shape[0])
+
+    axes = ("nodes", "edges", "edges")
+    drawn = {"dtypes": (None, None, "int32"), "values": (None, None, (0, 2))}
+    for fn in (received, sums):
+        message = failure(fn, in_axes=axes, **drawn)
+        assert (
+            "remedy: pad receivers with 2147483647 (pad_values), which is out of range" in message
+        )
+        assert_bucketing_preserves(fn, in_axes=axes, pad_values=(0, 0, 2**31 - 1), **drawn)
+    looked_up = failure(
+        lambda x, ids: x[ids].sum(), in_axes=axes[:2], **{k: v[1:] for k, v in drawn.items()}
+    )
+    assert "pad_values that it ignores" in looked_up
+
+
 def test_which_axis_is_to_blame():
     """The message names the axis whose padding is counted in, and what its size is taken for."""
     parts = {

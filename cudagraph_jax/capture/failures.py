@@ -97,10 +97,12 @@ class Failures:
         """Keeps `error`; whether it is new, and not that of the same attempt."""
         if variant.function.is_gone:
             return False  # nobody will call it again
+        # Others go on behind it, or end their own sentence.
+        text = str(error).rstrip(". ")
         before = self.remembered.get((bucket, variant))
         if (
             before is not None
-            and (before.error.stage, str(before.error)) == (error.stage, str(error))
+            and (before.error.stage, str(before.error)) == (error.stage, text)
             and self._clock() < before.retry_at
         ):
             return False  # from somebody who waited for the same attempt
@@ -108,9 +110,9 @@ class Failures:
         pause = min(FIRST_PAUSE_S * 2 ** (attempts - 1), LONGEST_PAUSE_S)
         retry_at = math.inf if is_final(error) else self._clock() + pause
         # Without its traceback, whose frames would keep the caller's arrays alive.
-        kept = CaptureError(str(error), stage=error.stage)
+        kept = CaptureError(text, stage=error.stage)
         if isinstance(error, PaddingLeakError):
-            kept = PaddingLeakError(str(error))
+            kept = PaddingLeakError(text)
         self.remembered.pop((bucket, variant), None)
         self.remembered[bucket, variant] = Failure(kept, attempts, retry_at)
         _shorten(self.remembered)

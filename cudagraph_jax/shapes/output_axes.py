@@ -108,7 +108,7 @@ class Probes(NamedTuple):
         try:
             self.evaluate(size)
         except CUDAGraphError as error:
-            return f" ({str(error).rstrip('. ')}, at {size.described})"
+            return f" ({error}, at {size.described})"
         return ""
 
 

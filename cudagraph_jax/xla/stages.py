@@ -234,7 +234,7 @@ def stage_errors(stage: str, name: str) -> Iterator[None]:
     except CUDAGraphError:
         raise
     except Exception as error:
-        reason = error_text(error).split("\n", 1)[0]
+        reason = error_text(error).split("\n", 1)[0].rstrip(". ")
         if stage == "compile" and "INVALID_ARGUMENT" in reason and "option" in reason:
             raise ConfigError(
                 f"XLA refuses the compiler options: {reason}: correct compiler_options"

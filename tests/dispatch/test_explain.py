@@ -107,6 +107,26 @@ def test_a_failed_bucket_in_words():
     assert "reset()" in explanation.remedy
 
 
+def test_a_reason_that_ends_with_a_dot():
+    """The words of a failure that are a sentence themselves end with one dot, with any policy."""
+
+    def refusing(x):
+        if x.shape[0] == 3:
+            raise ValueError("Not three rows.")
+        return x
+
+    for policy in ("capture", "error"):
+        config = dataclasses.replace(GRID, capture_sizes=(3,), on_miss="capture")
+        function = bucket_jit(refusing, in_axes=("batch seq",), config=config)
+        with pytest.warns(CUDAGraphWarning):
+            function(X)
+        function.registry.config = dataclasses.replace(config, on_miss=policy)
+        text = str(function.explain(X))
+        assert "ValueError: Not three rows" in text
+        assert "rows.." not in text
+        assert "rows.)" not in text
+
+
 def test_literally():
     """The sentence of a padded hit, word for word."""
     function = bucket_jit(double, in_axes=("batch seq",), config=GRID)

@@ -497,7 +497,9 @@ def command_buffer_scope(scope: object, *, per_layer_graphs: bool) -> CommandBuf
         require_choice("command_buffers", scope, [known.value for known in CommandBufferScope])
         scope = CommandBufferScope(scope)
     if not isinstance(scope, CommandBufferScope):
-        raise ConfigError(f"command_buffers={scope!r} is no CommandBufferScope: use one of its")
+        raise ConfigError(
+            f"command_buffers={scope!r} is no CommandBufferScope: use one of its members"
+        )
     if not per_layer_graphs or scope is CommandBufferScope.PIECEWISE:
         return scope
     if scope is CommandBufferScope.AUTO:

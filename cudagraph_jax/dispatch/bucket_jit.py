@@ -224,7 +224,8 @@ def _masks(given: object) -> tuple[Mask, ...]:
         )
     masks = []
     for name, axes in given.items():
-        pattern = AxisPattern.parse(axes) if isinstance(axes, str) else None
+        option = f"mask_argname[{name!r}]"
+        pattern = AxisPattern.parse(axes, option=option) if isinstance(axes, str) else None
         if pattern is None or not pattern.is_sizes or not isinstance(name, str):
             raise ConfigError(
                 f"mask_argname has {name!r}: {axes!r}: give the axes of the mask, as "
@@ -321,7 +322,7 @@ def _unpad(mode: object) -> object:
 
 def _out_axes(spec: object) -> object:
     if isinstance(spec, str):
-        AxisPattern.parse(spec)
+        AxisPattern.parse(spec, option="out_axes")
     elif spec is not None:
         raise ConfigError(
             f'out_axes has the entry {spec!r}: use None, or names such as "batch seq ..."'

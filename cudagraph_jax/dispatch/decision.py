@@ -269,9 +269,8 @@ def too_large_axes(config: CUDAGraphConfig, sizes: Bucket) -> list[str]:
 def limits(config: CUDAGraphConfig, sizes: Bucket, carried: Collection[str]) -> str:
     """The limits that a call is outside of, in words."""
     if too_large_axes(config, sizes):
-        named = [axis for axis in sizes.sizes if axis in carried or axis in ("batch", "seq")]
-        most = [f"{axis_name(axis)} {config.largest(axis)}" for axis in named]
-        return f"{', '.join(most[:-1])} and {most[-1]}"
+        most = [f"{axis_name(axis)} {config.largest(axis)}" for axis in carried]
+        return " and ".join([", ".join(most[:-1]), most[-1]] if most[1:] else most)
     bucket = config.padded(sizes, carried)
     return (
         f"max_bucket_elements={config.max_bucket_elements}, of which its bucket, {bucket}, takes "
@@ -279,30 +278,40 @@ def limits(config: CUDAGraphConfig, sizes: Bucket, carried: Collection[str]) -> 
     )
 
 
-def larger_limits(config: CUDAGraphConfig, sizes: Bucket) -> str:
+def larger_limits(
+    config: CUDAGraphConfig,
+    sizes: Bucket,
+    carried: Collection[str],
+    *,
+    add: str = "add larger buckets",
+) -> str:
     """What to change for a call that is outside the limits."""
-    return "add larger buckets" if too_large_axes(config, sizes) else "raise max_bucket_elements"
+    remedies = [add] if too_large_axes(config, sizes) else []
+    # A bucket that is added may be of the call's very size.
+    if not config.allows(sizes if remedies else config.padded(sizes, carried)):
+        remedies.append("raise max_bucket_elements")
+    return " and ".join(remedies)
 
 
 def _too_large(
     config: CUDAGraphConfig, sizes: Bucket, carried: Collection[str], *, policy: str
 ) -> CUDAGraphError:
+    if config.on_overflow == "split" and "batch" in carried:
+        # Its rows are cut: what is wrong is wrong with the fewest.
+        sizes = sizes.with_sizes({"batch": min(sizes.batch_size, config.capture_sizes[0])})
     problems = [
         f"{axis_name(axis)}={sizes.size(axis)} is larger than the largest "
         f"bucket, {config.largest(axis)}"
         for axis in too_large_axes(config, sizes)
     ]
-    remedies = ["add a bucket"] if problems else []
     bucket = config.padded(sizes, carried)
     if not config.allows(bucket):
         problems.append(
             f"the bucket of {sizes}, {bucket}, has {bucket.elements} elements, more than "
             f"max_bucket_elements={config.max_bucket_elements}"
         )
-        remedies.append("raise max_bucket_elements")
-    return BucketOverflowError(
-        f'{" and ".join(problems)}: {" and ".join(remedies)} or set on_overflow="{policy}"'
-    )
+    remedy = larger_limits(config, sizes, carried, add="add a bucket")
+    return BucketOverflowError(f'{" and ".join(problems)}: {remedy} or set on_overflow="{policy}"')
 
 
 def _unpadded(sizes: Bucket, bucket: Bucket) -> CUDAGraphError:

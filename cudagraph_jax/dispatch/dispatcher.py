@@ -466,7 +466,7 @@ def overflow_notice(
         # Of outputs that stay on the device the time is that of the dispatch.
         if near.replay_count and (call.target.unpad == "host" or near.waits):
             known += f", once, and takes {near.avg_replay_time_ms:,.1f} ms to replay"
-    remedy = larger_limits(config, sizes)
+    remedy = larger_limits(config, sizes, call.carried)
     if mode is CUDAGraphMode.CAPTURE:
         remedy += ', or set on_overflow="exact", which captures each such size once'
     else:

@@ -96,7 +96,7 @@ def _replayed(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[s
 
 def _captured(config: CUDAGraphConfig, call: Call, decision: Decision) -> tuple[str, str]:
     if decision.reason is Reason.OVERFLOW:
-        remedy = larger_limits(config, call.sizes)
+        remedy = larger_limits(config, call.sizes, call.carried)
         return 'it is outside the limits and on_overflow="exact"', remedy
     policy = f'{decision.bucket} is not captured yet and on_miss="{config.on_miss}"'
     return policy, _WARM_UP
@@ -126,7 +126,8 @@ def _outside(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[st
     if decision.piece_rows:
         why = f'its {rows} (on_overflow="split") have no captured bucket'
         return why, _WARM_UP_AND_SEAL if is_sealed else _WARM_UP
-    beyond, remedy = limits(config, call.sizes, call.carried), larger_limits(config, call.sizes)
+    beyond = limits(config, call.sizes, call.carried)
+    remedy = larger_limits(config, call.sizes, call.carried)
     why = f'it is larger than the limits, {beyond}, and on_overflow="eager" runs it eagerly'
     if is_sealed:
         return why, f"{remedy}, and warm up before seal()"

@@ -204,13 +204,14 @@ class AxisPattern:
         return repr(self.text)
 
     @classmethod
-    def parse(cls, text: str) -> AxisPattern:
+    def parse(cls, text: str, *, option: str = "in_axes") -> AxisPattern:
         """The pattern of `text`.
 
         Args:
             text: Dimensions in order, separated by spaces: `batch`, `seq`, the name of another
                 axis, what follows from one (`seq+1`, `2*seq`, `seq//2`, `(seq+1)//2`), `_` (any one
                 dimension) and `...` (the rest), as in einops.
+            option: Whose entry it is, for errors.
 
         Raises:
             ConfigError: Something that is none of these, or `...` twice.
@@ -220,12 +221,14 @@ class AxisPattern:
         for name, length in zip(names, lengths, strict=True):
             if length is None and name not in ("_", "..."):
                 raise ConfigError(
-                    f"axes {text!r} has the name {name!r}: use batch, seq, the name of another "
-                    f"axis, such as height, or without spaces what follows from one, {_FORMS}; "
-                    "_ (any one dimension) and ... (the rest)"
+                    f"{option} has the entry {text!r} with {name!r}: use batch, seq, the name of "
+                    "another axis, such as height, or without spaces what follows from one, "
+                    f"{_FORMS}; _ (any one dimension) and ... (the rest)"
                 )
         if names.count("...") > 1:
-            raise ConfigError(f"axes {text!r} has '...' twice: an array has it once")
+            raise ConfigError(
+                f"{option} has the entry {text!r} with '...' twice: an array has it once"
+            )
         if "..." not in names:
             return cls(text, tuple(lengths), None)
         rest = names.index("...")

@@ -289,7 +289,7 @@ AXES = CUDAGraphConfig(capture_sizes=(2,), capture_axes={"height": (8, 16), "wid
         ({"in_axes": "batch", "mask_argname": {"x": "batch width"}}, "no argument carries 'width'"),
         ({"in_axes": "batch", "mask_argname": {"x": "batch+1"}}, "give the axes of the mask"),
         ({"in_axes": "batch", "mask_argname": 3}, "name the keyword that takes the mask"),
-        ({"in_axes": "batch 2height"}, "has the name '2height'"),
+        ({"in_axes": "batch 2height"}, "in_axes has the entry 'batch 2height' with"),
     ],
 )
 def test_axes_without_sizes(options, message):

@@ -50,5 +50,18 @@ def test_the_nearest_bucket_is_told_by_its_axis():
     images(floats(0, 2, 8, 8))
     images.seal()
     explanation = str(images.explain(floats(0, 2, 8, 9)))
-    assert "larger than the limits, batch 2, seq_len 8192, height 8 and width 8," in explanation
+    assert "larger than the limits, batch 2, height 8 and width 8," in explanation
     assert "the nearest captured bucket is 2x1,height=8,width=8, with width 8, not 9" in explanation
+
+
+@pytest.mark.parametrize(
+    ("in_axes", "shape", "limits"),
+    [("batch", (9,), "batch 2"), ("seq", (9,), "seq_len 8"), ("height width", (9, 3), "height 8")],
+)
+def test_limits_are_those_of_the_function(in_axes, shape, limits):
+    """An explanation has no limits of axes that the function does not carry."""
+    limited = {"capture_seq_lens": (8,), "max_capture_seq_len": None}
+    config = CUDAGraphConfig.from_dict({**CONFIG.to_dict(), **limited})
+    function = bucket_jit(lambda x: x * 2, in_axes=in_axes, config=config)
+    rest = " and width 8" if "width" in in_axes else ""
+    assert f"the limits, {limits}{rest}, and on_" in str(function.explain(floats(0, *shape)))

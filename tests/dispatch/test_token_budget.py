@@ -227,6 +227,31 @@ def test_error_names_the_budget():
     )
 
 
+@pytest.mark.parametrize(
+    ("policy", "sizes", "message"),
+    [
+        # Eight rows of 16 are cut, so that their number is no reason; four would be too many.
+        ("split", (99, 16), r"^the bucket of 4x16, 4x16, has 64 .*: raise max_bucket_elements or"),
+        # At its very size a bucket of two rows of 17 would be within the budget of 40.
+        ("split", (99, 17), r"^seq_len=17 is larger .*: add a bucket or set"),
+        ("error", (1, 17), r"^seq_len=17 is larger .*: add a bucket or set"),
+        ("error", (9, 17), r"^batch=9 .* and seq_len=17 .*: add a bucket and raise max_bucket_el"),
+    ],
+)
+def test_an_error_asks_for_what_helps(policy, sizes, message):
+    """Of a bucket and a larger budget errors ask for what helps, for both only if need be."""
+    smallest = 2 if sizes[1] == 17 else 4
+    config = CUDAGraphConfig(
+        capture_sizes=(smallest, 8),
+        capture_seq_lens=(4, 16),
+        max_bucket_elements=40,
+        on_overflow=policy,
+    )
+    function = bucket_jit(double, in_axes="batch seq", config=config)
+    with pytest.raises(BucketOverflowError, match=message):
+        function(floats(0, *sizes))
+
+
 def test_exact_captures_that_very_size():
     """What is over the budget gets a bucket of its own size, and keeps it."""
     function = doubled("exact")

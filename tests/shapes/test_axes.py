@@ -69,7 +69,8 @@ def test_resolve(text, ndim, axes):
 
 
 FORMS = (
-    "seq+1, seq-1, 2*seq, seq//2, (seq+1)//2 (half of it, rounded up), or several of these: "
+    "use batch, seq, the name of another axis, such as height, or without spaces what follows from "
+    "one, seq+1, seq-1, 2*seq, seq//2, (seq+1)//2 (half of it, rounded up), or several of these: "
     "(2*seq-3)//4+1; _ (any one dimension) and ... (the rest)"
 )
 
@@ -79,15 +80,16 @@ FORMS = (
     [
         (
             "batch seq*2",
-            "axes 'batch seq*2' has the name 'seq*2': use batch, seq, the name of another axis, "
-            "such as height, or without spaces what follows from one, " + FORMS,
+            f"in_axes has the entry 'batch seq*2' with 'seq*2': {FORMS}",
         ),
         (
             "batch seq//0",
-            "axes 'batch seq//0' has the name 'seq//0': use batch, seq, the name of another axis, "
-            "such as height, or without spaces what follows from one, " + FORMS,
+            f"in_axes has the entry 'batch seq//0' with 'seq//0': {FORMS}",
         ),
-        ("... seq ...", "axes '... seq ...' has '...' twice: an array has it once"),
+        (
+            "... seq ...",
+            "in_axes has the entry '... seq ...' with '...' twice: an array has it once",
+        ),
     ],
 )
 def test_bad_pattern(text, message):

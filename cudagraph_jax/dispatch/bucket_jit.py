@@ -231,7 +231,13 @@ def _masks(given: object) -> tuple[Mask, ...]:
                 f"mask_argname has {name!r}: {axes!r}: give the axes of the mask, as "
                 f'{{{str(name)!r}: "batch seq"}}'
             )
-        masks.append(Mask(name, tuple(length.axis for length in pattern.lengths)))
+        names = tuple(length.axis for length in pattern.lengths)
+        if names.count("batch") > 1:
+            raise ConfigError(
+                f"{option}={axes!r} has the batch twice, but a mask has one row for each of it: "
+                "name it once"
+            )
+        masks.append(Mask(name, names))
     return tuple(masks)
 
 

@@ -20,6 +20,7 @@ from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, PadValue
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix, for_positions, is_declaration
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_STARRED = inspect.Parameter.VAR_POSITIONAL
 
 
 class Binder:
@@ -325,12 +326,32 @@ class Binder:
                     f"in_axes names axes for {name!r}, which is static: give None for it"
                 )
         for mask in set(self._masks).intersection(known):
-            behind = [name for name in names[names.index(mask) + 1 :] if name not in self._masks]
-            if any(known[name].kind in _POSITIONAL for name in behind):
-                raise ConfigError(
-                    f"mask_argname={mask!r} stands before {behind[0]!r} in "
-                    f"{self.name}{signature}: put it behind the positional arguments"
-                )
+            self._check_mask(mask, signature)
+
+    def _check_mask(self, mask: str, signature: inspect.Signature) -> None:
+        """Raises unless the parameter `mask` can be given by keyword, beside arrays."""
+        known = signature.parameters
+        if known[mask].kind not in (
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
+        ):
+            raise ConfigError(
+                f"mask_argname={mask!r} cannot be given by keyword to {self.name}{signature}: make "
+                f"it a keyword argument, as (x, *, {mask})"
+            )
+        others = [name for name in known if name not in self._masks]
+        if not any(known[name].kind in (*_POSITIONAL, _STARRED) for name in others):
+            raise ConfigError(
+                f"mask_argname={mask!r} leaves {self.name}{signature} no array to take, since "
+                "callers do not give it: name the argument that takes the mask"
+            )
+        names = list(known)
+        behind = [name for name in names[names.index(mask) + 1 :] if name in others]
+        if any(known[name].kind in _POSITIONAL for name in behind):
+            raise ConfigError(
+                f"mask_argname={mask!r} stands before {behind[0]!r} in "
+                f"{self.name}{signature}: put it behind the positional arguments"
+            )
 
     def _check_places(self) -> None:
         """Raises unless all that is declared by position is of positional arguments."""

@@ -288,6 +288,10 @@ AXES = CUDAGraphConfig(capture_sizes=(2,), capture_axes={"height": (8, 16), "wid
         ({"in_axes": "batch", "mask_argname": {"x": "batch hight"}}, "'hight', which has no sizes"),
         ({"in_axes": "batch", "mask_argname": {"x": "batch width"}}, "no argument carries 'width'"),
         ({"in_axes": "batch", "mask_argname": {"x": "batch+1"}}, "give the axes of the mask"),
+        (
+            {"in_axes": "batch", "mask_argname": {"x": "batch batch"}},
+            r"mask_argname\['x'\]='batch batch' has the batch twice",
+        ),
         ({"in_axes": "batch", "mask_argname": 3}, "name the keyword that takes the mask"),
         ({"in_axes": "batch 2height"}, "in_axes has the entry 'batch 2height' with"),
     ],
@@ -295,4 +299,39 @@ AXES = CUDAGraphConfig(capture_sizes=(2,), capture_axes={"height": (8, 16), "wid
 def test_axes_without_sizes(options, message):
     """An axis without sizes, or that no argument carries, is refused at decoration."""
     with pytest.raises(ConfigError, match=message):
-        bucket_jit(double, config=AXES, **options)
+        bucket_jit(lambda y, *, x=None: y, config=AXES, **options)
+
+
+def positional_mask(x, mask, /):
+    return x * mask
+
+
+def starred_mask(x, *mask):
+    return x
+
+
+def keywords_mask(x, **mask):
+    return x
+
+
+@pytest.mark.parametrize(
+    ("function", "mask", "message"),
+    [
+        (lambda x: x, "x", "leaves .* no array to take"),
+        (lambda x, *, mask: x, {"x": "batch", "mask": "batch"}, "leaves .* no array to take"),
+        (lambda *, mask: mask, "mask", "leaves .* no array to take"),
+        (
+            positional_mask,
+            "mask",
+            r"by keyword to positional_mask\(x, mask, /\): make it a keyword",
+        ),
+        (starred_mask, "mask", "cannot be given by keyword"),
+        (keywords_mask, "mask", "cannot be given by keyword"),
+    ],
+)
+def test_masks_that_no_call_could_have(function, mask, message):
+    """A mask in the place of the only array, or that has no keyword, is refused at decoration."""
+    with pytest.raises(ConfigError, match=message):
+        bucket_jit(function, in_axes="batch seq", mask_argname=mask)
+    for taken in (lambda x, mask: x, lambda *xs, mask: xs[0], lambda x, **masks: x):
+        bucket_jit(taken, in_axes="batch seq", mask_argname="mask")(np.ones((2, 3), np.float32))

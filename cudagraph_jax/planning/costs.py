@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ def chosen_cost(cost: Cost | None, axes: Sequence[str] = BATCH_SEQ) -> Cost:
     """What a caller gave as the cost, for buckets of some axes; the elements if None.
 
     Raises:
-        ConfigError: It cannot be called, or is a polynomial of batch and seq_len for other axes.
+        ConfigError: It cannot be called with so many sizes, or is a polynomial of batch and seq_len
+            for other axes.
     """
     if cost is None:
         return Formula(_elements)
@@ -111,7 +113,23 @@ def chosen_cost(cost: Cost | None, axes: Sequence[str] = BATCH_SEQ) -> Cost:
             f"cost={cost!r} is no function: give one of ({names}), {such_as}or None for the "
             "elements"
         )
+    _check_arguments(cost, axes, names)
     return cost
+
+
+def _check_arguments(cost: Callable[..., object], axes: Sequence[str], names: str) -> None:
+    """Raises unless `cost` takes a size on each axis, as far as Python can see."""
+    try:
+        signature = inspect.signature(cost)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*axes)
+    except TypeError as error:
+        raise ConfigError(
+            f"cost={cost!r:.60} takes {signature}, not a size on each of the axes "
+            f"{', '.join(axes)} ({error}): give a function of ({names})"
+        ) from None
 
 
 def avoiding(cost: Cost, *, more_elements_than: int) -> Cost:

@@ -190,3 +190,20 @@ def test_a_cost_for_other_requests():
     plan = plan_buckets([5, 9], max_graphs=2)
     with pytest.raises(ConfigError, match="cost=3 is no function"):
         plan.evaluate([5], cost=3)  # type: ignore[arg-type]  # what fails on purpose
+
+
+@pytest.mark.parametrize(
+    ("axes", "cost"),
+    [
+        (("batch", "src", "tgt"), lambda batch, seq: float(batch * seq)),
+        (("batch", "seq"), lambda elements: float(elements)),
+        (("batch", "seq"), lambda batch, *, seq: float(batch * seq)),
+    ],
+)
+def test_a_cost_of_other_arguments(axes, cost):
+    """A cost that does not take a size on each axis is refused with those that it is given."""
+    names = ", ".join("seq_len" if axis == "seq" else axis for axis in axes)
+    with pytest.raises(ConfigError, match=rf"cost=.* takes .*: give a function of \({names}\)$"):
+        plan_buckets([(1,) * len(axes)], axes=axes, max_graphs=2, cost=cost)
+    for taken in (max, lambda *sizes: float(max(sizes)), lambda a, b, c=1: float(a)):
+        plan_buckets([(1,) * len(axes)], axes=axes, max_graphs=2, cost=taken)

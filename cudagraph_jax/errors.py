@@ -33,7 +33,7 @@ class BucketOverflowError(CUDAGraphError, ValueError):
 
 
 class InputShapeError(CUDAGraphError, TypeError):
-    """Arguments whose rank, sizes or dtypes do not fit what was declared."""
+    """Arguments whose rank, sizes or dtypes do not fit what was declared, or that are deleted."""
 
 
 class CaptureError(CUDAGraphError, RuntimeError):

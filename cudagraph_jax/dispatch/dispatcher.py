@@ -42,7 +42,7 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.graphs.warm_runs import runs
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import Args, Call, Variant
+from cudagraph_jax.program.call import Args, Call, Variant, argument_leaf_names
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.shapes.ladder import Bucket
@@ -164,8 +164,11 @@ class Dispatcher:
             del failure  # whose traceback leads back to this frame, and the arguments in it
 
     def may_answer(self, route: Route, error: BaseException) -> bool:
-        """Whether a replay failed for want of memory, alone; counts what failed otherwise."""
-        if is_out_of_memory(error):
+        """Whether a replay failed for want of memory, or of an array; counts what failed otherwise.
+
+        Of an array that is gone `rescue` says which.
+        """
+        if is_out_of_memory(error) or is_of_deleted(error):
             return True
         self.outcomes.add("error", Reason.RUN, route.request.sizes)
         return False
@@ -180,7 +183,9 @@ class Dispatcher:
         """
         sizes = route.request.sizes
         try:
-            outputs = without_memory(describe(), route.bucket, error)
+            call = describe()
+            refuse_deleted(call, error)
+            outputs = without_memory(call, route.bucket, error)
         except BaseException:
             self.outcomes.add("error", Reason.RUN, sizes)
             raise
@@ -220,6 +225,7 @@ class Dispatcher:
                 served = self._act(call, decision)()
             except BaseException as error:
                 self.outcomes.add("error", _error_reason(error, decision), call.sizes)
+                refuse_deleted(call, error)
                 raise
         if served.route is not None and key is not None:
             draft.add(served.route, key=key, lead=lead)
@@ -541,6 +547,28 @@ def without_memory(call: Call, bucket: Bucket, error: BaseException) -> PyTree:
         raise error
     logger.warning("%s runs eagerly at %s: %s", call.target.name, bucket, error_text(error))
     return run_eagerly(call)
+
+
+def is_of_deleted(error: BaseException) -> bool:
+    """Whether an array was used whose buffer is gone; JAX has no one class for this."""
+    return isinstance(error, RuntimeError | ValueError) and "been deleted" in error_text(error)
+
+
+def refuse_deleted(call: Call, error: BaseException) -> None:
+    """Raises, in the place of JAX's words for it, where an array of `call` is gone.
+
+    Raises:
+        InputShapeError: One is; the message names it.
+    """
+    if not is_of_deleted(error):
+        return
+    names = argument_leaf_names(call.declared.argument_names, call.args, call.kwargs)
+    for name, leaf in zip(names, call.leaves, strict=True):
+        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise InputShapeError(
+                f"{name} is deleted, as an array is that was donated to an earlier call "
+                "(donate_argnums): pass what that call returned, or give it a copy"
+            ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -301,5 +301,30 @@ def test_a_deleted_array_is_an_error():
     for size in [(3, 5), (2, 4)]:
         state, x = jnp.asarray(floats(0, *size)), floats(1, *size)
         function(state, x)
-        with pytest.raises((RuntimeError, ValueError), match="deleted"):
-            function(state, x)
+        for _ in range(2):
+            with pytest.raises(
+                InputShapeError, match=r"^state is deleted, .*donated to an earlier"
+            ):
+                function(state, x)
+    outcomes = function.stats()["errors_by_reason"]
+    assert sum(outcomes.values()) == 4
+
+
+def test_deleted_arrays_however_a_call_is_served():
+    """Also by keyword, in a pytree, eagerly, or as parameters the error names the array."""
+    function = bucket_jit(
+        lambda params, x: x * params["w"], in_axes=(None, "batch seq"), config=GRID
+    )
+    params = {"w": jnp.ones(())}
+    calls = [floats(0, 3, 5), floats(0, 2, 4), floats(0, 99, 5)]
+    for x in calls:
+        function(params, x)
+    params["w"].delete()
+    for x in calls:
+        for call in (lambda x=x: function(params, x), lambda x=x: function(params, x=x)):
+            with pytest.raises(InputShapeError, match=r"^params\['w'\] is deleted"):
+                call()
+    closed = jnp.ones(())
+    closed.delete()
+    with pytest.raises(RuntimeError, match="been deleted"):
+        bucket_jit(lambda x: x * closed, in_axes="batch seq", config=GRID)(floats(0, 2, 4))

@@ -249,7 +249,7 @@ def _check_axes(in_axes: PyTree, target: Target, config: CUDAGraphConfig) -> Non
     """
     known = ["batch", "seq", *config.capture_axes]
     named = [(f"in_axes={leaf!r}", leaf) for leaf in jax.tree.leaves(in_axes)]
-    carried = {length.axis for _, leaf in named for length in leaf.lengths if length.is_size}
+    carried = {length.axis for _, leaf in named for length in leaf.lengths if length.tells_size}
     for leaf in jax.tree.leaves(target.out_axes):
         named.append((f"out_axes={leaf!r}", AxisPattern.parse(leaf)))
     for mask in target.masks:
@@ -264,8 +264,9 @@ def _check_axes(in_axes: PyTree, target: Target, config: CUDAGraphConfig) -> Non
                 )
             if length.axis not in carried:
                 raise ConfigError(
-                    f"{where} names {length}, but no argument carries {length.axis!r} itself: name "
-                    "it in in_axes, where its size can be seen"
+                    f"{where} names {length}, but no argument carries {length.axis!r} itself, or a "
+                    f"sum or multiple that tells its size (as {length.axis}+1 does, and "
+                    f"{length.axis}//2 does not): name it in in_axes"
                 )
 
 

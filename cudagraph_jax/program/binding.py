@@ -403,9 +403,9 @@ def _buckets(prefix: PyTree) -> bool:
 
 
 def _size_names(prefix: PyTree) -> list[str]:
-    """The axes whose sizes the patterns of a prefix name."""
+    """The axes whose sizes the patterns of a prefix tell."""
     patterns = [leaf for leaf in jax.tree.leaves(prefix) if isinstance(leaf, AxisPattern)]
-    return [length.axis for pattern in patterns for length in pattern.lengths if length.is_size]
+    return [length.axis for pattern in patterns for length in pattern.lengths if length.tells_size]
 
 
 def _signature(function: Callable[..., PyTree], name: str) -> inspect.Signature:

@@ -20,6 +20,7 @@ from cudagraph_jax.program.call import (
     Call,
     Variant,
     abstract_call,
+    argument_leaf_names,
     copied_key,
     is_key,
 )
@@ -138,8 +139,9 @@ class Program:
         """Positional and keyword arguments of `bucket`'s size, as `jax.ShapeDtypeStruct`.
 
         Raises:
-            CaptureError: A pytree class among them refuses that size.
+            CaptureError: A length that follows is below 0, or a pytree class refuses that size.
         """
+        self._check_lengths(bucket)
         leaves = [
             _struct(leaf, axes, bucket)
             for leaf, axes in zip(self.variant.leaves, self.axes, strict=True)
@@ -151,6 +153,19 @@ class Program:
             for mask in self.target.masks
         }
         return args, {**kwargs, **masks}
+
+    def _check_lengths(self, bucket: Bucket) -> None:
+        for index, axes in enumerate(self.axes):
+            for place, length in axes.dims:
+                if length.of(bucket) >= 0:
+                    continue
+                example = self.example
+                names = argument_leaf_names(self.argument_names, example.args, example.kwargs)
+                raise CaptureError(
+                    f"{names[index]} has no bucket {bucket}, where {length} in dimension {place} "
+                    f"is {length.of(bucket)}: leave so small a {length.axis} out of the grid",
+                    stage="trace",
+                )
 
     def padded_with(self, pad_values: Sequence[PadValue]) -> Program:
         """The same program with other padding."""

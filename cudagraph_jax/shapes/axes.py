@@ -70,6 +70,16 @@ class Length(NamedTuple):
         return (self.times, self.over, self.plus) == (1, 1, 0)  # and so nothing is added before
 
     @property
+    def tells_size(self) -> bool:
+        """Whether its axis has one size alone at which it is as long: not so once it is rounded."""
+        return self.over == 1
+
+    def size_of(self, extent: int) -> int | None:
+        """The size of its axis at which it is `extent` long; None if it never is."""
+        size, rest = divmod(extent - self.plus, self.times)
+        return None if rest or size < 0 else size
+
+    @property
     def least_size(self) -> int:
         """The smallest size of its axis from which on it is 1 or more."""
         return max(1, -(((self.plus - 1) * self.over + self.before) // self.times))
@@ -303,17 +313,40 @@ def sizes_of(leaves: Sequence[Leaf]) -> Bucket:
                     name,
                     shape[place],
                 )
+    _add_told(known, leaves)
     sizes = Bucket.of({axis: size for axis, (_, size) in known.items()})
     for name, axes, shape in leaves:
         for place, length in axes.dims:
             if not length.is_size and shape[place] != (expected := length.of(sizes)):
                 whose, size = known[length.axis]
+                remedy = "give it that length" if expected >= 0 else f"give more of {length.axis}"
                 raise InputShapeError(
                     f"{name} has {shape[place]} in dimension {place}, but {whose} has "
-                    f"{length.axis}={size}, from which {length}={expected} follows: give it that "
-                    "length, or correct in_axes"
+                    f"{length.axis}={size}, from which {length}={expected} follows: {remedy}, or "
+                    "correct in_axes"
                 )
     return sizes
+
+
+def _add_told(known: dict[str, tuple[str, int]], leaves: Sequence[Leaf]) -> None:
+    """Adds the sizes that no array carries itself, and one tells by a length that follows.
+
+    Raises:
+        InputShapeError: An array has no such length at any size.
+    """
+    told = [
+        (name, shape[place], place, length)
+        for name, axes, shape in leaves
+        for place, length in axes.dims
+        if length.tells_size and length.axis not in known
+    ]
+    for name, extent, place, length in told:
+        if (size := length.size_of(extent)) is None:
+            raise InputShapeError(
+                f"{name} has {extent} in dimension {place}, which is {length} for no size of "
+                f"{length.axis}: give it such a length, or correct in_axes"
+            )
+        known.setdefault(length.axis, (name, size))
 
 
 def _agree(axis: str, known: tuple[str, int], name: str, size: int) -> None:

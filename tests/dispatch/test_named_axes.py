@@ -18,6 +18,7 @@ from cudagraph_jax import (
     CUDAGraphConfig,
     CUDAGraphManager,
     CUDAGraphMode,
+    CUDAGraphWarning,
     InputShapeError,
     bucket_jit,
     no_compiles,
@@ -395,3 +396,70 @@ def test_one_element_that_is_spread_over_a_constant():
         np.testing.assert_allclose(function(floats(1, rows, 5)), floats(1, rows, 5) + weights)
         with pytest.raises(InputShapeError, match="spreads the one element of seq"):
             function(floats(1, rows, 1))
+
+
+@pytest.mark.parametrize("rule", ["tgt+1", "2*tgt", "3*tgt-2"])
+def test_a_size_that_a_rule_tells(rule):
+    """An axis that no array carries itself has the size that a sum or a multiple tells."""
+    config = CUDAGraphConfig(
+        capture_sizes=(2, 4), capture_axes={"tgt": (4, 8)}, warmup_iterations=0, debug_mode=True
+    )
+
+    def real(x, *, mask):
+        return jnp.where(mask.sum(1)[:, None] > 0, x * 2, 0), mask.sum(1)
+
+    function = bucket_jit(
+        real, in_axes=f"batch {rule}", mask_argname={"mask": "batch tgt"}, config=config
+    )
+    lengths = {size: eval(rule, {"tgt": size}) for size in range(1, 9)}
+    function.warmup(floats(0, 2, lengths[8]), progress=False)
+    function.seal()
+    for size, length in [*lengths.items(), *lengths.items()]:
+        x = floats(size, 3, length)
+        doubled, counts = function(x)
+        np.testing.assert_allclose(doubled, x * 2)
+        assert counts.tolist() == [size] * 3
+    assert function.stats()["eager_calls"] == 0
+    others = set(range(1, max(lengths.values()))).difference(lengths.values(), [1])
+    for length in others:
+        with pytest.raises(InputShapeError, match=r"which is .*tgt.* for no size of tgt"):
+            function(floats(0, 3, length))
+
+
+def test_a_rule_that_tells_a_size_beside_an_array_that_carries_it():
+    """Arrays that carry a size come before those that tell it, and all have to agree."""
+    config = CUDAGraphConfig(capture_sizes=(2,), capture_axes={"tgt": (4,), "src": (4,)})
+    function = bucket_jit(
+        lambda x, y, z: x[:, :-1] + y + z[:, ::2],
+        in_axes=("batch tgt+1", "batch tgt", "batch 2*tgt"),
+        config=config,
+    )
+    assert function(floats(0, 2, 4), floats(0, 2, 3), floats(0, 2, 6)).shape == (2, 3)
+    with pytest.raises(InputShapeError, match=r"x has 5 .*, but y has tgt=3, from which tgt\+1=4"):
+        function(floats(0, 2, 5), floats(0, 2, 3), floats(0, 2, 6))
+    left = bucket_jit(
+        lambda x: x.reshape(len(x), -1, 2).sum(2),
+        in_axes="batch 2*tgt",
+        pad_side="left",
+        config=config,
+    )
+    for size in (3, 4, 1):
+        x = floats(0, 2, 2 * size)
+        np.testing.assert_allclose(left(x), x.reshape(2, -1, 2).sum(2), atol=1e-6)
+    with pytest.raises(ConfigError, match=r"no argument carries 'tgt' itself, or a sum"):
+        bucket_jit(lambda x: x, in_axes="batch tgt//2", config=config)
+
+
+def test_a_rule_below_zero():
+    """A bucket in which a length would be negative fails with the argument and its rule."""
+    config = CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(4, 8), warmup_iterations=0)
+    function = bucket_jit(
+        lambda x, late: x.sum(1) + late.sum(1), in_axes=("batch seq", "batch seq-5"), config=config
+    )
+    x, late = floats(0, 2, 7), floats(1, 2, 2)
+    with pytest.warns(CUDAGraphWarning, match="late has no bucket 2x4, where seq-5 in dimension 1"):
+        report = function.warmup(x, late, progress=False)
+    assert [one.bucket for one in report.failed] == [(2, 4)]
+    np.testing.assert_allclose(function(x, late), x.sum(1) + late.sum(1), rtol=1e-5)
+    with pytest.raises(InputShapeError, match=r"from which seq-5=-1 follows: give more of seq"):
+        function(floats(0, 2, 4), floats(1, 2, 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
@@ -370,8 +370,8 @@ class CUDAGraphManager:
 
         Args:
             max_graphs: The most buckets; as many as the grid has now if None.
-            **options: Keywords of `PlanOptions`: cost, batch_multiple, seq_multiple, headroom,
-                max_batch_size, max_seq_len.
+            **options: Keywords of `PlanOptions`: cost, batch_multiple, seq_multiple, multiples,
+                headroom, max_padding, max_batch_size, max_seq_len.
 
         Returns:
             The plan that is being put in place.
@@ -454,9 +454,11 @@ class PlanOptions(TypedDict, total=False):
     """What `replan` takes beside the number of buckets.
 
     Attributes:
-        cost: As for `plan_buckets`, and so are the next three.
+        cost: As for `plan_buckets`, and so are the next five.
         batch_multiple: Batch sizes are multiples of it.
         seq_multiple: Sequence lengths are multiples of it.
+        multiples: The same for any axis by its name: `{"src": 8}`.
+        max_padding: The most of its bucket's elements that may be padding for any request.
         headroom: A bucket for sizes that were not seen yet; None: up to the largest bucket of
             today, so that what fits now still does; 0.0: up to the largest that was asked for.
         max_batch_size: Larger batches are left out of the plan.
@@ -466,6 +468,8 @@ class PlanOptions(TypedDict, total=False):
     cost: Cost | None
     batch_multiple: int
     seq_multiple: int
+    multiples: Mapping[str, int] | None
+    max_padding: float | None
     headroom: Headroom | None
     max_batch_size: int
     max_seq_len: int

@@ -37,7 +37,9 @@ def plan_from(
     cost: Cost | None = None,
     batch_multiple: int = 1,
     seq_multiple: int = 1,
+    multiples: Mapping[str, int] | None = None,
     headroom: Headroom | None = None,
+    max_padding: float | None = None,
     max_batch_size: int | None = None,
     max_seq_len: int | None = None,
 ) -> BucketPlan:
@@ -74,7 +76,9 @@ def plan_from(
         cost=cost,
         batch_multiple=batch_multiple,
         seq_multiple=seq_multiple,
+        multiples=multiples,
         headroom=headroom,
+        max_padding=max_padding,
         max_bucket_elements=config.max_bucket_elements,
     )
 
@@ -82,16 +86,20 @@ def plan_from(
 def _in_pieces(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> dict[Bucket, int]:
     """Those of `sizes` within `max_bucket_elements`, and the pieces that others are served in.
 
-    What no array carried is a size of 1 like any other, which is padded, as it is in the plan.
+    What no array carried is a size of 1 like any other here, which is padded, as it is in the plan.
     """
     found: Counter[Bucket] = Counter()
-    for asked, count in sizes.items():
-        size = Bucket.of({**dict.fromkeys(config.capture_axes, 1), **asked.sizes})
-        if config.allows(config.padded(size)):
+    carried_by_none = dict.fromkeys(config.capture_axes, 1)
+
+    def is_allowed(size: Bucket) -> bool:
+        return config.allows(config.padded(Bucket.of({**carried_by_none, **size.sizes})))
+
+    for size, count in sizes.items():
+        if is_allowed(size):
             found[size] += count
         elif config.on_overflow == "split":
             cut = [size.with_sizes({"batch": rows}) for rows in config.capture_sizes]
-            fitting = [piece.batch_size for piece in cut if config.allows(config.padded(piece))]
+            fitting = [piece.batch_size for piece in cut if is_allowed(piece)]
             for rows in piece_rows(size.batch_size, max(fitting)) if fitting else ():
                 found[size.with_sizes({"batch": rows})] += count
     if not found:

@@ -132,7 +132,7 @@ def _check_arguments(cost: Callable[..., object], axes: Sequence[str], names: st
         ) from None
 
 
-def avoiding(cost: Cost, *, more_elements_than: int) -> Cost:
+def avoiding(cost: Cost, *, more_elements_than: float) -> Cost:
     """`cost`, by which buckets of more elements are so dear that a plan has none for a request."""
 
     def factor(*sizes: Ints) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,8 +89,19 @@ class Observed:
         return tuple(int(column.max()) for column in self.columns)
 
     @classmethod
-    def of(cls, sizes: Sizes | Observed, axes: tuple[str, ...] = BATCH_SEQ) -> Observed:
+    def of(
+        cls,
+        sizes: Sizes | Observed,
+        axes: tuple[str, ...] = BATCH_SEQ,
+        *,
+        max_elements: float = math.inf,
+    ) -> Observed:
         """The distinct sizes in an array or a histogram.
+
+        Args:
+            sizes: What was asked for; see `plan_buckets`.
+            axes: The names of the axes.
+            max_elements: How many a request has at most that did not carry all of the axes.
 
         Raises:
             ConfigError: No sizes at all, one below 1, above `LARGEST_SIZE` or not whole, a count
@@ -100,7 +112,7 @@ class Observed:
         if isinstance(sizes, Mapping) and sizes and all(isinstance(key, str) for key in sizes):
             sizes = _stacked(cast(Mapping[str, npt.ArrayLike], sizes), axes)
         if isinstance(sizes, Mapping) and all(isinstance(size, Bucket) for size in sizes):
-            sizes = _of_axes(cast(Mapping[Bucket, int], sizes), axes)
+            sizes = _of_axes(cast(Mapping[Bucket, int], sizes), axes, max_elements)
         if isinstance(sizes, Mapping):
             rows = _rows(_array(list(sizes), axes))
             counts = _counts(list(sizes.values()))
@@ -115,12 +127,21 @@ class Observed:
         return cls(axes, tuple(np.ascontiguousarray(rows.T)), counts)
 
 
-def _of_axes(sizes: Mapping[Bucket, int], axes: Sequence[str]) -> dict[tuple[int, ...], int]:
-    """What a manager was asked for, on these axes; 1 for an axis that a call did not carry.
+def _of_axes(
+    sizes: Mapping[Bucket, int], axes: Sequence[str], max_elements: float
+) -> dict[tuple[int, ...], int]:
+    """What a manager was asked for, on these axes.
+
+    A call that did not carry one has the least size that others had, so that no bucket is made for
+    it; 1 where it would have too many elements with that.
 
     Raises:
         ConfigError: Calls carried another axis.
     """
+    least = {
+        axis: min((each.sizes[axis] for each in sizes if axis in each.sizes), default=1)
+        for axis in axes
+    }
     found: Counter[tuple[int, ...]] = Counter()
     for bucket, count in sizes.items():
         for axis, size in bucket.sizes.items():
@@ -129,7 +150,10 @@ def _of_axes(sizes: Mapping[Bucket, int], axes: Sequence[str]) -> dict[tuple[int
                     f"{bucket} has {axis}={size}, which is none of the axes {', '.join(axes)}: "
                     f"give axes={(*axes, axis)!r}"
                 )
-        found[tuple(bucket.sizes.get(axis, 1) for axis in axes)] += count
+        asked = tuple(bucket.sizes.get(axis, least[axis]) for axis in axes)
+        if math.prod(asked) > max_elements:
+            asked = tuple(bucket.sizes.get(axis, 1) for axis in axes)
+        found[asked] += count
     return dict(found)
 
 

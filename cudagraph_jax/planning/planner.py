@@ -87,7 +87,8 @@ def plan_buckets(
         sizes: What was asked for: one number for each of the k axes (N, k), such as (batch,
             seq_len) pairs (N, 2), a mapping of these to how often they came, such as
             `manager.sizes()`, or of each axis to its sizes (N,). On the axes ("batch", "seq")
-            lengths (N,) alone have batch 1.
+            lengths (N,) alone have batch 1. A function of a manager that does not carry a named
+            axis asks for no bucket of it.
         max_graphs: The most buckets.
         axes: The names of the axes, in the order of a size.
         cost: What a replay of a bucket costs, a function of its size on each axis: of (batch,
@@ -123,11 +124,13 @@ def plan_buckets(
         Ladder((35, 90))
     """
     axes = checked_axes(axes)
-    observed = Observed.of(sizes, axes)
+    most = math.inf
+    if max_bucket_elements is not None:
+        most = positive_size(max_bucket_elements, name="max_bucket_elements")
+    observed = Observed.of(sizes, axes, max_elements=most)
     max_graphs = positive_size(max_graphs, name="max_graphs")
     cost = chosen_cost(cost, axes)
     if max_bucket_elements is not None:
-        most = positive_size(max_bucket_elements, name="max_bucket_elements")
         _check_elements(observed, observed.columns, most, "leave it out, or raise that")
         cost = avoiding(cost, more_elements_than=most)
     factors = _multiples(axes, batch_multiple, seq_multiple, multiples)
@@ -191,7 +194,7 @@ def _multiples(
     return found
 
 
-def _check_elements(observed: Observed, held: Sequence[Ints], most: int, remedy: str) -> None:
+def _check_elements(observed: Observed, held: Sequence[Ints], most: float, remedy: str) -> None:
     """Raises where a request, or the bucket that holds it, has more elements than there may be."""
     elements = np.prod([column.astype(np.float64) for column in held], axis=0)
     worst = int(np.argmax(elements))

@@ -25,8 +25,9 @@ from cudagraph_jax import (
     SealedError,
     bucket_jit,
     no_compiles,
+    plan_buckets,
 )
-from cudagraph_jax.dispatch.replan import plan_from
+from cudagraph_jax.dispatch.replan import plan_from, planned_config
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.helpers.functions import assert_close, double, floats
 
@@ -423,3 +424,57 @@ def test_a_plan_that_fails_again_is_logged_again(caplog):
             function.replan(max_graphs=2, headroom=0.0)
             function.manager.wait()
     assert caplog.text.count("was not put in place") == 2
+
+
+def test_axes_that_a_function_does_not_carry():
+    """A function without an axis asks for no bucket of it, be it 1 or any other."""
+    config = CUDAGraphConfig(
+        capture_sizes=(2, 4), capture_axes={"src": (8, 16, 32)}, warmup_iterations=0
+    )
+    manager = CUDAGraphManager(config)
+    encoder = bucket_jit(double, in_axes="batch src", manager=manager)
+    ranker = bucket_jit(double, in_axes="batch", manager=manager)
+    for size in (20, 20, 24, 31):
+        encoder(floats(0, 3, size))
+        ranker(floats(0, 1))
+        ranker(floats(0, 2))
+    plan = manager.replan(max_graphs=8, headroom=0.0)
+    manager.wait()
+    assert min(plan.sizes["src"]) >= 20
+    assert plan_buckets(manager.sizes(), axes=plan.axes, max_graphs=8).sizes == plan.sizes
+    with no_compiles():
+        for size in (20, 31):
+            assert_close(encoder(floats(0, 3, size)), floats(0, 3, size) * 2)
+        assert_close(ranker(floats(0, 3)), floats(0, 3) * 2)
+
+
+def test_axes_not_carried_under_a_budget():
+    """What is within the budget without an axis stays so, whatever others have of that axis."""
+    config = CUDAGraphConfig(
+        capture_sizes=(2, 64), capture_axes={"src": (8, 16)}, max_bucket_elements=64
+    )
+    asked = {Bucket(2, 1, src=9): 5, Bucket(60, 1): 3, Bucket(2, 1, src=16): 1}
+    planned = planned_config(config, plan_from(asked, config, max_graphs=9))
+    assert planned.admits(Bucket(60, 1))
+    assert planned.admits(Bucket(2, 1, src=16))
+
+
+def test_multiples_and_the_most_padding():
+    """A new grid keeps to multiples and to a bound on padding, as any plan."""
+    function = bucket_jit(
+        double,
+        in_axes="batch src",
+        config=CUDAGraphConfig(
+            capture_sizes=(4,), capture_axes={"src": (64,)}, warmup_iterations=0
+        ),
+    )
+    for size in (9, 17, 33, 60):
+        function(floats(0, 4, size))
+    plan = function.replan(multiples={"src": 8}, max_padding=0.5, max_graphs=9, headroom=0.0)
+    assert all(size % 8 == 0 for size in plan.sizes["src"])
+    assert plan.worst_padding is not None
+    assert plan.worst_padding <= 0.5
+    with pytest.raises(ConfigError, match=r"max_padding=0\.1 cannot be kept to"):
+        function.replan(max_padding=0.1, max_graphs=1)
+    with pytest.raises(ConfigError, match="multiples has 'scr', which is no axis"):
+        function.replan(multiples={"scr": 8})

@@ -40,7 +40,9 @@ def part(text: str) -> float:
 
 
 def headroom(text: str) -> Headroom:
-    """A seq_len (`14050`), a batch and a seq_len (`16x256`), or a fraction with a dot (`0.25`)."""
+    """A seq_len, a batch and a seq_len (`16x256`), an axis (`src=8`), or a fraction (`0.25`)."""
+    if "=" in text:
+        return dict([named_size(text)])
     batch, by, seq = text.partition("x")
     if by and _is_whole(batch) and _is_whole(seq):
         return int(batch), int(seq)
@@ -49,7 +51,8 @@ def headroom(text: str) -> Headroom:
     number = decimal(text) if re.fullmatch(r"[0-9]*\.[0-9]+", text) else None
     if number is None:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no seq_len (14050), no batch and seq_len (16x256) and no fraction (0.25)"
+            f"{text!r} is no seq_len (14050), no batch and seq_len (16x256), no size of an axis "
+            "(src=512) and no fraction (0.25)"
         )
     return number
 

@@ -6,7 +6,7 @@ import argparse
 import io
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from cudagraph_jax.planning.costs import chosen_cost
 from cudagraph_jax.planning.evaluation import Evaluation, evaluate, standard_grids
 from cudagraph_jax.planning.observed import BATCH_SEQ, Observed, Sizes, checked_axes
 from cudagraph_jax.planning.plan import BucketPlan
-from cudagraph_jax.planning.planner import plan_buckets
+from cudagraph_jax.planning.planner import Headroom, plan_buckets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,11 +91,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--headroom",
         type=headroom,
+        action="append",
+        default=[],
         metavar="SIZE",
         help=(
             "a bucket for sizes not seen yet: up to a seq_len (14050), up to a batch and a "
-            "seq_len (16x256), or by a fraction above the largest seen (0.25)"
+            "seq_len (16x256), up to a size of an axis (src=512, once for each), or by a fraction "
+            "above the largest seen (0.25)"
         ),
+    )
+    parser.add_argument(
+        "--max-bucket-elements",
+        type=positive,
+        metavar="N",
+        help="no bucket has sizes that multiply to more: a token budget",
     )
     parser.add_argument(
         "--fit-on",
@@ -122,14 +131,15 @@ def _run(options: argparse.Namespace) -> int:
         batch_multiple=options.batch_multiple,
         seq_multiple=options.seq_multiple,
         multiples=dict(options.multiple),
-        headroom=options.headroom,
+        headroom=_headroom(options.headroom),
         max_padding=options.max_padding,
+        max_bucket_elements=options.max_bucket_elements,
     )
     print(plan)
     held_out = None if rest is None else HeldOut.of(plan, rest)
     if held_out is not None:
         print(f"\n{held_out}")
-    config = CUDAGraphConfig.from_plan(plan)
+    config = CUDAGraphConfig.from_plan(plan, max_bucket_elements=options.max_bucket_elements)
     source = config_source(config, lengths_alone="batch" not in axes or len(columns) < len(axes))
     print(f"\nThe configuration to paste:\n\n{source}")
     if options.json is not None:
@@ -153,6 +163,18 @@ def _axes(options: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]
         )
     axes = checked_axes([axis for axis, _ in options.axis])
     return axes, tuple(column for _, column in options.axis)
+
+
+def _headroom(given: Sequence[Headroom]) -> Headroom | None:
+    """What `--headroom` says: sizes of axes by name, or one thing of another kind."""
+    named = [each for each in given if isinstance(each, Mapping)]
+    sizes = {axis: size for each in named for axis, size in each.items()}
+    if len(given) > 1 and len(sizes) < len(given):
+        raise ConfigError(
+            f"--headroom was given {len(given)} times: give it once, or once for each axis, as "
+            "src=512"
+        )
+    return sizes if named else next(iter(given), None)
 
 
 def _refuse_one_file_twice(options: argparse.Namespace) -> None:
@@ -190,7 +212,7 @@ _PUT_BATCHES = "  # no batch sizes were given: put yours here"
 
 
 def config_source(config: CUDAGraphConfig, *, lengths_alone: bool) -> str:
-    """Code that makes a configuration with the same two ladders.
+    """Code that makes a configuration with the same ladders and budget.
 
     Args:
         config: With a ladder on each axis.
@@ -203,6 +225,8 @@ def config_source(config: CUDAGraphConfig, *, lengths_alone: bool) -> str:
         for axis, ladder in config.capture_axes.items()
     )
     axes = f"\n    capture_axes={{\n{named}    }}," if named else ""
+    budget = config.max_bucket_elements
+    axes += "" if budget is None else f"\n    max_bucket_elements={budget},"
     return (
         "from cudagraph_jax import CUDAGraphConfig\n\n"
         f"config = CUDAGraphConfig(\n{batches}\n{lengths}{axes}\n)"

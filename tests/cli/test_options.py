@@ -30,10 +30,10 @@ def test_no_part(text):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("14050", 14050), ("16x256", (16, 256)), ("0.25", 0.25), ("1.0", 1.0)],
+    [("14050", 14050), ("16x256", (16, 256)), ("0.25", 0.25), ("1.0", 1.0), ("src=8", {"src": 8})],
 )
 def test_headroom(text, expected):
-    """A length, a pair or a fraction, in the types that plan_buckets tells apart."""
+    """A length, a pair, an axis or a fraction, in the types that plan_buckets tells apart."""
     found = headroom(text)
     assert (found, type(found)) == (expected, type(expected))
 
@@ -43,7 +43,7 @@ def test_headroom(text, expected):
 )
 def test_no_headroom(text):
     """Anything else is refused, with an example of each."""
-    with pytest.raises(ArgumentTypeError, match=r"\(14050\).*\(16x256\).*\(0.25\)"):
+    with pytest.raises(ArgumentTypeError, match=r"\(14050\).*\(16x256\).*\(src=512\).*\(0.25\)"):
         headroom(text)
 
 

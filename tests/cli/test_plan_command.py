@@ -105,6 +105,24 @@ def test_axes(plan, pairs, tmp_path):
     assert BucketPlan.from_dict(written) == expected
 
 
+def test_a_budget_and_headroom_of_axes(plan, pairs, tmp_path):
+    """A budget is kept to, and pasted; headroom is given for each axis by its name."""
+    path = tmp_path / "plan.json"
+    options = ["--headroom", "src=256", "--headroom", "batch=8", "--max-bucket-elements", 32768]
+    status, out, err = plan(pairs, *NAMED, "--max-graphs", 12, *options, "--json", path)
+    assert (status, err) == (0, "")
+    expected = plan_buckets(
+        [(1 + place % 3, size, 2 * size) for place, size in enumerate(LENGTHS)],
+        axes=("batch", "src", "tgt"),
+        max_graphs=12,
+        headroom={"src": 256, "batch": 8},
+        max_bucket_elements=32768,
+    )
+    assert max(expected.sizes["src"]) == 256
+    assert pasted(out) == CUDAGraphConfig.from_plan(expected, max_bucket_elements=32768)
+    assert json.loads(path.read_text())["config"]["max_bucket_elements"] == 32768
+
+
 def test_axes_that_a_configuration_has(plan, pairs):
     """A plan over batch and seq alone, by whatever column, has a configuration to paste."""
     _, out, _ = plan(pairs, "--axis", "seq=out", "--max-graphs", 2)
@@ -131,6 +149,9 @@ def test_axes_are_tried_on_the_rest(plan, pairs):
         ([*NAMED, "--axis", "src=out"], "axes has 'src' twice: name each axis once"),
         (["--axis", "src=inn"], "'inn': did you mean 'in'?"),
         ([*NAMED, "--multiple", "srx=8"], "multiples has 'srx', which is no axis"),
+        ([*NAMED, "--headroom", "srx=8"], "headroom has 'srx', which is no axis"),
+        ([*NAMED, "--headroom", "src=8", "--headroom", "0.5"], "--headroom was given 2 times"),
+        ([*NAMED, "--max-bucket-elements", "3"], "more than max_bucket_elements=3: leave it out"),
         (
             ["--axis", "src=in", "--batch-column", "n"],
             "--batch-column n goes with --column: write --axis batch=n beside the other axes",
@@ -268,6 +289,8 @@ def test_line_breaks_in_a_header(plan, tmp_path):
         [*FEW, "--axis", "=in"],
         [*FEW, "--axis", "src=in", "--column", "in"],
         [*FEW, "--axis", "src=in", "--multiple", "src=0"],
+        [*FEW, "--axis", "src=in", "--headroom", "src=0"],
+        [*FEW, "--axis", "src=in", "--max-bucket-elements", "0"],
     ],
 )
 def test_usage(trace, arguments, capsys):

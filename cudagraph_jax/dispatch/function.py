@@ -215,6 +215,11 @@ class BucketedFunction(Generic[P, R]):
         """Which dimensions of the arguments carry which size, as declared."""
         return jax.tree.map(attrgetter("text"), self._binder.in_axes)
 
+    @property
+    def pad_side(self) -> PyTree:
+        """On which side the padding of the arguments stands, with the structure of `in_axes`."""
+        return jax.tree.map(attrgetter("side"), self._binder.in_axes)
+
     def describe(self, *args: PyTree, **kwargs: PyTree) -> Call:
         """A call with these arguments, described; nothing is run or compiled.
 

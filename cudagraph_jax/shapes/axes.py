@@ -258,6 +258,11 @@ class AxisPattern:
         return replace(self, before=before or (), after=after)
 
     @property
+    def side(self) -> str:
+        """On which side padding stands, but for that of the batch."""
+        return "left" if any(length.left for length in self.lengths) else "right"
+
+    @property
     def is_sizes(self) -> bool:
         """Whether each dimension is the size of an axis, and there is one at least."""
         return (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -34,14 +36,21 @@ def ladders(*, max_size: int = 16, max_rungs: int = 4) -> st.SearchStrategy[Ladd
 
 @st.composite
 def configs(
-    draw: st.DrawFn, /, *, max_batch_size: int = 8, max_seq_len: int = 16, **fields: Any
+    draw: st.DrawFn,
+    /,
+    *,
+    max_batch_size: int = 8,
+    max_seq_len: int = 16,
+    max_sizes: Mapping[str, int] | None = None,
+    **fields: Any,
 ) -> CUDAGraphConfig:
-    """Valid configurations with a small grid, of any policy.
+    """Valid configurations with a small grid, of any policy, with a token budget or without.
 
     Args:
         draw: Given by hypothesis.
         max_batch_size: The largest batch that gets a graph, at most.
         max_seq_len: The largest sequence length that gets a graph, at most.
+        max_sizes: The same by the names of the axes that it has beside those: `{"height": 32}`.
         **fields: Fields of `CUDAGraphConfig` that are not drawn.
 
     Raises:
@@ -51,6 +60,9 @@ def configs(
     drawn: dict[str, st.SearchStrategy[Any]] = {
         "capture_sizes": ladders(max_size=max_batch_size),
         "capture_seq_lens": st.none() | lengths,
+        "capture_axes": st.fixed_dictionaries(
+            {axis: ladders(max_size=size) for axis, size in (max_sizes or {}).items()}
+        ),
         "on_miss": st.sampled_from(["capture", "background", "eager", "error"]),
         "on_overflow": st.sampled_from(["eager", "split", "exact", "error"]),
         "max_graphs": st.none() | st.integers(1, 64),
@@ -59,7 +71,12 @@ def configs(
     chosen = {name: draw(values) for name, values in drawn.items() if name not in fields}
     if chosen.get("capture_seq_lens", fields.get("capture_seq_lens")) is None:
         chosen.setdefault("max_capture_seq_len", fields.get("max_capture_seq_len", max_seq_len))
-    return CUDAGraphConfig.from_dict({**chosen, **fields})
+    config = CUDAGraphConfig.from_dict({**chosen, **fields})
+    if "max_bucket_elements" in fields:
+        return config
+    rungs = [config.ladder(axis) or (1, config.max_seq_len) for axis in axes_of(config)]
+    least, most = math.prod(map(min, rungs)), math.prod(map(max, rungs))
+    return replace(config, max_bucket_elements=draw(st.none() | st.integers(least, most)))
 
 
 def sizes(

@@ -15,6 +15,7 @@ from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.program.call import is_number
 from cudagraph_jax.shapes.axes import PASS_THROUGH, AxisPattern, least_size
+from cudagraph_jax.shapes.pad_sides import padded_on_sides
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix, is_declaration, leaf_names
 from cudagraph_jax.testing.grids import axes_of, limits_of, sizes_below
 from cudagraph_jax.testing.values import ArraySpec, draw_arrays, is_values
@@ -38,6 +39,7 @@ def small_grid(in_axes: PyTree) -> CUDAGraphConfig:
 def inputs(
     in_axes: PyTree,
     *,
+    pad_side: PyTree = "right",
     example: tuple[PyTree, ...] | None = None,
     dtypes: PyTree = None,
     values: PyTree = None,
@@ -54,6 +56,7 @@ def inputs(
 
     Args:
         in_axes: As for `bucket_jit`: a pytree prefix of the positional arguments.
+        pad_side: As for `bucket_jit`: on the left a `"mask"` begins with its zeros.
         example: Positional arguments of any sizes, arrays or `jax.ShapeDtypeStruct`: gives the
             pytrees, the dtypes and the other dimensions. What is passed through is given as it
             is. If None, each entry of `in_axes` is one array of float32, with three for `_` and
@@ -61,10 +64,10 @@ def inputs(
         dtypes: A pytree prefix of the arguments: other dtypes than those; None: the same.
         values: A pytree prefix of the arguments. None: normally distributed numbers, integers
             from 0 to 9, any bools. `(low, high)`: numbers from one to the other, both included.
-            `"mask"`: ones, then zeros, along the last axis that is not the batch. `"lengths"`:
-            integers from 1 to seq_len. `"positions"`: integers from 0 to seq_len - 1.
-            `"lengths src"` and `"positions src"`: the same of the axis `src`. A strategy: its
-            values are the elements.
+            `"mask"`: ones, then zeros, along the last axis that is not the batch; zeros, then
+            ones, where that is padded on the left. `"lengths"`: integers from 1 to seq_len.
+            `"positions"`: integers from 0 to seq_len - 1. `"lengths src"` and `"positions src"`:
+            the same of the axis `src`. A strategy: its values are the elements.
         config: The grid, and the limits of the sizes; a small one if None.
         max_batch_size: The largest batch to draw, where that is less than the config's.
         max_seq_len: The largest sequence length to draw, where that is less than the config's.
@@ -80,7 +83,8 @@ def inputs(
         dtype('int32')
     """
     args = _arrays_of(in_axes) if example is None else tuple(example)
-    specs = _specs(in_axes, args, dtypes, values)
+    patterns = padded_on_sides(jax.tree.map(AxisPattern.parse, in_axes), pad_side)
+    specs = _specs(patterns, args, dtypes, values)
     leaves, structure = jax.tree.flatten(args)
     drawn = [index for index, spec in enumerate(specs) if spec is not None]
     chosen = tuple(spec for spec in specs if spec is not None)
@@ -126,25 +130,23 @@ def _array_of(text: object) -> jax.ShapeDtypeStruct:
 def _specs(
     in_axes: PyTree, args: tuple[PyTree, ...], dtypes: PyTree, values: PyTree
 ) -> list[ArraySpec | None]:
-    """What to draw for each leaf of `args`; None: the leaf itself."""
+    """What to draw for each leaf of `args`, of which `in_axes` has patterns; None: itself."""
     names = leaf_names([f"argument {index}" for index in range(len(args))], args)
-    texts = _spread(in_axes, args, "in_axes", is_declaration)
+    patterns = _spread(in_axes, args, "in_axes", is_declaration)
     kinds = _spread(dtypes, args, "dtypes", is_declaration)
     fills = _spread(values, args, "values", is_values)
     specs: list[ArraySpec | None] = []
-    for name, leaf, text, kind, fill in zip(
-        names, jax.tree.leaves(args), texts, kinds, fills, strict=True
+    for name, leaf, pattern, kind, fill in zip(
+        names, jax.tree.leaves(args), patterns, kinds, fills, strict=True
     ):
-        is_spared = isinstance(in_axes, str) and is_number(leaf)
-        if is_spared or (text is None and not isinstance(leaf, jax.ShapeDtypeStruct)):
+        is_spared = isinstance(in_axes, AxisPattern) and is_number(leaf)
+        if is_spared or (pattern is None and not isinstance(leaf, jax.ShapeDtypeStruct)):
             specs.append(None)
             continue
         shape = getattr(leaf, "shape", None)
         if shape is None:
             raise ConfigError(f"{name}={leaf!r:.60} is no array: make it one, numpy.asarray does")
-        axes = (
-            PASS_THROUGH if text is None else AxisPattern.parse(text).resolve(len(shape), name=name)
-        )
+        axes = PASS_THROUGH if pattern is None else pattern.resolve(len(shape), name=name)
         dtype = leaf.dtype if kind is None else jax.dtypes.canonicalize_dtype(kind)
         specs.append(ArraySpec(name, tuple(shape), axes, dtype, fill))
     return specs

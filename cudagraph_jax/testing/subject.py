@@ -103,6 +103,7 @@ class Subject:
         if inputs is None:
             inputs = drawn_inputs(
                 self.bucketed.in_axes,
+                pad_side=self.bucketed.pad_side,
                 example=example,
                 dtypes=dtypes,
                 values=values,

@@ -181,10 +181,15 @@ def _integers(
 def _mask(
     axes: LeafAxes, shape: tuple[int, ...], random: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
-    """Ones, then zeros, along the last axis that is not the batch: a 1 at least in each row."""
+    """Ones, then zeros, along the last axis that is not the batch: a 1 at least in each row.
+
+    Where that is padded on the left, what is real stands at its end, as in the row itself.
+    """
     along = axes.along or 0
     rows = [size if axis == axes.batch else 1 for axis, size in enumerate(shape)]
     lengths = random.integers(1, shape[along], rows, endpoint=True)
     others = [axis for axis in range(len(shape)) if axis != along]
-    places = np.expand_dims(np.arange(shape[along]), others)
-    return np.broadcast_to(places < lengths, shape)
+    places = np.arange(shape[along])
+    if dict(axes.dims)[along].left:
+        places = places[::-1]
+    return np.broadcast_to(np.expand_dims(places, others) < lengths, shape)

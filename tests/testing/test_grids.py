@@ -69,6 +69,21 @@ def test_every_policy_may_be_drawn(name, value):
         assert wanted(find(configs(), wanted, settings=MANY))
 
 
+@pytest.mark.parametrize("is_limited", [True, False])
+def test_budgets_and_axes_may_be_drawn(is_limited):
+    """A grid of further axes is drawn where they are named, and a budget that leaves buckets."""
+
+    def wanted(config: CUDAGraphConfig) -> bool:
+        assert set(config.capture_axes) == {"height", "src"}
+        assert max(config.capture_axes["height"]) <= 5
+        assert config.buckets()
+        return (config.max_bucket_elements is not None) is is_limited
+
+    drawn = configs(max_sizes={"height": 5, "src": 3})
+    assert wanted(find(drawn, wanted, settings=MANY))
+    assert not find(configs(), lambda config: True).capture_axes
+
+
 @given(configs(on_miss="error", capture_sizes=(2, 6), max_graphs=3))
 def test_fields_that_are_not_drawn(config):
     """What is given is kept, and the rest is drawn."""

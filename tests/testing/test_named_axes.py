@@ -189,3 +189,31 @@ def test_words_of_axes_that_there_are_not():
     """An axis that the configuration does not have is refused, and the nearest one is named."""
     with pytest.raises(ConfigError, match=r"values='lengths scr' of argument 0.*mean 'src'"):
         inputs("src", dtypes="int32", values="lengths scr")
+
+
+def test_masks_of_rows_that_are_padded_in_front():
+    """The kit draws masks that begin with zeros where a function is padded on the left."""
+    seen: list[np.ndarray] = []
+
+    def last(x, mask):
+        if not isinstance(mask, jax.core.Tracer):
+            seen.append(np.asarray(mask))
+        return jnp.where(mask, x, 0).sum(1)
+
+    assert_bucketing_preserves(
+        last,
+        in_axes=("batch seq", "batch seq"),
+        pad_side="left",
+        dtypes=(None, "bool"),
+        values=(None, "mask"),
+    )
+    assert any(not mask.all() for mask in seen)
+    assert all(mask[:, -1].all() for mask in seen)
+
+    @given(inputs(("batch src", "batch tgt"), pad_side=("right", "left"), values="mask"))
+    def sides(arguments):
+        source, target = arguments
+        assert source[:, 0].all()
+        assert target[:, -1].all()
+
+    sides()

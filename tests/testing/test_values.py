@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -107,9 +108,17 @@ def test_bools(value):
     st.sampled_from(["bool", "int32", "float32"]),
 )
 def test_masks(data, size, axes, dtype):
-    """A mask is ones and then zeros along the sequence, at least one of them in each row."""
-    (array,) = data.draw(arrays(spec(dtype, "mask", axes=axes), size=size))
+    """A mask is ones and then zeros along the sequence, at least one of them in each row.
+
+    Where it is padded on the left it is the other way round.
+    """
+    mask = spec(dtype, "mask", axes=axes)
+    is_left = data.draw(st.booleans())
+    if is_left:
+        mask = dataclasses.replace(mask, axes=mask.axes.padded_left(["seq"]))
+    (array,) = data.draw(arrays(mask, size=size))
     rows = np.moveaxis(np.asarray(array, np.int32), axes.split().index("seq"), -1)
+    rows = rows[..., ::-1] if is_left else rows
     assert set(np.unique(rows)) <= {0, 1}
     assert (rows[..., 0] == 1).all()
     assert (np.diff(rows, axis=-1) <= 0).all()

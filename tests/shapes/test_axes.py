@@ -107,6 +107,7 @@ def test_a_length_is_what_python_says(times, before, over, plus, size):
     """Rules are Python's arithmetic; what they are written as says the same rule again."""
     text = f"({times}*seq{before:+})//{over}{plus:+}"
     length = Length.parse(text)
+    assert length is not None
     assert length.of(Bucket(1, size)) == eval(text, {"seq": size})
     assert Length.parse(str(length)) == length
     least = length.least_size

@@ -86,7 +86,7 @@ def test_what_to_do_about_receivers():
         return jax.ops.segment_sum(jnp.cos(edges), receivers, nodes.shape[0])
 
     axes = ("nodes", "edges", "edges")
-    drawn = {"dtypes": (None, None, "int32"), "values": (None, None, (0, 2))}
+    drawn: dict[str, Any] = {"dtypes": (None, None, "int32"), "values": (None, None, (0, 2))}
     for fn in (received, sums):
         message = failure(fn, in_axes=axes, **drawn)
         assert (

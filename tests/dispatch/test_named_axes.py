@@ -77,7 +77,8 @@ def test_images_of_any_size(images, batch, height, width):
     x = floats(batch + 10 * height + 100 * width, batch, height, width, 2)
     with no_compiles():
         found = images(x)
-    expected = brighten(x, mask=np.ones(x.shape[:3], bool))
+    mean = x.mean((1, 2))  # by NumPy: JAX would compile each operation for each size
+    expected = x - mean[:, None, None], mean
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 

@@ -94,7 +94,14 @@ def _message(
     )
 
 
-def check_company(lane: Lane, entry: CUDAGraphEntry, row: Call, *, pads_seq: bool) -> None:
+def check_company(
+    lane: Lane,
+    entry: CUDAGraphEntry,
+    row: Call,
+    *,
+    pads_seq: bool,
+    compare_where: CompareWhere = "all",
+) -> None:
     """Raises unless rows of several sizes each get from one call the answer that they get alone.
 
     Args:
@@ -102,6 +109,7 @@ def check_company(lane: Lane, entry: CUDAGraphEntry, row: Call, *, pads_seq: boo
         entry: One of its buckets.
         row: A call of one row, with real values; it is cut and repeated for rows of other sizes.
         pads_seq: Whether sequences are padded.
+        compare_where: As for `CUDAGraphConfig`.
 
     Raises:
         PaddingLeakError: One gets another answer.
@@ -119,6 +127,6 @@ def check_company(lane: Lane, entry: CUDAGraphEntry, row: Call, *, pads_seq: boo
         return
     # Whoever goes by the first row, by the longest or by the last is right in one order alone.
     for order in (rows, rows[::-1]):
-        difference = differing_row(lane, entry, order)
+        difference = differing_row(lane, entry, order, compare_where=compare_where)
         if difference is not None:
             raise PaddingLeakError(difference.message)

@@ -49,16 +49,34 @@ def grid_of(entries: Sequence[CUDAGraphEntry], *, made_at: float) -> Grid:
     costs = {entry.bucket: entry.cost_ms for entry in entries}
     rates = [cost / bucket.elements for bucket, cost in costs.items() if cost is not None]
     rate = median(rates) if rates else 1.0
-    prices = Prices(
-        Priced(bucket, bucket.elements * rate if cost is None else cost)
-        for bucket, cost in costs.items()
-    )
+    known = {
+        bucket: bucket.elements * rate if cost is None else cost for bucket, cost in costs.items()
+    }
+    prices = Prices(Priced(*item) for item in zip(known, plausible(known), strict=True))
     return Grid({entry.bucket: entry for entry in entries}, prices, bool(rates), made_at)
 
 
 def put_ahead(inputs: PyTree, *, platform: Callable[[], str] = jax.default_backend) -> PyTree:
     """`inputs` on their way to the device; on the CPU as they are, where that would be a copy."""
     return inputs if platform() == "cpu" else jax.device_put(inputs)
+
+
+def plausible(costs: Mapping[Bucket, float]) -> list[float]:
+    """The costs, but of none more than of a bucket that holds more.
+
+    What is measured so was slow for another reason, such as a pause of the process, and the bucket
+    would not run again to show it: it counts as half-way between those around it.
+    """
+    if not costs:
+        return []
+    sizes = np.array([list(bucket.sizes.values()) for bucket in costs])
+    measured = np.array(list(costs.values()))
+    holds = (sizes[:, None] >= sizes[None]).all(-1) & ~np.eye(len(sizes), dtype=bool)
+    above = np.where(holds, measured[:, None], np.inf).min(0)
+    below = np.where(holds.T, measured[:, None], 0.0).max(0)
+    middle = (np.minimum(below, above) + above) / 2
+    bounded: list[float] = np.where(measured > above, middle, measured).tolist()
+    return bounded
 
 
 class Lane:
@@ -153,8 +171,14 @@ class Lane:
 
     def _check(self, entry: CUDAGraphEntry, item: Sequence[PyTree]) -> None:
         """In debug_mode: raises unless rows of several sizes may share calls of a bucket."""
-        pads_seq = self._function.manager.config.capture_seq_lens is not None
-        check_company(self, entry, self.call_of(item, self.sizes), pads_seq=pads_seq)
+        config = self._function.manager.config
+        check_company(
+            self,
+            entry,
+            self.call_of(item, self.sizes),
+            pads_seq=config.capture_seq_lens is not None,
+            compare_where=config.compare_where,
+        )
 
     def entry_for(self, sizes: Bucket) -> CUDAGraphEntry:
         """The cheapest captured bucket of one row of these sizes.

@@ -27,7 +27,7 @@ class _Place(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Packed:
     """Rows that share rows of one call, and the way back.
 
@@ -115,7 +115,8 @@ def pack(
 
     Raises:
         ConfigError: `max_segments` or `row_len` is no positive integer.
-        InputShapeError: There are no rows, or one is empty, or no one-dimensional array.
+        InputShapeError: There are no rows, or of two dtypes, or one is empty, or no one-dimensional
+            array.
         BucketOverflowError: One is longer than every captured length.
     """
     config = checked_config(config)
@@ -123,6 +124,10 @@ def pack(
     arrays = [_row(row, index) for index, row in enumerate(rows)]
     if not arrays:
         raise InputShapeError("rows is empty: give one row at least")
+    if len(dtypes := {str(array.dtype) for array in arrays}) > 1:
+        raise InputShapeError(
+            f"rows have the dtypes {', '.join(sorted(dtypes))}: give all of them one"
+        )
     lengths = [len(array) for array in arrays]
     candidates = _candidates(config, max(lengths))
     if row_len is None:

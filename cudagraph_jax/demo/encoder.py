@@ -23,7 +23,13 @@ from cudagraph_jax import (
 )
 from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax.demo.corpus import Passage
-from cudagraph_jax.demo.model import EMBEDDING_SIZE, MAX_SEGMENTS, encode, encode_packed
+from cudagraph_jax.demo.model import (
+    EMBEDDING_SIZE,
+    MAX_SEGMENTS,
+    Params,
+    encode,
+    encode_packed,
+)
 from cudagraph_jax.demo.tokens import MAX_TOKENS, IntArray, Row, load_tokenizer, padded
 from cudagraph_jax.demo.weights import find_model, load_params
 from cudagraph_jax.report.progress import Callback
@@ -83,9 +89,7 @@ class Encoder:
         function: The `BucketedFunction` of (params, ids, mask), or with packing of (params, ids,
             positions, segments).
         batcher: Serves single texts. An item is what `items` gives for one.
-        params: The weights, on the device.
         tokenize: Gives the token ids of each text.
-        max_batch_size: Texts in the largest bucket.
 
     Raises:
         DemoError: The model package or an optional dependency is missing, or the weights are not
@@ -104,7 +108,7 @@ class Encoder:
         self.config = config = default_config(packing=packing) if config is None else config
         self.packing = packing
         files = find_model()
-        self.params = jax.device_put(load_params(files.weights))
+        self._params: Params = jax.device_put(load_params(files.weights))
         self.tokenize = load_tokenizer(files.tokenizer)
         self.function = bucket_jit(
             encode_packed if packing else encode,
@@ -113,8 +117,23 @@ class Encoder:
             store=store,
             fingerprint=model_fingerprint(),
         )
-        self.batcher = Batcher(self.function, self.params, name="Encoder")
-        self.max_batch_size = min(config.max_batch_size, max(config.capture_sizes))
+        self.batcher = Batcher(self.function, self._params, name="Encoder")
+
+    @property
+    def params(self) -> Params:
+        """The weights, on the device; others of the same shapes may take their place."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        self.batcher.update(params)
+        self._params = params
+
+    @property
+    def max_batch_size(self) -> int:
+        """Texts in the largest bucket."""
+        config = self.function.manager.config
+        return min(config.max_batch_size, max(config.capture_sizes))
 
     def warmup(self, *, progress: Callback | bool | None = None, workers: int = 1) -> WarmupReport:
         """Captures the whole grid, so that no later `embed` compiles.
@@ -153,7 +172,8 @@ class Encoder:
         """One unit vector for each text, in the order of the texts.
 
         Once the whole grid is captured they go through `batcher`, and share calls with what else
-        waits there; before, calls of texts of similar length capture what they need.
+        waits there. Before, and for texts longer than the grid, texts of similar length are called
+        together, as the configuration says.
 
         Args:
             texts: Any number of texts; each is cut off after 256 tokens.
@@ -163,6 +183,7 @@ class Encoder:
 
         Raises:
             InputShapeError: `texts` is a single string, or holds something that is no string.
+            BucketOverflowError: With packing: a text is longer than the grid.
         """
         rows = [np.array(row, np.int32) for row in self.tokenize(checked_texts(texts))]
         if not rows:
@@ -173,7 +194,7 @@ class Encoder:
         for start in range(0, len(rows), _PACKED_TOGETHER):
             packed = pack(
                 rows[start : start + _PACKED_TOGETHER],
-                config=self.config,
+                config=self.function.manager.config,
                 max_segments=MAX_SEGMENTS,
                 row_len=PACKED_ROW_LEN,
             )
@@ -182,12 +203,15 @@ class Encoder:
 
     def _answers(self, items: Sequence[tuple[Array, ...]]) -> Sequence[Embeddings]:
         """The answer to each item."""
+        config = self.function.manager.config
         captured = {entry.bucket for entry in self.function.registry.entries()}
-        if captured.issuperset(self.config.buckets()):
-            return self.batcher.map(items)
-        answers: dict[int, Embeddings] = {}
         # Items of similar length share a micro-batch, which saves padding.
         order = sorted(range(len(items)), key=lambda index: len(items[index][0]))
+        answers: dict[int, Embeddings] = {}
+        if captured.issuperset(config.buckets()):
+            inside = [index for index in order if len(items[index][0]) <= config.max_seq_len]
+            answers.update(zip(inside, self.batcher.map(items[at] for at in inside), strict=True))
+            order = order[len(inside) :]
         for start in range(0, len(order), self.max_batch_size):
             chosen = order[start : start + self.max_batch_size]
             columns = zip(*[items[index] for index in chosen], strict=True)

@@ -69,6 +69,12 @@ def test_rows_for_a_batcher(lengths, row_len):
     assert all(some + others > least for some, others in itertools.combinations(room, 2))
 
 
+def test_rows_of_one_dtype():
+    """Rows of two dtypes are refused, where the one would cut the other's digits off."""
+    with pytest.raises(InputShapeError, match="dtypes float32, int32: give all of them one"):
+        pack([np.ones(3, np.int32), np.full(2, 0.5, np.float32)])
+
+
 def model(ids, positions, segments, *, stays_inside=True):
     """Attention, and the mean of each segment."""
     x = jnp.asarray(TABLE)[ids] + jnp.asarray(PLACES)[positions]

@@ -268,6 +268,7 @@ def test_both_ways_share_a_store(tmp_path, tiny_params):
     for packing in (False, True):
         made = Encoder(grid, store=tmp_path, packing=packing)
         made.params = tiny_params
+        assert made.params is tiny_params
         assert made.warmup(progress=False).captured == 1
 
 
@@ -279,3 +280,21 @@ def test_embed_shares_calls_once_all_is_captured(encoder):
         found = list(pool.map(encoder.embed, [RAGGED] * 4))
     np.testing.assert_allclose(found, [found[0]] * 4, atol=1e-5)
     assert encoder.batcher.stats()["items"]["answered"] == before + 4 * len(RAGGED)
+
+
+def test_what_embed_asks_stays_what_it_was_warm_or_not(tiny_params):
+    """Warm, texts longer than the grid are still answered, by other weights and on another grid."""
+    grid = CUDAGraphConfig(capture_sizes=(1, 2), capture_seq_lens=(8,), warmup_iterations=1)
+    made = Encoder(grid)
+    texts = ["sort an array", "word " * 20, "an array"]
+    cold = made.embed(texts)
+    made.warmup(progress=False)
+    np.testing.assert_allclose(made.embed(texts), cold, atol=1e-5)
+    assert made.batcher.stats()["items"]["answered"] == 2
+    made.batcher.replan(max_graphs=2)
+    made.params = jax.tree.map(lambda leaf: leaf * 0.5, made.params)
+    other = made.embed(texts)
+    assert made.batcher.stats()["items"]["answered"] == 4
+    rows = made.tokenize(texts)
+    np.testing.assert_allclose(other, made.serve(*stack(rows)), atol=1e-5)
+    assert np.abs(other - cold).max() > 1e-3

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from cudagraph_jax import ConfigError, CUDAGraphConfig, InputShapeError, bucket_jit, no_compiles
+from cudagraph_jax import ConfigError, CUDAGraphConfig, InputShapeError, bucket_jit
 from cudagraph_jax.batching.batcher import Batcher
 from cudagraph_jax.errors import BucketOverflowError
+from cudagraph_jax.testing import assert_no_compiles
 from tests.helpers.functions import GRID, KINDS, PARAMS, TABLE, WIDTH, floats, tokens
 
 BATCHED = [name for name in KINDS if name not in ("batch summed away", "one number", "pytrees")]
@@ -45,7 +46,7 @@ def test_each_row_as_if_it_were_alone(served, lengths):
     """A row's answer is that of the plain function to it alone, whatever rows are beside it."""
     kind, batcher = served
     calls = [kind.arguments(seed, 1, length) for seed, length in enumerate(lengths)]
-    with no_compiles():
+    with assert_no_compiles():
         answers = batcher.map([item_of(kind, args) for args in calls])
     for args, length, answer in zip(calls, lengths, answers, strict=True):
         for own, alone in zip(
@@ -238,7 +239,7 @@ def test_update_between_two_calls():
     function = KINDS["lookup"].bucketed()
     function.warmup(TABLE, tokens(0, 1, 2), progress=False)
     row = tokens(3, 4)
-    with no_compiles(), Batcher(function, TABLE) as batcher:
+    with assert_no_compiles(), Batcher(function, TABLE) as batcher:
         np.testing.assert_array_equal(batcher.submit(row).result(), TABLE[row])
         batcher.update(TABLE * 2)
         np.testing.assert_array_equal(batcher.submit(row).result(), TABLE[row] * 2)

@@ -19,10 +19,10 @@ from cudagraph_jax import (
     InputShapeError,
     PaddingLeakError,
     bucket_jit,
-    no_compiles,
 )
 from cudagraph_jax.batching.batcher import Batcher
 from cudagraph_jax.batching.lane import put_ahead
+from cudagraph_jax.testing import assert_no_compiles
 from tests.helpers.functions import floats
 from tests.helpers.held_clock import HeldClock
 
@@ -214,7 +214,7 @@ def test_each_item_as_if_it_were_alone(served, data):
     model, batcher = served
     sizes = data.draw(strategies.lists(model.sizes, min_size=1, max_size=8))
     items = [model.item(seed, **each) for seed, each in enumerate(sizes)]
-    with no_compiles():
+    with assert_no_compiles():
         answers = batcher.map(items)
     for item, each, answer in zip(items, sizes, answers, strict=True):
         jax.tree.map(
@@ -361,7 +361,7 @@ def test_inputs_that_are_put_ahead_and_donated():
     function.warmup(floats(0, 1, 1, 1), progress=False)
     put = partial(put_ahead, platform=lambda: "gpu")
     rows = [floats(n, 1 + n % 5, 1 + n % 4) for n in range(40)]
-    with no_compiles(), Batcher(function, put=put) as batcher:
+    with assert_no_compiles(), Batcher(function, put=put) as batcher:
         for row, answer in zip(rows, batcher.map(rows), strict=True):
             np.testing.assert_array_equal(answer, row * 2)
 

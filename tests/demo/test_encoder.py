@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-import cudagraph_jax
 from cudagraph_jax import (
     BucketedFunction,
     ConfigError,
@@ -22,7 +21,7 @@ from cudagraph_jax.demo import Encoder, model
 from cudagraph_jax.demo.encoder import default_config, model_fingerprint
 from cudagraph_jax.demo.model import encode
 from cudagraph_jax.demo.tokens import stack
-from cudagraph_jax.testing import assert_packing_preserves
+from cudagraph_jax.testing import assert_no_compiles, assert_packing_preserves
 
 # The first eight numbers of the vectors that torch 2.13.0 (CPU, float32) gives for these texts:
 # the BERT layers written out with torch.nn.functional, mean pooling, F.normalize.
@@ -145,7 +144,7 @@ def test_warmup_captures_the_grid(encoder, config):
     report = encoder.warmup(progress=lambda done, total, item: steps.append((done, total)))
     assert {record.bucket for record in report.buckets} == set(config.buckets())
     assert steps
-    with cudagraph_jax.no_compiles():
+    with assert_no_compiles():
         encoder.embed(RAGGED)
     assert isinstance(encoder.function, BucketedFunction)
 
@@ -237,7 +236,7 @@ def test_packed_texts_get_the_same_vectors(encoder, packer):
     expected = np.stack([encoder.embed([text])[0] for text in texts])
     np.testing.assert_allclose(packer.embed(texts), expected, atol=1e-5)
     packer.warmup(progress=False)
-    with cudagraph_jax.no_compiles():
+    with assert_no_compiles():
         np.testing.assert_allclose(packer.embed(texts), expected, atol=1e-5)
     stats = packer.batcher.stats()
     assert 0 < stats["items"]["answered"] < len(texts) / 2

@@ -31,7 +31,7 @@ from cudagraph_jax.demo.tokens import Row, load_tokenizer, stack
 from cudagraph_jax.demo.weights import find_model
 
 RATES = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95)
-LIVE_RATES = (0.2, 0.5, 0.8)
+LIVE_RATES = (0.1, 0.3, 0.6, 0.8)
 BATCH, BATCHES = 16, 8
 # As a `Batcher` composes: no more than sixteen of the largest calls hold.
 WINDOW = 16 * BATCH
@@ -308,6 +308,7 @@ def live(rows: Sequence[Row], texts: int) -> Iterator[tuple[float, dict[str, Fig
         contenders: dict[str, Callable[[], Gathering | Batching]] = {
             FIFO: lambda: Gathering(encoder, rows, policies.fifo),
             SORTED: lambda: Gathering(encoder, rows, policies.sorted_windows),
+            "one by one": lambda: Gathering(encoder, rows, policies.one_by_one),
             "the batcher": lambda: Batching(encoder, rows),
         }
         found = {name: served_live(make(), came_at) for name, make in contenders.items()}

@@ -252,9 +252,7 @@ def overload(seconds: float, *, deadline_s: float = 2.0) -> list[str]:
     print(
         f"offered {sum(load.came.values()) / took:.0f} items/s for {took:.0f} s: {dict(load.came)}"
     )
-    print(
-        f"goodput: {goodput:.1f} items/s, {goodput / saturated:.1%} of what was answered with all there"
-    )
+    print(f"goodput: {goodput:.1f} items/s, {goodput / saturated:.1%} of the larger of the two")
     print(f"the latest answer came after {load.latest_s:.2f} s of {deadline_s} s")
     print(
         f"resident: {resident[0]:.0f} MB, {resident[-1]:.0f} MB, {growth:+.1%} in the second half"

@@ -129,18 +129,10 @@ def pack(
             f"rows have the dtypes {', '.join(sorted(dtypes))}: give all of them one"
         )
     lengths = [len(array) for array in arrays]
-    candidates = _candidates(config, max(lengths))
     if row_len is None:
-        for seq in candidates:
-            places = _first_fit(lengths, [seq], most)
-            if max(place.row for place in places) < max(config.capture_sizes):
-                break
-        # As none of them does where all lengths are too short; the call is then split or refused.
+        places, seq = _placed_in_a_call(config, lengths, most)
     else:
-        least = positive_size(row_len, name="row_len")
-        rungs = sorted(config.capture_seq_lens or {least, *candidates})
-        held = rungs[min(bisect_left(rungs, least), len(rungs) - 1) :]
-        places, seq = _first_fit(lengths, held, most), max(held[0], candidates[0])
+        places, seq = _placed_in_rows(config, lengths, most, positive_size(row_len, name="row_len"))
     shape = (1 + max(place.row for place in places), seq)
     ids: Array = np.zeros(shape, arrays[0].dtype)
     positions, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
@@ -149,6 +141,28 @@ def pack(
         ids[here], positions[here] = array, np.arange(at.length)
         segments[here] = at.segment + 1
     return Packed(ids, positions, segments, tuple(places), most)
+
+
+def _placed_in_a_call(
+    config: CUDAGraphConfig, lengths: Sequence[int], most: int
+) -> tuple[list[_Place], int]:
+    """Where each row stands in a call whose rows are as short as its batch allows; their length."""
+    for seq in _candidates(config, max(lengths)):
+        places = _first_fit(lengths, [seq], most)
+        if max(place.row for place in places) < max(config.capture_sizes):
+            break
+    # As none of them does where all lengths are too short; the call is then split or refused.
+    return places, seq
+
+
+def _placed_in_rows(
+    config: CUDAGraphConfig, lengths: Sequence[int], most: int, least: int
+) -> tuple[list[_Place], int]:
+    """Where each row stands in as many rows as there need be; the length of the longest."""
+    candidates = _candidates(config, max(lengths))
+    rungs = sorted(config.capture_seq_lens or {least, *candidates})
+    held = rungs[min(bisect_left(rungs, least), len(rungs) - 1) :]
+    return _first_fit(lengths, held, most), max(held[0], candidates[0])
 
 
 def _row(row: object, index: int) -> Array:

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cudagraph_jax.demo.encoder import Embeddings, Encoder
-from cudagraph_jax.demo.model import EMBEDDING_SIZE
 from cudagraph_jax.demo.tokens import Row, stack
-from cudagraph_jax.demo.traffic import Serve
+from cudagraph_jax.demo.traffic import MicroBatch, Serve, drive
 from cudagraph_jax.demo.weights import find_model
 from cudagraph_jax.xla.compiles import CompileCounter
 
@@ -96,7 +95,7 @@ def through_batcher(
     calls = {name: n - before["calls"].get(name, 0) for name, n in after["calls"].items()}
     return Stream(
         vectors=vectors,
-        latencies_ms=_latencies_ms(came_at, done_at),
+        latencies_ms=tuple((done_at[n] - came_at[n]) * 1e3 for n in range(len(rows))),
         seconds=seconds,
         calls=sum(calls.values()),
         shapes=sum(map(bool, calls.values())),
@@ -129,36 +128,30 @@ def in_fifo_batches(
         step: Called with each call's shape when it is answered.
         clock: Seconds.
     """
-    vectors = np.zeros((len(rows), EMBEDDING_SIZE), np.float32)
-    start = clock()
-    came_at, done_at = [start] * len(rows), [0.0] * len(rows)
-    shapes: list[tuple[int, int]] = []
-    stalled_seconds = 0.0
-    with CompileCounter() as counter:
-        for first in range(0, len(rows), size):
-            places = range(first, min(first + size, len(rows)))
-            compiles, began_at = counter.compiles, clock()
-            ids, mask = stack([rows[place] for place in places])
-            vectors[first : places.stop] = serve(ids, mask)
-            now = clock()
-            shapes.append((ids.shape[0], ids.shape[1]))
-            stalled_seconds += (now - began_at) * (counter.compiles > compiles)
-            for place in places:
-                done_at[place] = now
-                if place + clients < len(rows):
-                    came_at[place + clients] = now
-            step("{}x{}".format(*ids.shape))
+    groups = [range(len(rows))[first : first + size] for first in range(0, len(rows), size)]
+    traffic = drive(
+        serve, [_micro_batch(rows, places) for places in groups], step=step, clock=clock
+    )
+    ended_ms = np.cumsum([one.latency_ms for one in traffic.served]).tolist()
+    # Each client sends its next text when it has an answer, and at first all of them do.
+    came_ms = [0.0] * clients + [ended_ms[place // size] for place in range(len(rows))]
+    shapes = [one.batch.shape for one in traffic.served]
     return Stream(
-        vectors=vectors,
-        latencies_ms=_latencies_ms(came_at, done_at),
-        seconds=done_at[-1] - start,
+        vectors=traffic.vectors(len(rows)),
+        latencies_ms=tuple(ended_ms[n // size] - came_ms[n] for n in range(len(rows))),
+        seconds=traffic.seconds,
         calls=len(shapes),
         shapes=len(set(shapes)),
         real_elements=sum(map(len, rows)),
         computed_elements=sum(elements(*shape) for shape in shapes),
-        compiles=counter.compiles,
-        stalled_seconds=stalled_seconds,
+        compiles=traffic.compiles,
+        stalled_seconds=sum(one.latency_ms for one in traffic.served if one.compiles) / 1e3,
     )
+
+
+def _micro_batch(rows: Sequence[Row], places: range) -> MicroBatch:
+    ids, mask = stack([rows[place] for place in places])
+    return MicroBatch(places=tuple(places), ids=ids, mask=mask)
 
 
 class AllAtOnce(NamedTuple):
@@ -179,7 +172,3 @@ def by_sentence_transformers(texts: Sequence[str]) -> AllAtOnce | None:
     start = time.perf_counter()
     vectors = model.encode(list(texts), normalize_embeddings=True)
     return AllAtOnce(np.asarray(vectors), time.perf_counter() - start)
-
-
-def _latencies_ms(came_at: Sequence[float], done_at: Sequence[float]) -> tuple[float, ...]:
-    return tuple((done - came) * 1e3 for came, done in zip(came_at, done_at, strict=True))

@@ -33,11 +33,11 @@ def test_fifo(clients):
     assert (stream.calls, stream.shapes) == (3, 2)
     assert stream.real_elements == sum(map(len, ROWS))
     assert stream.computed_elements == 40 * 8
-    assert (stream.seconds, stream.compiles, stream.stalled_seconds) == (6.0, 0, 0.0)
-    # Calls end at 2, 4 and 6, and those whose text is answered send the next one then.
-    first = {16: [2, 2], 20: [2, 4], 64: [2, 4]}[clients]
+    assert (stream.seconds, stream.compiles, stream.stalled_seconds) == (3.0, 0, 0.0)
+    # Calls end at 1, 2 and 3, and those whose text is answered send the next one then.
+    first = {16: [1, 1], 20: [1, 2], 64: [1, 2]}[clients]
     assert [stream.latencies_ms[place] / 1e3 for place in (0, 16)] == first
-    assert stream.latencies_ms[39] / 1e3 == {16: 2, 20: 2, 64: 6}[clients]
+    assert stream.latencies_ms[39] / 1e3 == {16: 1, 20: 1, 64: 3}[clients]
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ def test_a_worker_that_dies_before_it_has_an_item(doubling, caplog):
     """Items that it was about to take fail once, and wait no more."""
 
     def die(frame, event, argument):
-        if event == "call" and frame.f_code.co_qualname == "Line.claim":
+        if event == "call" and frame.f_code.co_qualname == "ItemQueue.claim":
             threading.setprofile(None)
             raise MemoryError("no room for a frame")
 
@@ -323,7 +323,7 @@ def test_closing_waits_wherever_the_worker_is(doubling):
     assert closing.future.result()[0] == 2
     closing.end()
     was_done = dict(closing.was_done)
-    assert ("Line.drop", "c_return") in {(name, event) for name, _, event in was_done}
+    assert ("ItemQueue.drop", "c_return") in {(name, event) for name, _, event in was_done}
     assert [place for place, done in was_done.items() if done is False] == []
 
 

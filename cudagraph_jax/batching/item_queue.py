@@ -47,7 +47,7 @@ class Item(Future[PyTree]):
     """One row that waits for its answer.
 
     Args:
-        line: Where it waits.
+        queue: Where it waits.
         lane: What it may share calls with.
         arrays: The row.
         sizes: Of the row, as a batch of one.
@@ -57,7 +57,7 @@ class Item(Future[PyTree]):
 
     def __init__(
         self,
-        line: Line,
+        queue: ItemQueue,
         lane: Lane,
         arrays: tuple[Array, ...],
         sizes: Bucket,
@@ -66,7 +66,7 @@ class Item(Future[PyTree]):
         expires_at: float = math.inf,
     ) -> None:
         super().__init__()
-        self._line = line
+        self._queue = queue
         self.lane = lane
         self.arrays = arrays
         self.sizes = sizes
@@ -77,8 +77,8 @@ class Item(Future[PyTree]):
         """Has it not run, and wait no more; False once its call has started."""
         if not super().cancel():
             return False
-        if self._line.drop(self):
-            self._line.figures.count(Outcome.CANCELLED)
+        if self._queue.drop(self):
+            self._queue.figures.count(Outcome.CANCELLED)
             self.set_running_or_notify_cancel()
         return True
 
@@ -92,7 +92,7 @@ def too_late(item: Item, now: float) -> DeadlineError:
     )
 
 
-class Chosen(NamedTuple):
+class Selection(NamedTuple):
     """Items that share a call.
 
     Attributes:
@@ -112,7 +112,7 @@ class Chosen(NamedTuple):
     grid: Grid
 
 
-class Line:
+class ItemQueue:
     """The items that wait, the oldest first.
 
     It has no lock: items come and go by single steps of a dictionary, and whoever takes one out
@@ -126,11 +126,13 @@ class Line:
     Attributes:
         waiting: The items.
         figures: What became of the others.
+        is_closed: Whether no more come.
     """
 
     def __init__(self, *, max_waiting: int, max_wait_s: float, clock: Callable[[], float]) -> None:
         self.waiting: dict[Item, None] = {}
         self.figures = Figures()
+        self.is_closed = False
         self._max_waiting, self._max_wait_s, self._clock = max_waiting, max_wait_s, clock
         self._has_deadlines = False  # as of most batchers: to look through all items takes 0.1 ms
 
@@ -186,7 +188,7 @@ class Line:
         """Fails one for its deadline."""
         self.fail(item, too_late(item, now), Outcome.EXPIRED)
 
-    def choose(self, free_at: float | None = None) -> Chosen | None:
+    def choose(self, free_at: float | None = None) -> Selection | None:
         """What to run next; items whose deadline comes before their answer fail.
 
         Args:
@@ -215,13 +217,13 @@ class Line:
             late = [item for item in chosen if item.expires_at < done_at]
             waited = len(self.waiting)
             if not late:
-                return Chosen(chosen, lane, part.bucket, part.cost * scale, waited, grid)
+                return Selection(chosen, lane, part.bucket, part.cost * scale, waited, grid)
             # Alone they may be in time. Where more than a call waits that is no way to catch up.
             alone = grid.prices.holding(rectangle([item.sizes for item in late]))
             if len(parts) == 1 and len(late) < len(chosen) and alone is not None:
                 done_at = free_at + alone.cost * scale
                 if all(item.expires_at >= done_at for item in late):
-                    return Chosen(late, lane, alone.bucket, alone.cost * scale, waited, grid)
+                    return Selection(late, lane, alone.bucket, alone.cost * scale, waited, grid)
             for item in late:
                 self.expire(item, now)
         return None

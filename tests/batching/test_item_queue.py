@@ -12,8 +12,8 @@ from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cudagraph_jax.batching.composition import Priced, Prices
+from cudagraph_jax.batching.item_queue import Item, ItemQueue, Outcome, Times
 from cudagraph_jax.batching.lane import Grid
-from cudagraph_jax.batching.queue import Item, Line, Outcome, Times
 from cudagraph_jax.errors import DeadlineError, QueueFullError
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.helpers.held_clock import HeldClock
@@ -34,128 +34,128 @@ class FixedLane:
 LANE = FixedLane()
 
 
-def line_of(clock, *, max_waiting=1000, max_wait_s=0.0):
-    return Line(max_waiting=max_waiting, max_wait_s=max_wait_s, clock=clock)
+def queue_of(clock, *, max_waiting=1000, max_wait_s=0.0):
+    return ItemQueue(max_waiting=max_waiting, max_wait_s=max_wait_s, clock=clock)
 
 
-def added(line, length, *, lane=LANE, now=0.0, deadline=float("inf")):
+def added(queue, length, *, lane=LANE, now=0.0, deadline=float("inf")):
     sizes = Bucket(1, length)
-    item = Item(line, lane, (), sizes, now=now, expires_at=now + deadline)
-    line.add(item)
+    item = Item(queue, lane, (), sizes, now=now, expires_at=now + deadline)
+    queue.add(item)
     return item
 
 
 def test_the_call_of_the_oldest_runs_next():
     """Of a composition the call runs that holds the oldest item, with others of like size."""
-    line = line_of(HeldClock())
-    items = [added(line, length) for length in (7, 30, 5, 8, 31, 6, 32, 29)]
-    chosen = line.choose()
+    queue = queue_of(HeldClock())
+    items = [added(queue, length) for length in (7, 30, 5, 8, 31, 6, 32, 29)]
+    chosen = queue.choose()
     assert chosen.items == [items[0], items[2], items[3], items[5]]
     assert (chosen.bucket, chosen.cost_s) == (Bucket(4, 8), pytest.approx(0.0112))
-    assert all(line.claim(item) for item in chosen.items)
-    assert line.choose().bucket == Bucket(4, 32)
+    assert all(queue.claim(item) for item in chosen.items)
+    assert queue.choose().bucket == Bucket(4, 32)
 
 
 def test_nothing_waits_while_the_device_is_free():
     """One item alone runs at once, in the cheapest bucket that holds it."""
-    line = line_of(HeldClock())
-    assert line.choose() is None
-    item = added(line, 5)
-    assert line.choose().items == [item]
-    assert line.choose().bucket == Bucket(1, 8)
+    queue = queue_of(HeldClock())
+    assert queue.choose() is None
+    item = added(queue, 5)
+    assert queue.choose().items == [item]
+    assert queue.choose().bucket == Bucket(1, 8)
 
 
 def test_waiting_for_company():
     """With max_wait_ms an item waits that long for others, or until a call is full."""
     clock = HeldClock()
-    line = line_of(clock, max_wait_s=1.0)
-    added(line, 5)
+    queue = queue_of(clock, max_wait_s=1.0)
+    added(queue, 5)
     clock.now = 0.75
-    assert (line.choose(), line.wait_s()) == (None, 0.25)
+    assert (queue.choose(), queue.wait_s()) == (None, 0.25)
     for _ in range(3):
-        added(line, 5, now=0.75)
-    assert len(line.choose().items) == 4
-    line.clear()
-    added(line, 5, now=0.75)
+        added(queue, 5, now=0.75)
+    assert len(queue.choose().items) == 4
+    queue.clear()
+    added(queue, 5, now=0.75)
     clock.now = 1.75
-    assert (len(line.choose().items), line.wait_s()) == (1, 0.0)
-    line.clear()
-    added(line, 5, now=1.75, deadline=0.5)  # it has no time to wait
-    assert len(line.choose().items) == 1
+    assert (len(queue.choose().items), queue.wait_s()) == (1, 0.0)
+    queue.clear()
+    added(queue, 5, now=1.75, deadline=0.5)  # it has no time to wait
+    assert len(queue.choose().items) == 1
 
 
 def test_a_deadline_that_has_passed():
     """An item whose deadline has passed fails, and is not run."""
     clock = HeldClock()
-    line = line_of(clock)
-    late, other = added(line, 5, deadline=0.5), added(line, 5)
+    queue = queue_of(clock)
+    late, other = added(queue, 5, deadline=0.5), added(queue, 5)
     clock.now = 0.5
-    assert line.choose().items == [other]
+    assert queue.choose().items == [other]
     with pytest.raises(DeadlineError, match="after 500 ms there is no answer"):
         late.result()
-    assert line.figures.items()["expired"] == 1
+    assert queue.figures.items()["expired"] == 1
 
 
 def test_a_deadline_that_would_pass():
     """An item that cannot be answered in time fails at once; the device is free at a time."""
-    line = line_of(HeldClock())
-    item = added(line, 5, deadline=0.5)
-    assert line.choose(free_at=0.49).items == [item]
-    assert line.choose(free_at=0.493) is None
+    queue = queue_of(HeldClock())
+    item = added(queue, 5, deadline=0.5)
+    assert queue.choose(free_at=0.49).items == [item]
+    assert queue.choose(free_at=0.493) is None
     assert isinstance(item.exception(), DeadlineError)
 
 
 def test_a_call_that_takes_longer_than_ever():
     """What was foretold for the end of a call holds no more once that time has passed."""
     clock = HeldClock()
-    line = line_of(clock)
-    item = added(line, 5, deadline=1.0)
+    queue = queue_of(clock)
+    item = added(queue, 5, deadline=1.0)
     clock.now = 0.995
-    assert line.choose(free_at=0.5) is None
+    assert queue.choose(free_at=0.5) is None
     assert isinstance(item.exception(), DeadlineError)
 
 
 def test_a_short_deadline_gets_a_call_of_its_own():
     """Where all that waits is one call, an item in a hurry runs before it, alone."""
-    line = line_of(HeldClock())
-    hurried, other = added(line, 5, deadline=0.01), added(line, 5)
-    first = line.choose()
+    queue = queue_of(HeldClock())
+    hurried, other = added(queue, 5, deadline=0.01), added(queue, 5)
+    first = queue.choose()
     assert (first.items, first.bucket) == ([hurried], Bucket(1, 8))
-    assert line.claim(hurried)
-    assert line.choose().items == [other]
+    assert queue.claim(hurried)
+    assert queue.choose().items == [other]
 
 
 def test_costs_that_nobody_measured():
     """Where costs are elements and no times, no deadline is foretold."""
-    line = line_of(HeldClock())
-    item = added(line, 5, lane=FixedLane(is_measured=False), deadline=1e-6)
-    assert line.choose().items == [item]
+    queue = queue_of(HeldClock())
+    item = added(queue, 5, lane=FixedLane(is_measured=False), deadline=1e-6)
+    assert queue.choose().items == [item]
 
 
 def test_items_of_other_programs():
     """Items of another lane share no call, and have their turn."""
-    line, other = line_of(HeldClock()), FixedLane()
-    first, second, third = added(line, 5), added(line, 5, lane=other), added(line, 5)
-    chosen = line.choose()
+    queue, other = queue_of(HeldClock()), FixedLane()
+    first, second, third = added(queue, 5), added(queue, 5, lane=other), added(queue, 5)
+    chosen = queue.choose()
     assert set(chosen.items) == {first, third}
-    assert all(line.claim(item) for item in chosen.items)
-    assert line.choose().items == [second]
+    assert all(queue.claim(item) for item in chosen.items)
+    assert queue.choose().items == [second]
 
 
 def test_more_than_may_wait():
     """One more than max_waiting is refused, and told when to come again, as measured."""
-    line = line_of(HeldClock(), max_waiting=2)
-    items = [added(line, 5), added(line, 5)]
+    queue = queue_of(HeldClock(), max_waiting=2)
+    items = [added(queue, 5), added(queue, 5)]
     with pytest.raises(QueueFullError, match="max_waiting=2") as caught:
-        added(line, 5)
+        added(queue, 5)
     assert caught.value.retry_after_s == 1.0
-    line.figures.add_call(Bucket(4, 8), rows=2, real_elements=10, seconds=0.5)
+    queue.figures.add_call(Bucket(4, 8), rows=2, real_elements=10, seconds=0.5)
     with pytest.raises(QueueFullError) as caught:
-        added(line, 5)
+        added(queue, 5)
     assert caught.value.retry_after_s == 0.5
     assert items[0].cancel()
-    added(line, 5)
-    assert line.figures.items() == {
+    added(queue, 5)
+    assert queue.figures.items() == {
         **dict.fromkeys((outcome.value for outcome in Outcome), 0), "cancelled": 1, "full": 2
     }  # fmt: skip
 
@@ -176,7 +176,7 @@ def test_percentiles():
 def simulated(overload, *, deadline, seconds=20.0, max_waiting=300):
     """Items answered in a second, of a device that takes as long as its buckets cost."""
     clock = HeldClock()
-    line = line_of(clock, max_waiting=max_waiting)
+    queue = queue_of(clock, max_waiting=max_waiting)
     random, came, items = np.random.default_rng(0), 0, []
     rate = 250 * overload  # of calls of four rows the device could do some 250 rows a second
     while clock.now < seconds:
@@ -185,18 +185,18 @@ def simulated(overload, *, deadline, seconds=20.0, max_waiting=300):
             came += 1
             with suppress(QueueFullError):
                 length = int(random.integers(1, 33))
-                items.append(added(line, length, now=at, deadline=deadline))
-        chosen = line.choose()
+                items.append(added(queue, length, now=at, deadline=deadline))
+        chosen = queue.choose()
         if chosen is None:
             clock.now = came / rate
             continue
-        claimed = [item for item in chosen.items if line.claim(item)]
+        claimed = [item for item in chosen.items if queue.claim(item)]
         clock.now += chosen.cost_s
         for item in claimed:
             assert clock.now <= item.expires_at
             item.set_result(clock.now - item.came_at)
     answered = [item.result() for item in items if item.done() and not item.exception()]
-    assert len(answered) + line.figures.items()["expired"] + len(line.waiting) == len(items)
+    assert len(answered) + queue.figures.items()["expired"] + len(queue.waiting) == len(items)
     return len(answered) / clock.now, max(answered)
 
 
@@ -221,7 +221,7 @@ class Queueing(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.clock = HeldClock()
-        self.line = line_of(self.clock, max_waiting=9)
+        self.queue = queue_of(self.clock, max_waiting=9)
         self.items = []
         self.refused = 0
         self.running = []
@@ -231,10 +231,10 @@ class Queueing(RuleBasedStateMachine):
     def submit(self, length, deadline):
         """One more comes."""
         try:
-            item = added(self.line, length, now=self.clock.now, deadline=deadline)
+            item = added(self.queue, length, now=self.clock.now, deadline=deadline)
         except QueueFullError:
             self.refused += 1
-            assert len(self.line.waiting) == 9
+            assert len(self.queue.waiting) == 9
         else:
             self.items.append(item)
 
@@ -243,7 +243,7 @@ class Queueing(RuleBasedStateMachine):
     def cancel(self, data):
         """A client gives up: an item that waits is cancelled, one that runs is not."""
         item = data.draw(strategies.sampled_from(self.items))
-        waits = item in self.line.waiting
+        waits = item in self.queue.waiting
         assert item.cancel() == (waits or item.cancelled())
 
     @rule(seconds=strategies.floats(0, 0.2))
@@ -255,25 +255,25 @@ class Queueing(RuleBasedStateMachine):
     @rule()
     def start(self):
         """The device is free."""
-        waiting = list(self.line.waiting)
-        chosen = self.line.choose()
+        waiting = list(self.queue.waiting)
+        chosen = self.queue.choose()
         if chosen is None:
-            assert not self.line.waiting
+            assert not self.queue.waiting
             return
-        kept = [item for item in waiting if item in self.line.waiting]
+        kept = [item for item in waiting if item in self.queue.waiting]
         assert kept[0] in chosen.items or len(chosen.items) < len(kept)
         assert len(chosen.items) <= chosen.bucket.batch_size
         for item in chosen.items:
             assert chosen.bucket.holds(item.sizes)
             assert item.expires_at >= self.clock.now + chosen.cost_s
-            assert self.line.claim(item)
+            assert self.queue.claim(item)
         self.running = chosen.items
 
     @rule()
     def finish(self):
         """A call ends."""
         for item in self.running:
-            self.line.figures.count(Outcome.ANSWERED)
+            self.queue.figures.count(Outcome.ANSWERED)
             item.set_result(item.sizes)
             self.answered.add(item)
         self.running = []
@@ -281,15 +281,15 @@ class Queueing(RuleBasedStateMachine):
     @rule()
     def close(self):
         """What waits is cancelled."""
-        self.line.clear()
-        assert not self.line.waiting
+        self.queue.clear()
+        assert not self.queue.waiting
 
     @invariant()
     def each_item_is_in_one_place(self):
         """Each item waits, runs or is settled, and is counted once."""
         found: Counter[str] = Counter()
         for item in self.items:
-            if item in self.line.waiting:
+            if item in self.queue.waiting:
                 assert not item.done()
                 continue
             if item in self.running:
@@ -307,7 +307,7 @@ class Queueing(RuleBasedStateMachine):
                 found["expired"] += 1
                 assert isinstance(item.exception(), DeadlineError)
         found["full"] = self.refused
-        counts = self.line.figures.items()
+        counts = self.queue.figures.items()
         assert {key: count for key, count in counts.items() if count} == dict(+found)
 
 

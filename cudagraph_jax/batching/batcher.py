@@ -94,6 +94,7 @@ class Batcher:
         self._queue = ItemQueue(
             max_waiting=positive_size(max_waiting, name="max_waiting"),
             max_wait_s=wait_s,
+            name=self.name,
             clock=clock,
         )
         self._runner = Runner(function, self._queue, passed, name=self.name, clock=clock, put=put)

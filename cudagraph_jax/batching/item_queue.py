@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from enum import Enum
 from itertools import islice
 from typing import Any, NamedTuple
 
 from cudagraph_jax._base.changes import counted
+from cudagraph_jax._base.log import log_in_worker
 from cudagraph_jax.batching.composition import compose, rectangle
 from cudagraph_jax.batching.lane import Grid, Lane
 from cudagraph_jax.errors import BucketOverflowError, DeadlineError, QueueFullError
@@ -75,12 +78,12 @@ class Item(Future[PyTree]):
 
     def cancel(self) -> bool:
         """Has it not run, and wait no more; False once its call has started."""
-        if not super().cancel():
-            return False
-        if self._queue.drop(self):
-            self._queue.figures.count(Outcome.CANCELLED)
-            self.set_running_or_notify_cancel()
-        return True
+        try:
+            return super().cancel()
+        finally:  # whatever its callbacks raise
+            if self.cancelled() and self._queue.drop(self):
+                self._queue.figures.count(Outcome.CANCELLED)
+                self.set_running_or_notify_cancel()
 
 
 def too_late(item: Item, now: float) -> DeadlineError:
@@ -121,6 +124,7 @@ class ItemQueue:
     Args:
         max_waiting: More are refused.
         max_wait_s: How long an item may wait for others while nothing runs.
+        name: What logs and errors call the batcher.
         clock: Seconds.
 
     Attributes:
@@ -129,11 +133,14 @@ class ItemQueue:
         is_closed: Whether no more come.
     """
 
-    def __init__(self, *, max_waiting: int, max_wait_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, *, max_waiting: int, max_wait_s: float, name: str, clock: Callable[[], float]
+    ) -> None:
         self.waiting: dict[Item, None] = {}
         self.figures = Figures()
         self.is_closed = False
-        self._max_waiting, self._max_wait_s, self._clock = max_waiting, max_wait_s, clock
+        self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
+        self._name, self._clock = name, clock
         self._has_deadlines = False  # as of most batchers: to look through all items takes 0.1 ms
 
     @property
@@ -176,13 +183,35 @@ class ItemQueue:
     def fail(self, item: Item, error: BaseException, outcome: Outcome = Outcome.FAILED) -> None:
         """Has one that waits fail, unless it is cancelled."""
         if self.claim(item):
-            self.figures.count(outcome)
-            item.set_exception(error)
+            self.settle(item, outcome, error=error)
+
+    def settle(
+        self,
+        item: Item,
+        outcome: Outcome,
+        answer: PyTree = None,
+        *,
+        error: BaseException | None = None,
+    ) -> None:
+        """Gives one that was claimed its answer or its error."""
+        self.figures.count(outcome)
+        try:
+            if error is None:
+                item.set_result(answer)
+            else:
+                item.set_exception(error)
+        except BaseException:
+            # What a callback of the caller's raises is not the next item's fault.
+            log_in_worker(
+                *(logging.ERROR, "a callback of an item of the batcher %s failed", self._name),
+                is_error=True,
+            )
 
     def clear(self) -> None:
         """Cancels all that wait."""
-        for item in list(self.waiting):
-            item.cancel()
+        with ExitStack() as stack:  # all of them, whatever their callbacks raise
+            for item in reversed(list(self.waiting)):
+                stack.callback(item.cancel)
 
     def expire(self, item: Item, now: float) -> None:
         """Fails one for its deadline."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import jax
 
 from cudagraph_jax._base.changes import Changes, start_thread
-from cudagraph_jax._base.log import logger
+from cudagraph_jax._base.log import log_in_worker
 from cudagraph_jax._base.worker import Worker, process_goes_on
 from cudagraph_jax.batching.composition import rectangle
 from cudagraph_jax.batching.item_queue import Item, ItemQueue, Outcome, Selection, too_late
@@ -122,8 +124,10 @@ class Runner:
             try:
                 self._serve()
             except BaseException as error:
-                logger.exception("the worker of the batcher %s failed, and begins anew", self._name)
-                self._fail_all(error)
+                what = "the worker of the batcher %s failed, and begins anew"
+                log_in_worker(logging.ERROR, what, self._name, is_error=True)
+                with suppress(BaseException):  # where there is no memory: of the next error, then
+                    self._fail_all(error)
             self._worker = None
             self.changes.tell()
             # Who submitted before that has left it to this worker.
@@ -132,14 +136,13 @@ class Runner:
 
     def _fail_all(self, error: BaseException) -> None:
         """Fails what runs, or where nothing does, what waits: it may be to blame."""
-        running, self.under_way = self.under_way, {}
-        for item in running:
-            self._queue.drop(item)
-            if not item.done():
+        for item in list(self.under_way) or list(self._queue.waiting):
+            if item in self._queue.waiting and not self._claim(item):
+                continue
+            if item.done():
+                self.under_way.pop(item, None)
+            else:
                 self._settle(item, Outcome.FAILED, error=error)
-        if not running:
-            for item in list(self._queue.waiting):
-                self._queue.fail(item, error)
 
     def _serve(self) -> None:
         """Runs one call after the other, until nothing came for a while."""
@@ -272,15 +275,7 @@ class Runner:
         error: BaseException | None = None,
     ) -> None:
         """Gives one that runs its answer or its error."""
-        self._queue.figures.count(outcome)
-        try:
-            if error is None:
-                item.set_result(answer)
-            else:
-                item.set_exception(error)
-        except BaseException:
-            # What a callback of the caller's raises is not the next item's fault.
-            logger.exception("a callback of an item of the batcher %s failed", self._name)
+        self._queue.settle(item, outcome, answer, error=error)
         self.under_way.pop(item, None)
 
     def _retry(self, call: _PaddedCall, items: Sequence[Item], error: Exception) -> None:
@@ -291,10 +286,8 @@ class Runner:
             self._settle(items[0], Outcome.FAILED, error=error)
             self.changes.tell()
             return
-        logger.warning(
-            "a call of %d rows of %s failed, and its rows are tried one by one: %s",
-            *(len(items), self._name, error),
-        )
+        what = "a call of %d rows of %s failed, and its rows are tried one by one: %s"
+        log_in_worker(logging.WARNING, what, len(items), self._name, error)
         self._one_by_one(call.chosen.lane, items, self._run_alone)
 
     def _one_by_one(

@@ -1,5 +1,6 @@
 """Faults: one bad row, cancelled and late items, a full queue, workers that die."""
 
+import logging
 import sys
 import threading
 from concurrent.futures import CancelledError, wait
@@ -10,12 +11,25 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import Batcher, DeadlineError, QueueFullError
+from cudagraph_jax._base.log import logger
 from cudagraph_jax.batching.lane import put_ahead
 from cudagraph_jax.errors import CUDAGraphError
 from tests.helpers.batched import BAD, Doubling, row
 from tests.helpers.held_clock import HeldClock
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+class BreakingClock(HeldClock):
+    """A clock that fails the worker that asks it next, when so told."""
+
+    is_broken = False
+
+    def __call__(self):
+        if self.is_broken and threading.current_thread() is not self._owner:
+            self.is_broken = False
+            raise MemoryError("no room for a number")
+        return super().__call__()
 
 
 @pytest.fixture
@@ -186,16 +200,7 @@ def test_a_callback_that_raises(doubling, caplog):
 def test_a_worker_that_dies_is_replaced(doubling, caplog):
     """An error of the batcher's own fails what it was at, is logged, and later items are served."""
 
-    class Broken(HeldClock):
-        is_broken = False
-
-        def __call__(self):
-            if self.is_broken and threading.current_thread() is not self._owner:
-                self.is_broken = False
-                raise MemoryError("no room for a number")
-            return super().__call__()
-
-    clock = Broken()
+    clock = BreakingClock()
     with Batcher(doubling.function, clock=clock) as batcher:
         batcher.submit(row(1)).result()
         clock.is_broken = True
@@ -391,3 +396,111 @@ def test_answers_keep_no_more_than_themselves(doubling):
         answer = batcher.submit(row(1)).result()
     assert isinstance(answer, np.ndarray)
     assert not answer.flags.writeable
+
+
+class Raising(logging.Handler):
+    """A handler of the log that fails, as one whose connection is gone."""
+
+    def emit(self, record):
+        raise SystemExit("no connection")
+
+
+@pytest.fixture
+def broken_log():
+    handler = Raising()
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+
+
+def leave(future):
+    """A callback that ends its thread."""
+    raise SystemExit
+
+
+@pytest.mark.usefixtures("broken_log")
+def test_a_log_that_raises(doubling):
+    """A handler of the log that raises costs no item its answer, and no batcher its worker."""
+    clock = HeldClock()
+    with Batcher(doubling.function, clock=clock) as batcher:
+        clock.hold()
+        futures = [batcher.submit(row(value)) for value in (1, BAD, 3)]
+        futures[0].add_done_callback(leave)
+        clock.release()
+        assert [future.exception(60) is None for future in futures] == [True, False, True]
+        assert batcher.submit(row(4)).result(60)[0] == 8
+
+
+@pytest.mark.usefixtures("broken_log")
+def test_a_worker_that_cannot_say_why_it_died(doubling):
+    """A worker dies, and so does what would report it: later items are served all the same."""
+    clock = BreakingClock()
+    with Batcher(doubling.function, clock=clock) as batcher:
+        batcher.submit(row(1)).result(60)
+        clock.is_broken = True
+        future = batcher.submit(row(2))
+        assert isinstance(future.exception(60), MemoryError)
+        assert batcher.submit(row(3)).result(60)[0] == 6
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_callback_of_a_late_item_that_raises(doubling, others):
+    """What a callback of an item raises that was never run is nobody else's error, either."""
+    clock = HeldClock()
+    with Batcher(doubling.function, clock=clock) as batcher:
+        clock.hold()
+        late = [batcher.submit(row(1), deadline=0.0) for _ in range(1 + others)]
+        for future in late:
+            future.add_done_callback(leave)
+        other = batcher.submit(row(2))
+        clock.release()
+        assert other.result(60)[0] == 4
+        for future in late:
+            assert isinstance(future.exception(60), DeadlineError)
+
+
+def test_a_callback_of_a_cancelled_item_that_raises(doubling):
+    """All that wait are cancelled, also where a callback of the first of them raises."""
+
+    def go_and_leave(future):
+        doubling.go.set()
+        raise SystemExit
+
+    doubling.hold()
+    batcher = Batcher(doubling.function)
+    first = batcher.submit(row(1))
+    assert doubling.entered.wait(60)
+    others = [batcher.submit(row(value)) for value in (2, 3)]
+    others[0].add_done_callback(go_and_leave)
+    with pytest.raises(SystemExit):
+        batcher.close(drain=False)
+    batcher.close()
+    assert first.result(60)[0] == 2
+    assert [other.cancelled() for other in others] == [True, True]
+
+
+def test_an_item_that_is_cancelled_as_its_worker_dies(doubling):
+    """It is counted once, and whoever waits for it is told."""
+
+    def die(frame, event, argument):
+        if event == "call" and frame.f_code.co_qualname == "ItemQueue.claim":
+            threading.setprofile(None)
+            raise MemoryError("no room for a frame")
+
+    def let_it_die(future):
+        clock.release()
+        assert isinstance(other.exception(60), MemoryError)
+
+    clock = HeldClock()
+    batcher = Batcher(doubling.function, clock=clock)
+    clock.hold()
+    threading.setprofile(die)
+    item = batcher.submit(row(1))
+    threading.setprofile(None)
+    other = batcher.submit(row(2))
+    item.add_done_callback(let_it_die)
+    assert item.cancel()
+    assert wait([item], timeout=60).not_done == set()
+    batcher.close()
+    items = batcher.stats()["items"]
+    assert {key: count for key, count in items.items() if count} == {"cancelled": 1, "failed": 1}

@@ -35,7 +35,7 @@ LANE = FixedLane()
 
 
 def queue_of(clock, *, max_waiting=1000, max_wait_s=0.0):
-    return ItemQueue(max_waiting=max_waiting, max_wait_s=max_wait_s, clock=clock)
+    return ItemQueue(max_waiting=max_waiting, max_wait_s=max_wait_s, name="it", clock=clock)
 
 
 def added(queue, length, *, lane=LANE, now=0.0, deadline=float("inf")):

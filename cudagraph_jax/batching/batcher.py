@@ -18,7 +18,7 @@ from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax.batching.item_queue import Figures, Item, ItemQueue, Outcome
-from cudagraph_jax.batching.lane import Lane, put_ahead
+from cudagraph_jax.batching.lane import Lane, SharedArguments, put_ahead
 from cudagraph_jax.batching.rows import ItemArguments
 from cudagraph_jax.batching.runner import Runner
 from cudagraph_jax.dispatch.function import BucketedFunction
@@ -91,13 +91,14 @@ class Batcher:
         self._function, self._clock = function, clock
         self._arguments = ItemArguments(function.in_axes, name=self.name)
         self._arguments.check_passed(passed)
+        self._shared = SharedArguments(passed)
         self._queue = ItemQueue(
             max_waiting=positive_size(max_waiting, name="max_waiting"),
             max_wait_s=wait_s,
             name=self.name,
             clock=clock,
         )
-        self._runner = Runner(function, self._queue, passed, name=self.name, clock=clock, put=put)
+        self._runner = Runner(function, self._queue, name=self.name, clock=clock, put=put)
         self._lanes: dict[object, Lane] = {}
         self._fits: dict[object, tuple[Lane, Bucket]] = {}
         put_right_in_child(self)
@@ -212,7 +213,7 @@ class Batcher:
                     f"which nothing is captured: give the same as for {lane.variant}, or make a "
                     "new Batcher after a warmup with these"
                 )
-        self._runner.passed = passed
+        self._shared.change(passed)
 
     def replan(
         self, *, max_graphs: int | None = None, **options: Unpack[BatchPlanOptions]
@@ -301,14 +302,15 @@ class Batcher:
             row,
             leaves,
             arguments=self._arguments,
-            passed=self._runner.passed,
+            shared=self._shared,
             clock=self._clock,
         )
         if made.sizes.is_empty:
             raise InputShapeError(f"an item of {self.name} has no elements, {row}: leave it out")
         sizes = made.sizes
-        lane = self._lanes.setdefault(made.key, made)
-        lane.entry_for(sizes)
+        lane = self._lanes.get(made.key, made)
+        lane.entry_for(sizes)  # before others find it: what is refused leaves nothing behind
+        lane = self._lanes.setdefault(made.key, lane)
         if all(map(operator.is_, leaves, arrays)):  # no pytrees among them, so that there is a key
             if len(self._fits) >= _MAX_SHAPES:
                 self._fits.clear()

@@ -16,7 +16,7 @@ from cudagraph_jax.batching.rows import ItemArguments, RowLayout, RowOutputs
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.errors import BucketOverflowError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.call import Args, Call
+from cudagraph_jax.program.call import Args, Call, abstract_call
 from cudagraph_jax.shapes.ladder import Bucket, axis_name
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -79,6 +79,52 @@ def plausible(costs: Mapping[Bucket, float]) -> list[float]:
     return bounded
 
 
+class _Now(NamedTuple):
+    """What all items share for the time being.
+
+    Attributes:
+        values: As the batcher is given them.
+        bound: The arguments of a call with them, by lane; those of the row are of any row.
+    """
+
+    values: Args
+    bound: dict[Lane, Args]
+
+
+class SharedArguments:
+    """What all items of a batcher share, such as parameters; the only place that holds it.
+
+    Args:
+        values: In the order of the function's arguments.
+
+    Attributes:
+        now: What that is for the time being; a change is that of this one attribute.
+    """
+
+    def __init__(self, values: Args) -> None:
+        self.change(values)
+
+    def change(self, values: Args) -> None:
+        """Has calls use these from the next one on."""
+        self.now = _Now(values, {})
+
+
+class _Holding(NamedTuple):
+    """What a lane knows of the registry.
+
+    Attributes:
+        held: All that it held.
+        own: The lane's of them.
+        outputs: The answers within those, by `graph_id`.
+        grid: The same, priced.
+    """
+
+    held: tuple[CUDAGraphEntry, ...]
+    own: Sequence[CUDAGraphEntry]
+    outputs: Mapping[int, RowOutputs]
+    grid: Grid
+
+
 class Lane:
     """One program of a function, as items come to it.
 
@@ -87,7 +133,7 @@ class Lane:
         row: The arrays of an item as a batch of one, as shapes.
         item: Those arrays.
         arguments: Where they stand among the function's.
-        passed: What all items share.
+        shared: What all items share.
         clock: Seconds.
 
     Attributes:
@@ -109,21 +155,18 @@ class Lane:
         item: Sequence[PyTree],
         *,
         arguments: ItemArguments,
-        passed: Args,
+        shared: SharedArguments,
         clock: Callable[[], float],
     ) -> None:
         self._function, self._row, self._arguments = function, row, arguments
-        self._clock = clock
-        call = self._describe(passed)
-        self._call, self._passed = call, passed
+        self._shared, self._clock = shared, clock
+        call = self._describe(shared.now.values)
+        self._call = abstract_call(call)
         self.variant = call.variant
         self.sizes = call.sizes
         self.layout = RowLayout(call)
         self.asked: deque[int] = deque(maxlen=_REMEMBERED_ITEMS)
-        self._known: tuple[CUDAGraphEntry, ...] = ()
-        self._own: list[CUDAGraphEntry] = []
-        self._outputs: dict[int, RowOutputs] = {}
-        self._grid = grid_of([], made_at=clock())
+        self._holding = _Holding((), [], {}, grid_of([], made_at=clock()))
         self._item = item if function.manager.config.debug_mode else None
 
     def __repr__(self) -> str:
@@ -145,29 +188,30 @@ class Lane:
 
     def grid(self) -> Grid:
         """The buckets that are captured by now, at what they cost."""
-        held = tuple(self._function.registry.entries())
-        if held != self._known:
+        known, held = self._holding, tuple(self._function.registry.entries())
+        own, outputs = known.own, known.outputs
+        if held != known.held:
             own = [entry for entry in held if entry.variant == self.variant]
             if self.key != self.variant:
                 own = [entry for entry in own if entry.seq_len == self.sizes.seq_len]
             outputs = {entry.graph_id: self._outputs_of(entry) for entry in own}
             for entry in own:
-                if self._item is not None and entry.graph_id not in self._outputs:
+                if self._item is not None and entry.graph_id not in known.outputs:
                     self._check(entry, self._item)
-            self._known, self._own, self._outputs = held, own, outputs
-        elif self._clock() < self._grid.made_at + _COSTS_LAST_S:
-            return self._grid
-        self._grid = grid_of(self._own, made_at=self._clock())
-        return self._grid
+        elif self._clock() < known.grid.made_at + _COSTS_LAST_S:
+            return known.grid
+        grid = grid_of(own, made_at=self._clock())
+        self._holding = _Holding(held, own, outputs, grid)
+        return grid
 
     def _outputs_of(self, entry: CUDAGraphEntry) -> RowOutputs:
-        known = self._outputs.get(entry.graph_id)
+        known = self._holding.outputs.get(entry.graph_id)
         return RowOutputs(entry) if known is None else known
 
     def call_of(self, item: Sequence[PyTree], sizes: Bucket) -> Call:
         """A call of one row by itself: the arrays of an item of these sizes."""
         arrays = self.layout.pad([self.converted(item)], [sizes], sizes)
-        return self._function.describe(*self.layout.arguments(self._call.args, arrays))
+        return self._function.describe(*self.arguments(arrays))
 
     def _check(self, entry: CUDAGraphEntry, item: Sequence[PyTree]) -> None:
         """In debug_mode: raises unless rows of several sizes may share calls of a bucket."""
@@ -227,11 +271,13 @@ class Lane:
             [np.array(leaf, dtype) for leaf, dtype in zip(leaves, self.layout.dtypes, strict=True)]
         )
 
-    def arguments(self, passed: Args, arrays: Sequence[PyTree]) -> list[PyTree]:
-        """The arguments of a call with these arrays."""
-        if passed is not self._passed:
-            self._call, self._passed = self._describe(passed), passed
-        return self.layout.arguments(self._call.args, arrays)
+    def arguments(self, arrays: Sequence[PyTree]) -> list[PyTree]:
+        """The arguments of a call with these arrays, and what all items share now."""
+        now = self._shared.now
+        args = now.bound.get(self)
+        if args is None:
+            args = now.bound[self] = self._describe(now.values).args
+        return self.layout.arguments(args, arrays)
 
     def put(
         self, entry: CUDAGraphEntry, inputs: PyTree, *, put: Callable[[PyTree], PyTree]
@@ -254,13 +300,13 @@ class Lane:
         self, entry: CUDAGraphEntry, result: PyTree, rows: Sequence[Bucket]
     ) -> list[PyTree]:
         """The answer to each row of such a call."""
-        outputs = self._outputs.get(entry.graph_id) or self._outputs_of(entry)
+        outputs = self._outputs_of(entry)
         with jax.transfer_guard("allow"):
             return outputs.answers(result, rows)
 
-    def run_eagerly(self, passed: Args, arrays: Sequence[Array], sizes: Bucket) -> PyTree:
+    def run_eagerly(self, arrays: Sequence[Array], sizes: Bucket) -> PyTree:
         """The answer to one row by the function itself, as in a mode that runs no bucket."""
         entry = self.entry_for(sizes)  # whose outputs are known
-        args = self.arguments(passed, self.layout.pad([arrays], [sizes], sizes))
+        args = self.arguments(self.layout.pad([arrays], [sizes], sizes))
         result = self._function(*args)
         return self.answers(entry, result, [sizes])[0]

@@ -22,7 +22,6 @@ from cudagraph_jax.dispatch.decision import Reason
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import Args
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 
@@ -60,13 +59,11 @@ class Runner:
     Args:
         function: What is called.
         items: What waits.
-        passed: What all items share.
         name: What logs call it.
         clock: Seconds.
         put: Brings the inputs of the next call to the device while another computes.
 
     Attributes:
-        passed: What all items share from the next call on; it may be changed.
         under_way: Items whose call has started, and that have no answer yet.
         changes: Tells of every item that is settled.
     """
@@ -75,13 +72,12 @@ class Runner:
         self,
         function: BucketedFunction[..., PyTree],
         items: ItemQueue,
-        passed: Args,
         *,
         name: str,
         clock: Callable[[], float],
         put: Callable[[PyTree], PyTree],
     ) -> None:
-        self._function, self._queue, self.passed = function, items, passed
+        self._function, self._queue = function, items
         self._name, self._clock, self._put = name, clock, put
         self._busy_until = -math.inf
         self.begin_anew()
@@ -219,7 +215,7 @@ class Runner:
             self._one_by_one(lane, items, self._run_eagerly)
             return None
         try:
-            args = lane.arguments(self.passed, prepared.arrays)
+            args = lane.arguments(prepared.arrays)
             result = lane.begin(prepared.entry, args, prepared.masks)
             return _Running(prepared, items, result, started_at)
         except Exception as error:
@@ -312,7 +308,7 @@ class Runner:
         """The answer of the cheapest bucket to one row."""
         entry, rows = lane.entry_for(item.sizes), [item.sizes]
         started_at = self._clock()
-        args = lane.arguments(self.passed, lane.layout.pad([item.arrays], rows, entry.bucket))
+        args = lane.arguments(lane.layout.pad([item.arrays], rows, entry.bucket))
         result = lane.begin(entry, args, lane.layout.masks(rows, entry.bucket))
         if (failure := _wait(result)) is not None:
             raise failure
@@ -321,7 +317,7 @@ class Runner:
         return answer
 
     def _run_eagerly(self, lane: Lane, item: Item) -> PyTree:
-        return lane.run_eagerly(self.passed, item.arrays, item.sizes)
+        return lane.run_eagerly(item.arrays, item.sizes)
 
 
 def _wait(result: PyTree) -> Exception | None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from cudagraph_jax.batching.company import differing_row
-from cudagraph_jax.batching.lane import Lane
+from cudagraph_jax.batching.lane import Lane, SharedArguments
 from cudagraph_jax.batching.rows import ItemArguments
 from cudagraph_jax.config import CompareWhere, CUDAGraphConfig
 from cudagraph_jax.graphs.compare import Tolerance
@@ -127,8 +127,9 @@ def _ragged(draw: st.DrawFn, /, subject: Subject, drawn: SearchStrategy[Example]
 def _lane(subject: Subject, arguments: ItemArguments, entry: CUDAGraphEntry, call: Call) -> Lane:
     one = example_call(entry.program, call, call.sizes.with_sizes({"batch": 1}))
     passed, row = arguments.parted(one.args)
+    shared = SharedArguments(passed)
     return Lane(
-        subject.bucketed, row, (), arguments=arguments, passed=passed, clock=time.perf_counter
+        subject.bucketed, row, (), arguments=arguments, shared=shared, clock=time.perf_counter
     )
 
 

@@ -1,5 +1,11 @@
 """The batcher's answers: each row's own, in any company."""
 
+import gc
+import threading
+import time
+import weakref
+from concurrent.futures import Future
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +14,7 @@ from hypothesis import given, settings, strategies
 
 from cudagraph_jax import ConfigError, CUDAGraphConfig, InputShapeError, bucket_jit
 from cudagraph_jax.batching.batcher import Batcher
+from cudagraph_jax.batching.lane import Lane
 from cudagraph_jax.errors import BucketOverflowError
 from cudagraph_jax.testing import assert_no_compiles
 from tests.helpers.functions import GRID, KINDS, PARAMS, TABLE, WIDTH, floats, tokens
@@ -248,6 +255,59 @@ def test_update_between_two_calls():
         with pytest.raises(ConfigError, match=r"passes 1 argument\(s\) through"):
             batcher.update()
         np.testing.assert_array_equal(batcher.submit(row).result(), TABLE[row] * 2)
+
+
+def test_what_was_passed_before_is_not_kept():
+    """After `update` nothing holds the parameters of before, also while no item comes."""
+    function = KINDS["lookup"].bucketed()
+    tables = [jnp.asarray(TABLE), jnp.asarray(TABLE * 2)]
+    function.warmup(tables[0], tokens(0, 1, 2), progress=False)
+    with Batcher(function, tables[0]) as batcher:
+        batcher.submit(tokens(3, 4)).result()
+        before = weakref.ref(tables.pop(0))
+        batcher.update(tables[0])
+        gc.collect()
+        assert before() is None
+
+
+def test_what_is_refused_leaves_nothing_behind():
+    """However many shapes are refused, no more is kept of them than before."""
+    function = bucket_jit(
+        lambda x: x * 2, in_axes="batch seq", config=CUDAGraphConfig(capture_sizes=(1,))
+    )
+    function.warmup(floats(0, 1, 3), progress=False)
+
+    def lanes():
+        gc.collect()
+        return sum(isinstance(each, Lane) for each in gc.get_objects())
+
+    with Batcher(function) as batcher:
+        batcher.submit(floats(0, 3)).result()
+        before = lanes()
+        for length in range(4, 20):
+            with pytest.raises(InputShapeError):
+                batcher.submit(floats(0, length))
+        assert lanes() == before
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_first_items_that_come_together(pooled, step):
+    """Whoever comes while another one's first item is looked at finds the same buckets."""
+    futures: list[Future] = []
+    main, left = threading.current_thread(), [step]
+
+    def clock():
+        if threading.current_thread() is main and left and not left[0]:
+            left.clear()
+            futures.append(batcher.submit(tokens(1, 3)))
+        elif threading.current_thread() is main and left:
+            left[0] -= 1
+        return time.perf_counter()
+
+    with Batcher(pooled, TABLE, clock=clock) as batcher:
+        futures.append(batcher.submit(tokens(1, 3)))
+        for future in futures:
+            np.testing.assert_allclose(future.result(60), TABLE[tokens(1, 3)].mean(0), rtol=1e-5)
 
 
 def test_the_functions_own_counts_stay_true():

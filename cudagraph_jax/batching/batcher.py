@@ -144,22 +144,31 @@ class Batcher:
             QueueFullError: As many wait as may.
             CUDAGraphError: The batcher is closed, or this process is forked from one that used JAX.
         """
-        use_jax()
-        now = self._clock()
-        expires_at = math.inf if deadline is None else now + waiting_time("deadline", deadline)
         try:
+            return self._submit(arrays, deadline)
+        except QueueFullError:
+            self.figures.count(Outcome.FULL)
+            raise
+
+    def _submit(self, arrays: Args, deadline: float | None = None) -> Item:
+        """As `submit`, but that nothing is counted where as many wait as may."""
+        try:
+            use_jax()
+            now = self._clock()
+            expires_at = math.inf if deadline is None else now + waiting_time("deadline", deadline)
             lane, sizes, leaves = self._fit(arrays)
             item = Item(
                 self._queue, lane, lane.converted(leaves), sizes, now=now, expires_at=expires_at
             )
+            self._queue.add(item)
+        except QueueFullError:
+            raise
         except BaseException:
-            self._queue.figures.count(Outcome.REFUSED)
+            self.figures.count(Outcome.REFUSED)
             raise
         lane.asked.append(sizes.seq_len)
-        self._queue.add(item)
-        if self._queue.is_closed and self._queue.drop(item):  # maybe by another thread, just now
-            raise CUDAGraphError(f"the batcher {self.name} is closed: make a new one")
         if not self._runner.wake() and self._queue.drop(item):
+            self.figures.count(Outcome.REFUSED)
             raise CUDAGraphError(
                 f"no thread can be started to answer what {self.name} is asked: the interpreter "
                 "exits, or has no memory for one"
@@ -194,7 +203,7 @@ class Batcher:
             if not self._queue.has_room:
                 self._runner.changes.wait_for(lambda: self._queue.has_room or self._queue.is_closed)
             try:
-                return self.submit(*arrays)
+                return self._submit(arrays)
             except QueueFullError:  # others were faster
                 continue
 

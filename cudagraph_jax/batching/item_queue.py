@@ -18,7 +18,7 @@ from cudagraph_jax._base.changes import counted
 from cudagraph_jax._base.log import log_in_worker
 from cudagraph_jax.batching.composition import compose, rectangle
 from cudagraph_jax.batching.lane import Grid, Lane
-from cudagraph_jax.errors import BucketOverflowError, DeadlineError, QueueFullError
+from cudagraph_jax.errors import BucketOverflowError, CUDAGraphError, DeadlineError, QueueFullError
 from cudagraph_jax.graphs.observers import tell
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array
@@ -29,6 +29,9 @@ _MAX_CALLS = 16
 
 More company saves hardly any padding, and to compose 512 rows takes 0.2 ms.
 """
+
+_PATIENT_CALLS = 2
+"""So many calls may go by before the oldest is passed no more: what ran as it came, and one."""
 
 _GONE = object()
 
@@ -41,7 +44,7 @@ class Outcome(Enum):
     EXPIRED = "expired"
     CANCELLED = "cancelled"
     REFUSED = "refused"
-    """It fits no captured bucket, or not the function."""
+    """It fits no captured bucket, or not the function, or came when the batcher was closed."""
     FULL = "full"
     """As many waited as may."""
 
@@ -153,12 +156,14 @@ class ItemQueue:
 
         Raises:
             QueueFullError: As many wait as may.
+            CUDAGraphError: It is closed.
         """
         if item.expires_at < math.inf:
             self._has_deadlines = True
         self.waiting[item] = None
+        if self.is_closed and self.drop(item):  # maybe by another thread, just now
+            raise CUDAGraphError(f"the batcher {self._name} is closed: make a new one")
         if len(self.waiting) > self._max_waiting and self.drop(item):
-            self.figures.count(Outcome.FULL)
             waiting = len(self.waiting)
             retry_after_s = self.figures.seconds_for(waiting)
             raise QueueFullError(
@@ -236,7 +241,7 @@ class ItemQueue:
             if len(classes) < len(window):
                 self._fail_unheld(window)
                 continue
-            if len(window) < grid.prices.most_rows and free_at < self._waits_until(oldest):
+            if free_at < self._waits_until():
                 return None
             parts = compose(classes, grid.prices)
             part = next(part for part in parts if 0 in part.rows)
@@ -247,9 +252,12 @@ class ItemQueue:
             waited = len(self.waiting)
             if not late:
                 return Selection(chosen, lane, part.bucket, part.cost * scale, waited, grid)
-            # Alone they may be in time. Where more than a call waits that is no way to catch up.
+            # Alone they may be in time. Where more than a call waits that is no way to catch up,
+            # and if ever more come in a hurry, the oldest is not to be passed by all of them.
             alone = grid.prices.holding(rectangle([item.sizes for item in late]))
-            if len(parts) == 1 and len(late) < len(chosen) and alone is not None:
+            patient_until = oldest.came_at + self._max_wait_s + _PATIENT_CALLS * part.cost * scale
+            may_pass = oldest in late or free_at <= patient_until
+            if len(parts) == 1 and len(late) < len(chosen) and may_pass and alone is not None:
                 done_at = free_at + alone.cost * scale
                 if all(item.expires_at >= done_at for item in late):
                     return Selection(late, lane, alone.bucket, alone.cost * scale, waited, grid)
@@ -279,17 +287,32 @@ class ItemQueue:
             except (BucketOverflowError, TypeError) as error:
                 self.fail(item, error)
 
-    def _waits_until(self, item: Item) -> float:
-        """When it waits no more for others; one that has less time than that waits for none."""
-        until = item.came_at + self._max_wait_s
-        return until if until < item.expires_at else item.came_at
+    def _waits_until(self) -> float:
+        """Until when all may wait for others: no more if none can come, or a call is full."""
+        waiting = list(self.waiting)
+        if not self._max_wait_s or self.is_closed or len(waiting) >= self._max_waiting:
+            return -math.inf
+        lanes = Counter(item.lane for item in waiting)
+        if any(count >= lane.grid().prices.most_rows for lane, count in lanes.items()):
+            return -math.inf
+        return min(map(self._patience, waiting), default=-math.inf)
+
+    def _patience(self, item: Item) -> float:
+        """Until when an item waits for others.
+
+        Of the time that it can spare it waits for half at the most: timers are late, and a call of
+        several rows takes longer than one of its own.
+        """
+        spare_s = item.expires_at - item.came_at
+        if spare_s < math.inf:
+            grid = item.lane.grid()
+            alone = grid.prices.holding(item.sizes)
+            spare_s -= alone.cost * 1e-3 if alone is not None and grid.is_measured else 0.0
+        return item.came_at + min(self._max_wait_s, spare_s / 2)
 
     def wait_s(self) -> float | None:
-        """How long the oldest may wait for others; None where nothing waits."""
-        oldest = next(iter(list(self.waiting)), None)
-        if oldest is None:
-            return None
-        return max(0.0, self._waits_until(oldest) - self._clock())
+        """How long what waits may wait for others; None where nothing does."""
+        return max(0.0, self._waits_until() - self._clock()) if self.waiting else None
 
 
 # From 10 us to 100 s, each a fifth longer than the one before.

@@ -79,9 +79,42 @@ def test_waiting_for_company():
     added(queue, 5, now=0.75)
     clock.now = 1.75
     assert (len(queue.choose().items), queue.wait_s()) == (1, 0.0)
-    queue.clear()
-    added(queue, 5, now=1.75, deadline=0.5)  # it has no time to wait
-    assert len(queue.choose().items) == 1
+
+
+def test_company_is_no_reason_to_be_late():
+    """An item waits for others for half of the time that it can spare: timers are late."""
+    clock = HeldClock()
+    queue = queue_of(clock, max_wait_s=0.1)
+    item = added(queue, 5, deadline=0.1088)
+    assert (queue.choose(), queue.wait_s()) == (None, pytest.approx(0.05))
+    clock.now = 0.06
+    assert queue.choose().items == [item]
+
+
+def test_whoever_has_the_least_time_decides():
+    """Where several wait for others, they do so no longer than any of them can."""
+    clock = HeldClock()
+    queue = queue_of(clock, max_wait_s=1.0)
+    oldest, hurried = added(queue, 5), added(queue, 5, lane=FixedLane(), deadline=0.2088)
+    assert queue.wait_s() == pytest.approx(0.1)
+    clock.now = 0.101
+    first = queue.choose()
+    assert first.items == [oldest]
+    queue.claim(oldest)
+    assert queue.choose(clock.now + first.cost_s).items == [hurried]
+
+
+@pytest.mark.parametrize("reason", ["a full call of others", "no room for more", "closed"])
+def test_when_nobody_waits_for_company(reason):
+    """Nothing waits for others where none can come, or where a call of others is full."""
+    queue = queue_of(HeldClock(), max_wait_s=1.0, max_waiting=2 if reason[0] == "n" else 100)
+    item = added(queue, 5)
+    assert queue.choose() is None
+    others = FixedLane()
+    for _ in range({"a full call of others": 4, "no room for more": 1, "closed": 0}[reason]):
+        added(queue, 5, lane=others)
+    queue.is_closed = reason == "closed"
+    assert (queue.choose().items, queue.wait_s()) == ([item], 0.0)
 
 
 def test_a_deadline_that_has_passed():
@@ -125,6 +158,24 @@ def test_a_short_deadline_gets_a_call_of_its_own():
     assert queue.choose().items == [other]
 
 
+@pytest.mark.parametrize("max_wait_s", [0.0, 0.05])
+def test_hurried_items_pass_the_oldest_for_a_while(max_wait_s):
+    """However many come in a hurry, the oldest runs as soon as two calls went by."""
+    clock = HeldClock()
+    queue = queue_of(clock, max_wait_s=max_wait_s)
+    oldest = added(queue, 5)
+    for _ in range(20):
+        added(queue, 5, now=clock.now, deadline=0.01)
+        clock.now += queue.wait_s() * 1.01
+        chosen = queue.choose()
+        assert all(queue.claim(item) for item in chosen.items)
+        clock.now += chosen.cost_s
+        if oldest in chosen.items:
+            break
+    assert oldest.running()
+    assert clock.now <= max_wait_s + 4 * 0.0112
+
+
 def test_costs_that_nobody_measured():
     """Where costs are elements and no times, no deadline is foretold."""
     queue = queue_of(HeldClock())
@@ -156,7 +207,7 @@ def test_more_than_may_wait():
     assert items[0].cancel()
     added(queue, 5)
     assert queue.figures.items() == {
-        **dict.fromkeys((outcome.value for outcome in Outcome), 0), "cancelled": 1, "full": 2
+        **dict.fromkeys((outcome.value for outcome in Outcome), 0), "cancelled": 1
     }  # fmt: skip
 
 
@@ -223,7 +274,6 @@ class Queueing(RuleBasedStateMachine):
         self.clock = HeldClock()
         self.queue = queue_of(self.clock, max_waiting=9)
         self.items = []
-        self.refused = 0
         self.running = []
         self.answered = set()
 
@@ -233,7 +283,6 @@ class Queueing(RuleBasedStateMachine):
         try:
             item = added(self.queue, length, now=self.clock.now, deadline=deadline)
         except QueueFullError:
-            self.refused += 1
             assert len(self.queue.waiting) == 9
         else:
             self.items.append(item)
@@ -306,7 +355,6 @@ class Queueing(RuleBasedStateMachine):
             else:
                 found["expired"] += 1
                 assert isinstance(item.exception(), DeadlineError)
-        found["full"] = self.refused
         counts = self.queue.figures.items()
         assert {key: count for key, count in counts.items() if count} == dict(+found)
 

@@ -26,6 +26,7 @@ from cudagraph_jax.errors import ConfigError, CUDAGraphError, InputShapeError, Q
 from cudagraph_jax.program.call import Args
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.settings import current_settings
 
 if TYPE_CHECKING:
     from cudagraph_jax.batching.batch_plan import BatchPlanOptions
@@ -33,6 +34,23 @@ if TYPE_CHECKING:
 
 _MAX_SHAPES = 1 << 14
 """Shapes of items that are remembered; beyond that the table starts anew."""
+
+
+class _Fits:
+    """Items that fit, by JAX's settings and their shapes, until a bucket goes or the mode changes.
+
+    Attributes:
+        table: Their lane and sizes.
+    """
+
+    __slots__ = ("__weakref__", "table")
+
+    def __init__(self) -> None:
+        self.forget_routes()
+
+    def forget_routes(self) -> None:
+        """Looks at every item anew from now on."""
+        self.table: dict[object, tuple[Lane, Bucket]] = {}
 
 
 @belongs_to_process
@@ -100,7 +118,8 @@ class Batcher:
         )
         self._runner = Runner(function, self._queue, name=self.name, clock=clock, put=put)
         self._lanes: dict[object, Lane] = {}
-        self._fits: dict[object, tuple[Lane, Bucket]] = {}
+        self._fits = _Fits()
+        function.registry.watch(self._fits)
         put_right_in_child(self)
 
     def after_fork(self) -> None:
@@ -300,9 +319,10 @@ class Batcher:
 
     def _fit(self, arrays: Args) -> tuple[Lane, Bucket, Sequence[PyTree]]:
         """The lane of an item, its sizes, and its arrays."""
+        table = self._fits.table  # whoever forgets it meanwhile makes another one
         try:
-            key = tuple([(type(array), array.dtype, array.shape) for array in arrays])
-            return *self._fits[key], arrays
+            shapes = [(type(array), array.dtype, array.shape) for array in arrays]
+            return *table[key := (current_settings(), *shapes)], arrays
         except (KeyError, AttributeError):
             pass
         row, leaves = self._arguments.one_row(arrays), jax.tree.leaves(arrays)
@@ -318,10 +338,13 @@ class Batcher:
             raise InputShapeError(f"an item of {self.name} has no elements, {row}: leave it out")
         sizes = made.sizes
         lane = self._lanes.get(made.key, made)
-        lane.entry_for(sizes)  # before others find it: what is refused leaves nothing behind
+        if self._runner.runs_eagerly():
+            return lane, sizes, leaves
+        lane.check(sizes)  # before others find it: what is refused leaves nothing behind
         lane = self._lanes.setdefault(made.key, lane)
-        if all(map(operator.is_, leaves, arrays)):  # no pytrees among them, so that there is a key
-            if len(self._fits) >= _MAX_SHAPES:
-                self._fits.clear()
-            self._fits[key] = (lane, sizes)
+        # Without pytrees among them, or None, which is an empty one, there is a key.
+        if len(leaves) == len(arrays) and all(map(operator.is_, leaves, arrays)):
+            if len(table) >= _MAX_SHAPES:
+                table.clear()
+            table[key] = (lane, sizes)
         return lane, sizes, leaves

@@ -18,7 +18,13 @@ from cudagraph_jax._base.changes import counted
 from cudagraph_jax._base.log import log_in_worker
 from cudagraph_jax.batching.composition import compose, rectangle
 from cudagraph_jax.batching.lane import Grid, Lane
-from cudagraph_jax.errors import BucketOverflowError, CUDAGraphError, DeadlineError, QueueFullError
+from cudagraph_jax.errors import (
+    BucketOverflowError,
+    CUDAGraphError,
+    DeadlineError,
+    InputShapeError,
+    QueueFullError,
+)
 from cudagraph_jax.graphs.observers import tell
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array
@@ -265,14 +271,23 @@ class ItemQueue:
                 self.expire(item, now)
         return None
 
-    def _window(self) -> list[Item]:
-        """The oldest item and others of its lane; those whose deadline has passed fail."""
+    def oldest(self) -> Item | None:
+        """The oldest item; those whose deadline has passed fail."""
+        return next(iter(self._in_time()), None)
+
+    def _in_time(self) -> list[Item]:
+        """All that wait, the oldest first; those whose deadline has passed fail."""
         waiting = list(self.waiting)
         if self._has_deadlines:
             now = self._clock()
             for item in [item for item in waiting if item.expires_at <= now]:
                 self.expire(item, now)
             waiting = [item for item in waiting if item.expires_at > now]
+        return waiting
+
+    def _window(self) -> list[Item]:
+        """The oldest item and others of its lane; those whose deadline has passed fail."""
+        waiting = self._in_time()
         if not waiting:
             return []
         lane = waiting[0].lane
@@ -284,7 +299,7 @@ class ItemQueue:
         for item in window:
             try:
                 item.lane.entry_for(item.sizes)
-            except (BucketOverflowError, TypeError) as error:
+            except (BucketOverflowError, InputShapeError) as error:
                 self.fail(item, error)
 
     def _waits_until(self) -> float:

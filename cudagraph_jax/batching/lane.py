@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property, partial
 from statistics import median
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.errors import BucketOverflowError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.program.call import Args, Call, abstract_call
+from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket, axis_name
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -206,7 +208,9 @@ class Lane:
 
     def _outputs_of(self, entry: CUDAGraphEntry) -> RowOutputs:
         known = self._holding.outputs.get(entry.graph_id)
-        return RowOutputs(entry) if known is None else known
+        if known is not None:
+            return known
+        return RowOutputs(entry.outputs, partial(entry.real_outputs, entry.outputs))
 
     def call_of(self, item: Sequence[PyTree], sizes: Bucket) -> Call:
         """A call of one row by itself: the arrays of an item of these sizes."""
@@ -223,6 +227,15 @@ class Lane:
             pads_seq=config.capture_seq_lens is not None,
             compare_where=config.compare_where,
         )
+
+    def check(self, sizes: Bucket) -> None:
+        """Raises where no captured bucket answers a row of these sizes.
+
+        Raises:
+            BucketOverflowError: It is larger than all that are captured.
+            InputShapeError: None is captured for items like these, or the function takes no such.
+        """
+        self._outputs_of(self.entry_for(sizes)).check(sizes)
 
     def entry_for(self, sizes: Bucket) -> CUDAGraphEntry:
         """The cheapest captured bucket of one row of these sizes.
@@ -306,7 +319,15 @@ class Lane:
 
     def run_eagerly(self, arrays: Sequence[Array], sizes: Bucket) -> PyTree:
         """The answer to one row by the function itself, as in a mode that runs no bucket."""
-        entry = self.entry_for(sizes)  # whose outputs are known
-        args = self.arguments(self.layout.pad([arrays], [sizes], sizes))
-        result = self._function(*args)
-        return self.answers(entry, result, [sizes])[0]
+        row = self.layout.own(self.layout.pad([arrays], [sizes], sizes))
+        result = self._function(*self._arguments.joined(self._shared.now.values, row))
+        with jax.transfer_guard("allow"):
+            return self._plain_outputs.answers(result, [sizes])[0]
+
+    @cached_property
+    def _plain_outputs(self) -> RowOutputs:
+        """The answers within outputs of the function itself: it is traced, and nothing compiled."""
+        dispatcher, program = self._function.manager.dispatcher, Program(self._call)
+        bucket = dispatcher.bucket_for(self._call)
+        outputs = program.outputs(bucket, others=dispatcher.config.along_axes(bucket))
+        return RowOutputs(outputs, partial(program.real_outputs, outputs))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from cudagraph_jax.errors import ConfigError, InputShapeError
-from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.route import on_host, own_part
 from cudagraph_jax.program.call import Args, Call, Mask, is_array
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs, RealOutputs
@@ -190,10 +189,13 @@ class RowLayout:
     def arguments(self, args: Args, arrays: Sequence[PyTree]) -> list[PyTree]:
         """The arguments of a call: those that it shares with `args`, and `arrays`."""
         whole = list(args)
-        own = jax.tree.unflatten(self._structure, arrays)
-        for place, argument in zip(self._places, own, strict=True):
+        for place, argument in zip(self._places, self.own(arrays), strict=True):
             whole[place] = argument
         return whole
+
+    def own(self, arrays: Sequence[PyTree]) -> Args:
+        """The arguments that have rows, from their arrays."""
+        return tuple(jax.tree.unflatten(self._structure, arrays))
 
     def arrays(self, call: Call, row: int = 0) -> list[Array]:
         """The arrays of one row of a call, as those of an item."""
@@ -264,18 +266,27 @@ class RowOutputs:
     """The answers to rows within the outputs of one bucket.
 
     Args:
-        entry: The bucket.
+        outputs: Its outputs.
+        real: What of them is the plain function's answer to a call of so large.
 
     Raises:
         ConfigError: An output has no row for each item, or nobody looked for its axes.
     """
 
-    def __init__(self, entry: CUDAGraphEntry) -> None:
-        self._outputs = outputs = entry.outputs
+    def __init__(self, outputs: Outputs, real: Callable[[Bucket], RealOutputs]) -> None:
+        self._outputs = outputs
         self._is_one = jax.tree_util.treedef_is_leaf(outputs.structure)
         for leaf in outputs.leaves:
             _check_output(leaf, outputs)
-        self._real = lru_cache(maxsize=4096)(lambda sizes: entry.real_outputs(outputs, sizes))
+        self._real = lru_cache(maxsize=4096)(real)
+
+    def check(self, sizes: Bucket) -> None:
+        """Raises where the answer to a row of these sizes is not known.
+
+        Raises:
+            InputShapeError: The function takes no such row, or its answer is larger.
+        """
+        self._real(sizes)
 
     def answers(self, result: PyTree, rows: Sequence[Bucket]) -> list[PyTree]:
         """Each row's own part, without the batch dimension: NumPy arrays, read-only."""

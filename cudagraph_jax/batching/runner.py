@@ -98,6 +98,11 @@ class Runner:
         """Whether this is called by its thread, so by a callback of an item."""
         return threading.current_thread() is self._worker
 
+    def runs_eagerly(self) -> bool:
+        """Whether the manager runs calls eagerly whatever is captured, so that rows are, too."""
+        is_disabled: bool = jax.config.jax_disable_jit  # type: ignore[attr-defined]  # no stub
+        return is_disabled or self._function.manager.mode in _EAGER
+
     def wake(self) -> bool:
         """Has it look at what waits; False where no thread can be started for that."""
         if self._is_idle:
@@ -159,6 +164,9 @@ class Runner:
                 running = following
             elif prepared is not None:
                 running, idle = self._start(prepared), 0
+            elif self.runs_eagerly() and (item := self._queue.oldest()) is not None:
+                self._answer_eagerly(item)
+                idle = 0
             elif self._rests():
                 idle += 1
                 if idle >= _IDLE_POLLS or self._queue.is_closed or not process_goes_on():
@@ -180,7 +188,9 @@ class Runner:
             self._is_idle = False
 
     def _prepare(self, free_at: float | None = None) -> _PaddedCall | None:
-        """The next call, padded; None where nothing may run."""
+        """The next call, padded; None where nothing may run in a bucket."""
+        if self.runs_eagerly():
+            return None
         chosen = self._queue.choose(free_at)
         if chosen is None:
             return None
@@ -195,9 +205,13 @@ class Runner:
     def _is_stale(self, prepared: _PaddedCall) -> bool:
         """Whether so much has changed since it was composed that another call may be better."""
         waiting, now = self._queue.waiting, self._clock()
-        return len(waiting) > 2 * prepared.chosen.waited or any(
-            item not in waiting or item.expires_at < now + prepared.chosen.cost_s
-            for item in prepared.chosen.items
+        return (
+            len(waiting) > 2 * prepared.chosen.waited
+            or self.runs_eagerly()
+            or any(
+                item not in waiting or item.expires_at < now + prepared.chosen.cost_s
+                for item in prepared.chosen.items
+            )
         )
 
     def _start(self, prepared: _PaddedCall) -> _Running | None:
@@ -211,9 +225,6 @@ class Runner:
         lane, started_at = prepared.chosen.lane, self._clock()
         for item in items:
             self._queue.figures.queued.add(started_at - item.came_at)
-        if self._function.manager.mode in _EAGER:
-            self._one_by_one(lane, items, self._run_eagerly)
-            return None
         try:
             args = lane.arguments(prepared.arrays)
             result = lane.begin(prepared.entry, args, prepared.masks)
@@ -316,8 +327,16 @@ class Runner:
         self._count(entry, rows, self._clock() - started_at)
         return answer
 
-    def _run_eagerly(self, lane: Lane, item: Item) -> PyTree:
-        return lane.run_eagerly(item.arrays, item.sizes)
+    def _answer_eagerly(self, item: Item) -> None:
+        """Has the plain function answer one row."""
+        self.under_way[item] = None
+        is_claimed = self._claim(item)
+        self.changes.tell()
+        if is_claimed:
+            self._queue.figures.queued.add(self._clock() - item.came_at)
+            self._one_by_one(
+                item.lane, [item], lambda lane, item: lane.run_eagerly(item.arrays, item.sizes)
+            )
 
 
 def _wait(result: PyTree) -> Exception | None:

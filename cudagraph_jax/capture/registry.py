@@ -21,7 +21,7 @@ from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError, CUDA
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.observers import Observers
 from cudagraph_jax.graphs.replay_counts import MAX_SIZES, Ledger, ReplayTotals, SizeHistogram
-from cudagraph_jax.graphs.route import Routes, Watchers
+from cudagraph_jax.graphs.route import Watcher, Watchers
 from cudagraph_jax.program.call import Call, Variant
 from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.program import Compiler, Program
@@ -416,7 +416,7 @@ class CUDAGraphRegistry:
         """A snapshot of all entries, in the order of their capture."""
         return [entry for _, entry in self._entries.items()]
 
-    def watch(self, routes: Routes) -> None:
+    def watch(self, routes: Watcher) -> None:
         """Forgets `routes` whenever an entry was dropped; held weakly."""
         self._watchers.add(routes)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -544,15 +544,22 @@ class Draft(NamedTuple):
             self.numpy[lead.shape, lead.dtype] = route
 
 
+class Watcher(Protocol):
+    """Who remembers what was decided."""
+
+    def forget_routes(self) -> None:
+        """Decides anew from now on."""
+
+
 class Watchers:
     """All the routes that have to be forgotten when an entry is dropped; held weakly."""
 
     def __init__(self) -> None:
         # Unlike the walk through a WeakSet, its copy stands while others add.
-        self._routes: weakref.WeakValueDictionary[int, Routes] = weakref.WeakValueDictionary()
+        self._routes: weakref.WeakValueDictionary[int, Watcher] = weakref.WeakValueDictionary()
         put_right_in_child(self)
 
-    def add(self, routes: Routes) -> None:
+    def add(self, routes: Watcher) -> None:
         """Forgets `routes` too, from now on."""
         self._routes[id(routes)] = routes
 

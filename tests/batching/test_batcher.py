@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from cudagraph_jax import ConfigError, CUDAGraphConfig, InputShapeError, bucket_jit
+from cudagraph_jax import (
+    ConfigError,
+    CUDAGraphConfig,
+    CUDAGraphError,
+    CUDAGraphMode,
+    InputShapeError,
+    bucket_jit,
+)
 from cudagraph_jax.batching.batcher import Batcher
 from cudagraph_jax.batching.lane import Lane
 from cudagraph_jax.errors import BucketOverflowError
@@ -185,6 +192,56 @@ def test_items_that_do_not_fit(pooled, item, error, message):
         assert batcher.stats()["items"]["refused"] == 1
 
 
+def test_items_that_fit_no_more():
+    """What was accepted before is refused once its bucket has gone, or under other JAX settings."""
+    function = KINDS["lookup"].bucketed()
+    function.warmup(TABLE, tokens(0, 1, 2), progress=False)
+    with Batcher(function, TABLE) as batcher:
+        for length in (2, 5):
+            batcher.submit(tokens(1, length)).result()
+        with jax.default_matmul_precision("float32"), pytest.raises(InputShapeError):
+            batcher.submit(tokens(1, 2))
+        for entry in function.registry.entries():
+            if entry.seq_len == 5:
+                function.registry.remove(*entry.key)
+        with pytest.raises(BucketOverflowError, match="seq_len=5"):
+            batcher.submit(tokens(1, 5))
+        assert batcher.submit(tokens(1, 2)).result().shape == (2, 2)
+
+
+def test_an_item_of_nothing():
+    """None has no array, and is told from an array that the function was captured without."""
+    function = bucket_jit(
+        lambda x, y: x * 2, in_axes=("batch seq", {"a": "batch seq"}), config=GRID, name="two"
+    )
+    optional = bucket_jit(
+        lambda x, y: x * 2 if y is None else x + y, in_axes="batch seq", config=GRID
+    )
+    optional.warmup(floats(0, 1, 3), None, progress=False)
+    with Batcher(function) as batcher, pytest.raises(InputShapeError):
+        batcher.submit(floats(0, 3), None)
+    with Batcher(optional) as batcher:
+        row = floats(0, 3)
+        for _ in range(2):
+            np.testing.assert_array_equal(batcher.submit(row, None).result(), row * 2)
+
+
+def test_a_row_whose_answer_nobody_knows():
+    """A size that the function itself does not take is refused, and harms no other."""
+    function = bucket_jit(
+        lambda x: x.reshape(x.shape[0], x.shape[1] // 2, 2).sum(-1),
+        in_axes="batch seq",
+        config=CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(4, 8)),
+        name="pairs",
+    )
+    function.warmup(floats(0, 1, 4), progress=False)
+    with Batcher(function) as batcher:
+        batcher.submit(floats(0, 2)).result()
+        with pytest.raises(InputShapeError, match="pairs does not take a call"):
+            batcher.submit(floats(0, 3))
+        assert batcher.stats()["items"]["refused"] == 1
+
+
 def test_nothing_is_captured_for_an_item():
     """A batcher captures nothing: a function that is not warm is said to be so."""
     function = KINDS["lookup"].bucketed()
@@ -327,15 +384,47 @@ def test_the_functions_own_counts_stay_true():
     assert sum(function.manager.sizes().values()) == stats["calls"]
 
 
-def test_a_mode_that_runs_no_bucket():
-    """While the manager is paused, items are answered one by one by the plain function."""
-    from cudagraph_jax import CUDAGraphMode
+def pause(function):
+    function.manager.mode = CUDAGraphMode.NONE
 
+
+def pause_and_reset(function):
+    function.manager.reset()
+    pause(function)
+
+
+def disable(function):
+    function.manager.mode = CUDAGraphMode.DISABLED
+
+
+EAGER = {"paused": pause, "paused, nothing captured": pause_and_reset, "disabled": disable}
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_a_mode_that_runs_no_bucket(name):
+    """While the manager runs calls eagerly, so are items, one by one, whatever is captured."""
     function = KINDS["lookup"].bucketed()
     function.warmup(TABLE, tokens(0, 1, 2), progress=False)
-    rows = [tokens(n, 3) for n in range(4)]
+    rows = [tokens(n, n) for n in (3, 2, 9)]  # of which the last is larger than every bucket
     with Batcher(function, TABLE) as batcher:
-        function.manager.mode = CUDAGraphMode.NONE
+        EAGER[name](function)
         for row, answer in zip(rows, batcher.map(rows), strict=True):
             np.testing.assert_array_equal(answer, TABLE[row])
-    assert function.stats()["eager_by_reason"] == {"paused": 4}
+        with pytest.raises(CUDAGraphError):
+            batcher.submit(tokens(1, 1, 2))
+    assert function.stats()["eager_by_reason"] == {name.split(",")[0]: 3}
+
+
+def test_a_configuration_that_is_switched_off():
+    """With `enabled=False`, or while JAX's jit is off, the plain function answers items."""
+    off = KINDS["lookup"].bucketed(config=CUDAGraphConfig(enabled=False, capture_seq_lens=(5,)))
+    row = tokens(3, 4)
+    with Batcher(off, TABLE) as batcher:
+        np.testing.assert_array_equal(batcher.submit(row).result(), TABLE[row])
+    on = KINDS["lookup"].bucketed()
+    jax.config.update("jax_disable_jit", True)
+    try:
+        with Batcher(on, TABLE) as batcher:
+            np.testing.assert_array_equal(batcher.submit(row).result(), TABLE[row])
+    finally:
+        jax.config.update("jax_disable_jit", False)

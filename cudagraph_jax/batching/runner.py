@@ -43,12 +43,25 @@ class _PaddedCall(NamedTuple):
 
 
 class _Running(NamedTuple):
-    """A call that has started, with those of its items that were not cancelled in between."""
+    """A call that has started, with those of its items that were not cancelled in between.
+
+    Attributes:
+        call: As it was padded.
+        items: Those of its items.
+        result: The outputs, or what kept it from starting.
+        started_at: When it was to start.
+    """
 
     call: _PaddedCall
     items: list[Item]
-    result: PyTree
+    result: PyTree | Exception
     started_at: float
+
+    def wait(self) -> Exception | None:
+        """Waits until the outputs are there; what they failed with."""
+        if isinstance(self.result, Exception):
+            return self.result
+        return _wait(self.result)
 
 
 class Runner:
@@ -80,6 +93,7 @@ class Runner:
         self._function, self._queue = function, items
         self._name, self._clock, self._put = name, clock, put
         self._busy_until = -math.inf
+        self._blocking: set[Bucket] = set()
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -155,13 +169,11 @@ class Runner:
             free_at = None if running is None else running.started_at + running.call.chosen.cost_s
             prepared = self._prepare(free_at)
             if running is not None:
-                failure = _wait(running.result)
+                failure = running.wait()
                 done_at = self._clock()
                 if prepared is None or self._is_stale(prepared):
                     prepared = self._prepare()
-                following = None if prepared is None or failure else self._start(prepared)
-                self._finish(running, failure, done_at)
-                running = following
+                running = self._follow(running, failure, done_at, prepared)
             elif prepared is not None:
                 running, idle = self._start(prepared), 0
             elif self.runs_eagerly() and (item := self._queue.oldest()) is not None:
@@ -173,6 +185,21 @@ class Runner:
                     return
             else:
                 idle = 0
+
+    def _follow(
+        self,
+        running: _Running,
+        failure: Exception | None,
+        done_at: float,
+        prepared: _PaddedCall | None,
+    ) -> _Running | None:
+        """Starts the next call and hands out what the last one gave, mostly in this order."""
+        if failure or prepared is None or prepared.chosen.bucket in self._blocking:
+            self._finish(running, failure, done_at)
+            return None if failure or prepared is None else self._start(prepared)
+        following = self._start(prepared)
+        self._finish(running, failure, done_at)
+        return following
 
     def _rests(self) -> bool:
         """Waits until an item comes, or has waited for others long enough; whether none came."""
@@ -228,10 +255,13 @@ class Runner:
         try:
             args = lane.arguments(prepared.arrays)
             result = lane.begin(prepared.entry, args, prepared.masks)
-            return _Running(prepared, items, result, started_at)
+            is_over = all(array.is_ready() for array in jax.tree.leaves(result))
         except Exception as error:
-            self._retry(prepared, items, error)
-            return None
+            # It is retried in its turn, after the answers of the call before.
+            result, is_over = error, True
+        # Small programs of the CPU, and such as call the host, run within the start of their call.
+        (self._blocking.add if is_over else self._blocking.discard)(prepared.chosen.bucket)
+        return _Running(prepared, items, result, started_at)
 
     def _claim(self, item: Item) -> bool:
         if self._queue.claim(item):

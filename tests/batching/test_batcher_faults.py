@@ -551,3 +551,24 @@ def test_an_item_that_is_cancelled_as_its_worker_dies(doubling):
     batcher.close()
     items = batcher.stats()["items"]
     assert {key: count for key, count in items.items() if count} == {"cancelled": 1, "failed": 1}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_answers_do_not_wait_for_a_call_that_blocks(doubling, fails):
+    """Where a call runs within its start, or has to be tried anew, those before are answered."""
+    answered = []
+
+    def look(x):
+        answered.append([future.done() for future in futures[1:5]])
+
+    with Batcher(doubling.function) as batcher:
+        batcher.submit(row(1)).result()
+        doubling.hold()
+        futures = [batcher.submit(row(1))]
+        assert doubling.entered.wait(60)
+        values = (2, 3, 4, 5, BAD if fails else 6, 7, 8, 9)
+        futures += [batcher.submit(row(value)) for value in values]
+        doubling.when_called = look
+        doubling.go.set()
+        wait(futures)
+    assert answered[1:3] == [[False] * 4, [True] * 4]

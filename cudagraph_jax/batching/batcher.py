@@ -127,12 +127,9 @@ class Batcher:
         left = [*self._queue.waiting, *self._runner.under_way]
         self._queue.waiting.clear()
         self._runner.begin_anew()
+        error = CUDAGraphError("this process was forked while the item waited: its parent answers")
         for item in left:
-            # A lock of the future may have been taken by a thread that is not here.
-            Item.__init__(item, self._queue, item.lane, item.arrays, item.sizes, now=item.came_at)
-            item.set_exception(
-                CUDAGraphError("this process was forked while the item waited: its parent answers")
-            )
+            item.after_fork(error)
 
     @property
     def figures(self) -> Figures:

@@ -84,6 +84,20 @@ class Item(Future[PyTree]):
         self.sizes = sizes
         self.came_at = now
         self.expires_at = expires_at
+        self.settled: tuple[PyTree, BaseException | None] | None = None
+
+    def after_fork(self, error: BaseException) -> None:
+        """Settles it in a child, as it was settled in the parent or else with `error`.
+
+        A lock of the future may have been taken by a thread that is not here, so that it begins
+        anew. Its callbacks are the parent's, where they are called; they may write to a client.
+        """
+        answer, failure = self.settled or (None, error)
+        super().__init__()
+        if failure is None:
+            self.set_result(answer)
+        else:
+            self.set_exception(failure)
 
     def cancel(self) -> bool:
         """Has it not run, and wait no more; False once its call has started."""
@@ -205,6 +219,7 @@ class ItemQueue:
         error: BaseException | None = None,
     ) -> None:
         """Gives one that was claimed its answer or its error."""
+        item.settled = answer, error  # before, so that a child that is forked meanwhile has it
         self.figures.count(outcome)
         try:
             if error is None:

@@ -64,6 +64,34 @@ batcher.close()
     assert said.split() == ["CUDAGraphError", "CUDAGraphError", "True", "2.0", "4.0"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks nothing here")
+def test_a_fork_within_a_callback():
+    """An item that is answered when its process forks stays so in the child, which calls nobody."""
+    said = said_by(
+        "import warnings; warnings.simplefilter('ignore')"
+        + PREPARED
+        + """
+def fork(future):
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        print(future.result()[0], flush=True)
+        print(type(other.exception()).__name__, flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+doubling.hold()
+answered, other = batcher.submit(row(1)), None
+answered.add_done_callback(fork)
+other = batcher.submit(row(2))
+other.add_done_callback(lambda future: print("called", future.result()[0], flush=True))
+doubling.go.set()
+batcher.close()
+"""
+    )
+    assert said.splitlines() == ["2.0", "CUDAGraphError", "called 4.0"]
+
+
 def test_an_interrupt_in_map():
     """Ctrl-C in `map` reaches the caller; what waits is cancelled, and the batcher goes on."""
     said = said_by(

@@ -16,7 +16,7 @@ from cudagraph_jax.batching.composition import Part, Priced, Prices, compose
 from cudagraph_jax.batching.lane import Lane
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.dispatch.replan import replan_later
-from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.errors import ConfigError, CUDAGraphError
 from cudagraph_jax.planning.costs import (
     Cost,
     PolynomialCost,
@@ -165,8 +165,9 @@ def change_grid(
         raise ConfigError("no items came yet: plan after there were some")
     if config.capture_axes or (config.capture_seq_lens is None and max(lengths) > 1):
         raise ConfigError(
-            "a batcher plans rows and lengths, but capture_seq_lens or capture_axes say otherwise: "
-            "use the function's own replan"
+            "a batcher plans rows and lengths, but with capture_axes there are other sizes, and "
+            "with capture_seq_lens=None each length is a bucket of its own: for capture_axes use "
+            "the function's own replan, else give capture_seq_lens"
         )
     keeps_limits = options.get("headroom") is None
     if keeps_limits:
@@ -181,6 +182,12 @@ def change_grid(
     plan = plan_for_batcher(lengths, max_graphs=max_graphs, max_bucket_elements=most, **options)
     replan_later(manager.dispatcher, plan, keeps_limits=keeps_limits)
     manager.wait()
+    found = manager.config
+    if (found.capture_sizes, found.capture_seq_lens or (1,)) != (plan.batch_sizes, plan.seq_lens):
+        raise CUDAGraphError(
+            f"{plan!r} is not in place: either it was not captured, and the warning says why, or "
+            "another plan came after it: call replan again"
+        )
     return plan
 
 

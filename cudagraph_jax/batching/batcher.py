@@ -228,16 +228,12 @@ class Batcher:
 
         Raises:
             ConfigError: There are more or fewer of them than the function passes through.
-            InputShapeError: They have other shapes or dtypes, for which nothing is captured.
+            InputShapeError: They have other shapes or dtypes than with the items before. Without
+                such an item that is said of the first one.
         """
         self._arguments.check_passed(passed)
         for lane in list(self._lanes.values()):
-            if not lane.accepts(passed):
-                raise InputShapeError(
-                    f"what {self.name} passes through has other shapes or dtypes than before, for "
-                    f"which nothing is captured: give the same as for {lane.variant}, or make a "
-                    "new Batcher after a warmup with these"
-                )
+            lane.check_shared(passed)
         self._shared.change(passed)
 
     def replan(
@@ -256,6 +252,8 @@ class Batcher:
         Raises:
             ConfigError: No item came yet, an option is not valid, or there is no grid to plan.
             SealedError: The mode does not allow captures.
+            CUDAGraphError: The grid could not be captured, and the old one stays, or another one
+                came in its place.
         """
         from cudagraph_jax.batching.batch_plan import change_grid
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property, partial
@@ -11,9 +12,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from cudagraph_jax._base.log import log_in_worker
 from cudagraph_jax.batching.company import check_company
 from cudagraph_jax.batching.composition import Priced, Prices
 from cudagraph_jax.batching.rows import ItemArguments, RowLayout, RowOutputs
+from cudagraph_jax.dispatch.explain import nearest_entry, variant_differences
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.errors import BucketOverflowError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -22,6 +25,7 @@ from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket, axis_name
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.settings import ThreadSettings
 
 _COSTS_LAST_S = 0.25
 """How long costs are taken for true: to ask all buckets takes 0.1 ms."""
@@ -161,7 +165,7 @@ class Lane:
         clock: Callable[[], float],
     ) -> None:
         self._function, self._row, self._arguments = function, row, arguments
-        self._shared, self._clock = shared, clock
+        self._shared, self._clock, self._settings = shared, clock, ThreadSettings()
         call = self._describe(shared.now.values)
         self._call = abstract_call(call)
         self.variant = call.variant
@@ -175,7 +179,8 @@ class Lane:
         return f"Lane({self.variant})"
 
     def _describe(self, passed: Args) -> Call:
-        return self._function.describe(*self._arguments.joined(passed, self._row))
+        with self._settings.applied():  # whoever changes what is shared, or runs it, has others
+            return self._function.describe(*self._arguments.joined(passed, self._row))
 
     @property
     def key(self) -> Hashable:
@@ -250,15 +255,13 @@ class Lane:
             return grid.entries[priced.bucket]
         if grid.entries:
             raise BucketOverflowError(self._too_large(sizes, grid.prices))
-        others = {
-            str(entry.variant)
-            for entry in self._function.registry.entries()
-            if entry.variant.function == self.variant.function
-        }
-        known = f"there are buckets of {', '.join(sorted(others))}" if others else "none is"
+        manager = self._function.manager
+        bucket = manager.config.padded(sizes, self._call.carried)
+        near = nearest_entry(manager.registry.entries(), self._call, bucket)
         raise InputShapeError(
             f"no bucket is captured for items like {self.variant}, and a batcher captures none "
-            f"({known}): call warmup of the function with arguments like these first"
+            f"({near or 'none of the function is'}): call warmup of the function with arguments "
+            "like these first"
         )
 
     def _too_large(self, sizes: Bucket, prices: Prices) -> str:
@@ -274,9 +277,20 @@ class Lane:
             f"{(' or ' if is_one_enough else ' and ').join(limits)}: cut it, or capture larger ones"
         )
 
-    def accepts(self, passed: Args) -> bool:
-        """Whether calls with these in the place of what is shared now are of the same program."""
-        return self._describe(passed).variant == self.variant
+    def check_shared(self, passed: Args) -> None:
+        """Raises unless calls with these in the place of what is shared are of the same program.
+
+        Raises:
+            InputShapeError: They are not.
+        """
+        call = self._describe(passed)
+        if call.variant != self.variant:
+            differences = " and ".join(variant_differences(self.variant, call))
+            raise InputShapeError(
+                f"what {self.name} passes through has other shapes or dtypes than before, for "
+                f"which nothing is captured ({differences}): give the same as before, or make a "
+                "new Batcher after a warmup with these"
+            )
 
     def converted(self, leaves: Sequence[PyTree]) -> tuple[Array, ...]:
         """Copies of an item's arrays, which the caller may then change."""
@@ -299,7 +313,8 @@ class Lane:
         try:
             with entry.program.settings.applied(), jax.transfer_guard("allow"):
                 return put(inputs)
-        except Exception:  # there is no room beside the other call: its own may find some
+        except Exception as error:  # there is no room beside the other call: its own may find some
+            log_in_worker(logging.DEBUG, "inputs of %s were not put ahead: %s", self.name, error)
             return inputs
 
     def begin(

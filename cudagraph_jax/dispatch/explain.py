@@ -10,10 +10,11 @@ from cudagraph_jax.dispatch.decision import Decision, Reason, larger_limits, lim
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import AbstractLeaf, Call, argument_leaf_names
+from cudagraph_jax.program.call import AbstractLeaf, Call, Variant, argument_leaf_names
 from cudagraph_jax.program.program import Program, request_for
 from cudagraph_jax.report.explanation import Explanation
 from cudagraph_jax.shapes.ladder import Bucket, axis_name
+from cudagraph_jax.xla.settings import setting_differences
 
 _MISSING = (
     Reason.MISS,
@@ -177,16 +178,20 @@ def _differences(entry: CUDAGraphEntry, call: Call, bucket: Bucket) -> Iterator[
         has = entry.bucket.sizes.get(axis)
         if has != needs:
             yield f"{axis_name(axis)} {has}, not {needs}"
-    for captured, given in zip_longest(entry.variant.statics, call.variant.statics):
+    yield from variant_differences(entry.variant, call)
+
+
+def variant_differences(variant: Variant, call: Call) -> Iterator[str]:
+    """What `variant` has instead of what the program of `call` has, in words."""
+    for captured, given in zip_longest(variant.statics, call.variant.statics):
         if captured != given:
             yield f"static argument {_static(captured)}, not {_static(given)}"
-    if entry.variant.structure != call.variant.structure:
+    yield from setting_differences(variant.settings, call.variant.settings)
+    if variant.structure != call.variant.structure:
         yield "another pytree of arguments"
         return
-    names = argument_leaf_names(entry.program.argument_names, call.args, call.kwargs)
-    for name, captured_leaf, leaf in zip(
-        names, entry.variant.leaves, call.variant.leaves, strict=True
-    ):
+    names = argument_leaf_names(call.declared.argument_names, call.args, call.kwargs)
+    for name, captured_leaf, leaf in zip(names, variant.leaves, call.variant.leaves, strict=True):
         if captured_leaf != leaf:
             yield f"{name} of {_field(captured_leaf, leaf)}"
 

@@ -43,6 +43,12 @@ def with_device(settings: Settings, device: jax.Device) -> Settings:
     return (device, *settings[1:])
 
 
+def setting_differences(one: Settings, other: Settings) -> list[str]:
+    """Which of them differ, in words."""
+    pairs = zip(_NAMES, one, other, strict=False)  # of a call that was described without any
+    return [f"jax_{name}={value!r}, not {own!r}" for name, value, own in pairs if value != own]
+
+
 class ThreadSettings:
     """The settings of the thread that makes it, such as those of `jax.default_matmul_precision`."""
 

@@ -314,6 +314,36 @@ def test_update_between_two_calls():
         np.testing.assert_array_equal(batcher.submit(row).result(), TABLE[row] * 2)
 
 
+def test_errors_say_what_differs():
+    """Programs that look alike are told apart: weak types, and JAX's settings."""
+    function = bucket_jit(lambda scale, x: x * scale, in_axes=(None, "batch seq"), config=GRID)
+    function.warmup(2.0, floats(0, 1, 3), progress=False)
+    strong = Batcher(function, np.float32(2))
+    with strong, pytest.raises(InputShapeError, match="with scale of a weak type"):
+        strong.submit(floats(0, 3))
+    with Batcher(function, 2.0) as batcher:
+        batcher.submit(floats(0, 3)).result()
+        with pytest.raises(InputShapeError, match=r"before, .* \(scale of a weak type\): give"):
+            batcher.update(np.float32(3))
+        with jax.default_matmul_precision("float32"):
+            with pytest.raises(InputShapeError, match="jax_default_matmul_precision=None, not 'f"):
+                batcher.submit(floats(0, 3))
+            batcher.update(3.0)  # whose thread runs nothing
+        assert batcher.submit(np.ones(3, np.float32)).result().tolist() == [3, 3, 3]
+
+
+def test_update_before_the_first_item():
+    """What nothing is captured for is said of the first item, and may be mended."""
+    function = KINDS["lookup"].bucketed()
+    function.warmup(TABLE, tokens(0, 1, 2), progress=False)
+    with Batcher(function, TABLE) as batcher:
+        batcher.update(TABLE[:-1])
+        with pytest.raises(InputShapeError, match="of shape"):
+            batcher.submit(tokens(3, 4))
+        batcher.update(TABLE)
+        assert batcher.submit(tokens(3, 4)).result().shape == (4, 2)
+
+
 def test_what_was_passed_before_is_not_kept():
     """After `update` nothing holds the parameters of before, also while no item comes."""
     function = KINDS["lookup"].bucketed()

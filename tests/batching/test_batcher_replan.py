@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import Batcher, BucketPlan, ConfigError, CUDAGraphConfig, SealedError, bucket_jit
-from cudagraph_jax.errors import CUDAGraphWarning
+from cudagraph_jax.errors import CUDAGraphError, CUDAGraphWarning
 from tests.helpers.functions import double, floats
 
 POWERS = CUDAGraphConfig(
@@ -159,7 +159,7 @@ def test_lengths_that_are_not_padded():
 
 
 def test_a_grid_that_cannot_be_captured_leaves_the_old_one(layered):
-    """If the new grid fails a warning says why, and items are answered as before."""
+    """If the new grid fails that is an error, and items are answered as before."""
 
     def picky(x):
         if x.shape[1] == 20:
@@ -170,7 +170,10 @@ def test_a_grid_that_cannot_be_captured_leaves_the_old_one(layered):
     function.warmup(floats(0, 1, 3), progress=False)
     with Batcher(function) as batcher:
         batcher.submit(floats(0, 20)).result()
-        with pytest.warns(CUDAGraphWarning, match="the old grid stays: .*no twenty"):
+        with (
+            pytest.warns(CUDAGraphWarning, match="the old grid stays: .*no twenty"),
+            pytest.raises(CUDAGraphError, match="is not in place"),
+        ):
             batcher.replan(headroom=0.0)
         np.testing.assert_array_equal(batcher.submit(floats(0, 20)).result(), floats(0, 20) * 2)
     assert function.manager.config == POWERS

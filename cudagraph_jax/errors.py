@@ -78,7 +78,7 @@ class QueueFullError(CUDAGraphError, RuntimeError):
 
 
 class DeadlineError(CUDAGraphError, TimeoutError):
-    """An item was not run, because its deadline has passed, or would before its answer."""
+    """An item's deadline has passed, or would before its answer; it ran only if that came late."""
 
 
 class UnpicklableError(CUDAGraphError, TypeError):

@@ -59,14 +59,16 @@ class Batcher:
 
     Whenever the device is free, what waits is sorted by size and cut into calls so that their
     measured costs are least; the call that holds the oldest item runs next, and meanwhile the one
-    after it is composed, padded and put on the device. All methods are safe to call from many
-    threads and event loops.
+    after it is composed, padded and put on the device. While the manager runs calls eagerly, as
+    when it is paused, so are items, one by one. All methods are safe to call from many threads and
+    event loops.
 
     Args:
         function: What `bucket_jit` made, warmed up: only captured buckets are used.
         *passed: What `in_axes` passes through, such as parameters, in its order.
         max_waiting: Items that may wait; one more is refused.
-        max_wait_ms: How long an item may wait for others while the device is free.
+        max_wait_ms: How long an item may wait for others while the device is free; with a deadline
+            no longer than half of what it can spare.
         name: What reports and logs call it; the function's name if None.
         clock: Seconds.
         put: Brings the inputs of the next call to the device while another computes.
@@ -150,11 +152,13 @@ class Batcher:
         Args:
             *arrays: The row: what the function takes for each of the batch, without the batch
                 dimension. It is copied.
-            deadline: Seconds from now, after which the answer is of no use: then the item fails
-                with `DeadlineError` and is not run.
+            deadline: Seconds from now, after which the answer is of no use: the item fails with
+                `DeadlineError`, and is not run unless its call had started by then. It is told
+                between two calls, so at the latest when the one that runs then ends.
 
         Raises:
             InputShapeError: The row does not fit the function, or what is captured of it.
+            ConfigError: The function cannot be batched, as the first item shows.
             PaddingLeakError: In `debug_mode`: a row gets another answer in company than alone.
             BucketOverflowError: It is larger than every captured bucket.
             QueueFullError: As many wait as may.
@@ -262,9 +266,10 @@ class Batcher:
     def stats(self) -> dict[str, Any]:
         """Counts and times, in values that JSON can hold.
 
-        `items` by outcome, `waiting`, `queue_ms` until the call starts, `service_ms` from there to
-        the answer, `real_elements` (each row's own sizes count), `computed_elements`, and `calls`
-        by bucket. Percentiles are rounded up by a fifth at the most.
+        `name`, `items` by outcome, `waiting`, `queue_ms` until the call starts, `service_ms` from
+        there to the answer, `real_elements` (each row's own sizes count), `computed_elements`,
+        `waste` (the part of those that was padding), and `calls` by bucket. Percentiles are rounded
+        up by a fifth at the most, or to 10 µs.
         """
         return {
             "name": self.name,

@@ -43,16 +43,17 @@ _GONE = object()
 
 
 class Outcome(Enum):
-    """What became of an item; each is counted once."""
+    """What became of an item; each is counted once, but for those that wait or run."""
 
     ANSWERED = "answered"
     FAILED = "failed"
     EXPIRED = "expired"
+    """Its deadline came before its answer, whether it ran or not."""
     CANCELLED = "cancelled"
     REFUSED = "refused"
     """It fits no captured bucket, or not the function, or came when the batcher was closed."""
     FULL = "full"
-    """As many waited as may."""
+    """As many waited as may; items of `map` wait for room instead."""
 
 
 class Item(Future[PyTree]):
@@ -250,7 +251,8 @@ class ItemQueue:
             free_at: When the device is free; None: now.
 
         Returns:
-            A call that holds the oldest item; None where nothing waits, or may wait for others.
+            A call that holds the oldest item, or one of items in a hurry that pass it; None where
+            nothing waits, or may wait for others.
         """
         now = self._clock()
         free_at = now if free_at is None else max(now, free_at)  # a call may take longer than ever
@@ -377,7 +379,10 @@ class Times:
             tell(self.observers, seconds)
 
     def percentile_ms(self, percent: float) -> float:
-        """What so many percent did not exceed, a fifth too long at the most; 0 without any."""
+        """What so many percent did not exceed; 0 without any.
+
+        It is a fifth too long at the most; below 10 µs it is that, or the longest of all.
+        """
         counts = list(self._counts)
         rank, seen = percent / 100 * sum(counts), 0
         for bound, count in zip([*_BOUNDS, math.inf], counts, strict=True):

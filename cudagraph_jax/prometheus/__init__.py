@@ -23,12 +23,14 @@ All have the label `manager`, or `batcher`, the name it was registered under. `o
 replay, capture, split, eager or error; `reason` and `fit` are the keys of `manager.stats()`: so the
 number of series is known in advance. The bucket is no label of calls. Without `capture_seq_lens`,
 or with `on_overflow="exact"`, there are as many buckets as sizes that callers come with, and every
-one would be a series for ever; `manager.stats()` has the figures by bucket.
+one would be a series for ever; `manager.stats()` has the figures by bucket. A batcher's calls have
+it, which run in captured buckets alone.
 
 `manager.reset()` makes no counter fall. What was counted between the last update and a reset is
 lost: call `registration.update()` before the reset to keep it.
 
-In one process the metrics are brought up to date by each scrape, so that calls pay nothing. In
+In one process the metrics are brought up to date by each scrape, so that calls pay nothing, but for
+a replay's histogram where it is asked for, and two of a batcher's item, which are always kept. In
 prometheus_client's multi-process mode (`PROMETHEUS_MULTIPROC_DIR` is set) a scrape reads the files
 that each process writes, so a daemon thread writes them every `interval_s` seconds, and once more
 at exit; gauges are summed over live processes. Expose them with `MultiProcessCollector`, as

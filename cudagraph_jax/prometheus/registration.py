@@ -54,7 +54,8 @@ def register(
         name: The label `manager`, or `batcher`, of all its series.
         registry: Where Prometheus looks for them.
         replay_times: Whether to keep a histogram of replay times. It costs each replay a few
-            microseconds; the sum and the count are there without it.
+            microseconds; the sum and the count are there without it. Of a batcher it means nothing:
+            the two histograms of its items are always kept.
         interval_s: Seconds between two updates in multi-process mode; without meaning otherwise.
 
     Raises:

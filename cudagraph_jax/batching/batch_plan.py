@@ -159,7 +159,7 @@ def change_grid(
     require_arguments("replan", options, ["max_graphs", *BatchPlanOptions.__annotations__])
     manager = function.manager
     config = manager.config
-    lengths = Counter(length for lane in lanes for length in lane.asked.copy())
+    lengths = Counter(length for lane in lanes for length in lane.lengths.copy())
     ladder = config.capture_seq_lens or (1,)
     if not lengths:
         raise ConfigError("no items came yet: plan after there were some")

@@ -186,7 +186,7 @@ class Batcher:
         except BaseException:
             self.figures.count(Outcome.REFUSED)
             raise
-        lane.asked.append(sizes.seq_len)
+        lane.lengths.append(sizes.seq_len)
         if not self._runner.wake() and self._queue.drop(item):
             self.figures.count(Outcome.REFUSED)
             raise CUDAGraphError(

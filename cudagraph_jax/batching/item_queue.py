@@ -127,7 +127,7 @@ class Selection(NamedTuple):
         lane: Whose.
         bucket: Where they run.
         cost_s: What that takes; 0 where it was never measured.
-        waited: How many items there were to choose from.
+        waiting: How many items there were to choose from.
         grid: What it was chosen from; the lane may have another one by now.
     """
 
@@ -135,7 +135,7 @@ class Selection(NamedTuple):
     lane: Lane
     bucket: Bucket
     cost_s: float
-    waited: int
+    waiting: int
     grid: Grid
 
 
@@ -272,9 +272,9 @@ class ItemQueue:
             scale = 1e-3 if grid.is_measured else 0.0
             done_at = free_at + part.cost * scale
             late = [item for item in chosen if item.expires_at < done_at]
-            waited = len(self.waiting)
+            waiting = len(self.waiting)
             if not late:
-                return Selection(chosen, lane, part.bucket, part.cost * scale, waited, grid)
+                return Selection(chosen, lane, part.bucket, part.cost * scale, waiting, grid)
             # Alone they may be in time. Where more than a call waits that is no way to catch up,
             # and if ever more come in a hurry, the oldest is not to be passed by all of them.
             alone = grid.prices.holding(rectangle([item.sizes for item in late]))
@@ -283,7 +283,7 @@ class ItemQueue:
             if len(parts) == 1 and len(late) < len(chosen) and may_pass and alone is not None:
                 done_at = free_at + alone.cost * scale
                 if all(item.expires_at >= done_at for item in late):
-                    return Selection(late, lane, alone.bucket, alone.cost * scale, waited, grid)
+                    return Selection(late, lane, alone.bucket, alone.cost * scale, waiting, grid)
             for item in late:
                 self.expire(item, now)
         return None

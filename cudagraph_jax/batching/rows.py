@@ -47,7 +47,7 @@ class ItemArguments:
                 )
 
     @property
-    def passed(self) -> int:
+    def shared(self) -> int:
         """How many arguments all items share."""
         return 0 if self._entries is None else sum(map(_is_passed, self._entries))
 
@@ -57,9 +57,9 @@ class ItemArguments:
         Raises:
             ConfigError: There is not.
         """
-        if len(passed) != self.passed:
+        if len(passed) != self.shared:
             raise ConfigError(
-                f"{self._name} passes {self.passed} argument(s) through, as "
+                f"{self._name} passes {self.shared} argument(s) through, as "
                 f"in_axes={self._entries or self._for_all!r} says, but {len(passed)} were given: "
                 "give those beside the function, and items without them"
             )

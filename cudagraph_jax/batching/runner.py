@@ -233,7 +233,7 @@ class Runner:
         """Whether so much has changed since it was composed that another call may be better."""
         waiting, now = self._queue.waiting, self._clock()
         return (
-            len(waiting) > 2 * prepared.chosen.waited
+            len(waiting) > 2 * prepared.chosen.waiting
             or self.runs_eagerly()
             or any(
                 item not in waiting or item.expires_at < now + prepared.chosen.cost_s

@@ -322,6 +322,10 @@ def outputs_in(stored: Stored) -> Outputs | None:
         raise StoreError(f"its outputs are not described: {error_text(error)}") from error
 
 
+# What is not written, so that headers of older versions are read.
+_USUAL = {"is_tried": True, "may_spread": False}
+
+
 def outputs_to_json(outputs: Outputs) -> Json:
     """`outputs` for a header; None where a pytree of the caller's own kinds cannot be written."""
     try:
@@ -337,7 +341,9 @@ def outputs_to_json(outputs: Outputs) -> Json:
         ]
         for leaf in outputs.leaves
     ]
-    return {"tree": tree, "leaves": leaves}
+    facts: dict[str, Json] = {"is_tried": outputs.is_tried, "may_spread": outputs.may_spread}
+    unusual = {name: fact for name, fact in facts.items() if fact != _USUAL[name]}
+    return {"tree": tree, "leaves": leaves, **unusual}
 
 
 def _following(leaf: OutputLeaf) -> list[Json]:
@@ -365,7 +371,8 @@ def outputs_from_json(written: Any) -> Outputs | None:
         )
         for name, axes, unpad, ndim, comparable, *rest in written["leaves"]
     )
-    return Outputs.of(structure, leaves)
+    facts = {name: bool(written.get(name, usual)) for name, usual in _USUAL.items()}
+    return Outputs.of(structure, leaves, **facts)
 
 
 def _index(place: Any) -> int | None:

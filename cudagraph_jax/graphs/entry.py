@@ -266,7 +266,7 @@ class CUDAGraphEntry:
                 names = self.program.argument_names
                 run = addresses.noting(self.graph_id, names, run)
         outputs = self.outputs if outputs is None else outputs
-        is_known = call.sizes == self.bucket or not outputs.follows
+        is_known = call.sizes == self.bucket or not (outputs.follows or outputs.may_spread)
         return make(
             self.program,
             run,
@@ -318,9 +318,10 @@ class CUDAGraphEntry:
             InputShapeError: The function takes no such call, or its answer is larger.
         """
         real = self.program.real_outputs(outputs, sizes)
+        if outputs.may_spread:
+            self.program.refuse_spread(sizes, bucket=self.bucket)
         if not outputs.follows:
             return real
-        self.program.refuse_spread(outputs, real, sizes, bucket=self.bucket)
         wholes = [info.shape for info in jax.tree.leaves(self.executable.output_info)]
         for leaf, shape, whole in zip(outputs.leaves, real.shapes, wholes, strict=True):
             is_cut = leaf.unpad != "none"

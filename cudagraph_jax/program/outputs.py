@@ -52,12 +52,16 @@ class Outputs(NamedTuple):
         structure_follows: Whether what is static in that pytree follows the sizes.
         follows: Whether only the function can say what they are at other sizes: for that reason,
             because a dimension follows one in a way of its own, or because it takes few sizes.
+        is_tried: Whether it does not take few sizes alone.
+        may_spread: Whether it may spread a single element over something longer.
     """
 
     structure: jax.tree_util.PyTreeDef
     leaves: tuple[OutputLeaf, ...]
     structure_follows: bool
     follows: bool
+    is_tried: bool = True
+    may_spread: bool = False
 
     @classmethod
     def of(
@@ -67,10 +71,11 @@ class Outputs(NamedTuple):
         *,
         structure_follows: bool = False,
         is_tried: bool = True,
+        may_spread: bool = False,
     ) -> Outputs:
         """The outputs that are held by `structure`; see `FoundAxes`."""
         follows = structure_follows or not is_tried or any(leaf.follows for leaf in leaves)
-        return cls(structure, leaves, structure_follows, follows)
+        return cls(structure, leaves, structure_follows, follows, is_tried, may_spread)
 
 
 class RealOutputs(NamedTuple):
@@ -149,6 +154,7 @@ def outputs_of(
         leaves,
         structure_follows=found.structure_follows,
         is_tried=found.is_tried,
+        may_spread=found.may_spread,
     )
 
 

@@ -6,6 +6,7 @@ import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -88,6 +89,7 @@ class Program:
         self._first: dict[str, tuple[Outputs, list[jax.ShapeDtypeStruct]]] = {}
         self._known_arrays: list[jax.ShapeDtypeStruct] | None = None
         self._most_rows = 0
+        self._known_moves: dict[tuple[tuple[str, ...], tuple[str, ...]], bool] = {}
         self.keys: dict[int, jax.Array] = {}
         self.example = abstract_call(call)
         self._passed: dict[int, weakref.ref[Any]] = {}
@@ -308,32 +310,69 @@ class Program:
             return real_outputs(outputs, sizes)
         return evaluated_outputs(outputs, self._evaluate_call(sizes), sizes, left=self.on_left)
 
-    def refuse_spread(
-        self, outputs: Outputs, real: RealOutputs, sizes: Bucket, *, bucket: Bucket
-    ) -> None:
-        """Raises where the function spreads a size of 1 over others, and its padding would not be.
+    def refuse_spread(self, sizes: Bucket, *, bucket: Bucket) -> None:
+        """Raises where the function spreads one element over others, as its padding would not be.
 
         `x + y` of (batch, src) and (batch, tgt) takes a tgt of 1 beside any src. In a bucket, where
-        both are equal, it adds zeros instead: so a 1 is refused in whose place it takes no more.
+        both are equal, it adds zeros instead.
+
+        Args:
+            sizes: Those of a call that the function takes.
+            bucket: Where it is padded to.
 
         Raises:
             InputShapeError: It does.
         """
-        for axis in self.carried:
-            whole = sizes.with_sizes({axis: bucket.size(axis)})
-            if sizes.size(axis) == 1 and whole != sizes:
-                is_longer = any(
-                    shape[place] > max(0, length.of(sizes))
-                    for leaf, shape in zip(outputs.leaves, real.shapes, strict=True)
-                    for place, length in leaf.axes.dims
-                    if length.axis == axis
-                )
-                if is_longer or not (whole == bucket or self._takes(whole)):
-                    raise InputShapeError(
-                        f"{self.target.name} spreads the one element of {axis} over others at "
-                        f"{sizes.described}, which its padding keeps it from: repeat it "
-                        "before the call, as numpy.broadcast_to does"
+        single = self._single_axes(sizes, bucket)
+        if not single or self._moves(single, bucket):
+            return
+        guilty = [axis for axis in single if not self._moves((axis,), bucket)] or single
+        raise InputShapeError(
+            f"{self.target.name} spreads the one element of {' or '.join(guilty)} over others at "
+            f"{sizes.described}, which its padding keeps it from: repeat it before the call, as "
+            "numpy.broadcast_to does"
+        )
+
+    def _single_axes(self, sizes: Bucket, bucket: Bucket) -> tuple[str, ...]:
+        """The axes along which something of one element is padded."""
+        return tuple(
+            axis
+            for axis in self.carried
+            if 1 in self._lengths_at(sizes, axis) and sizes.size(axis) != bucket.size(axis)
+        )
+
+    def _lengths_at(self, sizes: Bucket, axis: str) -> list[int]:
+        """One size, and the dimensions of the inputs that follow it."""
+        follows = [length for axes in self.axes for _, length in axes.dims if length.axis == axis]
+        return [sizes.size(axis), *(length.of(sizes) for length in follows)]
+
+    def _moves(self, axes: tuple[str, ...], bucket: Bucket) -> bool:
+        """Whether the function takes other sizes of these axes, all alike, beside the bucket's.
+
+        What spreads one of them over another axis, or over a constant, takes 1 and its bucket's
+        size alone. Axes that have to be equal, and spread nothing, move together. Whether they do
+        does not depend on the call, so that the function is asked once for each set of them.
+        """
+        # What is spread over one element alone, of another axis, moves there and not elsewhere.
+        ones = tuple(axis for axis in self.carried if 1 in self._lengths_at(bucket, axis))
+        if (axes, ones) not in self._known_moves:
+            others = (bucket.with_sizes(dict.fromkeys(axes, size)) for size in count(2))
+            least = next(
+                other
+                for other in others
+                if all(
+                    1 < here != there
+                    for axis in axes
+                    for here, there in zip(
+                        self._lengths_at(other, axis), self._lengths_at(bucket, axis), strict=True
                     )
+                )
+            )
+            # The least may be one too many where the function takes even sizes alone.
+            twice = dict.fromkeys(axes, 2 * max(map(bucket.size, axes)))
+            moves = self._takes(least) or self._takes(bucket.with_sizes(twice))
+            self._known_moves[axes, ones] = moves
+        return self._known_moves[axes, ones]
 
     def _takes(self, sizes: Bucket) -> bool:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from itertools import chain, count, pairwise, product
+from itertools import chain, combinations, count, pairwise, product
 from typing import NamedTuple
 
 from cudagraph_jax.errors import CUDAGraphError, InputShapeError
@@ -68,11 +68,13 @@ class FoundAxes(NamedTuple):
         outputs: Those of each.
         structure_follows: Whether what is static in their pytree follows the sizes.
         is_tried: Whether they were seen at another size, with axes of different lengths.
+        may_spread: Whether the function may spread a single element over something longer.
     """
 
     outputs: tuple[OutputAxes, ...]
     structure_follows: bool = False
     is_tried: bool = True
+    may_spread: bool = False
 
 
 class Probes(NamedTuple):
@@ -155,7 +157,7 @@ def check_declared_axes(probes: Probes, declared: Sequence[OutputAxes]) -> Found
     here = Sample(probes.evaluate(probes.base), probes.base)
     other = probes.first(_other_sizes(probes))
     if other is None or here.names() != other.names():
-        return FoundAxes(tuple(declared), is_tried=False)
+        return FoundAxes(tuple(declared), is_tried=False, may_spread=True)
     checked = [
         _checked(axes, here, other, index) if axes.problem is None else axes
         for index, axes in enumerate(declared)
@@ -175,7 +177,31 @@ def check_declared_axes(probes: Probes, declared: Sequence[OutputAxes]) -> Found
     # A function that takes two axes of one length alone is asked at the sizes of each call; so is
     # one that was tried at a size of 1, which most operations spread over any other.
     different = {other.size.size(axis) for axis in probes.grid} - {1}
-    return FoundAxes(tuple(checked), follows, is_tried=len(different) == len(probes.grid))
+    is_tried = len(different) == len(probes.grid)
+    return FoundAxes(tuple(checked), follows, is_tried, _may_spread(probes, [other]))
+
+
+def _may_spread(probes: Probes, samples: Sequence[Sample]) -> bool:
+    """Whether a size of 1 may be spread over a constant, or over another axis.
+
+    Not so over a constant where a size was another one, but 1; nor over an axis where one of both
+    was longer and now the other is, or one moved alone: no sum, multiple or part of it does that.
+    """
+    base, sizes = probes.base, [sample.size for sample in samples]
+
+    def moves(axis: str, size: Bucket) -> bool:
+        return 1 != size.size(axis) != base.size(axis)
+
+    def are_free(one: str, two: str, size: Bucket) -> bool:
+        (first, second), (third, fourth) = ((at.size(one), at.size(two)) for at in (base, size))
+        is_turned = (first > second, first < second) != (third > fourth, third < fourth)
+        is_alone = (first == third) != (second == fourth)
+        return 1 not in (third, fourth) and third != fourth and (is_turned or is_alone)
+
+    return not (
+        all(any(moves(axis, size) for size in sizes) for axis in probes.grid)
+        and all(any(are_free(*two, size) for size in sizes) for two in combinations(probes.grid, 2))
+    )
 
 
 def refuse_steps(probes: Probes, found: FoundAxes, left: Collection[str]) -> FoundAxes:
@@ -402,7 +428,8 @@ def _size_by_size(probes: Probes, here: Sample, further: Sequence[Sample]) -> Fo
     samples += further
     found = [_classify(here, others, index) for index in range(len(here.found.outputs))]
     agreed = [_agreed(axes, samples, index, probes) for index, axes in enumerate(found)]
-    return FoundAxes(tuple(agreed), _structures_differ(samples))
+    may_spread = _may_spread(probes, samples)
+    return FoundAxes(tuple(agreed), _structures_differ(samples), may_spread=may_spread)
 
 
 def _agreed(axes: OutputAxes, samples: Sequence[Sample], index: int, probes: Probes) -> OutputAxes:

@@ -52,6 +52,34 @@ def test_misses_of_one_function(options, first):
     assert traces(function, call) == [first, 1, 1, 1]
 
 
+def test_misses_of_outputs_that_follow():
+    """One trace more for each new size, also where it is 1 along any axis."""
+    function = Counted(lambda x: x[:, ::2])
+    call = bucket_jit(function, in_axes="batch seq", config=GRID)
+    call(np.ones((8, 32), np.float32))
+    for shape, traces in [((1, 5), 2), ((1, 6), 1), ((3, 1), 2), ((3, 5), 1), ((3, 5), 0)]:
+        before = function.calls
+        call(np.ones(shape, np.float32))
+        assert function.calls - before == traces, shape
+
+
+def test_misses_of_a_function_of_equal_axes():
+    """Whether single elements are spread is asked once for all calls of them."""
+    function = Counted(lambda x, y: x * y)
+    config = CUDAGraphConfig(
+        capture_sizes=(2, 4, 8), capture_axes={"src": (8, 16), "tgt": (8, 16)}, warmup_iterations=0
+    )
+    call = bucket_jit(
+        function, in_axes=("batch src", "batch tgt"), out_axes="batch src", config=config
+    )
+    found = []
+    for rows, length in [(8, 16), (1, 5), (1, 6), (1, 9), (1, 10), (3, 5)]:
+        before = function.calls
+        call(np.ones((rows, length), np.float32), np.ones((rows, length), np.float32))
+        found.append(function.calls - before)
+    assert found[1:] == [3, 1, 2, 1, 2]
+
+
 def test_misses_of_the_specifications_calls():
     """The same for functions whose axes are found by their sizes."""
     function, manager = Counted(pooled), CUDAGraphManager(GRID)

@@ -364,7 +364,7 @@ def test_one_element_that_is_spread_over_another_axis(ladders, out_axes):
     def added(x, y):
         return x + y if out_axes == "batch src" else (x * y).sum(1)
 
-    pairs = [(5, 5), (8, 8), (5, 1), (1, 5)]
+    pairs = [(5, 5), (8, 8), (1, 1), (5, 1), (1, 5), (8, 1), (1, 8)]
     for order in (pairs, pairs[::-1]):
         config = CUDAGraphConfig(
             capture_sizes=(4,),
@@ -381,9 +381,91 @@ def test_one_element_that_is_spread_over_another_axis(ladders, out_axes):
                 np.testing.assert_allclose(function(x, y), added(x, y), atol=1e-5)
                 served.append((source, target))
         assert {(5, 5), (8, 8)} <= {*served}
+        if ladders[0] == ladders[1]:  # else the bucket of 1 by 8 has no output "batch src"
+            assert (1, 1) in served
         if ladders == ((8,), (8,)):
-            with pytest.raises(InputShapeError, match="spreads the one element of tgt over"):
-                function(floats(0, 3, 5), floats(1, 3, 1))
+            for source in (5, 8):
+                with pytest.raises(InputShapeError, match="spreads the one element of tgt over"):
+                    function(floats(0, 3, source), floats(1, 3, 1))
+
+
+@pytest.mark.parametrize("rule", ["2*src", "src+1"])
+def test_one_element_that_is_spread_over_a_length_that_follows(rule):
+    """The same where two axes have to be equal to each other by a rule that nobody declared."""
+    target = eval(rule, {"src": 4})
+    config = CUDAGraphConfig(
+        capture_sizes=(4,), capture_axes={"src": (4,), "tgt": (target,)}, warmup_iterations=0
+    )
+
+    def added(x, y):
+        longer = jnp.repeat(x, 2, 1) if rule == "2*src" else jnp.pad(x, ((0, 0), (1, 0)))
+        return (longer * y).sum(1)
+
+    function = bucket_jit(
+        added, in_axes=("batch src", "batch tgt"), out_axes="batch", config=config
+    )
+    x, y = floats(0, 3, 4), floats(1, 3, target)
+    np.testing.assert_allclose(function(x, y), added(x, y), atol=1e-5)
+    for source in (1, 4):
+        with pytest.raises(InputShapeError, match="spreads the one element of"):
+            function(floats(0, 3, source), floats(1, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("strict", "out_axes"),
+    [
+        (lambda x, y: jnp.stack([x, y], 1), "batch _ src"),
+        (lambda x, y: jax.lax.select(x > y, x, y), "batch src"),
+        (lambda x, y: jnp.concatenate([x[:, None], y[:, None]], 1).sum(1), "batch tgt"),
+    ],
+)
+@pytest.mark.parametrize("ladders", [((2, 4), (2, 4)), ((8,), (8,))])
+def test_two_axes_of_one_element_each(strict, out_axes, ladders):
+    """Where two axes have to be equal and nothing is spread, two single elements are served."""
+    config = CUDAGraphConfig(
+        capture_sizes=(2, 4), capture_axes=dict(zip(("src", "tgt"), ladders, strict=True))
+    )
+    function = bucket_jit(
+        strict, in_axes=("batch src", "batch tgt"), out_axes=out_axes, config=config
+    )
+    for rows, length in itertools.product((1, 2, 3), (1, 2)):
+        x, y = floats(0, rows, length), floats(1, rows, length)
+        np.testing.assert_allclose(function(x, y), strict(x, y))
+    with pytest.raises(InputShapeError, match="does not take a call of"):
+        function(floats(0, 2, 2), floats(1, 2, 1))
+
+
+def test_one_element_in_a_larger_bucket_that_is_captured():
+    """What a bucket of single elements shows of the outputs is no proof that none is spread."""
+    config = CUDAGraphConfig(
+        capture_sizes=(4,), capture_axes={"src": (1, 8), "tgt": (1, 8)}, warmup_iterations=0
+    )
+    function = bucket_jit(
+        lambda x, y: (x * y).sum(1), in_axes=("batch src", "batch tgt"), config=config
+    )
+    for length in (1, 8):
+        function(floats(0, 4, length), floats(1, 4, length))
+    function.seal()
+    with pytest.raises(InputShapeError, match="spreads the one element of tgt over"):
+        function(floats(0, 4, 8), floats(1, 4, 1))
+
+
+def test_one_element_that_is_spread_by_a_stored_function(tmp_path):
+    """A server that loads its buckets refuses what the one that stored them does."""
+    config = CUDAGraphConfig(
+        capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0, store=str(tmp_path)
+    )
+    for _ in range(2):
+        function = bucket_jit(
+            lambda x: (x * np.arange(8.0)).sum(1),
+            in_axes="batch seq",
+            out_axes="batch",
+            config=config,
+        )
+        function(floats(0, 4, 8))
+        with pytest.raises(InputShapeError, match="spreads the one element of seq over"):
+            function(floats(0, 4, 1))
+    assert function.stats()["registry"]["capture_count"] == 0  # it was loaded
 
 
 def test_one_element_that_is_spread_over_a_constant():
@@ -397,6 +479,14 @@ def test_one_element_that_is_spread_over_a_constant():
         np.testing.assert_allclose(function(floats(1, rows, 5)), floats(1, rows, 5) + weights)
         with pytest.raises(InputShapeError, match="spreads the one element of seq"):
             function(floats(1, rows, 1))
+    summed = bucket_jit(
+        lambda x: (x * weights).sum(1), in_axes="batch seq", out_axes="batch", config=config
+    )
+    for rows in (1, 3):
+        x = floats(1, rows, 5)
+        np.testing.assert_allclose(summed(x), (x * weights).sum(1), rtol=1e-6)
+        with pytest.raises(InputShapeError, match="spreads the one element of seq"):
+            summed(floats(1, rows, 1))
 
 
 @pytest.mark.parametrize("rule", ["tgt+1", "2*tgt", "3*tgt-2"])

@@ -268,8 +268,10 @@ def too_large_axes(config: CUDAGraphConfig, sizes: Bucket) -> list[str]:
 
 def limits(config: CUDAGraphConfig, sizes: Bucket, carried: Collection[str]) -> str:
     """The limits that a call is outside of, in words."""
-    if too_large_axes(config, sizes):
-        most = [f"{axis_name(axis)} {config.largest(axis)}" for axis in carried]
+    if beyond := too_large_axes(config, sizes):
+        # The sizes that a caller of `execute_or_capture` states are not all carried by arrays.
+        axes = [axis for axis in sizes.sizes if axis in {*carried, *beyond}]
+        most = [f"{axis_name(axis)} {config.largest(axis)}" for axis in axes]
         return " and ".join([", ".join(most[:-1]), most[-1]] if most[1:] else most)
     bucket = config.padded(sizes, carried)
     return (

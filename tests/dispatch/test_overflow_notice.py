@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from cudagraph_jax import CUDAGraphMode, bucket_jit
+from cudagraph_jax import CUDAGraphManager, CUDAGraphMode, bucket_jit
 from tests.helpers.functions import GRID, assert_close, double, floats
 
 LARGE = floats(0, 2, 9)
@@ -36,6 +36,16 @@ def test_the_first_overflow_says_what_it_cost(told):
         r".*set on_overflow=\"exact\"",
         text,
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "beyond"), [((7,), "batch 4"), ((7, 4), "batch 4 and seq_len 5")]
+)
+def test_the_limits_of_sizes_that_no_array_carries(told, shape, beyond):
+    """What is too large is named also where the caller alone says that it is."""
+    CUDAGraphManager(GRID).execute_or_capture(9, 4, double, floats(0, *shape))
+    (text,) = told()
+    assert re.search(rf"outside the limits, {beyond}: [\d.]+ ms", text)
 
 
 def test_following_the_advice_works(told):

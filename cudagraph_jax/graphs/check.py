@@ -297,8 +297,8 @@ def cause_of(trial: Trial, difference: OutputDifference, *, padding: Poison | No
     if index := _index_that_mends(trial, blamed, padding):
         return Cause(
             why,
-            f"pad {index} (pad_values), which is out of range: a scatter and segment_sum drop such "
-            "an index, where 0 is the first",
+            f"pad {index} (pad_values), which the function ignores: a scatter and segment_sum drop "
+            "an index that is out of range, where 0 is the first",
         )
     return Cause(
         why,
@@ -310,19 +310,29 @@ def cause_of(trial: Trial, difference: OutputDifference, *, padding: Poison | No
 def _index_that_mends(trial: Trial, blamed: Sequence[str], padding: Poison) -> str:
     """The array of integers that mends the answer, padded out of range, and how; else empty."""
     program, bucket = trial.entry.program, trial.entry.bucket
-    # Not the largest integer: a loop that takes it for a length has to end.
     shapes = [leaf.shape for leaf in jax.tree.leaves(program.arguments(bucket))]
     beyond = 1 + max(itertools.chain(*shapes))
     arrays = poisonable(program, trial.example)
+
+    # A negative index reaches the last of another axis, which is real where that is full.
+    full = bucket.with_sizes({axis: trial.example.sizes.size(axis) for axis in blamed})
+
+    def mends(index: int, value: int) -> bool:
+        other = {**padding, index: value}
+        mends_here = not trial.differ(trial.run(other), trial.expected)
+        return mends_here and not _differs_at(trial, full, other)
+
     for index, array in {**arrays.data, **arrays.doubtful}.items():
-        if (
-            not set(blamed).isdisjoint(trial.example.axes[index].names)
-            and jnp.issubdtype(array.dtype, np.integer)
-            and beyond <= jnp.iinfo(array.dtype).max  # type: ignore[no-untyped-call]
-            and not trial.differ(trial.run({**padding, index: beyond}), trial.expected)
-        ):
-            most = jnp.iinfo(array.dtype).max  # type: ignore[no-untyped-call]
-            return f"{_leaf_names(trial)[index]} with {int(most)}"
+        is_index = jnp.issubdtype(array.dtype, np.integer)
+        if not is_index or set(blamed).isdisjoint(trial.example.axes[index].names):
+            continue
+        most = int(jnp.iinfo(array.dtype).max)  # type: ignore[no-untyped-call]
+        # First what is just out of range: a loop that takes it for a length has to end. Then what
+        # is so in any bucket, and does not wrap around where it is multiplied before.
+        if beyond <= most and mends(index, beyond):
+            for value in (most, most >> 8):
+                if beyond <= value and mends(index, value):
+                    return f"{_leaf_names(trial)[index]} with {value}"
     return ""
 
 

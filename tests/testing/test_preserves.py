@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import hypothesis
@@ -90,9 +91,18 @@ def test_what_to_do_about_receivers():
     for fn in (received, sums):
         message = failure(fn, in_axes=axes, **drawn)
         assert (
-            "remedy: pad receivers with 2147483647 (pad_values), which is out of range" in message
+            "remedy: pad receivers with 2147483647 (pad_values), which the function ignores: a "
+            "scatter and segment_sum drop an index that is out of range" in message
         )
         assert_bucketing_preserves(fn, in_axes=axes, pad_values=(0, 0, 2**31 - 1), **drawn)
+
+    def halves(nodes, edges, receivers):
+        return jnp.zeros(2 * nodes.shape[0]).at[receivers * 2].add(edges + 1)[::2]
+
+    message = failure(halves, in_axes=axes, **drawn)
+    (advised,) = re.findall(r"pad receivers with (\d+) ", message)
+    assert 2**20 < int(advised) < 2**30  # twice the largest wraps around
+    assert_bucketing_preserves(halves, in_axes=axes, pad_values=(0, 0, int(advised)), **drawn)
     looked_up = failure(
         lambda x, ids: x[ids].sum(), in_axes=axes[:2], **{k: v[1:] for k, v in drawn.items()}
     )

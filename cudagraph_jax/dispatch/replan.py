@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax._base.log import logger
@@ -69,8 +70,8 @@ def plan_from(
     if max_graphs is None:
         # Not those that the budget leaves: it leaves some of the new ones out, too.
         max_graphs = math.prod(map(len, ladders))
-    return plan_buckets(
-        kept,
+    plan = partial(
+        plan_buckets,
         axes=axes,
         max_graphs=max_graphs,
         cost=cost,
@@ -81,18 +82,34 @@ def plan_from(
         max_padding=max_padding,
         max_bucket_elements=config.max_bucket_elements,
     )
+    try:
+        return plan(kept)
+    except ConfigError:
+        # A plan has all axes, and too few buckets to have a size of 1 for those not carried.
+        unnamed = dict.fromkeys(config.capture_axes, 1)
+        whole = {
+            size: count
+            for size, count in kept.items()
+            if config.allows(config.padded(Bucket.of({**unnamed, **size.sizes})))
+        }
+        if len(whole) in (0, len(kept)):
+            raise
+        _tell_left_out(sum(kept.values()) - sum(whole.values()), kept, config)
+        return plan(whole)
 
 
 def _in_pieces(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> dict[Bucket, int]:
     """Those of `sizes` within `max_bucket_elements`, and the pieces that others are served in.
 
-    What no array carried is a size of 1 like any other here, which is padded, as it is in the plan.
+    A size is judged by what its arrays carried, as it was when it was served. A batch or a sequence
+    of 1 may be one that none did, which is not padded.
     """
     found: Counter[Bucket] = Counter()
-    carried_by_none = dict.fromkeys(config.capture_axes, 1)
+    left_out = 0
 
     def is_allowed(size: Bucket) -> bool:
-        return config.allows(config.padded(Bucket.of({**carried_by_none, **size.sizes})))
+        carried = [axis for axis, n in size.sizes.items() if n > 1 or axis in config.capture_axes]
+        return config.allows(config.padded(size, carried))
 
     for size, count in sizes.items():
         if is_allowed(size):
@@ -102,12 +119,24 @@ def _in_pieces(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> dict[Buc
             fitting = [piece.batch_size for piece in cut if is_allowed(piece)]
             for rows in piece_rows(size.batch_size, max(fitting)) if fitting else ():
                 found[size.with_sizes({"batch": rows})] += count
+            left_out += 0 if fitting else count
+        else:
+            left_out += count
     if not found:
         raise ConfigError(
             f"all {len(sizes)} sizes are above max_bucket_elements={config.max_bucket_elements}: "
             'raise that, or set on_overflow="split"'
         )
+    if left_out:
+        _tell_left_out(left_out, sizes, config)
     return found
+
+
+def _tell_left_out(count: int, sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> None:
+    logger.warning(
+        "planned without %d requests of %d, which no bucket within max_bucket_elements=%d holds",
+        *(count, sum(sizes.values()), config.max_bucket_elements),
+    )
 
 
 def _up_to(most: Sequence[float], sizes: Mapping[Bucket, int]) -> dict[Bucket, int]:

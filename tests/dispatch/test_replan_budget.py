@@ -12,6 +12,7 @@ from cudagraph_jax import (
     Bucket,
     ConfigError,
     CUDAGraphConfig,
+    CUDAGraphManager,
     attention_cost,
     bucket_jit,
     no_compiles,
@@ -80,7 +81,7 @@ def test_a_plan_of_too_few_buckets():
         plan_from({Bucket(8, 16): 1}, BUDGET)
 
 
-def test_a_plan_over_axes_that_not_all_functions_carry():
+def test_a_plan_over_axes_that_not_all_functions_carry(caplog):
     """Rows alone, of which as many as images could not be, still fit after a plan."""
     config = dataclasses.replace(
         BUDGET, capture_seq_lens=None, capture_axes={"height": (8, 16)}, max_bucket_elements=32
@@ -88,4 +89,35 @@ def test_a_plan_over_axes_that_not_all_functions_carry():
     sizes = {Bucket(8, 1): 5, Bucket(4, 1, height=8): 5, Bucket(2, 1, height=15): 5}
     planned = planned_config(config, plan_from(sizes, config))
     assert planned.admits(Bucket(8, 1), ["batch"])
+    assert "planned without 5 requests of 15" in caplog.text  # for want of buckets
     assert all(map(planned.admits, list(sizes)[1:]))
+
+
+@pytest.mark.parametrize(("budget", "left_out"), [(512, False), (1024, False), (511, True)])
+def test_a_plan_of_functions_that_carry_different_axes(budget, left_out, caplog):
+    """What was served before a plan is served after it; what was not is left out, and told."""
+    config = CUDAGraphConfig(
+        capture_sizes=(2, 8, 64),
+        capture_seq_lens=(8, 64),
+        capture_axes={"src": (16, 64)},
+        max_bucket_elements=budget,
+        on_overflow="eager" if left_out else "error",
+        warmup_iterations=0,
+    )
+    manager = CUDAGraphManager(config)
+    rows = bucket_jit(double, in_axes="batch seq", manager=manager)
+    sources = bucket_jit(double, in_axes="batch src", manager=manager)
+    calls = [(rows, 64, 8), (rows, 8, 64), (sources, 2, 64), (sources, 8, 64), (sources, 2, 16)]
+    for function, *shape in calls:
+        function(floats(0, *shape))
+    plan = manager.replan(max_graphs=12)
+    manager.wait()
+    assert plan.requests == (2 if left_out else 5)
+    text = f"planned without 3 requests of 5, which no bucket within max_bucket_elements={budget}"
+    assert left_out == any(each.startswith(text) for each in caplog.messages)
+    manager.seal()
+    eager = manager.stats()["eager_calls"]
+    for function, *shape in calls:
+        x = floats(1, *shape)
+        assert_close(function(x), x * 2)
+    assert (manager.stats()["eager_calls"] > eager) == left_out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from typing import Any, NamedTuple, Protocol
 
@@ -40,6 +40,7 @@ from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.output_axes import (
     FoundAxes,
+    OutputsAtSize,
     Probes,
     check_declared_axes,
     infer_output_axes,
@@ -292,11 +293,12 @@ class Program:
             axis: _distinct([size.size(axis) for size in others], bucket.size(axis))
             for axis in self.carried
         }
-        return Probes(
-            lambda size: outputs_at_size(tree if size == bucket else self.evaluate(size)),
-            base=bucket,
-            grid=grid,
-        )
+
+        @cache  # each output may be looked at in turn
+        def evaluate(size: Bucket) -> OutputsAtSize:
+            return outputs_at_size(tree if size == bucket else self.evaluate(size))
+
+        return Probes(evaluate, base=bucket, grid=grid)
 
     def real_outputs(self, outputs: Outputs, sizes: Bucket) -> RealOutputs:
         """What of the outputs of a bucket is the plain function's answer to a call of `sizes`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from itertools import chain, combinations, count, pairwise, product
+from itertools import chain, combinations, count, islice, pairwise, product
 from typing import NamedTuple
 
 from cudagraph_jax.errors import CUDAGraphError, InputShapeError
@@ -251,12 +251,10 @@ def _has_steps(probes: Probes, index: int, place: int, axis: str) -> bool:
     base = probes.base.size(axis)
     # Of two neighbours one is no whole number of steps. Last the grid, if it takes few sizes.
     tried = (3 * base + 1, 3 * base + 2, 8 * base + 1, *probes.grid[axis])
-    samples = [probes.first_of(axis, [size]) for size in tried]
+    samples = filter(None, (probes.first_of(axis, [size]) for size in tried))
     points = [
-        (_own(sample.size, axis), _extent(sample, index, place))
-        for sample in samples
-        if sample is not None
-    ][:3]
+        (_own(sample.size, axis), _extent(sample, index, place)) for sample in islice(samples, 3)
+    ]
     slopes = {
         (later - earlier) / (size - other)
         for (other, earlier), (size, later) in pairwise(sorted({*points}))

@@ -63,6 +63,18 @@ def test_misses_of_outputs_that_follow():
         assert function.calls - before == traces, shape
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_the_first_miss_of_outputs_that_follow_a_length_padded_in_front(outputs):
+    """Three traces more than behind it, for all outputs together, say whether they are in steps."""
+    found = []
+    for side in ("right", "left"):
+        function = Counted(lambda x: [x[:, :-1]] * outputs)
+        call: Any = bucket_jit(function, in_axes="batch seq", pad_side=side, config=GRID)
+        call(np.ones((3, 5), np.float32))
+        found.append(function.calls)
+    assert found[1] <= found[0] + 3
+
+
 def test_misses_of_a_function_of_equal_axes():
     """Whether single elements are spread is asked once for all calls of them."""
     function = Counted(lambda x, y: x * y)

@@ -94,6 +94,14 @@ def _masks(act, *, is_right):
     return jax.jit(model)
 
 
+def _in_front(act, *, is_right):
+    def model(prompts, *, mask):
+        found = act(prompts[:, ::-1], _counted(mask[:, ::-1], is_right))
+        return found if found.ndim == 1 else found[:, ::-1]
+
+    return jax.jit(model)
+
+
 KINDS = {
     "a named axis": Kind(
         "height",
@@ -134,5 +142,15 @@ KINDS = {
             ),
         },
         _masks,
+    ),
+    "rows padded in front": Kind(
+        "prompt",
+        {
+            "in_axes": "batch prompt",
+            "mask_argname": "mask",
+            "pad_side": "left",
+            "config": CUDAGraphConfig(capture_sizes=(2,), capture_axes={"prompt": (1, 4)}),
+        },
+        _in_front,
     ),
 }

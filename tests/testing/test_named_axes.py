@@ -68,6 +68,7 @@ def test_failures_are_the_simplest(kind):
         "an axis twice": "pairs=array([[[",
         "a length that follows": "edges=array([[",
         "a mask over its own axes": "keys=array([[[",
+        "rows padded in front": "prompts=array([[",
     }
     assert shapes[kind] in found
 

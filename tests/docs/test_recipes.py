@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -173,6 +174,18 @@ MORE_AXES: dict[str, tuple[Callable[..., Arguments], Callable[..., Any]]] = {
 def test_every_recipe_is_tried():
     """Every page of the folder is in one of the tables above."""
     assert {path.stem for path in FOLDER.glob("*.md")} == {*RECIPES, *MORE_AXES, "index"}
+
+
+@needs_pages
+@pytest.mark.parametrize("name", [*RECIPES, *MORE_AXES])
+def test_the_glue_is_under_ten_lines(name):
+    """What a page adds to its model, warm-up included, is as short as the index says."""
+    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    found = re.search(r"^The glue:\n\n```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    assert "served.warmup(" in found[1]
+    lines = [line for line in found[1].splitlines() if line.strip()]
+    assert len(lines) < 10
 
 
 @needs_pages

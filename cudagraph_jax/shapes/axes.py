@@ -322,6 +322,11 @@ def sizes_of(leaves: Sequence[Leaf]) -> Bucket:
     sizes = Bucket.of({axis: size for axis, (_, size) in known.items()})
     for name, axes, shape in leaves:
         for place, length in axes.dims:
+            if length.axis not in known:
+                raise InputShapeError(
+                    f"{name} has {shape[place]} in dimension {place}, which is {length} for more "
+                    f"than one size of {length.axis}: give an array that tells {length.axis}, too"
+                )
             if not length.is_size and shape[place] != (expected := length.of(sizes)):
                 whose, size = known[length.axis]
                 remedy = "give it that length" if expected >= 0 else f"give more of {length.axis}"

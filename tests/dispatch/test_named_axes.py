@@ -517,6 +517,17 @@ def test_a_size_that_a_rule_tells(rule):
             function(floats(0, 3, length))
 
 
+@pytest.mark.parametrize("teller", ["batch tgt+1", "batch tgt"])
+def test_a_call_without_the_array_that_tells_a_size(teller):
+    """A length that is rounded says no size: without another array the error names what lacks."""
+    config = CUDAGraphConfig(capture_sizes=(2,), capture_axes={"tgt": (4,)})
+    function = bucket_jit(
+        lambda x, y: y if x is None else (x, y), in_axes=(teller, "batch tgt//2"), config=config
+    )
+    with pytest.raises(InputShapeError, match=r"y has 2 .* tgt//2 for more than one size of tgt"):
+        function(None, floats(0, 2, 2))
+
+
 def test_a_rule_that_tells_a_size_beside_an_array_that_carries_it():
     """Arrays that carry a size come before those that tell it, and all have to agree."""
     config = CUDAGraphConfig(capture_sizes=(2,), capture_axes={"tgt": (4,), "src": (4,)})

@@ -119,6 +119,11 @@ def chosen_cost(cost: Cost | None, axes: Sequence[str] = BATCH_SEQ) -> Cost:
 
 def _check_arguments(cost: Callable[..., object], axes: Sequence[str], names: str) -> None:
     """Raises unless `cost` takes a size on each axis, as far as Python can see."""
+    if isinstance(cost, np.ufunc) and cost.nin != len(axes):  # it has no signature
+        raise ConfigError(
+            f"cost={cost!r} takes {cost.nin} numbers, not a size on each of the axes "
+            f"{', '.join(axes)}: give a function of ({names})"
+        )
     try:
         signature = inspect.signature(cost)
     except (TypeError, ValueError):

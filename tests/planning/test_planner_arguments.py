@@ -198,6 +198,8 @@ def test_a_cost_for_other_requests():
         (("batch", "src", "tgt"), lambda batch, seq: float(batch * seq)),
         (("batch", "seq"), lambda rows: 1.0 * rows),
         (("batch", "seq"), lambda batch, *, seq: float(batch * seq)),
+        (("batch", "src", "tgt"), np.multiply),
+        (("batch", "seq"), np.sqrt),
     ],
 )
 def test_a_cost_of_other_arguments(axes, cost):
@@ -205,5 +207,6 @@ def test_a_cost_of_other_arguments(axes, cost):
     names = ", ".join("seq_len" if axis == "seq" else axis for axis in axes)
     with pytest.raises(ConfigError, match=rf"cost=.* takes .*: give a function of \({names}\)$"):
         plan_buckets([(1,) * len(axes)], axes=axes, max_graphs=2, cost=cost)
-    for taken in (max, lambda *sizes: float(max(sizes)), lambda a, b, c=1: float(a)):
+    two = (np.multiply,) * (len(axes) == 2)
+    for taken in (*two, max, lambda *sizes: float(max(sizes)), lambda a, b, c=1: float(a)):
         plan_buckets([(1,) * len(axes)], axes=axes, max_graphs=2, cost=taken)

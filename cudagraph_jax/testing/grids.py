@@ -57,6 +57,11 @@ def configs(
         ConfigError: A field that there is not, or a value that is not valid.
     """
     lengths = ladders(max_size=max_seq_len)
+    if max_sizes and "capture_axes" in fields:
+        raise ConfigError(
+            f"max_sizes={dict(max_sizes)} and capture_axes={fields['capture_axes']!r} both say "
+            "which axes there are: leave one out"
+        )
     drawn: dict[str, st.SearchStrategy[Any]] = {
         "capture_sizes": ladders(max_size=max_batch_size),
         "capture_seq_lens": st.none() | lengths,

@@ -101,6 +101,8 @@ def test_a_field_that_there_is_not():
     """A misspelt field is refused, and the nearest one is named."""
     with pytest.raises(ConfigError, match="on_miss"):
         find(configs(on_mis="error"), lambda config: True)
+    with pytest.raises(ConfigError, match=r"max_sizes=.* and capture_axes=.* both say which axes"):
+        find(configs(max_sizes={"h": 4}, capture_axes={"w": (3,)}), lambda config: True)
 
 
 @given(st.data(), configs())

@@ -298,9 +298,12 @@ def larger_limits(
 def _too_large(
     config: CUDAGraphConfig, sizes: Bucket, carried: Collection[str], *, policy: str
 ) -> CUDAGraphError:
+    of_call = str(sizes)
     if config.on_overflow == "split" and "batch" in carried:
         # Its rows are cut: what is wrong is wrong with the fewest.
-        sizes = sizes.with_sizes({"batch": min(sizes.batch_size, config.capture_sizes[0])})
+        piece = sizes.with_sizes({"batch": min(sizes.batch_size, config.capture_sizes[0])})
+        of_call = of_call if piece == sizes else f"{piece}, the smallest piece of {sizes}"
+        sizes = piece
     problems = [
         f"{axis_name(axis)}={sizes.size(axis)} is larger than the largest "
         f"bucket, {config.largest(axis)}"
@@ -309,7 +312,7 @@ def _too_large(
     bucket = config.padded(sizes, carried)
     if not config.allows(bucket):
         problems.append(
-            f"the bucket of {sizes}, {bucket}, has {bucket.elements} elements, more than "
+            f"the bucket of {of_call}, {bucket}, has {bucket.elements} elements, more than "
             f"max_bucket_elements={config.max_bucket_elements}"
         )
     remedy = larger_limits(config, sizes, carried, add="add a bucket")

@@ -231,7 +231,11 @@ def test_error_names_the_budget():
     ("policy", "sizes", "message"),
     [
         # Eight rows of 16 are cut, so that their number is no reason; four would be too many.
-        ("split", (99, 16), r"^the bucket of 4x16, 4x16, has 64 .*: raise max_bucket_elements or"),
+        (
+            "split",
+            (99, 16),
+            r"^the bucket of 4x16, the smallest piece of 99x16, 4x16, has 64 .*: raise max_",
+        ),
         # At its very size a bucket of two rows of 17 would be within the budget of 40.
         ("split", (99, 17), r"^seq_len=17 is larger .*: add a bucket or set"),
         ("error", (1, 17), r"^seq_len=17 is larger .*: add a bucket or set"),

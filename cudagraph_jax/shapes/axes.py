@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,8 @@ Shape = tuple[int, ...]
 
 # What is added before a division stands in brackets with what it is added to: (seq+1)//2.
 _LENGTH = re.compile(
-    r"(?P<open>\()?(?:(?P<times>\d+)\*)?(?P<axis>[a-zA-Z]\w*)(?(open)(?P<before>[+-]\d+)\))"
-    r"(?://(?P<over>\d+))?(?P<plus>[+-]\d+)?"
+    r"(?P<open>\()?(?:(?P<times>[0-9]+)\*)?(?P<axis>[a-zA-Z]\w*)(?(open)(?P<before>[+-][0-9]+)\))"
+    r"(?://(?P<over>[0-9]+))?(?P<plus>[+-][0-9]+)?"
 )
 _FORMS = (
     "seq+1, seq-1, 2*seq, seq//2, (seq+1)//2 (half of it, rounded up), or several of these: "
@@ -49,8 +50,10 @@ class Length(NamedTuple):
         if found is None or 0 in (int(found["over"] or 1), int(found["times"] or 1)):
             return None
         times, over = (int(found[part] or 1) for part in ("times", "over"))
-        # (seq+3)//2 is (seq+1)//2+1: two ways to write one length are equal.
-        whole, before = divmod(int(found["before"] or 0), over)
+        # (seq+3)//2 is (seq+1)//2+1, and 4*seq//2 is 2*seq: two ways to write a length are equal.
+        common = math.gcd(times, over)
+        times, over = times // common, over // common
+        whole, before = divmod(int(found["before"] or 0) // common, over)
         return cls(found["axis"], times, over, int(found["plus"] or 0) + whole, before)
 
     def __str__(self) -> str:

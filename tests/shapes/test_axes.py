@@ -99,6 +99,15 @@ def test_bad_pattern(text, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("(2*seq+2)//2", "seq+1"), ("4*seq//2", "2*seq"), ("(4*seq+3)//6", "(2*seq+1)//3")],
+)
+def test_two_ways_to_write_one_length(one, other):
+    """Rules that give the same length at every size are equal."""
+    assert Length.parse(one) == Length.parse(other)
+
+
 @given(
     *(st.integers(1, 6), st.integers(-9, 9), st.integers(1, 6), st.integers(-9, 9)),
     st.integers(1, 40),
@@ -115,7 +124,10 @@ def test_a_length_is_what_python_says(times, before, over, plus, size):
     assert least == 1 or length.of(Bucket(1, least - 1)) < 1
 
 
-@pytest.mark.parametrize("text", ["(seq)//2", "(seq+1", "seq+1)//2", "(seq+1)*2", "()//2", "seq+"])
+@pytest.mark.parametrize(
+    "text",
+    ["\u0662*seq", "seq+\u0661", "(seq)//2", "(seq+1", "seq+1)//2", "(seq+1)*2", "()//2", "seq+"],
+)
 def test_what_is_no_length(text):
     """Brackets hold a sum, and stand before a division."""
     assert Length.parse(text) is None

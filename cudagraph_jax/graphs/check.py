@@ -372,11 +372,14 @@ def _differs_at(trial: Trial, sizes: Bucket, padding: Poison) -> bool | None:
 
 def _size_taken(trial: Trial, axis: str) -> str:
     """What the function may have read a padded size from."""
-    for name, axes in zip(_leaf_names(trial), trial.example.axes, strict=True):
-        for place in (at for at, length in axes.dims if length.axis == axis):
-            what = "the number of rows" if axis == "batch" else "a length or a position"
-            return f"{name}.shape[{place}] taken for {what}"
-    raise AssertionError(f"no argument carries {axis}, so that it is not padded")
+    name, place = next(
+        (name, place)
+        for name, axes in zip(_leaf_names(trial), trial.example.axes, strict=True)
+        for place, length in axes.dims
+        if length.axis == axis
+    )
+    what = "the number of rows" if axis == "batch" else "a length or a position"
+    return f"{name}.shape[{place}] taken for {what}"
 
 
 def _alternates(trial: Trial, axis: str, padding: Poison) -> bool:

@@ -207,7 +207,13 @@ class Batcher:
 
         Raises:
             Exception: What any of them fails with; the others are cancelled then.
+            CUDAGraphError: It is called by a callback of an item, for which no answers come.
         """
+        if self._runner.runs_here():
+            raise CUDAGraphError(
+                f"a callback of an item of {self.name} waits for further ones, which come when it "
+                "is done: submit them, and wait in a thread of your own"
+            )
         futures: list[Future[PyTree]] = []
         try:
             for item in items:
@@ -231,10 +237,12 @@ class Batcher:
         """Passes these from the next call on, in the place of what was given before.
 
         Raises:
+            CUDAGraphError: The batcher is closed.
             ConfigError: There are more or fewer of them than the function passes through.
             InputShapeError: They have other shapes or dtypes than with the items before. Without
                 such an item that is said of the first one.
         """
+        self._queue.check_open()
         self._arguments.check_passed(passed)
         for lane in list(self._lanes.values()):
             lane.check_shared(passed)
@@ -257,10 +265,11 @@ class Batcher:
             ConfigError: No item came yet, an option is not valid, or there is no grid to plan.
             SealedError: The mode does not allow captures.
             CUDAGraphError: The grid could not be captured, and the old one stays, or another one
-                came in its place.
+                came in its place; or the batcher is closed.
         """
         from cudagraph_jax.batching.batch_plan import change_grid
 
+        self._queue.check_open()
         return change_grid(self._function, list(self._lanes.values()), max_graphs, **options)
 
     def stats(self) -> dict[str, Any]:
@@ -335,7 +344,10 @@ class Batcher:
             clock=self._clock,
         )
         if made.sizes.is_empty:
-            raise InputShapeError(f"an item of {self.name} has no elements, {row}: leave it out")
+            raise InputShapeError(
+                f"an item of {self.name} has no elements, {made.sizes.described}: leave it out, or "
+                "call the function itself, which runs it eagerly"
+            )
         sizes = made.sizes
         lane = self._lanes.get(made.key, made)
         if self._runner.runs_eagerly():

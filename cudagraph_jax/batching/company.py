@@ -81,14 +81,16 @@ def _message(
     others = ", ".join(row.sizes.short for at, row in enumerate(rows) if at != place)
     is_masked = bool(entry.program.target.masks)
     remedy = (
-        "go by each row's own part of the mask, not by the first row's or the longest"
+        "cudagraph_jax.testing.assert_bucketing_preserves says why: padding is enough for it"
+        if not others
+        else "go by each row's own part of the mask, not by the first row's or the longest"
         if is_masked
         else "name mask_argname, which gives each row a mask of its own length, and go by that"
     )
     return (
         f"{entry.program.target.name} gives a row another answer in company than alone\n"
-        f"  row:    {place}, {rows[place].sizes.short}, beside {others} in the bucket "
-        f"{entry.bucket}\n"
+        f"  row:    {place}, {rows[place].sizes.short}, beside {others or 'no other'} in the "
+        f"bucket {entry.bucket}\n"
         f"  output: {name}{list(worst.at)} is {worst.found}, but alone {worst.expected}\n"
         f"  remedy: {remedy}"
     )

@@ -172,6 +172,15 @@ class ItemQueue:
         """Whether one more may wait."""
         return len(self.waiting) < self._max_waiting
 
+    def check_open(self) -> None:
+        """Raises where no more come.
+
+        Raises:
+            CUDAGraphError: It is closed.
+        """
+        if self.is_closed:
+            raise CUDAGraphError(f"the batcher {self._name} is closed: make a new one")
+
     def add(self, item: Item) -> None:
         """Has it wait.
 
@@ -183,7 +192,7 @@ class ItemQueue:
             self._has_deadlines = True
         self.waiting[item] = None
         if self.is_closed and self.drop(item):  # maybe by another thread, just now
-            raise CUDAGraphError(f"the batcher {self._name} is closed: make a new one")
+            self.check_open()
         if len(self.waiting) > self._max_waiting and self.drop(item):
             waiting = len(self.waiting)
             retry_after_s = self.figures.seconds_for(waiting)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import hypothesis
+import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -14,12 +16,14 @@ from cudagraph_jax.batching.company import differing_row
 from cudagraph_jax.batching.lane import Lane, SharedArguments
 from cudagraph_jax.batching.rows import ItemArguments
 from cudagraph_jax.config import CompareWhere, CUDAGraphConfig
+from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.graphs.compare import Tolerance
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.trial import example_call
+from cudagraph_jax.graphs.trial import behind_no_cut, example_call
 from cudagraph_jax.program.call import Call
-from cudagraph_jax.shapes.axes import least_size
+from cudagraph_jax.shapes.axes import LeafAxes, least_size, side
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.testing.examples import Example, check_examples
 from cudagraph_jax.testing.subject import Subject
@@ -79,6 +83,11 @@ def assert_batching_preserves(
         kwargs={},
         options=options,
     )
+    if max(subject.config.capture_sizes) < 2:
+        raise ConfigError(
+            f"capture_sizes={tuple(subject.config.capture_sizes)} let no two rows share a call, so "
+            "that nothing is tried: add a larger size"
+        )
     tolerance = Tolerance(rtol, atol)
     arguments = ItemArguments(subject.bucketed.in_axes, name=subject.bucketed.called)
 
@@ -90,7 +99,7 @@ def assert_batching_preserves(
         difference = differing_row(
             lane,
             entry,
-            _rows(lane, entry, call, sizes),
+            _rows(lane, call, sizes),
             compare_where=subject.config.compare_where,
             tolerance=tolerance,
         )
@@ -114,7 +123,7 @@ def _ragged(draw: st.DrawFn, /, subject: Subject, drawn: SearchStrategy[Example]
             {
                 "batch": 1,
                 **{
-                    axis: draw(st.integers(least_size(call.axes, axis), call.sizes.size(axis)))
+                    axis: draw(st.integers(_least(call, axis), call.sizes.size(axis)))
                     for axis in free
                 },
             }
@@ -122,6 +131,11 @@ def _ragged(draw: st.DrawFn, /, subject: Subject, drawn: SearchStrategy[Example]
         for _ in range(call.sizes.batch_size)
     ]
     return Example((args, rows), {"rows": [row.short for row in rows]})
+
+
+def _least(call: Call, axis: str) -> int:
+    """The least size to which a row is cut: in one of 1 an integer of 1 is a length, no index."""
+    return min(call.sizes.size(axis), max(2, least_size(call.axes, axis)))
 
 
 def _lane(subject: Subject, arguments: ItemArguments, entry: CUDAGraphEntry, call: Call) -> Lane:
@@ -133,10 +147,25 @@ def _lane(subject: Subject, arguments: ItemArguments, entry: CUDAGraphEntry, cal
     )
 
 
-def _rows(lane: Lane, entry: CUDAGraphEntry, call: Call, sizes: Sequence[Bucket]) -> list[Call]:
+def _rows(lane: Lane, call: Call, sizes: Sequence[Bucket]) -> list[Call]:
     """Each row of a call by itself, cut to its own sizes."""
     whole = call.sizes.with_sizes({"batch": 1})
-    return [
-        example_call(entry.program, lane.call_of(lane.layout.arrays(call, place), whole), size)
-        for place, size in enumerate(sizes)
-    ]
+    rows = []
+    for place, size in enumerate(sizes):
+        row = lane.call_of(lane.layout.arrays(call, place), whole)
+        leaves = [
+            leaf if axes.passes_through else _cut(np.asarray(leaf), axes, whole, size)
+            for leaf, axes in zip(row.leaves, row.axes, strict=True)
+        ]
+        arrays = lane.layout.arrays(replace(row, leaves=tuple(leaves)))
+        rows.append(lane.call_of(arrays, size))
+    return rows
+
+
+def _cut(array: Array, axes: LeafAxes, whole: Bucket, size: Bucket) -> Array:
+    """What is left of an array at smaller sizes, where lengths and positions are lowered to fit."""
+    index = [slice(None)] * array.ndim
+    for place, length in axes.dims:
+        index[place] = side(length.of(size), left=length.left)
+    left: Array = behind_no_cut(array[tuple(index)], whole, size)
+    return left

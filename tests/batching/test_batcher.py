@@ -458,3 +458,22 @@ def test_a_configuration_that_is_switched_off():
             np.testing.assert_array_equal(batcher.submit(row).result(), TABLE[row])
     finally:
         jax.config.update("jax_disable_jit", False)
+
+
+def test_numpy_parameters_are_put_on_the_device_once():
+    """NumPy arrays that all items share are copied when they are given, and not at each call."""
+    config = CUDAGraphConfig(capture_sizes=(1,), capture_seq_lens=(4,), warmup_iterations=1)
+    function = bucket_jit(lambda p, x: x * p[0], in_axes=(None, "batch seq"), config=config)
+    params = np.full(3, 2.0, np.float32)
+    function.warmup(params, np.ones((1, 2), np.float32), progress=False)
+    row = np.ones(2, np.float32)
+    with Batcher(function, params) as batcher:
+        params[:] = 7
+        np.testing.assert_array_equal(batcher.submit(row).result(), row * 2)
+        batcher.update(params)
+        params[:] = 9
+        np.testing.assert_array_equal(batcher.submit(row).result(), row * 7)
+        assert all(isinstance(value, jax.Array) for value in batcher._shared.now.values)
+    for ask in (lambda: batcher.update(params), batcher.replan):
+        with pytest.raises(CUDAGraphError, match="is closed: make a new one"):
+            ask()

@@ -572,3 +572,22 @@ def test_answers_do_not_wait_for_a_call_that_blocks(doubling, fails):
         doubling.go.set()
         wait(futures)
     assert answered[1:3] == [[False] * 4, [True] * 4]
+
+
+def test_a_callback_that_waits_for_further_items(doubling):
+    """It is told that those cannot come while it waits, and the others get their answers."""
+    told: list[str] = []
+
+    def ask(_):
+        try:
+            batcher.map([row(1.0)])
+        except CUDAGraphError as error:
+            told.append(str(error))
+
+    with Batcher(doubling.function) as batcher:
+        doubling.hold()
+        futures = [batcher.submit(row(value)) for value in (1.0, 2.0, 3.0)]
+        futures[0].add_done_callback(ask)
+        doubling.go.set()
+        assert [future.result(60)[0] for future in futures] == [2, 4, 6]
+    assert "wait in a thread of your own" in told[0]

@@ -102,3 +102,28 @@ def test_what_cannot_be_batched():
     )
     with pytest.raises(ConfigError, match="no row for each item"):
         assert_batching_preserves(bucketed, example=(np.ones((1, 2)), np.ones(2)))
+
+
+def test_indices_go_with_their_row():
+    """An array of positions is lowered with the row that it points into, and 0 stays 0."""
+    config = CUDAGraphConfig(
+        capture_sizes=(1, 4), capture_seq_lens=(4, 8), capture_axes={"src": (4, 8)}
+    )
+    assert_batching_preserves(
+        lambda x, at: jnp.take_along_axis(x, at, 1),
+        in_axes=("batch seq", "batch src"),
+        dtypes=(None, "int32"),
+        values=(None, "positions"),
+        config=config,
+        settings=FEW,
+    )
+
+
+def test_where_no_rows_share_a_call():
+    """A grid in which nothing would be tried is refused; what padding is enough for is told so."""
+    with pytest.raises(ConfigError, match="let no two rows share a call"):
+        assert_batching_preserves(
+            first_count, in_axes="batch seq", config=CUDAGraphConfig(capture_sizes=(1,))
+        )
+    with pytest.raises(AssertionError, match="assert_bucketing_preserves says why"):
+        assert_batching_preserves(lambda x: x.mean(1), in_axes="batch seq", settings=FEW)

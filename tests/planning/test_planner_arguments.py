@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,6 +208,6 @@ def test_a_cost_of_other_arguments(axes, cost):
     names = ", ".join("seq_len" if axis == "seq" else axis for axis in axes)
     with pytest.raises(ConfigError, match=rf"cost=.* takes .*: give a function of \({names}\)$"):
         plan_buckets([(1,) * len(axes)], axes=axes, max_graphs=2, cost=cost)
-    two = (np.multiply,) * (len(axes) == 2)
+    two: list[Any] = [np.multiply] * (len(axes) == 2)
     for taken in (*two, max, lambda *sizes: float(max(sizes)), lambda a, b, c=1: float(a)):
         plan_buckets([(1,) * len(axes)], axes=axes, max_graphs=2, cost=taken)

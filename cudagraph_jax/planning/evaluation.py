@@ -84,12 +84,12 @@ def padded_columns(observed: Observed, ladders: Sequence[Sequence[int]]) -> list
     """The size on each axis of the bucket of each request, k times int64 (N,).
 
     Args:
-        observed: The sizes, all of which fit.
+        observed: The sizes; one that does not fit counts as of the largest bucket.
         ladders: One for each axis of the sizes.
     """
     steps = map(np.array, ladders)
     return [
-        step[np.searchsorted(step, column)]
+        step[np.minimum(np.searchsorted(step, column), len(step) - 1)]
         for step, column in zip(steps, observed.columns, strict=True)
     ]
 

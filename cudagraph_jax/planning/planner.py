@@ -161,7 +161,7 @@ def plan_buckets(
         expected_waste=waste(ideal, grids[-1].cost),
         requests=observed.requests,
         curve=_curve(grids, ideal, most=math.inf if max_bucket_elements is None else ideal * DEAR),
-        comparison=_comparison(observed, cost, ideal),
+        comparison=_comparison(observed, cost, ideal, most=most),
         worst_padding=None if max_padding is None else worst_padding(observed, [*ladders.values()]),
     )
 
@@ -402,9 +402,15 @@ def _curve(grids: list[ProductGrid], ideal: float, *, most: float) -> tuple[Plan
     )
 
 
-def _comparison(observed: Observed, cost: Cost, ideal: float) -> tuple[PlanRow, ...]:
+def _comparison(
+    observed: Observed, cost: Cost, ideal: float, *, most: float
+) -> tuple[PlanRow, ...]:
+    """What standard grids waste, those that keep to the budget of elements."""
     rows = []
     for grid in standard_grids(observed.axes, observed.largest):
+        held = padded_columns(observed, grid.ladders)
+        if most < math.inf and np.prod([column.astype(float) for column in held], 0).max() > most:
+            continue
         found = evaluate(observed, grid.ladders, cost, ideal=ideal)
         rows.append(PlanRow(grid.name, found.graphs, found.waste))
     return tuple(rows)

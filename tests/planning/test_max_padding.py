@@ -167,6 +167,9 @@ def test_a_budget_of_elements():
         assert 0 <= plan.expected_waste < 1
         assert all(point.waste < 1 for point in plan.curve)
     assert plan_buckets(sizes, max_graphs=9, max_bucket_elements=10**6) == free
+    # Powers of two hold (8, 4) by 8 x 16 elements: a grid that is no choice is not compared with.
+    assert "powers of two" in {row.name for row in free.comparison}
+    assert "powers of two" not in {row.name for row in plan.comparison}
     with pytest.raises(ConfigError, match="request of batch=2, seq_len=16 is held by 32 elements"):
         plan_buckets(sizes, max_graphs=9, max_bucket_elements=31)
     with pytest.raises(ConfigError, match="no grid of 1 buckets was found that is"):

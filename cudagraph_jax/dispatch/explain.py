@@ -95,12 +95,19 @@ def _replayed(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[s
     )
 
 
+def _warm_up(config: CUDAGraphConfig, call: Call, bucket: Bucket | None) -> str:
+    """What to change; no warm-up captures a bucket above its ladder and within its limit."""
+    if bucket is None or bucket in config.grid(call.carried, bucket):
+        return _WARM_UP
+    return "add a larger bucket, since its own is within the limits and not on the grid"
+
+
 def _captured(config: CUDAGraphConfig, call: Call, decision: Decision) -> tuple[str, str]:
     if decision.reason is Reason.OVERFLOW:
         remedy = larger_limits(config, call.sizes, call.carried)
         return 'it is outside the limits and on_overflow="exact"', remedy
     policy = f'{decision.bucket} is not captured yet and on_miss="{config.on_miss}"'
-    return policy, _WARM_UP
+    return policy, _warm_up(config, call, decision.bucket)
 
 
 def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:
@@ -110,7 +117,8 @@ def _eager(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str,
         case Reason.SPLIT | Reason.OVERFLOW:
             return _outside(dispatcher, call, decision)
         case Reason.MISS | Reason.QUEUED | Reason.REFUSED:
-            return _uncaptured(bucket, decision)
+            why, remedy = _uncaptured(bucket, decision)
+            return why, remedy and _warm_up(dispatcher.config, call, bucket)
         case Reason.SEALED if failure is None:
             return f"{bucket} is not captured, and no capture is allowed now", _WARM_UP_AND_SEAL
         case reason if reason in _WHATEVER_THE_SIZE:

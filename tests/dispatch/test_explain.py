@@ -201,3 +201,20 @@ def test_the_nearest_bucket_names_the_right_keyword(function):
     function.seal()
     assert "with a of dtype float32, not float16" in function.explain(X, b=one, a=half).reason
     assert "with b of dtype float32, not float16" in function.explain(X, a=one, b=half).reason
+
+
+def test_sizes_above_the_grid_and_within_the_limits():
+    """What no warm-up captures is not to be warmed up, and the advice for it works."""
+    x = np.ones((6, 5), np.float32)
+    for sizes, remedy in (
+        ((1, 4), "add a larger bucket, since its own is within the limits and not on the grid"),
+        ((1, 16), "warm up with arguments like these first"),
+    ):
+        config = CUDAGraphConfig(
+            capture_sizes=sizes, capture_seq_lens=(8,), max_capture_batch_size=16
+        )
+        function = bucket_jit(lambda x: x * 2, in_axes="batch seq", config=config)
+        assert function.explain(x).remedy == remedy
+    function.warmup(x, progress=False)
+    with no_compiles():
+        function(x)

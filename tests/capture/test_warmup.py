@@ -149,7 +149,7 @@ def test_buckets_that_cannot_be_traced_are_reported():
 
     function = bucket_jit(short_only, in_axes=("batch seq",), out_axes="batch seq", config=GRID)
     with pytest.warns(CUDAGraphWarning, match="too long for the position table") as told:
-        report = function.warmup(floats(0, 1, 1), progress=False)
+        report = function.warmup(floats(0, 1, 2), progress=False)
     assert len(told) == 1
     assert {record.bucket.seq_len for record in report.failed} == {5}
     assert all("position table" in str(record.error) for record in report.failed)

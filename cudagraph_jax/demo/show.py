@@ -67,7 +67,7 @@ class Screen:
     def traffic(self, figures: TextFigures) -> None:
         """The whole stream through the batcher."""
         self._table(
-            f"{figures.passages} single texts through the batcher, {CLIENTS} waiting at a time",
+            f"{figures.passages} single texts through the batcher, up to {CLIENTS} waiting",
             ("figure", "value"),
             [(name, cell(figures)) for name, cell in _OF_TEXTS],
         )

@@ -143,6 +143,11 @@ class Batcher:
         """How many items wait."""
         return len(self._queue.waiting)
 
+    def expected_s(self) -> float:
+        """Seconds until what waits and runs now is answered, by what calls took; 0 if none did."""
+        items = self.waiting + len(self._runner.under_way)
+        return items * (self.figures.seconds_each or 0.0)
+
     def __repr__(self) -> str:
         return one_line(f"Batcher({self.name}, {self.waiting} waiting)")
 

@@ -419,6 +419,7 @@ class Figures:
         real_elements: Of all rows that ran, at their own sizes.
         computed_elements: Those of the buckets where they ran.
         calls: By bucket.
+        seconds_each: What one took of late, as a part of its call; None where none ran.
     """
 
     def __init__(self) -> None:
@@ -427,7 +428,7 @@ class Figures:
         self.real_elements = 0
         self.computed_elements = 0
         self.calls: Counter[Bucket] = Counter()
-        self._seconds_each: float | None = None
+        self.seconds_each: float | None = None
 
     def count(self, outcome: Outcome) -> None:
         """Counts one item."""
@@ -443,12 +444,12 @@ class Figures:
         self.real_elements += real_elements
         self.computed_elements += bucket.elements
         each = seconds / rows
-        before = each if self._seconds_each is None else self._seconds_each
-        self._seconds_each = before + (each - before) / _REMEMBERED_CALLS
+        before = each if self.seconds_each is None else self.seconds_each
+        self.seconds_each = before + (each - before) / _REMEMBERED_CALLS
 
     def seconds_for(self, items: int) -> float:
         """How long so many take, as measured; a second where nothing was."""
-        return 1.0 if self._seconds_each is None else items * self._seconds_each
+        return 1.0 if self.seconds_each is None else items * self.seconds_each
 
     def stats(self) -> dict[str, Any]:
         """The figures, in values that JSON can hold."""

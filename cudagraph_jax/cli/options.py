@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,14 @@ def named_size(text: str) -> tuple[str, int]:
     if not name.isidentifier() or not _is_whole(size) or int(size) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no size of an axis, such as height=224")
     return name, int(size)
+
+
+def seconds(text: str) -> float:
+    """A time of 0 or more."""
+    number = decimal(text)
+    if number is None or not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds, such as 30 or 0.5")
+    return number
 
 
 def part(text: str) -> float:

@@ -32,18 +32,20 @@ _PAGE = Template("""<!DOCTYPE html>
 <header><h1>$heading</h1><p>$subtitle</p></header>
 $body
 </main>
+$after
 </body>
 </html>
 """)
 
 
-def page(heading: str, subtitle: str, body: str) -> str:
-    """A complete HTML document; it asks for nothing from elsewhere and runs no script.
+def page(heading: str, subtitle: str, body: str, *, after: str = "") -> str:
+    """A complete HTML document; it asks for nothing from elsewhere and has no script of its own.
 
     Args:
         heading: What it is about; text.
         subtitle: When and with what it was made; text.
         body: The content; HTML.
+        after: What follows it; HTML.
     """
     return _PAGE.substitute(
         title=escaped(f"{heading}, {subtitle}"),
@@ -52,6 +54,7 @@ def page(heading: str, subtitle: str, body: str) -> str:
         style=STYLE + _PAGE_STYLE,
         c=CLASS,
         body=body,
+        after=after,
     )
 
 

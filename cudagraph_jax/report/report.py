@@ -50,11 +50,11 @@ class Report:
 
     def __repr__(self) -> str:
         graphs = self.stats["registry"]["num_graphs"]
-        return one_line(f"Report({self.name}, {graphs} graphs, {self._moment})")
+        return one_line(f"Report({self.name}, {graphs} graphs, {self.moment})")
 
     def __str__(self) -> str:
         parts = [
-            stats_text(f"{self.name}, {self._moment}", self.stats),
+            stats_text(f"{self.name}, {self.moment}", self.stats),
             sizes_text(self.sizes, self.config),
             _titled("Failures", text_table(_FAILURES, self.failures) if self.failures else ""),
             _titled("Configuration", text_pairs(self._configuration())),
@@ -63,11 +63,11 @@ class Report:
         return "\n\n".join(filter(None, parts))
 
     def _repr_html_(self) -> str:
-        return styled(f"<p><b>{escaped(self.name)}</b>, {escaped(self._moment)}</p>", self._body())
+        return styled(f"<p><b>{escaped(self.name)}</b>, {escaped(self.moment)}</p>", self.body())
 
     def html(self) -> str:
         """A complete HTML document; it loads nothing from elsewhere and runs no script."""
-        return page(self.name, self._moment, self._body())
+        return page(self.name, self.moment, self.body())
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes `html()` to a file, whole or not at all, and gives its absolute path.
@@ -83,11 +83,12 @@ class Report:
         return write_whole(path, self.html())
 
     @property
-    def _moment(self) -> str:
+    def moment(self) -> str:
+        """When it was made, as a text."""
         return self.made_at.isoformat(sep=" ", timespec="seconds")
 
-    def _body(self) -> str:
-        """The content of the page, which is the same in a notebook."""
+    def body(self) -> str:
+        """The content of the page, as HTML without its style; it is the same in a notebook."""
         stats = self.stats
         maps: list[str] = []
         if stats["registry"]["graphs"]:

@@ -1,0 +1,319 @@
+"""Texts on their way through an encoder's batcher: checked, admitted, waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cudagraph_jax._base.checks import positive_size, require_bool, waiting_time
+from cudagraph_jax.batching.batcher import Batcher
+from cudagraph_jax.dispatch.function import BucketedFunction
+from cudagraph_jax.errors import (
+    BucketOverflowError,
+    ConfigError,
+    CUDAGraphError,
+    DeadlineError,
+    QueueFullError,
+)
+from cudagraph_jax.server.request_error import RequestError
+
+Vector = npt.NDArray[np.float32]
+Row = Sequence[int]
+
+_INLINE_CHARS = 4096
+"""So many characters are tokenized in 2 ms; more in a thread, beside other requests."""
+
+_SPARE = 0.85
+"""The part of its time that a request may be expected to wait. The estimate is an average of what
+calls of the last second or so cost, and what comes now may be longer texts."""
+
+
+class TextTokenizer(Protocol):
+    """Gives the token ids of each text, special tokens included."""
+
+    def __call__(self, texts: Sequence[str]) -> Sequence[Row]:
+        """One row of ids for each text, `max_tokens` long at the most."""
+
+    def with_cuts(self, texts: Sequence[str]) -> tuple[Sequence[Row], Sequence[bool]]:
+        """The same, and which of them lost their end."""
+
+
+class TextEncoder(Protocol):
+    """What a server serves, such as `cudagraph_jax.demo.Encoder`."""
+
+    @property
+    def function(self) -> BucketedFunction[..., Any]:
+        """What is captured."""
+
+    @property
+    def batcher(self) -> Batcher:
+        """What serves single texts by it."""
+
+    @property
+    def tokenize(self) -> TextTokenizer:
+        """The tokenizer."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Of a text; longer ones lose their end."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+
+    @property
+    def embedding_size(self) -> int:
+        """Of a vector."""
+
+    def item(self, row: Row) -> tuple[Any, ...]:
+        """The token ids of a text as an item of the batcher."""
+
+    def vector(self, answer: Any) -> Vector:
+        """The text's vector (embedding_size,) from the batcher's answer."""
+
+    def warmup(self, *, progress: Callable[[int, int, Any], object]) -> object:
+        """Captures the whole grid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a server takes; more is refused, and harms nobody else.
+
+    Attributes:
+        max_waiting: Texts that may wait for the device.
+        timeout_s: In which a request is answered, or told that it will not be. A client may ask for
+            less by the header `x-request-timeout`.
+        max_inputs: Texts of a request.
+        max_request_tokens: Of all texts of a request.
+        max_body_bytes: Of a request.
+        max_total_body_bytes: Of all requests that are read at a time.
+        truncate: Whether texts beyond the model's limit lose their end, as sentence-transformers
+            has it; else they are refused, as OpenAI has it.
+    """
+
+    max_waiting: int = 2048
+    timeout_s: float = 30.0
+    max_inputs: int = 2048
+    max_request_tokens: int = 300_000
+    max_body_bytes: int = 8 << 20
+    max_total_body_bytes: int = 256 << 20
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        sizes = ("max_waiting", "max_inputs", "max_request_tokens")
+        for name in (*sizes, "max_body_bytes", "max_total_body_bytes"):
+            positive_size(getattr(self, name), name=name)
+        if not waiting_time("timeout_s", self.timeout_s):
+            raise ConfigError(f"timeout_s={self.timeout_s} answers nobody: give seconds above 0")
+        require_bool("truncate", self.truncate)
+
+
+class Embedded(NamedTuple):
+    """The texts of a request, answered.
+
+    Attributes:
+        vectors: (texts, embedding_size).
+        tokens: Of all texts.
+        cut: How many lost their end.
+    """
+
+    vectors: Vector
+    tokens: int
+    cut: int
+
+
+class ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class TextQueue:
+    """Answers texts by an encoder.
+
+    Args:
+        encoder: What answers.
+        limits: What is refused.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        limits: Limits,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._encoder, self._limits, self._clock = encoder, limits, clock
+
+    async def embed(
+        self,
+        inputs: Sequence[str] | Sequence[Row],
+        *,
+        place: Callable[[int], str],
+        timeout_s: float,
+        gone: Callable[[], Awaitable[object]],
+    ) -> Embedded:
+        """The vectors of some texts.
+
+        Args:
+            inputs: The texts, or the token ids of each.
+            place: Names an input in errors.
+            timeout_s: In which they must be answered.
+            gone: Returns when the client is.
+
+        Raises:
+            RequestError: They are not answered: the reason.
+            ClientGoneError: The client went away; what had not run is dropped.
+        """
+        until = self._clock() + timeout_s
+        self._check_count(len(inputs))
+        rows, cut = await self._rows(inputs, place)
+        tokens = sum(map(len, rows))
+        if tokens > self._limits.max_request_tokens:
+            raise RequestError(
+                413,
+                f"input has {tokens} tokens, and the limit of a request is "
+                f"{self._limits.max_request_tokens}: send fewer texts",
+                param="input",
+                code="request_too_large",
+            )
+        self._admit(len(rows), until - self._clock())
+        futures = self._submit(rows, until)
+        answers = await _first_of(futures, gone)
+        vectors = np.stack([self._encoder.vector(answer) for answer in answers])
+        return Embedded(vectors, tokens, cut)
+
+    def _check_count(self, count: int) -> None:
+        most = min(self._limits.max_inputs, self._limits.max_waiting)
+        if count > most:
+            raise RequestError(
+                413,
+                f"input has {count} texts, and the limit of a request is {most}: send several",
+                param="input",
+                code="request_too_large",
+            )
+
+    async def _rows(
+        self, inputs: Sequence[str] | Sequence[Row], place: Callable[[int], str]
+    ) -> tuple[Sequence[Row], int]:
+        """The token ids of each input, and how many lost their end."""
+        if isinstance(inputs[0], str):
+            return await self._tokenized(inputs, place)  # type: ignore[arg-type]  # all are texts
+        for index, row in enumerate(inputs):
+            self._check_ids(row, place(index))  # type: ignore[arg-type]  # all are rows
+        return inputs, 0  # type: ignore[return-value]
+
+    async def _tokenized(
+        self, texts: Sequence[str], place: Callable[[int], str]
+    ) -> tuple[Sequence[Row], int]:
+        with_cuts = self._encoder.tokenize.with_cuts
+        if sum(map(len, texts)) <= _INLINE_CHARS:
+            rows, cuts = with_cuts(texts)
+        else:
+            rows, cuts = await asyncio.to_thread(with_cuts, texts)
+        if True in cuts and not self._limits.truncate:
+            limit = self._encoder.max_tokens
+            raise RequestError(
+                400,
+                f"{place(cuts.index(True))} has more tokens than the model's limit, {limit}: "
+                "shorten it",
+                param=place(cuts.index(True)),
+                code="context_length_exceeded",
+            )
+        return rows, sum(cuts)
+
+    def _check_ids(self, row: Row, place: str) -> None:
+        vocab_size, limit = self._encoder.vocab_size, self._encoder.max_tokens
+        if len(row) > limit:
+            raise RequestError(
+                400,
+                f"{place} has {len(row)} tokens, and the model's limit is {limit}: shorten it",
+                param=place,
+                code="context_length_exceeded",
+            )
+        if min(row) < 0 or max(row) >= vocab_size:
+            index = next(i for i, token in enumerate(row) if not 0 <= token < vocab_size)
+            raise RequestError(
+                422,
+                f"{place}[{index}]={row[index]} is no token id of the model, whose vocabulary has "
+                f"{vocab_size}: tokenize with its own tokenizer",
+                param=f"{place}[{index}]",
+                code="unknown_token",
+            )
+
+    def _admit(self, count: int, left_s: float) -> None:
+        """Refuses what would have no room or no time, so that what waits is answered."""
+        batcher = self._encoder.batcher
+        waiting, expected_s = batcher.waiting, batcher.expected_s()
+        if waiting + count > self._limits.max_waiting:
+            raise _full(f"{waiting} texts wait", expected_s)
+        if expected_s > _SPARE * left_s:
+            what = f"what waits takes {expected_s:.2g} s, and this request has {max(left_s, 0):.2g}"
+            raise _full(what, expected_s - _SPARE * left_s)
+
+    def _submit(self, rows: Sequence[Row], until: float) -> list[Future[Any]]:
+        futures: list[Future[Any]] = []
+        try:
+            for row in rows:
+                left_s = max(0.0, until - self._clock())
+                item = self._encoder.item(row)
+                futures.append(self._encoder.batcher.submit(*item, deadline=left_s))
+        except BaseException as error:
+            _cancel(futures)
+            raise _reason(error) from error
+        return futures
+
+
+async def _first_of(
+    futures: Sequence[Future[Any]], gone: Callable[[], Awaitable[object]]
+) -> Sequence[Any]:
+    """The answers, unless the client goes away before."""
+    answers = asyncio.gather(*map(asyncio.wrap_future, futures))
+    leaving = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((answers, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not answers.done():
+            raise ClientGoneError
+        return answers.result()
+    except (CUDAGraphError, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        raise _reason(error) from error
+    finally:
+        leaving.cancel()
+        answers.cancel()
+        _cancel(futures)
+
+
+def _cancel(futures: Sequence[Future[Any]]) -> None:
+    for future in futures:
+        future.cancel()
+
+
+def _full(what: str, retry_after_s: float) -> RequestError:
+    return RequestError(
+        429,
+        f"{what}: try again in {retry_after_s:.2g} s",
+        code="rate_limit_exceeded",
+        retry_after_s=retry_after_s,
+    )
+
+
+def _reason(error: BaseException) -> BaseException:
+    """What a client is told of an item that was not answered."""
+    if isinstance(error, QueueFullError):
+        return _full("as many texts wait as may", error.retry_after_s)
+    if isinstance(error, DeadlineError):
+        return RequestError(504, str(error), code="deadline_exceeded")
+    if isinstance(error, BucketOverflowError):
+        return RequestError(413, str(error), param="input", code="request_too_large")
+    if isinstance(error, asyncio.CancelledError):
+        return RequestError(503, "the server ends: try another", code="draining", retry_after_s=1.0)
+    return error

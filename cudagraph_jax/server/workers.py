@@ -1,0 +1,135 @@
+"""Several processes that serve one address: started, ended together, begun anew when they crash."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+logger = logging.getLogger("cudagraph_jax.server")
+
+_POLL_S = 0.1
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
+_FAILED = 1
+"""The status of a worker that says itself why it cannot serve: another one could not, either."""
+
+
+class _Worker:
+    """One process, and its successors.
+
+    Args:
+        start: Starts one.
+    """
+
+    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+        self._start = start
+        self._wait_s = _FIRST_WAIT_S
+        self._begins_at: float | None = None
+        self.process = start()
+
+    def look_after(self) -> int | None:
+        """Begins one anew that crashed, a while later; the status of one that ended by itself."""
+        status = self.process.poll()
+        if status is None or status in (0, _FAILED):
+            return status
+        now = time.monotonic()
+        if self._begins_at is None:
+            logger.error("worker %d died with status %d", self.process.pid, status)
+            self._begins_at, self._wait_s = (
+                now + self._wait_s,
+                min(2 * self._wait_s, _LONGEST_WAIT_S),
+            )
+        if now >= self._begins_at:
+            self._begins_at, self.process = None, self._start()
+        return None
+
+    def send(self, number: int) -> None:
+        """Sends a signal, if anybody is there."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+
+
+def supervise(command: Sequence[str], *, workers: int, listener: socket.socket) -> int:
+    """Serves by several processes until SIGTERM or SIGINT; the exit status.
+
+    A worker ends with this process, however that ends: it reads the other end of its standard
+    input. One that crashes is begun anew; one that fails with an error ends all. Call it in the
+    main thread.
+
+    Args:
+        command: What each runs; the number of the listening file descriptor is appended.
+        workers: How many.
+        listener: What they accept connections from.
+
+    Returns:
+        0 if all ended as they were told, else 1.
+    """
+    told = threading.Event()
+    with ExitStack() as stack:
+        stack.enter_context(listener)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="cudagraph-jax-metrics-"))
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": folder}
+
+        def start() -> subprocess.Popen[bytes]:
+            number = listener.fileno()
+            return subprocess.Popen(
+                [*command, str(number)],
+                pass_fds=(number,),
+                stdin=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches this process, which tells them
+            )
+
+        crew = [_Worker(start) for _ in range(workers)]
+        try:
+            with _signals(told, crew):
+                status = _watch(crew, told)
+        finally:
+            for worker in crew:
+                worker.process.kill()  # none of those that ended
+                worker.process.wait()
+        return status
+
+
+@contextmanager
+def _signals(told: threading.Event, crew: Sequence[_Worker]) -> Iterator[None]:
+    """Passes on the signals that end the server."""
+
+    def end(number: int, frame: object) -> None:
+        told.set()
+        for worker in crew:
+            worker.send(number)
+
+    before = {each: signal.signal(each, end) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _watch(crew: Sequence[_Worker], told: threading.Event) -> int:
+    while not told.wait(_POLL_S):
+        if any(worker.look_after() is not None for worker in crew):
+            for worker in crew:
+                worker.send(signal.SIGTERM)
+            break
+    statuses = [worker.process.wait() for worker in crew]
+    return 0 if told.is_set() and not any(statuses) else 1
+
+
+def end_with_parent() -> None:
+    """Has a worker drain and end when the process of `supervise` is gone, however it went."""
+
+    def wait() -> None:
+        os.read(0, 1)  # of a pipe whose other end it holds, and never writes to
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="cudagraph-jax-parent", daemon=True).start()

@@ -181,15 +181,15 @@ class _Endpoints:
 
     async def embeddings(self, request: Request) -> Response:
         """`POST /v1/embeddings`."""
-        began = time.monotonic()
+        until = time.monotonic() + self._timeout_s(request)
         self._readiness.check()
+        self._queue.check_room(until - time.monotonic())  # before it costs more than that
         try:
             asked = understood(await self._bodies.read(request))
             self._check_model(asked.model)
             dimensions = self._dimensions(asked)
-            left_s = self._timeout_s(request) - (time.monotonic() - began)
             embedded = await self._queue.embed(
-                asked.inputs, place=asked.place, timeout_s=left_s, gone=_gone(request)
+                asked.inputs, place=asked.place, until=until, gone=_gone(request)
             )
         except (ClientGoneError, ClientDisconnect):
             return Response(status_code=499)  # nobody reads it

@@ -34,6 +34,9 @@ _SPARE = 0.85
 """The part of its time that a request may be expected to wait. The estimate is an average of what
 calls of the last second or so cost, and what comes now may be longer texts."""
 
+_UNKNOWN_S = 1.0
+"""When to try again where nothing has run yet."""
+
 
 class TextTokenizer(Protocol):
     """Gives the token ids of each text, special tokens included."""
@@ -139,24 +142,17 @@ class TextQueue:
     Args:
         encoder: What answers.
         limits: What is refused.
-        clock: Seconds.
     """
 
-    def __init__(
-        self,
-        encoder: TextEncoder,
-        limits: Limits,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._encoder, self._limits, self._clock = encoder, limits, clock
+    def __init__(self, encoder: TextEncoder, limits: Limits) -> None:
+        self._encoder, self._limits = encoder, limits
 
     async def embed(
         self,
         inputs: Sequence[str] | Sequence[Row],
         *,
         place: Callable[[int], str],
-        timeout_s: float,
+        until: float,
         gone: Callable[[], Awaitable[object]],
     ) -> Embedded:
         """The vectors of some texts.
@@ -164,14 +160,13 @@ class TextQueue:
         Args:
             inputs: The texts, or the token ids of each.
             place: Names an input in errors.
-            timeout_s: In which they must be answered.
+            until: When they must be answered, by `time.monotonic`.
             gone: Returns when the client is.
 
         Raises:
             RequestError: They are not answered: the reason.
             ClientGoneError: The client went away; what had not run is dropped.
         """
-        until = self._clock() + timeout_s
         self._check_count(len(inputs))
         rows, cut = await self._rows(inputs, place)
         tokens = sum(map(len, rows))
@@ -183,11 +178,29 @@ class TextQueue:
                 param="input",
                 code="request_too_large",
             )
-        self._admit(len(rows), until - self._clock())
+        self.check_room(until - time.monotonic(), count=len(rows))
         futures = self._submit(rows, until)
         answers = await _first_of(futures, gone)
         vectors = np.stack([self._encoder.vector(answer) for answer in answers])
         return Embedded(vectors, tokens, cut)
+
+    def check_room(self, left_s: float, *, count: int = 1) -> None:
+        """Refuses what would have no room or no time, so that what waits is answered.
+
+        Args:
+            left_s: In which it must be answered.
+            count: How many texts.
+
+        Raises:
+            RequestError: 429, and when to try again.
+        """
+        batcher = self._encoder.batcher
+        waiting, expected_s = batcher.waiting, batcher.expected_s()
+        if waiting + count > self._limits.max_waiting:
+            raise _full(f"{waiting} texts wait", expected_s or _UNKNOWN_S)
+        if expected_s > _SPARE * left_s:
+            what = f"what waits takes {expected_s:.2g} s, and this request has {max(left_s, 0):.2g}"
+            raise _full(what, expected_s - _SPARE * left_s)
 
     def _check_count(self, count: int) -> None:
         most = min(self._limits.max_inputs, self._limits.max_waiting)
@@ -247,21 +260,11 @@ class TextQueue:
                 code="unknown_token",
             )
 
-    def _admit(self, count: int, left_s: float) -> None:
-        """Refuses what would have no room or no time, so that what waits is answered."""
-        batcher = self._encoder.batcher
-        waiting, expected_s = batcher.waiting, batcher.expected_s()
-        if waiting + count > self._limits.max_waiting:
-            raise _full(f"{waiting} texts wait", expected_s)
-        if expected_s > _SPARE * left_s:
-            what = f"what waits takes {expected_s:.2g} s, and this request has {max(left_s, 0):.2g}"
-            raise _full(what, expected_s - _SPARE * left_s)
-
     def _submit(self, rows: Sequence[Row], until: float) -> list[Future[Any]]:
         futures: list[Future[Any]] = []
         try:
             for row in rows:
-                left_s = max(0.0, until - self._clock())
+                left_s = max(0.0, until - time.monotonic())
                 item = self._encoder.item(row)
                 futures.append(self._encoder.batcher.submit(*item, deadline=left_s))
         except BaseException as error:

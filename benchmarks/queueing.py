@@ -3,6 +3,7 @@
     python benchmarks/queueing.py               # invented costs: 1.5 ms a call, little for a token
     python benchmarks/queueing.py --measured    # what the demo's buckets cost on this machine
     python benchmarks/queueing.py --live        # the demo's function and its batcher, by the clock
+    python benchmarks/queueing.py --capacity    # texts a second for a limit of p99, on this machine
 
 Time is virtual, but with `--live`. Texts have the lengths of NumPy's passages, drawn at random, and
 come as a Poisson process; rates are parts of what the least cost serves of texts that are all there
@@ -31,6 +32,7 @@ from cudagraph_jax.demo.tokens import Row, load_tokenizer, stack
 from cudagraph_jax.demo.weights import find_model
 
 RATES = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95)
+CAPACITY_LIMITS_MS = (50, 100, 200, 500, 1000)
 LIVE_RATES = (0.1, 0.3, 0.6, 0.8)
 BATCH, BATCHES = 16, 8
 # As a `Batcher` composes: no more than sixteen of the largest calls hold.
@@ -216,6 +218,40 @@ def table(
     return found
 
 
+def most_within(
+    lengths: Sequence[int], costs: Costs, limit_ms: float, *, policy: Policy, most: float
+) -> float:
+    """The highest rate, in texts a second, at which p99 stays within a limit; 0 for none.
+
+    Args:
+        lengths: Of the texts.
+        costs: Of the buckets.
+        limit_ms: Of p99.
+        policy: What runs when the device is free.
+        most: No rate above it is tried.
+    """
+    low, high = 0.0, most
+    while high - low > most / 100:
+        rate = (low + high) / 2
+        took_s = simulated(arrivals(len(lengths), rate), lengths, policy)
+        low, high = (rate, high) if np.percentile(took_s, 99) * 1e3 <= limit_ms else (low, rate)
+    return low
+
+
+def show_capacity(lengths: Sequence[int], costs: Costs) -> None:
+    """Prints what a machine with such costs serves."""
+    policies = Policies(costs, costs)
+    most = capacity(lengths, policies)
+    print(f"all at once: {most:,.0f} texts/s, {most * np.mean(lengths):,.0f} tokens/s")
+    print(f"{'p99 within':>10}  {'texts/s':>8}  {FIFO:>12}  {SORTED:>22}")
+    for limit_ms in CAPACITY_LIMITS_MS:
+        rates = [
+            most_within(lengths, costs, limit_ms, policy=policy, most=most)
+            for policy in (policies.least_cost, policies.fifo, policies.sorted_windows)
+        ]
+        print(f"{limit_ms:7,.0f} ms  {rates[0]:8,.0f}  {rates[1]:12,.0f}  {rates[2]:22,.0f}")
+
+
 def patience(costs: Costs) -> float:
     """Seconds in which an answer is good: ten times the dearest text alone."""
     return 10 * max(cost for bucket, cost in costs.items() if bucket.batch_size == 1) / 1e3
@@ -339,11 +375,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--measured", action="store_true", help="costs of this machine")
     parser.add_argument("--live", action="store_true", help="by the clock, on the real function")
+    parser.add_argument("--capacity", action="store_true", help="texts a second by limits of p99")
     parser.add_argument("--texts", type=int, help="2,000, or 200 with --live")
     options = parser.parse_args()
     draw = np.random.default_rng(1)
     rows = load_tokenizer(find_model().tokenizer)([passage.text for passage in numpy_passages()])
     rows = [rows[place] for place in draw.integers(len(rows), size=options.texts or 2000)]
+    if options.capacity:
+        show_capacity([len(row) for row in rows], measured(warm_encoder(packing=False)))
+        return
     print(f"{'rate':5}  {'policy':22} {'p50, ms':>10} {'p99, ms':>10} {'good/s':>9}")
     if options.live:
         for rate, figures in live(rows, options.texts or 200):

@@ -157,6 +157,32 @@ async def exchange(server: Server, content: bytes, *, ends: bool = False) -> str
             writer.close()
 
 
+class Pool:
+    """Connections that are used again, as clients of a server do."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def exchange(self, content: bytes) -> str:
+        """As the function of this name."""
+        try:
+            reader, writer = self._idle.pop() if self._idle else await connect(self._server)
+            writer.write(content)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            await reader.readexactly(length)
+        except (OSError, asyncio.IncompleteReadError):
+            return CLOSED
+        self._idle.append((reader, writer))
+        return head.split(b" ", 2)[1].decode()
+
+    def close(self) -> None:
+        """Ends all."""
+        for _, writer in self._idle:
+            writer.close()
+
+
 async def at_a_time(count: int, ask: Callable[[int], Awaitable[str]]) -> Counter[str]:
     """Asks so often, by as many attackers as there are; what came of it."""
     came: Counter[str] = Counter()
@@ -268,14 +294,15 @@ async def many_connections(server: Server, options: argparse.Namespace) -> Count
 async def overload(server: Server, options: argparse.Namespace) -> Counter[str]:
     """Ten times as many single texts as it can answer, each client on to the next at once."""
     bodies = [post(body) for body in texts()]
-    rate = await throughput(server, bodies, seconds=10)
+    pool = Pool(server)
+    rate = await throughput(pool, bodies, seconds=10)
     came: Counter[str] = Counter()
     took: list[float] = []
     sent = 0
 
     async def ask(content: bytes) -> None:
         began = time.perf_counter()
-        status = await exchange(server, content)
+        status = await pool.exchange(content)
         came[status] += 1
         if status == "200":
             took.append(time.perf_counter() - began)
@@ -290,6 +317,7 @@ async def overload(server: Server, options: argparse.Namespace) -> Counter[str]:
             sent += 1
         await asyncio.sleep(0.002)
     await asyncio.gather(*tasks)
+    pool.close()
     p50, p99 = np.percentile(took, [50, 99])
     print(
         f"  saturated {rate:.0f} texts/s; offered {sent / options.seconds:.0f}/s, answered "
@@ -301,7 +329,7 @@ async def overload(server: Server, options: argparse.Namespace) -> Counter[str]:
     return came
 
 
-async def throughput(server: Server, bodies: Sequence[bytes], *, seconds: float) -> float:
+async def throughput(pool: Pool, bodies: Sequence[bytes], *, seconds: float) -> float:
     """Texts each second with 64 clients that wait for their answers."""
     answered = 0
     until = time.perf_counter() + seconds
@@ -309,7 +337,7 @@ async def throughput(server: Server, bodies: Sequence[bytes], *, seconds: float)
     async def client(number: int) -> None:
         nonlocal answered
         while time.perf_counter() < until:
-            status = await exchange(server, bodies[(answered + number) % len(bodies)])
+            status = await pool.exchange(bodies[(answered + number) % len(bodies)])
             answered += status == "200"
 
     await asyncio.gather(*(client(number) for number in range(64)))

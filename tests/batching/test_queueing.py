@@ -11,7 +11,15 @@ from cudagraph_jax.shapes.ladder import Bucket
 if not (Path(__file__).parents[2] / "benchmarks").is_dir():
     pytest.skip("a source distribution has no benchmarks", allow_module_level=True)
 
-from benchmarks.queueing import LEAST, Figures, Policies, arrivals, simulated, table
+from benchmarks.queueing import (
+    LEAST,
+    Figures,
+    Policies,
+    arrivals,
+    most_within,
+    simulated,
+    table,
+)
 
 COSTS = {Bucket(*size): 2.0 + size[0] * size[1] / 100 for size in product((1, 4, 16), (8, 32))}
 LENGTHS = np.random.default_rng(0).integers(1, 33, 200).tolist()
@@ -46,3 +54,15 @@ def test_what_is_good():
     """Texts a second that were answered in time, over the time that all took."""
     figures = Figures.of(np.array([0.0, 1.0]), np.array([0.1, 1.0]), within_s=0.5)
     assert figures.good == pytest.approx(0.5)
+
+
+def test_capacity():
+    """The rate for a limit keeps to it, and one that is a tenth higher does not."""
+    policy = Policies(COSTS, COSTS).least_cost
+
+    def p99_ms(rate):
+        return np.percentile(simulated(arrivals(200, rate), LENGTHS, policy), 99) * 1e3
+
+    rate = most_within(LENGTHS, COSTS, 10.0, policy=policy, most=3000)
+    assert p99_ms(rate) <= 10.0 < p99_ms(rate * 1.1)
+    assert most_within(LENGTHS, COSTS, 0.1, policy=policy, most=3000) == 0

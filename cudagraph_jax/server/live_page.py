@@ -55,7 +55,7 @@ def live_page(model: str, encoder: TextEncoder, obstacle: str | None) -> str:
         [
             alerts([] if obstacle is None else [f"Not ready: {obstacle}."]),
             section("Texts", _queue(encoder.batcher.stats())),
-            report.body(),
+            section("Calls", report.body()),
         ]
     )
     after = f'<p id="stale" role="status"></p><script>{_SCRIPT}</script>'

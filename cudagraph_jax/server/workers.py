@@ -47,8 +47,14 @@ class _Worker:
                 min(2 * self._wait_s, _LONGEST_WAIT_S),
             )
         if now >= self._begins_at:
+            self.let_go()
             self._begins_at, self.process = None, self._start()
         return None
+
+    def let_go(self) -> None:
+        """Leaves nothing behind of one that ended."""
+        with self.process:  # which waits, and closes the pipe
+            pass
 
     def send(self, number: int) -> None:
         """Sends a signal, if anybody is there."""
@@ -94,7 +100,7 @@ def supervise(command: Sequence[str], *, workers: int, listener: socket.socket) 
         finally:
             for worker in crew:
                 worker.process.kill()  # none of those that ended
-                worker.process.wait()
+                worker.let_go()
         return status
 
 
@@ -121,8 +127,9 @@ def _watch(crew: Sequence[_Worker], told: threading.Event) -> int:
             for worker in crew:
                 worker.send(signal.SIGTERM)
             break
-    statuses = [worker.process.wait() for worker in crew]
-    return 0 if told.is_set() and not any(statuses) else 1
+    # One that had not begun yet ends by the signal itself, and has lost nothing.
+    ended_well = [worker.process.wait() in (0, -signal.SIGTERM) for worker in crew]
+    return 0 if told.is_set() and all(ended_well) else 1
 
 
 def end_with_parent() -> None:

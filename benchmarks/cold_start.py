@@ -54,7 +54,7 @@ def child(kind: str, directory: str) -> Measured:
     """What one process measures of itself."""
     import jax
 
-    from cudagraph_jax.demo import tokens, weights
+    from cudagraph_jax.demo.bert import tokens, weights
     from cudagraph_jax.xla.compiles import CompileCounter, compiles_are_reported
 
     jax.config.update("jax_enable_compilation_cache", kind == "jax")
@@ -96,7 +96,7 @@ def bucketed(kind: str, directory: str) -> BucketedFunction:
 
     import cudagraph_jax as cg
     from cudagraph_jax.demo import encoder
-    from cudagraph_jax.demo.model import encode
+    from cudagraph_jax.demo.bert.model import encode
 
     return cg.bucket_jit(
         encode,

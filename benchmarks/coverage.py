@@ -22,10 +22,10 @@ from sizes import SIZES
 
 import cudagraph_jax as cg
 from cudagraph_jax._base.text import text_table
-from cudagraph_jax.demo import tokens, weights
+from cudagraph_jax.demo.bert import tokens, weights
+from cudagraph_jax.demo.bert.model import encode
 from cudagraph_jax.demo.decoder.decoder_params import param_shapes
 from cudagraph_jax.demo.decoder.transformer import greedy_prefill
-from cudagraph_jax.demo.model import encode
 from cudagraph_jax.demo.requirements import DemoError
 from cudagraph_jax.graphs.inspection import inspect
 from cudagraph_jax.program.program import Program

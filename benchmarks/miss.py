@@ -42,7 +42,7 @@ from journeys import Recorder
 from timing import Timing
 
 import cudagraph_jax as cg
-from cudagraph_jax.demo.model import EMBEDDING_SIZE, Dense, Layer, Norm, Params, encode
+from cudagraph_jax.demo.bert.model import EMBEDDING_SIZE, Dense, Layer, Norm, Params, encode
 
 CONFIG = cg.CUDAGraphConfig(
     capture_sizes=(1, 2, 4, 8, 16, 32), capture_seq_lens=(16, 32, 64, 128), warmup_iterations=3

@@ -25,11 +25,11 @@ import numpy.typing as npt
 import cudagraph_jax as cg
 from cudagraph_jax.batching.composition import Priced, Prices, compose
 from cudagraph_jax.demo import Encoder
+from cudagraph_jax.demo.bert.model import MAX_SEGMENTS
+from cudagraph_jax.demo.bert.tokens import Row, load_tokenizer, stack
+from cudagraph_jax.demo.bert.weights import find_model
 from cudagraph_jax.demo.corpus import numpy_passages
 from cudagraph_jax.demo.encoder import PACKED_ROW_LEN, default_config
-from cudagraph_jax.demo.model import MAX_SEGMENTS
-from cudagraph_jax.demo.tokens import Row, load_tokenizer, stack
-from cudagraph_jax.demo.weights import find_model
 
 RATES = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95)
 CAPACITY_LIMITS_MS = (50, 100, 200, 500, 1000)

@@ -33,11 +33,11 @@ import numpy.typing as npt
 import cudagraph_jax as cg
 from cudagraph_jax.batching.composition import Priced, Prices, compose
 from cudagraph_jax.demo import Encoder
+from cudagraph_jax.demo.bert.model import EMBEDDING_SIZE, MAX_SEGMENTS
+from cudagraph_jax.demo.bert.tokens import Row, stack
+from cudagraph_jax.demo.bert.weights import NUM_LAYERS, find_model
 from cudagraph_jax.demo.corpus import numpy_passages
 from cudagraph_jax.demo.encoder import PACKED_ROW_LEN
-from cudagraph_jax.demo.model import EMBEDDING_SIZE, MAX_SEGMENTS
-from cudagraph_jax.demo.tokens import Row, stack
-from cudagraph_jax.demo.weights import NUM_LAYERS, find_model
 from cudagraph_jax.xla.compiles import CompileCounter
 
 ROWS = (1, 4, 8, 16)

@@ -22,10 +22,10 @@ from parts import ChildError, Row, Rows, Run, nvidia_smi
 from warmup import RANDOM, VOCABULARY, random_params
 
 import cudagraph_jax as cg
-from cudagraph_jax.demo import tokens, weights
+from cudagraph_jax.demo.bert import tokens, weights
+from cudagraph_jax.demo.bert.model import encode
 from cudagraph_jax.demo.corpus import numpy_passages
 from cudagraph_jax.demo.encoder import Encoder, default_config
-from cudagraph_jax.demo.model import encode
 from cudagraph_jax.demo.requirements import DemoError
 
 WARMUP_HEADER = ("workers", "seconds", "times as fast as one", "weights")

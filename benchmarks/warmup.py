@@ -21,8 +21,8 @@ import jax
 import numpy as np
 
 import cudagraph_jax as cg
-from cudagraph_jax.demo import tokens, weights
-from cudagraph_jax.demo.model import EMBEDDING_SIZE, Dense, Layer, Norm, Params, encode
+from cudagraph_jax.demo.bert import tokens, weights
+from cudagraph_jax.demo.bert.model import EMBEDDING_SIZE, Dense, Layer, Norm, Params, encode
 from cudagraph_jax.demo.requirements import DemoError
 
 CONFIG = cg.CUDAGraphConfig(

@@ -22,16 +22,16 @@ from cudagraph_jax import (
     pack,
 )
 from cudagraph_jax._base.copies import belongs_to_process
-from cudagraph_jax.demo.corpus import Passage
-from cudagraph_jax.demo.model import (
+from cudagraph_jax.demo.bert.model import (
     EMBEDDING_SIZE,
     MAX_SEGMENTS,
     Params,
     encode,
     encode_packed,
 )
-from cudagraph_jax.demo.tokens import MAX_TOKENS, IntArray, Row, load_tokenizer, padded
-from cudagraph_jax.demo.weights import find_model, load_params
+from cudagraph_jax.demo.bert.tokens import MAX_TOKENS, IntArray, Row, load_tokenizer, padded
+from cudagraph_jax.demo.bert.weights import find_model, load_params
+from cudagraph_jax.demo.corpus import Passage
 from cudagraph_jax.report.progress import Callback
 from cudagraph_jax.shapes.padding import Array
 
@@ -71,7 +71,7 @@ def model_fingerprint() -> str:
 
     The weights are arguments, and so no part of what is compiled.
     """
-    source = resources.files("cudagraph_jax.demo").joinpath("model.py").read_bytes()
+    source = resources.files("cudagraph_jax.demo.bert").joinpath("model.py").read_bytes()
     return f"all-MiniLM-L6-v2 {hashlib.sha256(source).hexdigest()}"
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from cudagraph_jax import CUDAGraphConfig, GraphStore
 from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax._base.files import check_writable, write_json
+from cudagraph_jax.demo.bert.model import Params, encode
+from cudagraph_jax.demo.bert.tokens import IntArray, Row
 from cudagraph_jax.demo.corpus import Passage, numpy_passages
 from cudagraph_jax.demo.encoder import Encoder, checked_texts
 from cudagraph_jax.demo.figures import (
@@ -24,7 +26,6 @@ from cudagraph_jax.demo.figures import (
     Environment,
     TextFigures,
 )
-from cudagraph_jax.demo.model import Params, encode
 from cudagraph_jax.demo.show import Screen
 from cudagraph_jax.demo.streams import (
     FIFO_SIZE,
@@ -33,7 +34,6 @@ from cudagraph_jax.demo.streams import (
     in_fifo_batches,
     through_batcher,
 )
-from cudagraph_jax.demo.tokens import IntArray, Row
 from cudagraph_jax.demo.traffic import Serve
 from cudagraph_jax.demo.warmup_figures import warm_up
 from cudagraph_jax.report.progress import Callback, Progress

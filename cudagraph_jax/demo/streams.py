@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cudagraph_jax.demo.bert.tokens import Row, stack
+from cudagraph_jax.demo.bert.weights import find_model
 from cudagraph_jax.demo.encoder import Embeddings, Encoder
-from cudagraph_jax.demo.tokens import Row, stack
 from cudagraph_jax.demo.traffic import MicroBatch, Serve, drive
-from cudagraph_jax.demo.weights import find_model
 from cudagraph_jax.xla.compiles import CompileCounter
 
 CLIENTS = 64

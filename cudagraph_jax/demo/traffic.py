@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cudagraph_jax.demo.bert.tokens import IntArray, Row, stack
 from cudagraph_jax.demo.encoder import Embeddings
-from cudagraph_jax.demo.tokens import IntArray, Row, stack
 from cudagraph_jax.xla.compiles import CompileCounter
 
 Serve = Callable[[IntArray, IntArray], Embeddings]

@@ -5,7 +5,7 @@ import pytest
 
 from cudagraph_jax import CUDAGraphConfig
 from cudagraph_jax.demo import Encoder
-from cudagraph_jax.demo.model import Dense, Layer, Norm, Params
+from cudagraph_jax.demo.bert.model import Dense, Layer, Norm, Params
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,11 @@ from cudagraph_jax import (
     InputShapeError,
     bucket_jit,
 )
-from cudagraph_jax.demo import Encoder, model
+from cudagraph_jax.demo import Encoder
+from cudagraph_jax.demo.bert import model
+from cudagraph_jax.demo.bert.model import encode
+from cudagraph_jax.demo.bert.tokens import stack
 from cudagraph_jax.demo.encoder import default_config, model_fingerprint
-from cudagraph_jax.demo.model import encode
-from cudagraph_jax.demo.tokens import stack
 from cudagraph_jax.testing import assert_no_compiles, assert_packing_preserves
 
 # The first eight numbers of the vectors that torch 2.13.0 (CPU, float32) gives for these texts:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudagraph_jax.demo.model import encode
+from cudagraph_jax.demo.bert.model import encode
 
 SEQ_LEN = 6
 compiled_encode = jax.jit(encode)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cudagraph_jax.demo.model import EMBEDDING_SIZE
+from cudagraph_jax.demo.bert.model import EMBEDDING_SIZE
 from cudagraph_jax.demo.streams import in_fifo_batches, through_batcher
 
 ROWS = [[1 + place] * (1 + place % 7) for place in range(40)]

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cudagraph_jax.demo.tokens import stack
+from cudagraph_jax.demo.bert.tokens import stack
 
 
 def test_special_tokens(encoder):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import CUDAGraphError
+from cudagraph_jax.demo.bert.weights import WEIGHTS_SHA256, files_in, find_model, load_params
 from cudagraph_jax.demo.requirements import DemoError, missing_dependency
-from cudagraph_jax.demo.weights import WEIGHTS_SHA256, files_in, find_model, load_params
 
 
 def test_missing_package():

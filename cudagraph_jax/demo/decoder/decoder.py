@@ -15,11 +15,11 @@ from cudagraph_jax import (
     bucket_jit,
 )
 from cudagraph_jax._base.checks import positive_size
+from cudagraph_jax.demo.bert.tokens import IntArray, stack
 from cudagraph_jax.demo.decoder.decoder_params import DecoderConfig, DecoderParams, random_params
 from cudagraph_jax.demo.decoder.prompts import Prompt, checked_prompts
 from cudagraph_jax.demo.decoder.state import DecodeState, gathered
 from cudagraph_jax.demo.decoder.transformer import greedy_prefill, greedy_step
-from cudagraph_jax.demo.tokens import IntArray, stack
 from cudagraph_jax.report.progress import Callback
 from cudagraph_jax.shapes.ladder import Bucket
 

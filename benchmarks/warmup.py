@@ -21,8 +21,8 @@ import jax
 import numpy as np
 
 import cudagraph_jax as cg
-from cudagraph_jax.demo.bert import tokens, weights
-from cudagraph_jax.demo.bert.model import EMBEDDING_SIZE, Dense, Layer, Norm, Params, encode
+from cudagraph_jax.demo.bert import model_folder, tokens, weights
+from cudagraph_jax.demo.bert.model import MINILM, Dense, Layer, Norm, Params, encode
 from cudagraph_jax.demo.requirements import DemoError
 
 CONFIG = cg.CUDAGraphConfig(
@@ -30,13 +30,12 @@ CONFIG = cg.CUDAGraphConfig(
 )
 BUCKETS = len(CONFIG.buckets())
 RANDOM = "random weights"
-VOCABULARY, POSITIONS = 30_522, 512  # rows of MiniLM's tables
 
 
 def find_params() -> tuple[Params, str]:
     """The encoder's weights, and whose they are: the model package's, or else random ones."""
     try:
-        return weights.load_params(weights.find_model().weights), weights.PACKAGE
+        return weights.load_params(model_folder.find_model()), model_folder.PACKAGE
     except DemoError:
         return random_params(), RANDOM
 
@@ -51,7 +50,7 @@ def random_params() -> Params:
     def dense(inputs: int, outputs: int) -> Dense:
         return Dense(kernel(inputs, outputs), np.zeros(outputs, np.float32))
 
-    hidden = EMBEDDING_SIZE
+    hidden = MINILM.hidden_size
     norm = Norm(np.ones(hidden, np.float32), np.zeros(hidden, np.float32))
     layers = tuple(
         Layer(
@@ -61,9 +60,9 @@ def random_params() -> Params:
             dense(4 * hidden, hidden),
             norm,
         )
-        for _ in range(weights.NUM_LAYERS)
+        for _ in range(MINILM.layers)
     )
-    return Params(kernel(VOCABULARY, hidden), kernel(POSITIONS, hidden), norm, layers)
+    return Params(kernel(MINILM.vocab_size, hidden), kernel(MINILM.positions, hidden), norm, layers)
 
 
 def warmup_seconds(

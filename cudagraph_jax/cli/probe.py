@@ -21,7 +21,7 @@ from jax.stages import Lowered
 
 from cudagraph_jax._base.text import error_text
 from cudagraph_jax.cli.checkup import Devices, Extra, Snapshot
-from cudagraph_jax.demo.bert.weights import PACKAGE as MODEL_PACKAGE
+from cudagraph_jax.demo.bert.model_folder import PACKAGE as MODEL_PACKAGE
 from cudagraph_jax.demo.requirements import MODEL_INSTALL
 from cudagraph_jax.modes import CommandBufferScope
 from cudagraph_jax.xla.compiles import compiles_are_reported

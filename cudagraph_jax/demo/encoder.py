@@ -1,11 +1,13 @@
-"""The sentence encoder of the demo, served through `bucket_jit`."""
+"""A sentence encoder, the demo's or another one of its family, served through `bucket_jit`."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 
 import jax
@@ -21,16 +23,19 @@ from cudagraph_jax import (
     bucket_jit,
     pack,
 )
+from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax.demo.bert.model import (
-    EMBEDDING_SIZE,
     MAX_SEGMENTS,
+    MINILM,
+    Architecture,
     Params,
     encode,
     encode_packed,
 )
+from cudagraph_jax.demo.bert.model_folder import find_model, read_folder
 from cudagraph_jax.demo.bert.tokens import MAX_TOKENS, IntArray, Row, load_tokenizer, padded
-from cudagraph_jax.demo.bert.weights import find_model, load_params
+from cudagraph_jax.demo.bert.weights import load_params
 from cudagraph_jax.demo.corpus import Passage
 from cudagraph_jax.report.progress import Callback
 from cudagraph_jax.shapes.padding import Array
@@ -50,37 +55,52 @@ _PACKED_TOGETHER = 512
 Embeddings = npt.NDArray[np.float32]
 
 
-def default_config(*, packing: bool = False) -> CUDAGraphConfig:
+def default_config(*, max_tokens: int = MAX_TOKENS, packing: bool = False) -> CUDAGraphConfig:
     """Thirty-six buckets for up to 16 texts, with the runs that the backend needs to be warm.
 
     Args:
+        max_tokens: The longest length: for a limit of 512 forty-eight buckets.
         packing: For rows of several texts: twelve buckets of other lengths.
     """
+    positive_size(max_tokens, name="max_tokens")
+    fitted, growth = (PACKED_SEQ_LENS, 2.0) if packing else (SEQ_LENS, 1.25)
+    above = max_tokens / MAX_TOKENS
+    steps = max(1, math.ceil(math.log(above, growth)))
+    lengths = [length for length in fitted if length < max_tokens]
+    lengths += [round(MAX_TOKENS * above ** (step / steps)) for step in range(1, steps + 1)]
     # A CPU has no command buffers to record: it is warm after one run, and the second costs what
     # a bucket costs, by which the batcher goes.
     runs = 2 if jax.default_backend() == "cpu" else CUDAGraphConfig().warmup_iterations
     return CUDAGraphConfig(
         capture_sizes=BATCH_SIZES,
-        capture_seq_lens=PACKED_SEQ_LENS if packing else SEQ_LENS,
+        capture_seq_lens=lengths,
         warmup_iterations=runs,
     )
 
 
-def model_fingerprint() -> str:
+def model_fingerprint(architecture: Architecture = MINILM) -> str:
     """What a store knows the model's code by: a digest of the module that holds all of it.
 
-    The weights are arguments, and so no part of what is compiled.
+    The weights are arguments, and so no part of what is compiled: models of one architecture
+    share executables.
+
+    Args:
+        architecture: What is compiled in.
     """
     source = resources.files("cudagraph_jax.demo.bert").joinpath("model.py").read_bytes()
-    return f"all-MiniLM-L6-v2 {hashlib.sha256(source).hexdigest()}"
+    return f"bert {hashlib.sha256(source + repr(architecture).encode()).hexdigest()}"
 
 
 @belongs_to_process
 class Encoder:
-    """Texts to unit vectors, by all-MiniLM-L6-v2.
+    """Texts to vectors, by a sentence encoder of the BERT family.
 
     Args:
-        config: The buckets and the policies; `default_config()` if None.
+        config: The buckets and the policies; `default_config` of the model's limit if None.
+        model: A folder that sentence-transformers has saved, with the weights in safetensors:
+            BERT, RoBERTa, XLM-RoBERTa, CamemBERT or DistilBERT with a pooling, and dense layers
+            and a normalisation behind it if there are any. all-MiniLM-L6-v2 if None, from the
+            package that the demo installs.
         store: Where executables are kept, or its directory: what is there is loaded untraced.
         packing: Whether short texts share a row, which computes hardly any padding.
 
@@ -88,12 +108,19 @@ class Encoder:
         config: The buckets and the policies.
         function: The `BucketedFunction` of (params, ids, mask), or with packing of (params, ids,
             positions, segments).
-        batcher: Serves single texts. An item is what `items` gives for one.
-        tokenize: Gives the token ids of each text.
+        batcher: Serves single texts. An item is what `item` gives for one, and `vector` takes the
+            text's vector from the answer.
+        tokenize: Gives the token ids of each text: `max_tokens` at the most, behind the default
+            prompt that the model may have. `tokenize.with_cuts` also tells which lost their end.
+        name: Of the model.
+        max_tokens: Of a text, special tokens included: the model's limit, or the longest length
+            of a grid that ends before.
+        embedding_size: Numbers in a vector.
+        vocab_size: Token ids are less than this.
 
     Raises:
-        DemoError: The model package or an optional dependency is missing, or the weights are not
-            those expected.
+        DemoError: The model package or an optional dependency is missing, the folder is not one
+            of those above, or the weights are not those expected.
         ConfigError: `store` is no path, or `config` names another store.
         StoreError: The directory cannot be used.
     """
@@ -102,20 +129,30 @@ class Encoder:
         self,
         config: CUDAGraphConfig | None = None,
         *,
+        model: str | os.PathLike[str] | None = None,
         store: GraphStore | str | os.PathLike[str] | None = None,
         packing: bool = False,
     ) -> None:
-        self.config = config = default_config(packing=packing) if config is None else config
+        folder = find_model() if model is None else read_folder(model)
+        if config is None:
+            config = default_config(max_tokens=folder.max_tokens, packing=packing)
+        self.config = config
         self.packing = packing
-        files = find_model()
-        self._params: Params = jax.device_put(load_params(files.weights))
-        self.tokenize = load_tokenizer(files.tokenizer)
+        self.name = folder.name
+        self.embedding_size = folder.architecture.embedding_size
+        self.vocab_size = folder.architecture.vocab_size
+        captured = [bucket.seq_len for bucket in config.buckets() if config.capture_seq_lens]
+        self.max_tokens = min(folder.max_tokens, max(captured, default=folder.max_tokens))
+        self.tokenize = load_tokenizer(folder, max_tokens=self.max_tokens)
+        self._params: Params = jax.device_put(load_params(folder))
+        function = encode_packed if packing else encode
         self.function = bucket_jit(
-            encode_packed if packing else encode,
+            partial(function, architecture=folder.architecture),
             in_axes=(None, *["batch seq"] * (3 if packing else 2)),
             config=config,
             store=store,
-            fingerprint=model_fingerprint(),
+            fingerprint=model_fingerprint(folder.architecture),
+            name=function.__name__,
         )
         self.batcher = Batcher(self.function, self._params, name="Encoder")
 
@@ -148,16 +185,23 @@ class Encoder:
     def item(self, row: Row | IntArray) -> tuple[IntArray, ...]:
         """The token ids of one text as an item of `batcher`: int32 (seq,) each.
 
-        Its ids and a mask of ones; with packing ids, positions and segments. The answer is its
-        vector (384,); with packing those of all segments of a row, (8, 384), and it has the first.
+        Its ids and a mask of ones; with packing ids, positions and segments.
         """
         ids = np.array(row, np.int32)
         if self.packing:
             return ids, np.arange(len(row), dtype=np.int32), np.ones_like(ids)
         return ids, np.ones_like(ids)
 
+    def vector(self, answer: Embeddings) -> Embeddings:
+        """The vector of one text, float32 (embedding_size,), of what `batcher` answers to its item.
+
+        The answer is the vector itself; with packing those of all segments of a row, of which the
+        text is the first.
+        """
+        return answer[0] if self.packing else answer
+
     def serve(self, ids: IntArray, mask: IntArray) -> Embeddings:
-        """The vectors of one micro-batch, in host memory: float32 (batch, 384).
+        """The vectors of one micro-batch, in host memory: float32 (batch, embedding_size).
 
         Args:
             ids: Token ids (batch, seq).
@@ -169,17 +213,17 @@ class Encoder:
         return np.asarray(self.function(self.params, ids, positions, mask))[:, 0]
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
-        """One unit vector for each text, in the order of the texts.
+        """One vector for each text, in the order of the texts.
 
         Once the whole grid is captured they go through `batcher`, and share calls with what else
-        waits there. Before, and for texts longer than the grid, texts of similar length are called
-        together, as the configuration says.
+        waits there. Before, and for texts longer than the grid (a new plan may have cut it), texts
+        of similar length are called together, as the configuration says.
 
         Args:
-            texts: Any number of texts; each is cut off after 256 tokens.
+            texts: Any number of texts; each is cut off after `max_tokens`.
 
         Returns:
-            float32 (len(texts), 384).
+            float32 (len(texts), embedding_size).
 
         Raises:
             InputShapeError: `texts` is a single string, or holds something that is no string.
@@ -187,7 +231,7 @@ class Encoder:
         """
         rows = [np.array(row, np.int32) for row in self.tokenize(checked_texts(texts))]
         if not rows:
-            return np.zeros((0, EMBEDDING_SIZE), np.float32)
+            return np.zeros((0, self.embedding_size), np.float32)
         if not self.packing:
             return np.stack(self._answers([self.item(row) for row in rows]))
         vectors: list[Embeddings] = []
@@ -255,8 +299,8 @@ def search(
     """The passages most similar to a query, the best first.
 
     Args:
-        query: A unit vector (384,).
-        vectors: Unit vectors of the passages (passages, 384).
+        query: A unit vector (embedding_size,).
+        vectors: Unit vectors of the passages (passages, embedding_size).
         passages: What they stand for.
         top: At most this many.
     """

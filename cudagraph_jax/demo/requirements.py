@@ -10,7 +10,7 @@ EXTRA_INSTALL = "pip install 'cudagraph-jax[demo]'"
 
 
 class DemoError(CUDAGraphError, RuntimeError):
-    """The model package, its weights or an optional dependency of the demo is not usable."""
+    """A model, its weights or an optional dependency of the demo is not usable."""
 
 
 def missing_dependency(module: str) -> DemoError:

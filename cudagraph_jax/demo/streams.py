@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cudagraph_jax.demo.bert.model_folder import find_model
 from cudagraph_jax.demo.bert.tokens import Row, stack
-from cudagraph_jax.demo.bert.weights import find_model
 from cudagraph_jax.demo.encoder import Embeddings, Encoder
 from cudagraph_jax.demo.traffic import MicroBatch, Serve, drive
 from cudagraph_jax.xla.compiles import CompileCounter

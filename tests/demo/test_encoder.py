@@ -1,8 +1,11 @@
 """The encoder: embeddings of real text by the real model."""
 
+import dataclasses
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -24,63 +27,24 @@ from cudagraph_jax.demo.bert.tokens import stack
 from cudagraph_jax.demo.encoder import default_config, model_fingerprint
 from cudagraph_jax.testing import assert_no_compiles, assert_packing_preserves
 
-# The first eight numbers of the vectors that torch 2.13.0 (CPU, float32) gives for these texts:
-# the BERT layers written out with torch.nn.functional, mean pooling, F.normalize.
-TORCH = {
-    "How do I sort an array?": [
-        0.11390311,
-        0.06272487,
-        -0.02947234,
-        -0.02577573,
-        -0.07290522,
-        -0.0194035,
-        0.04445545,
-        -0.01336968,
-    ],
-    "Compute the eigenvalues of a matrix.": [
-        0.01884524,
-        0.07806436,
-        -0.10255649,
-        -0.02043228,
-        -0.0552176,
-        -0.06990598,
-        -0.01602016,
-        -0.05040137,
-    ],
-    "Return a sorted copy of an array.": [
-        0.02104759,
-        0.03648068,
-        0.00764222,
-        0.00599803,
-        -0.04038417,
-        -0.01869188,
-        0.05628034,
-        -0.07799426,
-    ],
-    # Cut off after 256 tokens.
-    "word " * 400: [
-        -0.00812369,
-        -0.09558598,
-        -0.03867314,
-        0.04966196,
-        -0.04379376,
-        0.0237198,
-        -0.01814243,
-        -0.02020669,
-    ],
-}
+# The first numbers of the vectors that sentence-transformers gives for these texts, one of which is
+# cut off after 256 tokens: made by tests/helpers/programs/sentence_vectors.py.
+VECTORS = json.loads(Path(__file__).with_name("sentence_vectors.json").read_text())
+PACKAGED: dict[str, list[float]] = VECTORS["all-MiniLM-L6-v2"]
 RAGGED = ["a", "Sort an array.", "Return the eigenvalues of a matrix " * 6, "x " * 40, "", "b c"]
 
 
-def test_torch_gives_the_same(encoder):
-    """The embeddings are torch's, texts beyond the model's limit included."""
-    vectors = encoder.embed(list(TORCH))
-    np.testing.assert_allclose(vectors[:, :8], list(TORCH.values()), atol=1e-6)
+def test_sentence_transformers_gives_the_same_for_the_package(encoder):
+    """The embeddings are those of the original, texts beyond the model's limit included."""
+    vectors = encoder.embed(list(PACKAGED))
+    np.testing.assert_allclose(vectors[:, :16], list(PACKAGED.values()), atol=1e-6)
+    assert encoder.name == "all-MiniLM-L6-v2"
+    assert (encoder.max_tokens, encoder.embedding_size, encoder.vocab_size) == (256, 384, 30522)
 
 
 def test_known_cosine(encoder):
     """Two sentences have the cosine that is published for them."""
-    first, second = encoder.embed(list(TORCH)[:2])
+    first, second = encoder.embed(list(PACKAGED)[:2])
     assert float(first @ second) == pytest.approx(0.2041, abs=5e-5)
 
 
@@ -153,8 +117,8 @@ def test_warmup_captures_the_grid(encoder, config):
 def test_limits_of_the_config():
     """A disabled configuration embeds the same, eagerly, in batches of its largest size."""
     encoder = Encoder(CUDAGraphConfig(enabled=False, capture_sizes=(2,)))
-    vectors = encoder.embed(list(TORCH)[:3])
-    np.testing.assert_allclose(vectors[:, :8], list(TORCH.values())[:3], atol=1e-6)
+    vectors = encoder.embed(list(PACKAGED)[:3])
+    np.testing.assert_allclose(vectors[:, :16], list(PACKAGED.values())[:3], atol=1e-6)
     assert encoder.function.stats()["eager_calls"] == 2
 
 
@@ -168,12 +132,26 @@ def test_default_config():
     assert (config.warmup_iterations == 2) == (jax.default_backend() == "cpu")
 
 
-def test_fingerprint_is_of_the_code():
-    """A store knows the model by all of its source, which stands in one module."""
-    source = Path(model.__file__).read_bytes()
-    assert model_fingerprint() == f"all-MiniLM-L6-v2 {hashlib.sha256(source).hexdigest()}"
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("limit", [1, 16, 128, 256, 300, 384, 512, 4096])
+def test_default_config_of_other_limits(limit, packing):
+    """Lengths are the demo's below the limit, end at the limit, and leave no large gaps above."""
+    lengths = default_config(max_tokens=limit, packing=packing).capture_seq_lens or ()
+    usual = default_config(packing=packing).capture_seq_lens or ()
+    below = [length for length in usual if length < limit]
+    assert lengths[-1] == limit
+    assert list(lengths[: len(below)]) == below
+    above = [length for length in lengths if length >= 256]
+    assert all(after <= before * (2 if packing else 1.26) for before, after in pairwise(above))
+
+
+def test_fingerprint_is_of_the_code_and_the_architecture():
+    """A store knows the model by all of its source, which is one module, and by its facts."""
+    source = Path(model.__file__).read_bytes() + repr(model.MINILM).encode()
+    assert model_fingerprint() == f"bert {hashlib.sha256(source).hexdigest()}"
     modules = {getattr(value, "__module__", None) for value in vars(model).values()}
     assert {name for name in modules if str(name).startswith("cudagraph_jax")} == {model.__name__}
+    assert all(field.repr for field in dataclasses.fields(model.Architecture))
 
 
 def test_weights_are_arguments(tiny_params, tmp_path):
@@ -283,15 +261,15 @@ def test_embed_shares_calls_once_all_is_captured(encoder):
 
 
 def test_what_embed_asks_stays_what_it_was_warm_or_not(tiny_params):
-    """Warm, texts longer than the grid are still answered, by other weights and on another grid."""
-    grid = CUDAGraphConfig(capture_sizes=(1, 2), capture_seq_lens=(8,), warmup_iterations=1)
+    """Warm, texts longer than a new grid are still answered, and by other weights."""
+    grid = CUDAGraphConfig(capture_sizes=(1, 2), capture_seq_lens=(4, 8), warmup_iterations=1)
     made = Encoder(grid)
     texts = ["sort an array", "word " * 20, "an array"]
     cold = made.embed(texts)
     made.warmup(progress=False)
-    np.testing.assert_allclose(made.embed(texts), cold, atol=1e-5)
+    np.testing.assert_allclose(made.embed(texts[::2]), cold[::2], atol=1e-5)
     assert made.batcher.stats()["items"]["answered"] == 2
-    made.batcher.replan(max_graphs=2)
+    made.batcher.replan(max_graphs=2, headroom=5)
     made.params = jax.tree.map(lambda leaf: leaf * 0.5, made.params)
     other = made.embed(texts)
     assert made.batcher.stats()["items"]["answered"] == 4

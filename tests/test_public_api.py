@@ -83,9 +83,11 @@ def test_import_starts_nothing():
     script = """
 import sys
 import cudagraph_jax
-optional = "hypothesis matplotlib prometheus_client rich safetensors tokenizers"
+optional = "hypothesis matplotlib orjson prometheus_client pydantic rich safetensors starlette"
+optional += " tokenizers uvicorn"
 print(sorted(set(optional.split()) & set(sys.modules)))
-later = "batching cli demo graphs.inspection graphs.shelf prometheus report.report store testing"
+later = "batching cli demo graphs.inspection graphs.shelf prometheus report.report server store"
+later += " testing"
 print([name for name in later.split() if f"cudagraph_jax.{name}" in sys.modules])
 import jax
 try:

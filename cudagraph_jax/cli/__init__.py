@@ -14,6 +14,7 @@ from cudagraph_jax.cli.demo_command import add_to as add_demo
 from cudagraph_jax.cli.doctor_command import add_to as add_doctor
 from cudagraph_jax.cli.inspect_command import add_to as add_inspect
 from cudagraph_jax.cli.plan_command import add_to as add_plan
+from cudagraph_jax.cli.serve_command import add_to as add_serve
 from cudagraph_jax.cli.store import add_to as add_store
 from cudagraph_jax.errors import CUDAGraphError
 from cudagraph_jax.version import __version__
@@ -65,6 +66,7 @@ def _status(argv: Sequence[str] | None) -> int:
         if end.code:
             raise
         return 0
+    options.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         status: int = options.run(options)
     except CUDAGraphError as error:
@@ -140,6 +142,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.set_defaults(says="cudagraph-jax")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add_to in (add_demo, add_plan, add_doctor, add_inspect, add_store):
+    for add_to in (add_demo, add_serve, add_plan, add_doctor, add_inspect, add_store):
         add_to(commands)
     return parser

@@ -30,9 +30,12 @@ Row = Sequence[int]
 _INLINE_CHARS = 4096
 """So many characters are tokenized in 2 ms; more in a thread, beside other requests."""
 
-_SPARE = 0.85
-"""The part of its time that a request may be expected to wait. The estimate is an average of what
-calls of the last second or so cost, and what comes now may be longer texts."""
+_SPARE = 0.6
+"""The part of its time that a request may be expected to wait.
+
+Up to half as many again pass a text that shares its length with few. At ten times what a machine
+could answer p99 was 1.6 times the expected wait (`benchmarks/server_stress.py --only overload`).
+"""
 
 _UNKNOWN_S = 1.0
 """When to try again where nothing has run yet."""

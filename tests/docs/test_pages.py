@@ -112,12 +112,12 @@ def test_every_page_is_in_a_contents():
 
 
 def test_every_public_name_is_documented():
-    """The reference has every name of the package, its testing kit and its metrics."""
-    from cudagraph_jax import prometheus, testing
+    """The reference has every name of the package, its testing kit, its metrics and its server."""
+    from cudagraph_jax import prometheus, server, testing
 
     text = "".join(path.read_text("utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
     shown = set(re.findall(r"auto(?:class|function|exception|data):: ([\w.]+)", text))
-    for module in (cudagraph_jax, testing, prometheus):
+    for module in (cudagraph_jax, testing, prometheus, server):
         for name in module.__all__:
             if name != "__version__":
                 assert f"{module.__name__}.{name}" in shown

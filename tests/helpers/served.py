@@ -21,27 +21,35 @@ _PROGRAM = Path(__file__).parent / "programs" / "serve_tiny.py"
 class Served:
     """A server that listens.
 
+    Args:
+        *arguments: Of the program.
+        command: The program; the number of a listening socket is its first argument, or a port.
+        address: Where it listens by itself.
+
     Attributes:
         url: Where.
         address: The same, for a socket.
         process: Its process.
     """
 
-    def __init__(self, *arguments: str, command: list[str] | None = None) -> None:
-        listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-        self.address: tuple[str, int] = listener.getsockname()
+    def __init__(
+        self,
+        *arguments: str,
+        command: list[str] | None = None,
+        address: tuple[str, int] | None = None,
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+            self.address: tuple[str, int] = address or listener.getsockname()
+            number = self.address[1] if address else listener.fileno()
+            self.process = subprocess.Popen(
+                [*(command or [sys.executable, str(_PROGRAM)]), str(number), *arguments],
+                pass_fds=() if address else (number,),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            )
         self.url = "http://{}:{}".format(*self.address)
-        number = listener.fileno()
-        command = command or [sys.executable, str(_PROGRAM), str(number)]
-        self.process = subprocess.Popen(
-            [*command, *arguments],
-            pass_fds=(number,),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        )
-        listener.close()
 
     def wait_until_ready(self) -> None:
         """Waits for `/ready`."""
@@ -49,7 +57,11 @@ class Served:
         while time.monotonic() < until:
             assert self.process.poll() is None, "the server ended"
             # A connection made before the server accepts is answered when it does.
-            response = httpx.get(f"{self.url}/ready", timeout=60)
+            try:
+                response = httpx.get(f"{self.url}/ready", timeout=60)
+            except httpx.ConnectError:
+                time.sleep(0.02)
+                continue
             if response.status_code == 200:
                 return
             time.sleep(float(response.headers["retry-after"]) / 20)
@@ -83,9 +95,9 @@ class Served:
 
 
 @contextmanager
-def served(*arguments: str, command: list[str] | None = None) -> Iterator[Served]:
+def served(*arguments: str, **options: Any) -> Iterator[Served]:
     """A server that is ready, and gone afterwards."""
-    server = Served(*arguments, command=command)
+    server = Served(*arguments, **options)
     try:
         server.wait_until_ready()
         yield server

@@ -1,0 +1,105 @@
+"""`cudagraph-jax serve`: a model's folder, asked as the page about serving asks."""
+
+import contextlib
+import json
+import re
+import socket
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from cudagraph_jax.cli import main
+from cudagraph_jax.demo import Encoder
+from tests.helpers import sentence_folders
+from tests.helpers.served import served
+
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+COMMAND = [sys.executable, "-m", "cudagraph_jax", "serve", "--port", "0", "--listener"]
+
+
+def fails(capsys, *arguments):
+    """What the command says when it fails."""
+    # argparse ends the process itself.
+    with contextlib.suppress(SystemExit):
+        assert main(["serve", *arguments]) == 1
+    return capsys.readouterr().err
+
+
+def test_as_the_page_says(tmp_path):
+    """OpenAI's client gets the encoder's vectors; a second start loads what the first compiled."""
+    (code,) = re.findall(r"```\n(from openai.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    model = sentence_folders.write(tmp_path / "model")
+    options = ["--model", str(model), "--store", str(tmp_path / "store")]
+    for _ in range(2):
+        with served(*options, "--name", "all-MiniLM-L6-v2", command=COMMAND) as server:
+            names: dict = {}
+            exec(code.replace("http://127.0.0.1:8000", server.url), names)
+            stats = httpx.get(f"{server.url}/stats").json()["function"]["registry"]
+            server.terminate()
+            status, said = server.ended()
+            assert status == 0
+    assert (stats["capture_count"], stats["load_count"]) == (0, stats["num_graphs"])
+    texts = ["How do I sort an array?", "solve a system of linear equations"]
+    found = np.array([one.embedding for one in names["answer"].data])
+    np.testing.assert_allclose(found, Encoder(model=model).embed(texts), atol=1e-5)
+    requests = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert any(one.get("texts") == 2 for one in requests)
+
+
+def test_a_planned_grid(tmp_path):
+    """With a trace the buckets are fitted to its texts, up to the model's limit."""
+    model = sentence_folders.write(tmp_path / "model")
+    trace = tmp_path / "texts.csv"
+    trace.write_text("tokens\n" + "7\n" * 50 + "9\n" * 20 + "500\n")
+    with served("--model", str(model), "--plan", str(trace), command=COMMAND) as server:
+        graphs = httpx.get(f"{server.url}/stats").json()["function"]["registry"]["graphs"]
+    lengths = {int(bucket.split("x")[1]) for bucket in graphs}
+    assert lengths == {9, sentence_folders.LIMIT}
+
+
+@pytest.mark.slow  # two processes start, one behind the other
+def test_workers(tmp_path):
+    """Several processes serve one model, and end together."""
+    options = ["--model", str(sentence_folders.write(tmp_path / "model"))]
+    options += ["--store", str(tmp_path / "store"), "--workers", "2", "--port"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = free.getsockname()
+    command = [sys.executable, "-m", "cudagraph_jax", "serve", *options]
+    with served(command=command, address=address) as server:
+        server.terminate()
+        assert server.ended()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--port", "70000"], "no port"),
+        (["--port", "x"], "no port"),
+        (["--timeout", "-1"], "no number of seconds"),
+        (["--timeout", "0"], "timeout_s=0.0 answers nobody"),
+        (["--workers", "0"], "no whole number"),
+        (["--api-key-file", "/nowhere"], "--api-key-file /nowhere cannot be read"),
+        (["--host", "256.0.0.1"], "cannot listen on host"),
+        (["--model", "/nowhere"], "/nowhere"),
+        (["--plan", "/nowhere.csv"], "/nowhere.csv cannot be read"),
+    ],
+)
+def test_arguments_that_cannot_be(arguments, says, capsys):
+    """Each is refused with what to do, before anything is captured."""
+    assert says in fails(capsys, "--port", "0", *arguments)
+
+
+@pytest.mark.parametrize("key", ["", "two\nlines", "k" * 5000, "\N{SNOWMAN}"])
+def test_a_key_that_is_none(key, tmp_path, capsys):
+    path = tmp_path / "key"
+    path.write_text(key)
+    assert "holds no key" in fails(capsys, "--port", "0", "--api-key-file", str(path))
+
+
+def test_an_address_that_is_taken(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert "Give another" in fails(capsys, "--port", port)

@@ -14,6 +14,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cudagraph_jax.server.request_error import bug_response
+
+logger = logging.getLogger("cudagraph_jax.server")
 access_logger = logging.getLogger("cudagraph_jax.access")
 
 _BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -74,7 +77,7 @@ class ServerMetrics:
 
 
 class AccessLog:
-    """An ASGI app that logs and counts the requests of another.
+    """An ASGI app that logs and counts the requests of another, and answers where that fails.
 
     Args:
         app: Which.
@@ -106,6 +109,11 @@ class AccessLog:
         self._metrics.begin()
         try:
             await self._app(scope, receive, send_and_note)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if status != _CLIENT_GONE:  # the answer has begun
+                raise
+            await bug_response()(scope, receive, send_and_note)
         finally:
             seconds = time.perf_counter() - began
             path = scope["path"] if scope["path"] in self._paths else "other"

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,6 @@ from cudagraph_jax.server.live_page import live_page
 from cudagraph_jax.server.readiness import Progress, Readiness
 from cudagraph_jax.server.request_error import (
     RequestError,
-    answer_bug,
     answer_http_error,
     answer_request_error,
 )
@@ -49,6 +49,8 @@ from cudagraph_jax.server.text_queue import (
 
 Answer = Callable[[Request], Awaitable[Response]]
 
+_OF_AN_ENCODER = sorted(name for name in vars(TextEncoder) if not name.startswith("_"))
+
 
 @names_nearest
 def embeddings_app(
@@ -56,7 +58,7 @@ def embeddings_app(
     *,
     model: str,
     api_key: str | None = None,
-    max_waiting: int = 2048,
+    max_waiting: int | None = None,
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Starlette:
@@ -80,8 +82,8 @@ def embeddings_app(
         model: The name by which clients ask for it.
         api_key: What they must send as `Authorization: Bearer ...` for paths below `/v1`; None:
             nothing. The other paths ask for no key.
-        max_waiting: As in `Limits`, where `limits` is None.
-        limits: What a request may ask for.
+        max_waiting: How many texts may wait; None: as `limits` has it.
+        limits: What a request may ask for; `Limits()` if None.
         progress: Told of the warm-up: how many steps are done, of how many, and which.
 
     Raises:
@@ -91,8 +93,15 @@ def embeddings_app(
         raise ConfigError(f"model={model!r} is no name: give the one that clients ask for")
     if api_key is not None and (not isinstance(api_key, str) or not api_key):
         raise ConfigError("api_key is empty or no text: give a key, or None for none")
-    if limits is None:
-        limits = Limits(max_waiting=max_waiting)
+    lacking = [name for name in _OF_AN_ENCODER if not hasattr(encoder, name)]
+    if lacking:
+        raise ConfigError(
+            f"encoder={encoder!r:.60} has no {', '.join(lacking)}: give a demo.Encoder, or what "
+            "has all that TextEncoder names"
+        )
+    limits = Limits() if limits is None else limits
+    if max_waiting is not None:
+        limits = replace(limits, max_waiting=max_waiting)
     return _Endpoints(encoder, model, api_key, limits, progress).app()
 
 
@@ -147,7 +156,6 @@ class _Endpoints:
             exception_handlers={
                 RequestError: answer_request_error,
                 HTTPException: answer_http_error,
-                Exception: answer_bug,
             },
             lifespan=self._lifespan,
         )
@@ -157,13 +165,13 @@ class _Endpoints:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self._readiness.begin()
         warming = asyncio.create_task(self._readiness.warm_up())
         try:
             yield
-        finally:
+        finally:  # the server has waited for all answers
             self._readiness.is_draining = True
             await warming
-            await asyncio.to_thread(self._encoder.batcher.close)
 
     def _guarded(self, answer: Answer) -> Answer:
         async def check_and_answer(request: Request) -> Response:

@@ -38,11 +38,16 @@ class Readiness:
 
     def __init__(self, encoder: TextEncoder, *, progress: Progress | None) -> None:
         self._encoder, self._progress = encoder, progress
+        self.settled = threading.Event()
+        self.begin()
+
+    def begin(self) -> None:
+        """Begins anew, as with each start of the application."""
         self._step = "begins"
         self.is_leaving = False
         self.is_draining = False
-        self.failure: BaseException | None = None
-        self.settled = threading.Event()
+        self.failure: Exception | None = None
+        self.settled.clear()
 
     @property
     def is_warm(self) -> bool:

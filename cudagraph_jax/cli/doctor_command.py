@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +13,8 @@ from cudagraph_jax._base.text import text_pairs, text_table
 from cudagraph_jax.cli.checkup import Finding, Snapshot, findings
 from cudagraph_jax.cli.store.shown import NO_ENTRIES
 from cudagraph_jax.errors import StoreError
-from cudagraph_jax.store import Checked, GraphStore, MissReason
+from cudagraph_jax.store import Checked, Difference, GraphStore, Identity, MissReason
+from cudagraph_jax.store.identity import differences, in_words
 
 if TYPE_CHECKING:
     from cudagraph_jax.cli.options import Commands
@@ -36,12 +37,13 @@ def add_to(commands: Commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     # Only here: it needs parts of JAX and of the demo that other commands do without.
-    from cudagraph_jax.cli.probe import gather
+    from cudagraph_jax.cli.probe import gather, machine_fields
 
     if options.json is not None:
         check_writable(options.json)
     snapshot = gather()
-    store = look_at(options.store, versions=snapshot.versions)
+    machine = machine_fields(backend_starts=snapshot.backend is not None)
+    store = look_at(options.store, machine=machine)
     found = [*findings(snapshot), *store.found]
     print(doctor_text(snapshot, found, store=store.summary))
     if options.json is not None:
@@ -123,12 +125,12 @@ class StoreLook(NamedTuple):
     found: tuple[Finding, ...] = ()
 
 
-def look_at(path: Path | None, *, versions: Mapping[str, str]) -> StoreLook:
+def look_at(path: Path | None, *, machine: Identity) -> StoreLook:
     """What the store at `path` looks like; nothing in it is changed.
 
     Args:
         path: Its directory; None: none was given.
-        versions: Of jax and jaxlib, as they are installed.
+        machine: What must be the same for an executable to be loaded here.
     """
     if path is None:
         return StoreLook("none looked at: --store DIR")
@@ -143,24 +145,27 @@ def look_at(path: Path | None, *, versions: Mapping[str, str]) -> StoreLook:
         other = Finding(f"{path} has other things than executables", "give the store's directory")
         return StoreLook(f"{path}: {NO_ENTRIES}", (other,) if foreign else ())
     size_mib = sum(file.record.size_bytes for file in files) / 2**20
-    summary = f"{path}: {len(files)} executables, {size_mib:.1f} MiB"
-    return StoreLook(summary, tuple(_findings(path, files, versions)))
+    lacks = [_differences(file, machine) for file in files if _is_readable(file)]
+    here = sum(not lack for lack in lacks)
+    summary = f"{path}: {len(files)} executables, {size_mib:.1f} MiB, {here} for this machine"
+    return StoreLook(summary, tuple(_findings(path, files, lacks)))
 
 
 def _findings(
-    path: Path, files: Sequence[Checked], versions: Mapping[str, str]
+    path: Path, files: Sequence[Checked], lacks: Sequence[tuple[Difference, ...]]
 ) -> Iterator[Finding]:
     bad = [file for file in files if file.problem and file.problem.reason not in _OF_OTHERS]
-    old = [file for file in files if file.is_whole and _is_of_others(file, versions)]
     if bad:
         yield Finding(
             f"{len(bad)} of {len(files)} files in the store are not whole, and compiled again",
             f"cudagraph-jax store verify {path} says why",
         )
-    if old and len(old) == len(files):
+    if lacks and all(lacks):
+        least = min(lacks, key=len)
         yield Finding(
-            f"all {len(old)} executables in the store are of other versions of jax or jaxlib",
-            f"start a server once, then cudagraph-jax store prune {path} --older-than 1d",
+            f"none of the {len(files)} executables in the store is loaded here; the nearest has "
+            + in_words(least),
+            "start a server once here, or build the store on a machine of this kind",
         )
 
 
@@ -168,6 +173,12 @@ _OF_OTHERS = (MissReason.NOT_AUTHENTIC, MissReason.OUTDATED)
 """What cannot be checked here: without its key, or by this version."""
 
 
-def _is_of_others(file: Checked, versions: Mapping[str, str]) -> bool:
+def _is_readable(file: Checked) -> bool:
+    """Whether it says what it is; with a key that was not given it does."""
+    return file.problem is None or file.problem.reason is MissReason.NOT_AUTHENTIC
+
+
+def _differences(file: Checked, machine: Identity) -> tuple[Difference, ...]:
+    """In what the machine of an executable was another one."""
     identity = file.record.identity
-    return any(identity.get(name) != versions.get(name) for name in ("jax", "jaxlib"))
+    return differences({name: identity[name] for name in machine if name in identity}, machine)

@@ -19,13 +19,13 @@ import numpy as np
 from jax.extend import backend as jax_backend
 from jax.stages import Lowered
 
-from cudagraph_jax._base.text import error_text
+from cudagraph_jax._base.text import Json, error_text
 from cudagraph_jax.cli.checkup import Devices, Extra, Snapshot
 from cudagraph_jax.demo.bert.model_folder import PACKAGE as MODEL_PACKAGE
 from cudagraph_jax.demo.requirements import MODEL_INSTALL
 from cudagraph_jax.modes import CommandBufferScope
 from cudagraph_jax.xla.compiles import compiles_are_reported
-from cudagraph_jax.xla.environment import cores, jaxlib_version
+from cudagraph_jax.xla.environment import cores, host_fields, jaxlib_version
 
 PACKAGES = (
     "cudagraph-jax",
@@ -42,10 +42,20 @@ EXTRAS = {
     "rich": ("rich",),
     "plot": ("matplotlib",),
     "prometheus": ("prometheus_client",),
+    "ray": ("ray",),
+    "serve": (
+        "httptools",
+        "orjson",
+        "prometheus_client",
+        "pydantic",
+        "starlette",
+        "uvicorn",
+        "uvloop",
+    ),
     "store": ("filelock",),
     "testing": ("hypothesis",),
 }
-"""The modules of each extra."""
+"""The modules of each extra; those of others that it asks for are theirs."""
 COMMANDS = (
     "FUSION",
     "CUBLAS",
@@ -80,6 +90,17 @@ ENVIRONMENT = (
     "XLA_PYTHON_CLIENT_PREALLOCATE",
     "XLA_PYTHON_CLIENT_MEM_FRACTION",
     "XLA_PYTHON_CLIENT_ALLOCATOR",
+)
+_MACHINE = (
+    "jax",
+    "jaxlib",
+    "xla",
+    "platform",
+    "device_kind",
+    "machine",
+    "cpu",
+    "cpu_features",
+    "xla_flags",
 )
 
 _SECONDS = 120
@@ -120,6 +141,18 @@ def gather(
         environment={name: environ[name] for name in ENVIRONMENT if name in environ},
         extras=tuple(_extras()),
     )
+
+
+def machine_fields(*, backend_starts: bool) -> dict[str, Json]:
+    """What must be the same for a stored executable to be loaded here; settings of JAX aside.
+
+    Args:
+        backend_starts: Whether JAX can; else the versions are all that is known.
+    """
+    if not backend_starts:
+        return {"jax": jax.__version__, "jaxlib": jaxlib_version()}
+    fields = host_fields(jax.local_devices())
+    return {name: fields[name] for name in _MACHINE if name in fields}
 
 
 def refused(lowered: Lowered, options: Mapping[str, str]) -> str | None:

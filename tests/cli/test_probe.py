@@ -1,5 +1,6 @@
 """Gathering what the doctor looks at."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,7 +12,7 @@ import pytest
 
 import cudagraph_jax
 from cudagraph_jax.cli.checkup import findings
-from cudagraph_jax.cli.probe import EXTRAS, gather, refused
+from cudagraph_jax.cli.probe import EXTRAS, gather, machine_fields, refused
 from cudagraph_jax.xla.environment import jaxlib_version
 
 
@@ -41,6 +42,13 @@ def test_this_process(snapshot):
     assert snapshot.compiles_reported
     assert snapshot.settings["jax_enable_x64"] is False
     assert snapshot.environment == {}
+
+
+def test_machine_fields():
+    """Where JAX cannot start, its versions are what a store is compared by."""
+    assert machine_fields(backend_starts=True)["platform"] == jax.default_backend()
+    versions = {"jax": jax.__version__, "jaxlib": jaxlib_version()}
+    assert machine_fields(backend_starts=False) == versions
 
 
 def test_options(snapshot):
@@ -107,8 +115,10 @@ def test_extras():
     extras = project["optional-dependencies"]
     assert set(EXTRAS) == set(extras) - {"cuda12", "cuda13", "test", "dev", "docs"}
     for name, modules in EXTRAS.items():
-        packages = {requirement.split(">")[0].replace("-", "_") for requirement in extras[name]}
-        assert packages == set(modules)
+        packages = {re.split(r"[\[>]", requirement)[0] for requirement in extras[name]}
+        assert {package.replace("-", "_") for package in packages - {"cudagraph-jax"}} == set(
+            modules
+        )
 
 
 def test_packages_without_metadata(monkeypatch):

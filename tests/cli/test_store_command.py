@@ -138,7 +138,7 @@ def test_no_entries(store, tmp_path, names, status):
         (path / name).write_text("{}")
     assert store("verify", path) == (status, NO_ENTRIES, "")
     assert store("ls", path)[1].startswith(NO_ENTRIES.strip())
-    look = look_at(path, versions={})
+    look = look_at(path, machine={})
     assert (look.summary, len(look.found)) == (f"{path}: {NO_ENTRIES.strip()}", status)
 
 

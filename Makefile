@@ -53,6 +53,10 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/hadolint examples/container/Dockerfile
+	$(BIN)/yamllint --strict -d '{extends: default, rules: {line-length: {max: 100}}}' \
+		examples/kubernetes
+	$(BIN)/kubernetes-validate --strict --quiet examples/kubernetes/*.yaml
 
 notebooks: $(VENV)/.stamp-dev
 	@printf '%s\n' $(sort $(wildcard notebooks/*.ipynb)) | xargs -n 1 -P 2 -t \

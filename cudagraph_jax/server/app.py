@@ -86,6 +86,9 @@ def embeddings_app(
         limits: What a request may ask for; `Limits()` if None.
         progress: Told of the warm-up: how many steps are done, of how many, and which.
 
+    Returns:
+        The application. `app.state.readiness.obstacle()` is why `/ready` says 503, or None.
+
     Raises:
         ConfigError: An argument is not valid.
     """

@@ -95,6 +95,10 @@ class Readiness:
         if not self.is_warm:
             self._encoder.warmup(progress=self._tell)
             self._encoder.function.seal()
+            registry = self._encoder.function.registry
+            logger.getChild("server").info(
+                "warm: %d buckets compiled, %d loaded", registry.capture_count, registry.load_count
+            )
 
     def _tell(self, done: int, total: int, step: Any) -> None:
         self._step = f"{done} of {total} steps, {step}"

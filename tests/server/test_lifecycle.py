@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import signal
 from contextlib import ExitStack
 
@@ -23,8 +24,9 @@ def ready(client):
     return response.status_code, response.json()
 
 
-def test_it_warms_up_as_it_starts():
+def test_it_warms_up_as_it_starts(caplog):
     """A cold encoder is captured and sealed by the application, step by step; then it is ready."""
+    caplog.set_level(logging.INFO, logger="cudagraph_jax.server")
     encoder, steps = TinyEncoder(), []
     app = embeddings_app(
         encoder, model="tiny", progress=lambda done, total, step: steps.append((done, str(step)))
@@ -40,6 +42,7 @@ def test_it_warms_up_as_it_starts():
         (found,) = client.post("/v1/embeddings", json=body).json()["data"]
         np.testing.assert_allclose(found["embedding"], expected([7, 8]), atol=1e-6)
     assert (2, "compile 1x16") in steps
+    assert "warm: 2 buckets compiled, 0 loaded" in caplog.text
     assert encoder.function.stats()["mode"] == "replay"
     assert ready(TestClient(app))[0] == 503  # it has drained
     with TestClient(app) as client:  # started anew

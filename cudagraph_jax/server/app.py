@@ -67,15 +67,13 @@ def embeddings_app(
     Each text of a request goes to `encoder.batcher` on its own. Where the encoder is not sealed
     yet, the application warms it up as it starts, and refuses requests with 503 until then.
 
-    | path | what |
-    |---|---|
-    | `POST /v1/embeddings` | vectors, as floats or base64 |
-    | `GET /v1/models`, `/v1/models/{model}` | the one model |
-    | `/health` | 200 while the process lives |
-    | `/ready` | 200 when it is warm; 503 before, and while it drains |
-    | `/metrics` | for Prometheus |
-    | `/stats` | counts and times as JSON |
-    | `/` | the same as a page that renews itself |
+    - `POST /v1/embeddings`: vectors, as floats or base64
+    - `GET /v1/models`, `/v1/models/{model}`: the one model
+    - `/health`: 200 while the process lives
+    - `/ready`: 200 when it is warm; 503 before, and while it drains
+    - `/metrics`: for Prometheus
+    - `/stats`: counts and times as JSON
+    - `/`: the same as a page that renews itself
 
     Args:
         encoder: What answers, such as `demo.Encoder()`.

@@ -14,11 +14,15 @@ if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and version("jaxlib").sta
 
 import jax
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
-# The first example of a property may trace or compile, which no deadline foresees.
-settings.register_profile("cudagraph_jax", deadline=None)
-settings.load_profile("cudagraph_jax")
+# The first example of a property may trace or compile, which no deadline foresees. Explaining a
+# failure traces each line of what shrinks it: tests of the kit fail on purpose, at twice the price.
+settings.register_profile(
+    "usual", deadline=None, phases=[phase for phase in Phase if phase is not Phase.explain]
+)
+settings.register_profile("thorough", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
 
 # Several workers, and the processes that they start, share a GPU: none takes most of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -32,6 +36,8 @@ gc.disable()
 
 
 def pytest_collection_finish():
+    # Tracing and lowering make many objects and few cycles: by default looking takes 3 % of all.
+    gc.set_threshold(20_000, 20, 20)
     gc.enable()
 
 

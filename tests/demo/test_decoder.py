@@ -20,6 +20,7 @@ from cudagraph_jax.demo.decoder.decoder import Decoder
 from cudagraph_jax.demo.decoder.decoder_params import DecoderConfig, random_params
 from cudagraph_jax.demo.decoder.transformer import KVCache, decode_step, prefill
 from cudagraph_jax.testing import assert_padding_does_not_leak
+from tests.helpers.examples import as_a_whole
 from tests.helpers.functions import stats_of
 
 STEPS = 200
@@ -85,16 +86,16 @@ def test_two_hundred_steps_equal_the_plain_loop(decoder, expected):
     assert np.subtract(after, before).tolist() == [1, STEPS]
 
 
-@pytest.mark.slow  # a model of many operations, each compiled for every length
 def test_tokens_equal_the_loop_without_cache_and_padding(decoder):
     """Each prompt alone, read anew at its exact length for every token, gives the same tokens."""
     prompts = [[11, 3], [5, 8, 13]]
     with no_compiles():
         found = decoder.generate(prompts, 3)
+    plain = as_a_whole(prefill)
     for prompt, tokens in zip(prompts, found, strict=True):
         row = list(prompt)
         for token in tokens:
-            _, logits = prefill(PARAMS, jnp.array([row]), jnp.array([len(row)]))
+            _, logits = plain(PARAMS, jnp.array([row]), jnp.array([len(row)]))
             assert np.argmax(logits[0]) == token
             row.append(int(token))
 
@@ -240,21 +241,22 @@ def test_the_default_is_small():
     assert sum(len(function.manager.config.buckets()) for function in grids) == 10
 
 
-@pytest.mark.slow  # a model of many operations, each compiled for every size
 def test_padding_is_not_read(decoder):
     """Neither function reads what a bucket adds, whatever it holds and whatever the sizes are."""
     few = settings(max_examples=4)
     prompt = (decoder.params, np.zeros((1, 3), np.int32), np.ones(1, np.int32))
     options: dict[str, Any] = {"config": grid((2,), (4,)), "settings": few}
     assert_padding_does_not_leak(
-        decoder.prefill_function,
+        as_a_whole(decoder.prefill_function.__wrapped__),
+        in_axes=decoder.prefill_function.in_axes,
         example=prompt,
         values=(None, (0, 63), "lengths"),
         **options,
     )
     cache = decoder.prefill_function(*prompt)[0]
     assert_padding_does_not_leak(
-        decoder.decode_function,
+        as_a_whole(decoder.decode_function.__wrapped__),
+        in_axes=decoder.decode_function.in_axes,
         example=(decoder.params, cache, *[np.zeros(1, np.int32)] * 2),
         values=(None, None, (0, 63), "positions"),
         **options,

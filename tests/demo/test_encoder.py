@@ -26,6 +26,7 @@ from cudagraph_jax.demo.bert.model import encode
 from cudagraph_jax.demo.bert.tokens import stack
 from cudagraph_jax.demo.encoder import default_config, model_fingerprint
 from cudagraph_jax.testing import assert_no_compiles, assert_packing_preserves
+from tests.helpers.examples import as_a_whole
 
 # The first numbers of the vectors that sentence-transformers gives for these texts, one of which is
 # cut off after 256 tokens: made by tests/helpers/programs/sentence_vectors.py.
@@ -236,7 +237,9 @@ def test_a_micro_batch_of_a_packing_encoder(encoder, packer):
 def test_packing_preserves_the_tiny_model(tiny_params):
     """No text of a packed row sees another, whatever shares it."""
     assert_packing_preserves(
-        partial(model.encode_packed, tiny_params), vocabulary=50, max_segments=model.MAX_SEGMENTS
+        as_a_whole(partial(model.encode_packed, tiny_params)),
+        vocabulary=50,
+        max_segments=model.MAX_SEGMENTS,
     )
 
 
@@ -264,6 +267,7 @@ def test_what_embed_asks_stays_what_it_was_warm_or_not(tiny_params):
     """Warm, texts longer than a new grid are still answered, and by other weights."""
     grid = CUDAGraphConfig(capture_sizes=(1, 2), capture_seq_lens=(4, 8), warmup_iterations=1)
     made = Encoder(grid)
+    made.params = tiny_params
     texts = ["sort an array", "word " * 20, "an array"]
     cold = made.embed(texts)
     made.warmup(progress=False)

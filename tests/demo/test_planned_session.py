@@ -23,7 +23,7 @@ def finished(config, tmp_path_factory):
     output = io.StringIO()
     result = run_planned(
         ["sort the elements"],
-        limit=40,
+        limit=20,
         json_path=path,
         config=config,
         progress=False,
@@ -47,10 +47,10 @@ def test_grids(finished, config):
 def test_same_stream(finished):
     """Both grids serve the part of the stream that the plan has not seen, and nothing compiles."""
     result, _, _ = finished
-    assert result.passages == 40
+    assert result.passages == 20
     for grid in (result.powers_of_two, result.planned):
         assert grid.traffic.micro_batches == result.micro_batches - result.seen_micro_batches
-        assert grid.traffic.passages == 40 - result.seen_passages
+        assert grid.traffic.passages == 20 - result.seen_passages
         assert grid.traffic.compiles == 0
         assert grid.padding.hit_rate == 1
     assert result.powers_of_two.padding.real_elements == result.planned.padding.real_elements
@@ -73,7 +73,7 @@ def test_ratios(finished, encoder):
     """The ratios are those of the micro-batches themselves, and no plan beats the least waste."""
     result, _, _ = finished
     before, after = result.powers_of_two, result.planned
-    rows = encoder.tokenize([passage.text for passage in numpy_passages(limit=40)])
+    rows = encoder.tokenize([passage.text for passage in numpy_passages(limit=20)])
     rest = micro_batches(rows, max_size=encoder.max_batch_size)[result.seen_micro_batches :]
     padded = [padded_by((grid.batch_sizes, grid.seq_lens), rest) for grid in (before, after)]
     assert padded == [before.padding.padded_elements, after.padding.padded_elements]

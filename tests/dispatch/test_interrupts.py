@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import CUDAGraphManager, bucket_jit
+from tests.helpers.examples import IS_THOROUGH
 from tests.helpers.faults import managed
 from tests.helpers.functions import GRID, assert_close, floats, stats_of
 from tests.helpers.processes import said_by
@@ -97,7 +98,7 @@ def test_an_interrupt_at_any_point_leaves_nothing_behind(place, policy):
     The error is kept, as a notebook does, and with it all frames that it went through.
     """
     kept: list[BaseException | None] = []
-    for number in itertools.count(step=2):
+    for number in itertools.count(step=2 if IS_THOROUGH else 5):
         manager = CUDAGraphManager(dataclasses.replace(GRID, on_miss=policy))
         function = bucket_jit(lambda x: x * 2, in_axes="batch seq", manager=manager)
         trace = SignalAt(interrupt, number=number, files=PLACES[place])
@@ -112,7 +113,7 @@ def test_an_interrupt_at_any_point_leaves_nothing_behind(place, policy):
         assert manager.registry.num_graphs == 1
         if trace.points <= number:
             break
-    assert len(kept) > 8
+    assert len(kept) > 3
 
 
 def test_an_interrupt_while_a_worker_starts():

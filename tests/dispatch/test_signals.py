@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, bucket_jit
+from tests.helpers.examples import IS_THOROUGH
 from tests.helpers.functions import assert_close, floats, stats_of
 from tests.helpers.processes import said_by
 from tests.helpers.signals import SignalAt, elsewhere, under_signals
@@ -108,7 +109,7 @@ def at_each_point(act, manager_of, *, files=OURS):
     # Counted without a handler: one that calls the function leaves the call next to nothing to do.
     points, *_ = called(lambda manager, function: None, 0)
     assert points > 300
-    for number in range(0, points, 29):
+    for number in range(0, points, 29 if IS_THOROUGH else 67):
         reached, manager, function = called(act, number)
         if reached > number:  # what is known by now takes fewer steps
             yield manager, function

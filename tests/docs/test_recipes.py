@@ -23,8 +23,10 @@ from cudagraph_jax import (
     no_compiles,
 )
 from tests.docs import pages
+from tests.helpers.examples import IS_THOROUGH
 
 FOLDER = pages.DOCS / "recipes"
+SIZES_OF_MORE_AXES = 20 if IS_THOROUGH else 8
 SIZES = [(1, 1), (3, 57), (4, 64), (8, 33)]
 ONE_BUCKET = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0)
 
@@ -192,18 +194,18 @@ def test_the_glue_is_under_ten_lines(name):
 @pytest.mark.parametrize("name", MORE_AXES)
 @pytest.mark.slow  # it warms up a grid, and the plain function is compiled for each size
 def test_a_recipe_of_more_axes(name, tmp_path, monkeypatch):
-    """It gives the plain answer at twenty random sizes, and compiles nothing."""
+    """It gives the plain answer at random sizes, and compiles nothing."""
     monkeypatch.chdir(tmp_path)
     names = pages.run(FOLDER / f"{name}.md")
     inputs, plain = MORE_AXES[name]
     random = np.random.default_rng(0)
-    for _ in range(20):
+    for _ in range(SIZES_OF_MORE_AXES):
         arguments = inputs(random)
         with no_compiles():
             found = names["served"](names["params"], *arguments)
         expected = jax.jit(partial(plain, names))(names["params"], *arguments)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
-    assert names["served"].stats()["hits"] >= 20
+    assert names["served"].stats()["hits"] >= SIZES_OF_MORE_AXES
 
 
 @needs_pages

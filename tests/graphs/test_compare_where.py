@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import CUDAGraphConfig, CUDAGraphWarning, PaddingLeakError, bucket_jit
+from tests.helpers.examples import as_a_whole
 from tests.helpers.functions import assert_close, floats
 
 ALL = CUDAGraphConfig(
@@ -67,11 +68,11 @@ def test_padded_queries(dtype):
     assert_close(found[MASK], expected[MASK])
 
 
-@pytest.mark.slow  # to import it
 def test_flax():
     """What flax.nnx makes of a mask of tokens is accepted where the mask is true."""
     nnx = pytest.importorskip("flax.nnx")
 
+    @as_a_whole
     def attended(x, mask):
         heads = x[:, :, None]
         allowed = nnx.make_attention_mask(mask, mask, dtype=bool)
@@ -86,6 +87,7 @@ def test_flax():
 def test_the_other_advice():
     """A function that leaves the padding out there, too, is accepted as it is."""
 
+    @as_a_whole
     def cleared(x, mask):
         return jnp.where(mask[..., None], encoded(x, mask), 0)
 
@@ -106,7 +108,7 @@ def test_outputs_of_every_axes():
         (lambda x, mask: encoded(x, mask).sum(axis=(0, 2)), "the output["),
         (lambda x, mask: encoded(x, mask).sum(), "the output[]"),
     ]:
-        message = refusal(bucketed(leaky, WHERE_TRUE), X, mask)
+        message = refusal(bucketed(as_a_whole(leaky), WHERE_TRUE), X, mask)
         assert name in message
         assert "the padding changes the real rows" in message
 
@@ -114,6 +116,7 @@ def test_outputs_of_every_axes():
 def test_leaks_into_what_is_real_are_caught():
     """Where the mask is true nothing is forgiven."""
 
+    @as_a_whole
     def leaky(x, mask):
         return encoded(x, mask) + x.mean(axis=1, keepdims=True)
 

@@ -16,40 +16,49 @@ from cudagraph_jax import (
     PaddingLeakError,
     bucket_jit,
 )
+from tests.helpers.examples import as_a_whole
 from tests.helpers.functions import GRID, TABLE, assert_close, double, floats, stats_of, tokens
 
 DEBUG = dataclasses.replace(GRID, debug_mode=True)
 X = floats(0, 2, 4)
 
 
+@as_a_whole
 def mean_over_batch(x):
     return x - jnp.mean(x, axis=0)
 
 
+@as_a_whole
 def mean_over_tokens(x):
     return jnp.mean(x, axis=1)
 
 
+@as_a_whole
 def unmasked_softmax(x):
     return jax.nn.softmax(x, axis=1)
 
 
+@as_a_whole
 def position_from_the_end(x):
     return x + (x.shape[1] - jnp.arange(x.shape[1], dtype=x.dtype))
 
 
+@as_a_whole
 def scaled_by_length(x):
     return x / x.shape[1]
 
 
+@as_a_whole
 def last_token(x):
     return x[:, -1]
 
 
+@as_a_whole
 def reversed_rows(x):
     return x[::-1]
 
 
+@as_a_whole
 def total_of_squares(x):
     return x * jnp.sum(x * x + 1)
 
@@ -79,26 +88,32 @@ def test_leaks_are_caught(leaky, sizes):
     assert stats_of(function)["errors_by_reason"] == {"leak": 1}
 
 
+@as_a_whole
 def share_of_batch(x):
     return x / (1 + jnp.abs(x).sum(axis=0))
 
 
+@as_a_whole
 def sum_over_tokens(x):
     return x.sum(axis=1)
 
 
+@as_a_whole
 def sum_of_numbers(x):
     return jnp.nansum(x, axis=1)
 
 
+@as_a_whole
 def near_zero(x):
     return jnp.sum(x * jnp.exp(-x * x), axis=1)
 
 
+@as_a_whole
 def sum_of_embeddings(ids):
     return jnp.asarray(TABLE)[ids].sum(axis=1)
 
 
+@as_a_whole
 def embedding_off_mean(ids):
     found = jnp.asarray(TABLE)[ids]
     return found - found.mean(axis=0)

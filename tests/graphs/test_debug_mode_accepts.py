@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import CUDAGraphConfig, bucket_jit
+from tests.helpers.examples import as_a_whole
 from tests.helpers.functions import GRID, KINDS, WIDTH, assert_close, floats, stats_of, tokens
 
 DEBUG = dataclasses.replace(GRID, debug_mode=True)
@@ -27,7 +28,7 @@ def attended(x, allowed):
 )
 def test_what_does_not_leak_is_accepted(name):
     """Masked attention, per-row layers, lookups and the like pass, padded or exact."""
-    kind = KINDS[name]
+    kind = dataclasses.replace(KINDS[name], function=as_a_whole(KINDS[name].function))
     for batch, seq in [(2, 4), (3, 5)]:
         function = kind.bucketed(DEBUG)
         args = kind.arguments(0, batch, seq)
@@ -59,6 +60,7 @@ def test_lengths_do_not_reach_behind_a_cut():
     """An exact call is cut to make room for padding, and its lengths and counts with it."""
     x = floats(0, 3, 5)
 
+    @as_a_whole
     def counted(x, lengths, count):
         real = jnp.arange(x.shape[1]) < jnp.minimum(lengths[:, None], count)
         return jnp.sum(jnp.where(real, x, 0), axis=1)
@@ -77,6 +79,7 @@ def test_pad_values_that_the_function_ignores_are_the_remedy():
     )
     assert_close(function(x), x.max(1))
 
+    @as_a_whole
     def segments(x, ids):
         return attended(x, ids[:, :, None] == ids[:, None, :])
 
@@ -89,6 +92,7 @@ def test_pad_values_that_the_function_ignores_are_the_remedy():
 def test_the_tolerance_is_that_of_the_dtype(dtype):
     """Buckets agree to half of the digits that the output's dtype has."""
 
+    @as_a_whole
     def transformed(x):
         y = jnp.fft.fft(jnp.tanh(x * 1.7) * jnp.exp(1j * x), axis=-1) / 3
         return y if dtype == np.complex64 else (y.real / 8).astype(dtype)
@@ -100,6 +104,7 @@ def test_the_tolerance_is_that_of_the_dtype(dtype):
 def test_declared_masks_may_say_one_for_padding():
     """Padding of 1 says that a position is none: an example of it gets positions that are."""
 
+    @as_a_whole
     def ignoring(x, is_padding):
         return attended(x, ~is_padding[:, None, :])
 

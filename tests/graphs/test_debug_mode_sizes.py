@@ -11,6 +11,7 @@ import pytest
 
 from cudagraph_jax import CUDAGraphConfig, PaddingLeakError, bucket_jit
 from cudagraph_jax.graphs.check import trial_sizes
+from tests.helpers.examples import as_a_whole
 from tests.helpers.functions import assert_close, double, floats, stats_of
 
 CONFIG = CUDAGraphConfig(
@@ -22,6 +23,7 @@ WIDE = CUDAGraphConfig(
 BOTH = ("batch seq", "batch seq")
 
 
+@as_a_whole
 def packed(x, rows):
     """Sums of tokens by the row that they belong to; -1 is the last row, and not none."""
     return jnp.zeros(x.shape[0], x.dtype).at[rows].add(jnp.cos(x))
@@ -37,6 +39,7 @@ def convolution(x, padding, stride):
     return jnp.repeat(steps, stride, axis=1)[:, : x.shape[1]]
 
 
+@as_a_whole
 def first_tokens_of_next(x):
     """Each row's first token beside that of the row before, the first's beside the last's."""
     return x + jnp.roll(x[:, :1], 1, axis=0)
@@ -72,15 +75,19 @@ def test_the_advice_for_full_batches():
 @pytest.mark.parametrize("length", [20, 32])
 def test_strides_are_tried_at_every_remainder(stride, length):
     """A SAME convolution that agrees at the call's length is refused for what it does at others."""
-    function = bucket_jit(
-        lambda x: convolution(x, "SAME", stride), in_axes="batch seq", pad_values=0, config=WIDE
-    )
+
+    @as_a_whole
+    def same(x):
+        return convolution(x, "SAME", stride)
+
+    function = bucket_jit(same, in_axes="batch seq", pad_values=0, config=WIDE)
     said_of(function, floats(0, 2, length))
 
 
 def test_the_advice_for_strides():
     """The message says that odd and even lengths differ, and explicit padding is accepted."""
 
+    @as_a_whole
     def same(x):
         return convolution(x, "SAME", 2)
 
@@ -91,6 +98,7 @@ def test_the_advice_for_strides():
     assert "not so where the sequence is one more or one less: odd and even sizes" in message
     assert "explicit padding" in message
 
+    @as_a_whole
     def explicit(x):
         return convolution(x, [(1, 1)], 2)
 
@@ -104,6 +112,7 @@ def test_odd_and_even_batches_of_functions_without_a_sequence():
     """A function of one axis is tried at odd and even sizes of it."""
     config = CUDAGraphConfig(capture_sizes=(32,), warmup_iterations=0, debug_mode=True)
 
+    @as_a_whole
     def same(x):
         return convolution(x[None], "SAME", 2)[0]
 
@@ -127,7 +136,8 @@ def test_which_axis_is_to_blame():
         ),
     }
     for part, leaky in sizes.items():
-        message = said_of(bucket_jit(leaky, in_axes="batch seq", config=CONFIG), floats(0, 3, 5))
+        function = bucket_jit(as_a_whole(leaky), in_axes="batch seq", config=CONFIG)
+        message = said_of(function, floats(0, 3, 5))
         assert part in message
         assert "(the batch is padded from 3 to 4 and the sequence is padded from 5 to 8)" in message
 
@@ -156,6 +166,7 @@ def test_a_chosen_pad_value_that_matters_is_told():
 def test_the_cause_is_found_with_padding_that_ends_loops():
     """Looking for the cause tries no padding but values that are real elsewhere."""
 
+    @as_a_whole
     def steps(n):
         def body(state):
             n, count = state
@@ -228,6 +239,7 @@ def test_one_eager_run_for_each_size():
 def test_masks_that_pad_on_the_left_survive_a_cut(dtype):
     """Where a shorter call would have rows of which nothing is real, it keeps their ends."""
 
+    @as_a_whole
     def attended(x, mask):
         scores = jnp.einsum("bqd,bkd->bqk", x, x)
         return jax.nn.softmax(jnp.where(mask[:, None] != 0, scores, -1e30)) @ x
@@ -242,6 +254,7 @@ def test_masks_that_pad_on_the_left_survive_a_cut(dtype):
 def test_indices_of_rows_survive_a_cut(nodes):
     """Edges between nodes go between those that are left."""
 
+    @as_a_whole
     def collect(x, senders, receivers):
         return jnp.zeros_like(x).at[receivers].add(x[senders])
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import CUDAGraphConfig, bucket_jit, no_compiles
+from tests.helpers.examples import as_a_whole
 from tests.helpers.functions import VOCABULARY, floats, stats_of
 
 WIDTH = 4
@@ -64,12 +65,12 @@ def bucket_of(position):
 
 
 def eager_loop():
-    """All tokens and logits, with one cache of the final size, operation by operation."""
-    params = jax.device_put(PARAMS)
+    """All tokens and logits, with one cache of the final size."""
+    params, plain = jax.device_put(PARAMS), as_a_whole(step)
     cache: Any = {name: jnp.zeros((4, LENGTHS[-1], WIDTH)) for name in "kv"}
     tokens = np.zeros(4, np.int32)
     for position in range(STEPS):
-        cache, logits = step(params, cache, jnp.asarray(tokens), jnp.int32(position))
+        cache, logits = plain(params, cache, jnp.asarray(tokens), jnp.int32(position))
         rows = rows_at(position)
         # A row that has not joined yet starts from token 0 with an empty cache.
         if rows_at(position + 1) > rows:
@@ -78,7 +79,6 @@ def eager_loop():
         yield tokens[:rows].copy(), np.asarray(logits)[:rows]
 
 
-@pytest.mark.slow  # the same steps are taken eagerly, operation by operation
 def test_a_decode_loop_equals_the_eager_loop():
     """A thousand steps through growing buckets compile nothing and give the eager tokens."""
     function: Any = bucket_jit(

@@ -5,15 +5,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from cudagraph_jax import ConfigError, CUDAGraphConfig, bucket_jit
 from cudagraph_jax.testing import assert_batching_preserves, assert_bucketing_preserves
+from tests.helpers.examples import as_a_whole, examples
 
-FEW = settings(max_examples=30)
+FEW = examples(15, thorough=30)
 WEIGHTS = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
 
 
+@as_a_whole
 def attend(weights, ids, *, mask):
     """A softmax over each row's own tokens, and the mean of them."""
     x = weights[ids]
@@ -35,14 +36,17 @@ def test_a_model_of_own_masks():
     )
 
 
+@as_a_whole
 def first_count(x, *, mask):
     return jnp.sum(x * mask, axis=1) / jnp.sum(mask[0])
 
 
+@as_a_whole
 def longest_count(x, *, mask):
     return jnp.sum(x * mask, axis=1) / jnp.max(jnp.sum(mask, axis=1))
 
 
+@as_a_whole
 def one_end(x, *, mask):
     return x[:, jnp.sum(mask[0]) - 1]
 
@@ -62,10 +66,12 @@ def test_a_mistake_that_rectangles_do_not_show(mistake):
 def test_lengths_of_rows_and_named_axes():
     """Lengths that are given go with their row, as do sizes of further axes and either side."""
 
+    @as_a_whole
     def means(x, lengths):
         real = jnp.arange(x.shape[1]) < lengths[:, None]
         return jnp.sum(x * real, axis=1) / lengths
 
+    @as_a_whole
     def pairs(src, tgt, *, src_mask):
         return jnp.einsum("bs,bt->bts", jnp.where(src_mask, src, 0), tgt)
 

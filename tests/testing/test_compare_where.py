@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from cudagraph_jax import CUDAGraphConfig, bucket_jit
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.testing import assert_bucketing_preserves, assert_padding_does_not_leak
+from tests.helpers.examples import as_a_whole, examples
 from tests.helpers.mistakes import X, elementwise, masked_attention
 
 GRID = CUDAGraphConfig(capture_sizes=(3,), capture_seq_lens=(1, 4))
@@ -22,10 +22,11 @@ MASKED: dict[str, Any] = {
     "dtypes": (None, "bool"),
     "values": (None, "mask"),
     "config": GRID,
-    "settings": hypothesis.settings(max_examples=25),
+    "settings": examples(12, thorough=25),
 }
 
 
+@as_a_whole
 def queries_and_keys(x, mask):
     """Attention whose padded queries see all keys alike, padded ones too."""
     allowed = mask[:, :, None] & mask[:, None, :]
@@ -33,6 +34,7 @@ def queries_and_keys(x, mask):
     return jax.nn.softmax(jnp.where(allowed, scores, -1e30)) @ x
 
 
+@as_a_whole
 def leaky(x, mask):
     return queries_and_keys(x, mask) + x.mean(axis=1, keepdims=True)
 
@@ -74,8 +76,7 @@ def test_a_function_without_a_mask(check):
     options: dict[str, Any] = {"in_axes": (X,), "config": GRID, "compare_where": "mask"}
     with pytest.raises(ConfigError, match="the function takes no mask: name mask_argname"):
         check(elementwise, **options)
-    few = hypothesis.settings(max_examples=10)
-    check(masked_attention, mask_argname="mask", settings=few, **options)
+    check(masked_attention, mask_argname="mask", settings=examples(6, thorough=10), **options)
 
 
 @pytest.mark.parametrize("check", ASSERTIONS)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from cudagraph_jax import Bucket, CUDAGraphConfig, Ladder
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.testing import configs, ladders, sizes
+from tests.helpers.examples import ANY
 
 WIDE = CUDAGraphConfig(capture_sizes=(4, 100, 1000), capture_seq_lens=(64, 5000))
-MANY = settings(max_examples=10_000, database=None)
 POLICIES = {
     "on_miss": ("capture", "background", "eager", "error"),
     "on_overflow": ("eager", "split", "exact", "error"),
@@ -66,7 +66,7 @@ def test_every_policy_may_be_drawn(name, value):
             has_lengths = config.capture_seq_lens is not None
             return getattr(config, name) == value and has_lengths is is_padded
 
-        assert wanted(find(configs(), wanted, settings=MANY))
+        assert wanted(find(configs(), wanted, settings=ANY))
 
 
 @pytest.mark.parametrize("is_limited", [True, False])
@@ -80,7 +80,7 @@ def test_budgets_and_axes_may_be_drawn(is_limited):
         return (config.max_bucket_elements is not None) is is_limited
 
     drawn = configs(max_sizes={"height": 5, "src": 3})
-    assert wanted(find(drawn, wanted, settings=MANY))
+    assert wanted(find(drawn, wanted, settings=ANY))
     assert not find(configs(), lambda config: True).capture_axes
 
 
@@ -126,7 +126,7 @@ def test_narrower_limits(data, config, max_batch_size, max_seq_len):
 @pytest.mark.parametrize("seq", [1, 64, 65, 5000])
 def test_every_edge_may_be_drawn(batch, seq):
     """1, a bucket's size, one above it and the largest one, along each axis."""
-    assert find(sizes(WIDE), lambda size: size == (batch, seq), settings=MANY)
+    assert find(sizes(WIDE), lambda size: size == (batch, seq), settings=ANY)
 
 
 def test_sizes_are_drawn_towards_the_edges():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +13,11 @@ from hypothesis import strategies as st
 from cudagraph_jax import CUDAGraphConfig, InputShapeError, bucket_jit
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.testing import assert_bucketing_preserves, assert_padding_does_not_leak
+from tests.helpers.examples import as_a_whole, examples
 from tests.helpers.mistakes import PLANTED, SOUND, TABLE, X, elementwise
 
 GRID = CUDAGraphConfig(capture_sizes=(3,), capture_seq_lens=(1, 4))
-FEW = hypothesis.settings(max_examples=25)
+FEW = examples(10, thorough=25)
 
 
 def totals(x):
@@ -68,13 +68,13 @@ def test_a_mask_stops_it():
     )
 
 
+@as_a_whole
 def means_of_tokens(ids):
     """The token 0 is padding."""
     real = (ids != 0)[..., None]
     return (TABLE[ids] * real).sum(axis=1) / jnp.maximum(real.sum(axis=1), 1)
 
 
-@pytest.mark.slow  # operation by operation, each compiled for every size
 def test_padding_that_the_function_knows():
     """A pad value that is chosen, be it 0, is one that the function ignores; the default is not."""
     options: dict[str, Any] = {"in_axes": ("batch seq",), "dtypes": "int32"}

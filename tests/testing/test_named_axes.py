@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import hypothesis
@@ -21,18 +22,23 @@ from cudagraph_jax.testing import (
     sizes,
 )
 from tests.helpers.axis_mistakes import ACTS, KINDS
+from tests.helpers.examples import IS_THOROUGH, as_a_whole, examples
 
 CONFIG = CUDAGraphConfig(capture_sizes=(2,), capture_axes={"height": (100, 200), "src": (7,)})
 ASSERTIONS = (assert_bucketing_preserves, assert_padding_does_not_leak)
-FEW = hypothesis.settings(max_examples=20, database=None)
+FEW = examples(12, thorough=20, database=None)
 MANY = hypothesis.settings(max_examples=10_000, database=None)
-by_name = pytest.mark.parametrize("act", ACTS, ids=lambda act: act.__name__)
+# Each act with each kind by one of the assertions, which take turns; thoroughly by both.
+CROSSED = [
+    pytest.param(check, act, kind, id=f"{check.__name__}-{act.__name__}-{kind}")
+    for place, (check, act, kind) in enumerate(itertools.product(ASSERTIONS, ACTS, KINDS))
+    if IS_THOROUGH or place % 2 == 0
+]
 by_kind = pytest.mark.parametrize("kind", KINDS)
+crossed = pytest.mark.parametrize(("check", "act", "kind"), CROSSED)
 
 
-@by_kind
-@by_name
-@pytest.mark.parametrize("check", ASSERTIONS)
+@crossed
 def test_planted_mistakes_are_found(check, act, kind):
     """Padding that counts as real is found for each kind of axis, and the axis is named."""
     axis, options, model = KINDS[kind]
@@ -46,9 +52,7 @@ def test_planted_mistakes_are_found(check, act, kind):
     assert not any(f"that of {other}" in blamed for other in others | {"the batch", "width"})
 
 
-@by_kind
-@by_name
-@pytest.mark.parametrize("check", ASSERTIONS)
+@crossed
 def test_their_twins_are_not_accused(check, act, kind):
     """The same models pass where they leave the padding out."""
     _, options, model = KINDS[kind]
@@ -91,10 +95,15 @@ def test_without_a_configuration():
 def test_where_a_mask_of_the_callers_is_true():
     """`compare_where="mask"` goes by a mask over some of the axes, for pairs of them as well."""
 
+    @as_a_whole
     def pairs(x, src_mask):
         allowed = src_mask[:, :, None] & src_mask[:, None, :]
         scores = jnp.where(allowed, x[:, :, None] * x[:, None, :], -1e30)
         return jax.nn.softmax(scores)
+
+    @as_a_whole
+    def leaky(x, src_mask):
+        return pairs(x, src_mask) + x.mean(1)[:, None, None]
 
     options: dict[str, Any] = {
         "in_axes": ("batch src", "batch src"),
@@ -108,9 +117,7 @@ def test_where_a_mask_of_the_callers_is_true():
             check(pairs, **options)
         check(pairs, compare_where="mask", **options)
         with pytest.raises(AssertionError, match="that of src"):
-            check(
-                lambda x, m: pairs(x, m) + x.mean(1)[:, None, None], compare_where="mask", **options
-            )
+            check(leaky, compare_where="mask", **options)
 
 
 @given(st.data())

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from cudagraph_jax import CUDAGraphConfig, GraphStore, InputShapeError, bucket_jit
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.testing import assert_bucketing_preserves, sizes
+from tests.helpers.examples import as_a_whole, examples
 from tests.helpers.mistakes import FURTHER, PLANTED, SOUND, X, elementwise, mean_of_tokens
 
-THRICE = hypothesis.settings(max_examples=300)
+THRICE = examples(60, thorough=300)
 CONFIG = CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(4,))
 # Eager operations compile for each size, so there are twelve: padded along either axis, along both
 # and along none, by one and by more.
@@ -80,31 +81,40 @@ def test_why():
 def test_what_to_do_about_receivers():
     """The remedy for an index of a scatter is padding that is out of range, which mends it."""
 
+    @as_a_whole
     def received(nodes, edges, receivers):
         return nodes.at[receivers].add(edges + 1)
 
+    @as_a_whole
     def sums(nodes, edges, receivers):
         return jax.ops.segment_sum(jnp.cos(edges), receivers, nodes.shape[0])
 
     axes = ("nodes", "edges", "edges")
     drawn: dict[str, Any] = {"dtypes": (None, None, "int32"), "values": (None, None, (0, 2))}
+    few = examples(25, thorough=100)
     for fn in (received, sums):
         message = failure(fn, in_axes=axes, **drawn)
         assert (
             "remedy: pad receivers with 2147483647 (pad_values), which the function ignores: a "
             "scatter and segment_sum drop an index that is out of range" in message
         )
-        assert_bucketing_preserves(fn, in_axes=axes, pad_values=(0, 0, 2**31 - 1), **drawn)
+        assert_bucketing_preserves(
+            fn, in_axes=axes, pad_values=(0, 0, 2**31 - 1), settings=few, **drawn
+        )
 
+    @as_a_whole
     def halves(nodes, edges, receivers):
         return jnp.zeros(2 * nodes.shape[0]).at[receivers * 2].add(edges + 1)[::2]
 
     message = failure(halves, in_axes=axes, **drawn)
     (advised,) = re.findall(r"pad receivers with (\d+) ", message)
     assert 2**20 < int(advised) < 2**30  # twice the largest wraps around
-    assert_bucketing_preserves(halves, in_axes=axes, pad_values=(0, 0, int(advised)), **drawn)
+    pads = (0, 0, int(advised))
+    assert_bucketing_preserves(halves, in_axes=axes, pad_values=pads, settings=few, **drawn)
     looked_up = failure(
-        lambda x, ids: x[ids].sum(), in_axes=axes[:2], **{k: v[1:] for k, v in drawn.items()}
+        as_a_whole(lambda x, ids: x[ids].sum()),
+        in_axes=axes[:2],
+        **{k: v[1:] for k, v in drawn.items()},
     )
     assert "pad_values that it ignores" in looked_up
 
@@ -125,11 +135,13 @@ def test_which_axis_is_to_blame():
     assert "that of the batch and that of the sequence\n" in both
 
 
+@as_a_whole
 def packed(x, rows):
     """Sums by the row that tokens belong to, of which -1 is the last."""
     return jnp.zeros(x.shape[0]).at[rows].add(jnp.cos(x))
 
 
+@as_a_whole
 def strided(x):
     """Means of three tokens at each second one, from another one on where the length is odd."""
     kernel = jnp.ones((1, 1, 3)) / 3
@@ -196,8 +208,9 @@ def test_a_bucketed_function(tmp_path):
 @pytest.mark.parametrize("unpad", ["host", "device", "none"])
 def test_however_outputs_are_handed_out(unpad):
     """Outputs are compared at the real sizes, for every `unpad`."""
-    assert_bucketing_preserves(elementwise, in_axes=("batch seq",), unpad=unpad)
-    assert "in the bucket" in failure(mean_of_tokens, in_axes=("batch seq",), unpad=unpad)
+    options: dict[str, Any] = {"in_axes": "batch seq", "unpad": unpad, "config": CONFIG}
+    assert_bucketing_preserves(elementwise, **options)
+    assert "in the bucket" in failure(mean_of_tokens, **options)
 
 
 def test_parameters_and_donation():
@@ -276,11 +289,10 @@ def test_the_cause_by_the_tolerance():
     assert "padding is counted in" in message
 
 
-@pytest.mark.slow  # products of matrices, each compiled for every size
 def test_bfloat16():
     """A sound model of few digits is not accused."""
     options: dict[str, Any] = {"in_axes": (X,), "dtypes": "bfloat16", "config": NARROW}
-    assert_bucketing_preserves(lambda x: jax.nn.softmax(x @ x.mT @ x), **options)
+    assert_bucketing_preserves(as_a_whole(lambda x: jax.nn.softmax(x @ x.mT @ x)), **options)
     assert failure(mean_of_tokens, **options)
 
 

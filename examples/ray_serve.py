@@ -98,7 +98,7 @@ def scaled(options: Options) -> serve.Deployment:
             "max_replicas": options.max_replicas or options.replicas,
             # Among 64 that wait, texts find company of their own length; more only wait longer.
             "target_ongoing_requests": 64,
-            "look_back_period_s": 10,
+            "look_back_period_s": 15,
             "upscale_delay_s": 5,  # one that loads is there within seconds: 30 would be too careful
         },
     )

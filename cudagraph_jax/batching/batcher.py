@@ -143,10 +143,13 @@ class Batcher:
         """How many items wait."""
         return len(self._queue.waiting)
 
-    def expected_s(self) -> float:
-        """Seconds until what waits and runs now is answered, by what calls took; 0 if none did."""
-        items = self.waiting + len(self._runner.under_way)
-        return items * (self.figures.seconds_each or 0.0)
+    def expected_s(self, more: int = 1) -> float:
+        """Seconds until so many more would be answered, behind what waits and runs now.
+
+        By what rows took of late; 0 where nothing waits and runs, or none was timed.
+        """
+        before = self.waiting + len(self._runner.under_way)
+        return (before + more - 1) * (self.figures.seconds_each or 0.0) if before else 0.0
 
     def __repr__(self) -> str:
         return one_line(f"Batcher({self.name}, {self.waiting} waiting)")

@@ -407,7 +407,7 @@ class Times:
         return {"mean": mean * 1e3, **percentiles, "max": self.max_s * 1e3}
 
 
-_REMEMBERED_CALLS = 32
+_REMEMBERED_ROWS = 256
 
 
 class Figures:
@@ -445,7 +445,8 @@ class Figures:
         self.computed_elements += bucket.elements
         each = seconds / rows
         before = each if self.seconds_each is None else self.seconds_each
-        self.seconds_each = before + (each - before) / _REMEMBERED_CALLS
+        # Each row weighs the same: one alone takes longer than one of many.
+        self.seconds_each = before + (each - before) * rows / (rows + _REMEMBERED_ROWS)
 
     def seconds_for(self, items: int) -> float:
         """How long so many take, as measured; a second where nothing was."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cudagraph_jax.server.request_error import bug_response
+from cudagraph_jax.server.request_error import bug_response, cut_off_response
 
 logger = logging.getLogger("cudagraph_jax.server")
 access_logger = logging.getLogger("cudagraph_jax.access")
@@ -109,6 +110,10 @@ class AccessLog:
         self._metrics.begin()
         try:
             await self._app(scope, receive, send_and_note)
+        except asyncio.CancelledError:  # the server ends, and waits no longer
+            if status != _CLIENT_GONE:
+                raise
+            await cut_off_response()(scope, receive, send_and_note)
         except Exception:
             logger.exception("request %s failed", request_id)
             if status != _CLIENT_GONE:  # the answer has begun

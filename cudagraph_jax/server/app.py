@@ -194,12 +194,13 @@ class _Endpoints:
         self._readiness.check()
         self._queue.check_room(until - time.monotonic())  # before it costs more than that
         try:
-            asked = understood(await self._bodies.read(request))
-            self._check_model(asked.model)
-            dimensions = self._dimensions(asked)
-            embedded = await self._queue.embed(
-                asked.inputs, place=asked.place, until=until, gone=_gone(request)
-            )
+            async with self._bodies.reading(request) as body:
+                asked = understood(body)
+                self._check_model(asked.model)
+                dimensions = self._dimensions(asked)
+                embedded = await self._queue.embed(
+                    asked.inputs, place=asked.place, until=until, gone=_gone(request)
+                )
         except (ClientGoneError, ClientDisconnect):
             return Response(status_code=499)  # nobody reads it
         self._note(request, embedded)

@@ -10,7 +10,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from cudagraph_jax.server.request_error import RequestError
 
 _MAX_HEAD_BYTES = 64 << 10
-"""Of a request line and its headers; what comes in one piece with their end is not counted."""
+"""Of a request line and its headers; of what frames a body twice as much as that has besides."""
+
+_MOST_PIPELINED = 16
+"""Requests of a connection without an answer; 64 KiB hold a thousand."""
 
 _REFUSAL = (
     b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
@@ -34,28 +37,32 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._head_bytes = 0
+        self._spare_bytes = _MAX_HEAD_BYTES
         self._in_body = False
         self._unanswered = 0
-        self._waiting: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for a request."""
         super().connection_made(transport)
-        self._wait(self.head_s)
+        self._wait_for_a_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends all waiting."""
-        self._stop_waiting()
+        _stop(self._head_timer)
+        self._head_timer = None
+        _stop(self._read_timer)
+        self._read_timer = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Takes what came, unless it is too much of headers."""
-        if not self._unanswered and self._waiting is None:
-            self._wait(self.head_s)
-        self._head_bytes += len(data)
+        """Takes what came, unless too much of it is no body."""
+        if not self._unanswered and self._head_timer is None:
+            self._wait_for_a_head()
+        self._spare_bytes -= len(data)
         super().data_received(data)
-        if not self._in_body and self._head_bytes > _MAX_HEAD_BYTES:
+        if self._spare_bytes < 0:
             most = f"the headers have more than {_MAX_HEAD_BYTES} bytes: send fewer"
             self._refuse("431 Request Header Fields Too Large", most, "headers_too_large")
 
@@ -69,39 +76,72 @@ class Connection(HttpToolsProtocol):
             body = RequestError(int(status[:3]), message, code=code).response().body
             self.transport.write(_REFUSAL % (status.encode(), len(body), body))
             self.transport.close()
+            self._wait_for_a_reader()
+
+    def on_message_begin(self) -> None:
+        """Takes a request, unless too many before it have no answer yet."""
+        if self._unanswered >= _MOST_PIPELINED:
+            raise ValueError("too many requests without an answer")  # the parser ends with it
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Takes a header, and lets go what comes behind a body: nobody looks at that."""
+        if not self._in_body:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The request is the application's from here on."""
         self._in_body = True
         self._unanswered += 1
-        self._stop_waiting()
+        _stop(self._head_timer)
+        self._head_timer = None
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Takes a part of a body, and spares as much for what frames it."""
+        self._spare_bytes += 2 * len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """What comes now is the next request."""
-        self._in_body, self._head_bytes = False, 0
+        self._in_body, self._spare_bytes = False, _MAX_HEAD_BYTES
+        _stop(self._head_timer)
+        self._head_timer = None
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """From here on uvicorn waits for the next request, as long as a connection may rest."""
         self._unanswered -= 1
         super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self._wait_for_a_reader()
 
     def pause_writing(self) -> None:
         """Begins to wait for a client that does not read."""
         super().pause_writing()
-        self._wait(self.read_s)
+        self._wait_for_a_reader()
 
     def resume_writing(self) -> None:
         """It reads."""
-        self._stop_waiting()
+        _stop(self._read_timer)
+        self._read_timer = None
         super().resume_writing()
 
-    def _wait(self, seconds: float) -> None:
-        self._stop_waiting()
-        self._waiting = self.loop.call_later(seconds, self.transport.abort)
+    def _wait_for_a_head(self) -> None:
+        _stop(self._head_timer)
+        self._head_timer = None
+        self._head_timer = self.loop.call_later(self.head_s, self.transport.abort)
 
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+    def _wait_for_a_reader(self) -> None:
+        if self._read_timer is None:
+            self._read_timer = self.loop.call_later(self.read_s, self._end_unread)
+
+    def _end_unread(self) -> None:
+        self._read_timer = None
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+
+
+def _stop(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()

@@ -22,6 +22,7 @@ from cudagraph_jax.server.readiness import Readiness
 logger = logging.getLogger("cudagraph_jax.server")
 
 _BACKLOG = 2048
+_SAME_SIGNAL_S = 1.0
 _KEEP_ALIVE_S = 65
 """Load balancers let a connection rest for 60 s: where that is longer, they use one that ended."""
 
@@ -40,8 +41,8 @@ def run(
 
     At the first signal `/ready` says 503. After `drain_delay_s`, in which load balancers take
     notice and requests are answered as before, no connection is accepted any more, what was
-    accepted is answered, and whatever is not after `drain_s` is cut off. A second signal ends it at
-    once. Call it in the main thread.
+    accepted is answered, and whatever is not after `drain_s` is cut off. A second signal, a second
+    later or more, ends it at once. Call it in the main thread.
 
     Args:
         app: The application.
@@ -117,6 +118,7 @@ class _DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, readiness: Readiness, *, delay_s: float) -> None:
         super().__init__(config)
         self._readiness, self._delay_s = readiness, delay_s
+        self._left_at = 0.0
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -134,12 +136,15 @@ class _DrainingServer(uvicorn.Server):
                 loop.remove_signal_handler(each)
 
     def _leave(self) -> None:
-        if self._readiness.is_leaving:  # the second time
-            self.force_exit = self.should_exit = True
+        loop = asyncio.get_running_loop()
+        if self._readiness.is_leaving:
+            # A supervisor and whoever told it may send one signal twice.
+            if loop.time() > self._left_at + _SAME_SIGNAL_S:
+                self.force_exit = self.should_exit = True
             return
         logger.info("draining")
-        self._readiness.is_leaving = True
-        asyncio.get_running_loop().call_later(self._delay_s, self._drain)
+        self._readiness.is_leaving, self._left_at = True, loop.time()
+        loop.call_later(self._delay_s, self._drain)
 
     def _drain(self) -> None:
         self._readiness.is_draining = self.should_exit = True

@@ -46,6 +46,10 @@ class RequestError(Exception):
             "code": self.code,
         }
         headers = {} if self.retry_after_s is None else _retry_headers(self.retry_after_s)
+        if self.status == 504:  # to ask again makes what waits no shorter
+            headers["x-should-retry"] = "false"
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
         # What is left of a body that is too large, or too slow, is not waited for.
         if self.status in (408, 413):
             headers["connection"] = "close"
@@ -93,4 +97,11 @@ def bug_response() -> Response:
     """The answer where something failed that nobody foresaw: the log says what, and nobody else."""
     return RequestError(
         500, "the server failed to answer: its log says why", code="internal_error"
+    ).response()
+
+
+def cut_off_response() -> Response:
+    """The answer to what a server that ends has no time for."""
+    return RequestError(
+        503, "the server ended before its answer: try another", code="draining", retry_after_s=1.0
     ).response()

@@ -28,7 +28,7 @@ Vector = npt.NDArray[np.float32]
 Row = Sequence[int]
 
 _INLINE_CHARS = 4096
-"""So many characters are tokenized in 2 ms; more in a thread, beside other requests."""
+"""So many characters are tokenized in 4 ms; more in a thread, beside other requests."""
 
 _SPARE = 0.6
 """The part of its time that a request may be expected to wait.
@@ -93,7 +93,7 @@ class Limits:
     """What a server takes; more is refused, and harms nobody else.
 
     Attributes:
-        max_waiting: Texts that may wait for the device.
+        max_waiting: Texts that may wait for the device; no more than the encoder's batcher takes.
         timeout_s: In which a request is answered, or told that it will not be. A client may ask for
             less by the header `x-request-timeout`.
         max_inputs: Texts of a request.
@@ -171,6 +171,20 @@ class TextQueue:
             ClientGoneError: The client went away; what had not run is dropped.
         """
         self._check_count(len(inputs))
+        try:
+            async with asyncio.timeout(until - time.monotonic()):
+                return await self._embed(inputs, place=place, until=until, gone=gone)
+        except TimeoutError:
+            raise _late() from None
+
+    async def _embed(
+        self,
+        inputs: Sequence[str] | Sequence[Row],
+        *,
+        place: Callable[[int], str],
+        until: float,
+        gone: Callable[[], Awaitable[object]],
+    ) -> Embedded:
         rows, cut = await self._rows(inputs, place)
         tokens = sum(map(len, rows))
         if tokens > self._limits.max_request_tokens:
@@ -198,9 +212,11 @@ class TextQueue:
             RequestError: 429, and when to try again.
         """
         batcher = self._encoder.batcher
-        waiting, expected_s = batcher.waiting, batcher.expected_s()
+        waiting, expected_s = batcher.waiting, batcher.expected_s(count)
         if waiting + count > self._limits.max_waiting:
             raise _full(f"{waiting} texts wait", expected_s or _UNKNOWN_S)
+        if left_s <= 0:
+            raise _late()
         if expected_s > _SPARE * left_s:
             what = f"what waits takes {expected_s:.2g} s, and this request has {max(left_s, 0):.2g}"
             raise _full(what, expected_s - _SPARE * left_s)
@@ -281,6 +297,7 @@ async def _first_of(
 ) -> Sequence[Any]:
     """The answers, unless the client goes away before."""
     answers = asyncio.gather(*map(asyncio.wrap_future, futures))
+    answers.add_done_callback(_looked_at)
     leaving = asyncio.ensure_future(gone())
     try:
         await asyncio.wait((answers, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -296,6 +313,18 @@ async def _first_of(
         leaving.cancel()
         answers.cancel()
         _cancel(futures)
+
+
+def _looked_at(answers: asyncio.Future[Any]) -> None:
+    """Has nobody complain of an error that was not asked for: the client is gone."""
+    if not answers.cancelled():
+        answers.exception()
+
+
+def _late() -> RequestError:
+    return RequestError(
+        504, "the request's time is over: allow more, or send fewer texts", code="deadline_exceeded"
+    )
 
 
 def _cancel(futures: Sequence[Future[Any]]) -> None:

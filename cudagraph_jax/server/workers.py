@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from prometheus_client.multiprocess import mark_process_dead
+
 logger = logging.getLogger("cudagraph_jax.server")
 
 _POLL_S = 0.1
@@ -26,10 +28,11 @@ class _Worker:
 
     Args:
         start: Starts one.
+        folder: Where they write their metrics.
     """
 
-    def __init__(self, start: Callable[[], subprocess.Popen[bytes]]) -> None:
-        self._start = start
+    def __init__(self, start: Callable[[], subprocess.Popen[bytes]], folder: str) -> None:
+        self._start, self._folder = start, folder
         self._wait_s = _FIRST_WAIT_S
         self._begins_at: float | None = None
         self.process = start()
@@ -55,6 +58,8 @@ class _Worker:
         """Leaves nothing behind of one that ended."""
         with self.process:  # which waits, and closes the pipe
             pass
+        # What was open there is not any more.
+        mark_process_dead(self.process.pid, self._folder)  # type: ignore[no-untyped-call]
 
     def send(self, number: int) -> None:
         """Sends a signal, if anybody is there."""
@@ -77,7 +82,7 @@ def supervise(command: Sequence[str], *, workers: int, listener: socket.socket) 
     Returns:
         0 if all ended as they were told, else 1.
     """
-    told = threading.Event()
+    told: list[int] = []
     with ExitStack() as stack:
         stack.enter_context(listener)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="cudagraph-jax-metrics-"))
@@ -93,7 +98,7 @@ def supervise(command: Sequence[str], *, workers: int, listener: socket.socket) 
                 start_new_session=True,  # Ctrl-C reaches this process, which tells them
             )
 
-        crew = [_Worker(start) for _ in range(workers)]
+        crew = [_Worker(start, folder) for _ in range(workers)]
         try:
             with _signals(told, crew):
                 status = _watch(crew, told)
@@ -105,11 +110,11 @@ def supervise(command: Sequence[str], *, workers: int, listener: socket.socket) 
 
 
 @contextmanager
-def _signals(told: threading.Event, crew: Sequence[_Worker]) -> Iterator[None]:
+def _signals(told: list[int], crew: Sequence[_Worker]) -> Iterator[None]:
     """Passes on the signals that end the server."""
 
     def end(number: int, frame: object) -> None:
-        told.set()
+        told.append(number)
         for worker in crew:
             worker.send(number)
 
@@ -121,15 +126,15 @@ def _signals(told: threading.Event, crew: Sequence[_Worker]) -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _watch(crew: Sequence[_Worker], told: threading.Event) -> int:
-    while not told.wait(_POLL_S):
-        if any(worker.look_after() is not None for worker in crew):
-            for worker in crew:
-                worker.send(signal.SIGTERM)
-            break
+def _watch(crew: Sequence[_Worker], told: list[int]) -> int:
+    while not told and all(worker.look_after() is None for worker in crew):
+        time.sleep(_POLL_S)
+    # Also one that was begun while the signal came; the others take it for the same signal.
+    for worker in crew:
+        worker.send(signal.SIGTERM)
     # One that had not begun yet ends by the signal itself, and has lost nothing.
     ended_well = [worker.process.wait() in (0, -signal.SIGTERM) for worker in crew]
-    return 0 if told.is_set() and all(ended_well) else 1
+    return 0 if told and all(ended_well) else 1
 
 
 def end_with_parent() -> None:

@@ -33,12 +33,13 @@ def test_code(page, tmp_path, monkeypatch):
     """Every Python block of a page runs, in order, and prints what its comments say."""
     monkeypatch.chdir(tmp_path)
     # A page's assertion compiles its function operation by operation for each size it draws.
+    usual = settings.get_current_profile_name()
     settings.register_profile("pages", settings(), max_examples=10)
     settings.load_profile("pages")
     try:
         pages.run(page)
     finally:
-        settings.load_profile("cudagraph_jax")
+        settings.load_profile(usual)
     if page.name == "observing.md":
         report = (tmp_path / "cache.html").read_text(encoding="utf-8")
         assert report.lower().startswith("<!doctype")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import socket
 import sys
 import time
@@ -112,6 +113,8 @@ def _run(options: argparse.Namespace) -> int:
     from cudagraph_jax.server.workers import end_with_parent
 
     _set_up_logs()
+    # Until the server has a handler of its own; as the first process of a container it has none.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     if options.listener is not None:  # one of several workers
         end_with_parent()
         _serve(options, socket.socket(fileno=options.listener))
@@ -146,7 +149,9 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> None:
     )
     key = _key(options.api_key_file)
     config = None if options.plan is None else _planned(options.plan, options.model)
-    encoder = Encoder(config, model=options.model, store=options.store)
+    encoder = Encoder(
+        config, model=options.model, store=options.store, max_waiting=options.max_waiting
+    )
     app = embeddings_app(
         encoder,
         model=encoder.name if options.name is None else options.name,
@@ -154,6 +159,10 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> None:
         limits=limits,
         progress=_Progress(),
     )
+    if options.listener is not None:
+        # Workers share a socket: one that is cold would take requests that a warm one answers.
+        encoder.warmup(progress=_Progress())
+        encoder.function.seal()
     run(
         app,
         listener=listener,

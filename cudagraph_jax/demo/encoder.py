@@ -103,6 +103,7 @@ class Encoder:
             package that the demo installs.
         store: Where executables are kept, or its directory: what is there is loaded untraced.
         packing: Whether short texts share a row, which computes hardly any padding.
+        max_waiting: Of `batcher`.
 
     Attributes:
         config: The buckets and the policies.
@@ -132,6 +133,7 @@ class Encoder:
         model: str | os.PathLike[str] | None = None,
         store: GraphStore | str | os.PathLike[str] | None = None,
         packing: bool = False,
+        max_waiting: int = 2048,
     ) -> None:
         folder = find_model() if model is None else read_folder(model)
         if config is None:
@@ -154,7 +156,7 @@ class Encoder:
             fingerprint=model_fingerprint(folder.architecture),
             name=function.__name__,
         )
-        self.batcher = Batcher(self.function, self._params, name="Encoder")
+        self.batcher = Batcher(self.function, self._params, max_waiting=max_waiting, name="Encoder")
 
     @property
     def params(self) -> Params:

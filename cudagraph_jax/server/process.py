@@ -87,7 +87,10 @@ def listen(host: str, port: int) -> socket.socket:
 
     Raises:
         CUDAGraphError: The address cannot be had.
+        ConfigError: There is none.
     """
+    if not host:
+        raise ConfigError("host='' is no address: give '0.0.0.0' for all of this machine")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -36,6 +36,9 @@ _SPARE = 0.6
 Up to half as many again pass a text that shares its length with few. At ten times what a machine
 could answer p99 was 1.6 times the expected wait (`benchmarks/server_stress.py --only overload`).
 """
+
+_AT_A_TIME = 64
+"""Texts of one request that wait at a time: with more calls are hardly fuller, and others wait."""
 
 _UNKNOWN_S = 1.0
 """When to try again where nothing has run yet."""
@@ -195,11 +198,52 @@ class TextQueue:
                 param="input",
                 code="request_too_large",
             )
-        self.check_room(until - time.monotonic(), count=len(rows))
-        futures = self._submit(rows, until)
-        answers = await _first_of(futures, gone)
+        at_once = min(len(rows), _AT_A_TIME, self._limits.max_waiting)
+        self.check_room(until - time.monotonic(), count=at_once)
+        answers = await _unless_gone(self._answers(rows, until), gone)
         vectors = np.stack([self._encoder.vector(answer) for answer in answers])
         return Embedded(vectors, tokens, cut)
+
+    async def _answers(self, rows: Sequence[Row], until: float) -> list[Any]:
+        """The answer to each row; of many only some wait at a time, and leave room for others."""
+        answers: dict[int, Any] = {}
+        running: dict[asyncio.Future[Any], tuple[int, Future[Any]]] = {}
+
+        async def collect() -> None:
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                index, _ = running.pop(future)
+                answers[index] = future.result()
+
+        try:
+            for index, row in enumerate(rows):
+                while len(running) >= _AT_A_TIME or not self._submit(row, until, index, running):
+                    await collect()
+            while running:
+                await collect()
+        finally:
+            for future, (_, item) in running.items():
+                item.cancel()
+                future.add_done_callback(_looked_at)
+        return [answers[index] for index in range(len(rows))]
+
+    def _submit(
+        self,
+        row: Row,
+        until: float,
+        index: int,
+        running: dict[asyncio.Future[Any], tuple[int, Future[Any]]],
+    ) -> bool:
+        """Has one row wait; False where it has to wait for those before it to make room."""
+        left_s = max(0.0, until - time.monotonic())
+        try:
+            item = self._encoder.batcher.submit(*self._encoder.item(row), deadline=left_s)
+        except QueueFullError:
+            if running:
+                return False
+            raise
+        running[asyncio.wrap_future(item)] = index, item
+        return True
 
     def check_room(self, left_s: float, *, count: int = 1) -> None:
         """Refuses what would have no room or no time, so that what waits is answered.
@@ -222,7 +266,7 @@ class TextQueue:
             raise _full(what, expected_s - _SPARE * left_s)
 
     def _check_count(self, count: int) -> None:
-        most = min(self._limits.max_inputs, self._limits.max_waiting)
+        most = self._limits.max_inputs
         if count > most:
             raise RequestError(
                 413,
@@ -279,25 +323,12 @@ class TextQueue:
                 code="unknown_token",
             )
 
-    def _submit(self, rows: Sequence[Row], until: float) -> list[Future[Any]]:
-        futures: list[Future[Any]] = []
-        try:
-            for row in rows:
-                left_s = max(0.0, until - time.monotonic())
-                item = self._encoder.item(row)
-                futures.append(self._encoder.batcher.submit(*item, deadline=left_s))
-        except BaseException as error:
-            _cancel(futures)
-            raise _reason(error) from error
-        return futures
 
-
-async def _first_of(
-    futures: Sequence[Future[Any]], gone: Callable[[], Awaitable[object]]
-) -> Sequence[Any]:
+async def _unless_gone(
+    answering: Coroutine[Any, Any, list[Any]], gone: Callable[[], Awaitable[object]]
+) -> list[Any]:
     """The answers, unless the client goes away before."""
-    answers = asyncio.gather(*map(asyncio.wrap_future, futures))
-    answers.add_done_callback(_looked_at)
+    answers = asyncio.ensure_future(answering)
     leaving = asyncio.ensure_future(gone())
     try:
         await asyncio.wait((answers, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -311,8 +342,9 @@ async def _first_of(
         raise _reason(error) from error
     finally:
         leaving.cancel()
-        answers.cancel()
-        _cancel(futures)
+        if not answers.done():
+            answers.cancel()
+            await asyncio.wait((answers,))
 
 
 def _looked_at(answers: asyncio.Future[Any]) -> None:
@@ -325,11 +357,6 @@ def _late() -> RequestError:
     return RequestError(
         504, "the request's time is over: allow more, or send fewer texts", code="deadline_exceeded"
     )
-
-
-def _cancel(futures: Sequence[Future[Any]]) -> None:
-    for future in futures:
-        future.cancel()
 
 
 def _full(what: str, retry_after_s: float) -> RequestError:

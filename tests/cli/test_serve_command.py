@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -18,6 +19,14 @@ from tests.helpers.served import served
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 COMMAND = [sys.executable, "-m", "cudagraph_jax", "serve", "--port", "0", "--listener"]
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """Gives back the handler that the command takes the place of."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def fails(capsys, *arguments):

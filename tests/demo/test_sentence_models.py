@@ -329,3 +329,13 @@ def test_a_tokenizer_that_does_not_fit(copied):
     (copied / "tokenizer.json").write_text("{}")
     with pytest.raises(DemoError, match=r"tokenizer\.json cannot be read \(.*AutoTokenizer"):
         Encoder(model=copied)
+
+
+def test_texts_without_end(tmp_path):
+    """Of a very long text the same tokens are kept as of its beginning, and it lost its end."""
+    encoder = Encoder(model=write(tmp_path / "model"))
+    for word in ("w1 w2 ", "w3", "\N{CJK UNIFIED IDEOGRAPH-4E00}", " "):
+        rows, cuts = encoder.tokenize.with_cuts([word * 200_000, "w5"])
+        short, _ = encoder.tokenize.with_cuts([word * 5_000])
+        assert rows[0] == short[0]
+        assert cuts == [len(rows[0]) == encoder.max_tokens, False]

@@ -118,3 +118,24 @@ def test_a_client_that_reads_nothing(caplog):
 
     with caplog.at_level(logging.CRITICAL):
         assert exchanged(app, talk) == ["cut off"]
+
+
+def test_too_many_requests_at_a_time(app):
+    """Of requests that come together only so many are taken; the connection ends."""
+    (answer,) = exchanged(app, sending(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 500))
+    assert answer == b"reset" or answer.count(b"HTTP/1.1") < 50
+
+
+def test_what_follows_a_body(app):
+    """Trailers are let go, and with more of them than of the body the connection ends."""
+    head = b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
+    body = b'{"model":"tiny","input":"a"}'
+    chunk = b"%x\r\n%s\r\n0\r\n" % (len(body), body)
+    end = b"connection: close\r\n\r\n"
+    good, bad = exchanged(
+        app,
+        sending(head + end + chunk + b"x-a: b\r\n\r\n"),
+        sending(head + b"\r\n" + chunk, *[b"x-a: " + b"b" * 10_000 + b"\r\n"] * 50),
+    )
+    assert good.startswith(b"HTTP/1.1 200 OK")
+    assert bad == b"reset" or b"headers_too_large" in bad

@@ -207,3 +207,19 @@ def test_unknown_paths(method, path, status, client):
     response = client.request(method, path)
     assert response.status_code == status
     assert response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "param"),
+    [
+        (b'["a"' + b",3" * 1_000_000 + b"]", 400, "input[1]"),
+        (b"[[1]" + b",[1]" * 500_000 + b"]", 413, "input"),
+        (b"[1" + b",1" * 500_000 + b"]", 413, "input"),
+    ],
+)
+def test_long_lists(content, status, param, client):
+    """The first fault of a long list is told, and none of the others is looked for."""
+    response = client.post("/v1/embeddings", content=b'{"model":"tiny","input":' + content + b"}")
+    assert response.status_code == status
+    assert response.json()["error"]["param"] == param
+    assert len(response.content) < 1000

@@ -45,11 +45,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--batch", type=int, default=64, help="requests that may share a call")
+    parser.add_argument("--batch", type=int, default=32, help="requests that may share a call")
     parser.add_argument("--wait-ms", type=float, default=5.0, help="for a batch to fill")
     parser.add_argument("--rows", type=int, default=8, help="texts that the model takes at once")
-    parser.add_argument("--replicas", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2, help="of a replica")
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of a replica")
     options = parser.parse_args()
     # Ray's sockets have paths of at most 107 characters: not below the checkout.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:

@@ -6,8 +6,8 @@
 Every contender is a process that serves all-MiniLM-L6-v2 on this machine, and gets the same
 requests: NumPy's passages in random order, one text each, as OpenAI's embeddings in base64. First a
 closed loop shows what it can do. Then requests come at random, at 60 % of that, and at a rate that
-is the same for all, by default 60 % of what the slowest can do; times are counted from when a
-request was due (see http_load.py).
+is the same for all, by default 60 % of what the slowest of those that batch can do; times are
+counted from when a request was due (see http_load.py).
 
 Peers are installed on first use, each into an environment of its own in `--envs` (1.5 GB each,
 minutes). What cannot be had is left out, and it is said why. So is who gives other vectors than the
@@ -39,7 +39,7 @@ import numpy.typing as npt
 from contenders import CONTENDERS, MODEL, OURS, ROOT, Cores, Server, UnavailableError, serving
 from http_load import RAMP_S, Client, Load, Target, closed_loop, embedding_requests, open_loop
 
-PART = 0.6
+PART, NAIVE = 0.6, "starlette"
 OFF_BY = 1e-3
 """Vectors of unit length that are further away, in one component, are another model's."""
 
@@ -149,7 +149,7 @@ class Bench:
             try:
                 with serving(name, self.options.envs) as server:
                     figures = Figures(asyncio.run(off_by(target(server), texts, expected)))
-                    figures.closed.append(self._run(server, 0, self._closed_loop()))
+                    figures.closed.append(self._closed_loop(server, 0))
                 yield name, figures
             except UnavailableError as error:
                 yield name, str(error)
@@ -164,15 +164,19 @@ class Bench:
             common: Requests a second that all get.
         """
         with serving(name, self.options.envs) as server:
-            closed = self._run(server, number, self._closed_loop())
+            closed = self._closed_loop(server, number)
             own = self._open_loop(PART * closed.load.throughput, number)
             figures.closed.append(closed)
             figures.own.append(self._run(server, number, own))
             figures.common.append(self._run(server, number, self._open_loop(common, number)))
 
-    def _closed_loop(self) -> Loop:
+    def _closed_loop(self, server: Server, seed: int) -> Run:
         options = self.options
-        return partial(closed_loop, clients=options.clients, seconds=options.seconds, ramp_s=RAMP_S)
+        loop = partial(closed_loop, clients=options.clients, seconds=options.seconds, ramp_s=RAMP_S)
+        run = self._run(server, seed, loop)
+        if not run.load.answered:
+            raise UnavailableError(f"in {options.seconds:g} s it answered nothing")
+        return run
 
     def _open_loop(self, rate: float, seed: int) -> Loop:
         return partial(open_loop, rate=rate, seconds=self.options.seconds, seed=seed)
@@ -247,7 +251,8 @@ def measure(options: argparse.Namespace, texts: Sequence[str]) -> dict[str, Figu
             print(f"{name}: left out, {figures}", file=sys.stderr)
     if not found:
         raise SystemExit("no server can be measured")
-    common = options.rate or PART * min(figures.throughput for figures in found.values())
+    batching = [figures for name, figures in found.items() if name != NAIVE] or found.values()
+    common = options.rate or PART * min(figures.throughput for figures in batching)
     for figures in found.values():
         figures.closed.clear()
     for number in range(1, options.rounds + 1):

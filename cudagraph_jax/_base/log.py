@@ -1,4 +1,4 @@
-"""The package's one logger: captures and evictions at INFO, decisions at DEBUG.
+"""The package's logger: captures and evictions at INFO, decisions at DEBUG. Its server has others.
 
 It has no handler of its own, not even `logging.NullHandler`: where the application configures
 nothing, Python prints what went wrong in a worker thread to stderr, and drops the rest.

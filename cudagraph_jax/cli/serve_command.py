@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cudagraph_jax.cli.options import positive, seconds
-from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.errors import ConfigError, CUDAGraphError
 
 if TYPE_CHECKING:
     from cudagraph_jax.cli.options import Commands
@@ -109,8 +109,11 @@ def _port(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     # Only this command needs JAX to be started, and packages that it alone has.
-    from cudagraph_jax.server.process import listen
-    from cudagraph_jax.server.workers import end_with_parent
+    try:
+        from cudagraph_jax.server.process import listen
+        from cudagraph_jax.server.workers import end_with_parent
+    except ImportError as error:
+        raise CUDAGraphError(str(error)) from None
 
     _set_up_logs()
     # Until the server has a handler of its own; as the first process of a container it has none.

@@ -40,6 +40,7 @@ class Readiness:
         self._encoder, self._progress = encoder, progress
         self.settled = threading.Event()
         self.begin()
+        self._step = "not begun; the ASGI server has to run the application's lifespan"
 
     def begin(self) -> None:
         """Begins anew, as with each start of the application."""

@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -112,3 +113,13 @@ def test_an_address_that_is_taken(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert "Give another" in fails(capsys, "--port", port)
+
+
+def test_without_its_extra():
+    """What is missing and what to install stands in one line."""
+    code = "import sys; sys.modules['starlette'] = None\n"
+    code += "from cudagraph_jax.cli import main; sys.exit(main(['serve']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install 'cudagraph-jax[serve]'" in done.stderr
+    assert done.stderr.count("\n") == 1

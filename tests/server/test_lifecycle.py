@@ -33,7 +33,11 @@ def test_it_warms_up_as_it_starts(caplog):
     )
     assert ready(TestClient(app)) == (
         503,
-        {"status": "not ready", "reason": "the server warms up: begins"},
+        {
+            "status": "not ready",
+            "reason": "the server warms up: not begun; the ASGI server has to run the "
+            "application's lifespan",
+        },
     )
     with TestClient(app) as client:
         assert app.state.readiness.settled.wait(60)

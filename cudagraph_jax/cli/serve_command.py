@@ -172,6 +172,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> None:
         drain_delay_s=options.drain_delay,
         drain_s=options.timeout + 5,
     )
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is answered, and the status is 0
 
 
 def _key(path: Path | None) -> str | None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +81,6 @@ class Served:
         connection.sendall(content)
         return connection
 
-    def listens(self) -> bool:
-        """Whether it accepts connections."""
-        try:
-            socket.create_connection(self.address, timeout=60).close()
-        except ConnectionRefusedError:
-            return False
-        return True
-
     def embed(self, **options: Any) -> httpx.Response:
         body = {"model": "tiny", "input": "a b c"}
         return httpx.post(f"{self.url}/v1/embeddings", json=body, timeout=60, **options)
@@ -107,11 +99,11 @@ def served(*arguments: str, **options: Any) -> Iterator[Served]:
 
 
 def everything_from(connection: socket.socket) -> bytes:
-    """What comes until the other side closes."""
+    """What comes until the other side closes, however it does."""
     chunks = []
-    while chunk := connection.recv(1 << 16):
-        chunks.append(chunk)
-    connection.close()
+    with connection, suppress(ConnectionResetError):
+        while chunk := connection.recv(1 << 16):
+            chunks.append(chunk)
     return b"".join(chunks)
 
 

@@ -130,10 +130,6 @@ def _listening(options: argparse.Namespace, listener: socket.socket) -> int:
     """Serves, here or by several workers; the exit status."""
     from cudagraph_jax.server.workers import supervise
 
-    host, port = listener.getsockname()[:2]
-    logging.getLogger("cudagraph_jax.server").info(
-        "listening on http://%s:%d", f"[{host}]" if ":" in host else host, port
-    )
     if options.workers == 1:
         _serve(options, listener)
         return 0

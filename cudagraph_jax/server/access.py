@@ -22,6 +22,9 @@ access_logger = logging.getLogger("cudagraph_jax.access")
 
 _BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_PROBES = frozenset({"/health", "/ready", "/metrics"})
+"""Asked every few seconds; what is worth a line is that one fails."""
+
 _CLIENT_GONE = 499
 """As nginx logs a request whose client went away before the answer."""
 
@@ -123,8 +126,9 @@ class AccessLog:
             seconds = time.perf_counter() - began
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.end(path, status, seconds)
-            if access_logger.isEnabledFor(logging.INFO):
-                access_logger.info(_line(scope, status, seconds, request_id, notes))
+            level = logging.DEBUG if path in _PROBES and status == 200 else logging.INFO
+            if access_logger.isEnabledFor(level):
+                access_logger.log(level, _line(scope, status, seconds, request_id, notes))
 
 
 def _request_id(scope: Scope) -> str:

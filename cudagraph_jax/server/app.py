@@ -101,6 +101,8 @@ def embeddings_app(
             "has all that TextEncoder names"
         )
     limits = Limits() if limits is None else limits
+    if not isinstance(limits, Limits):
+        raise ConfigError(f"limits={limits!r:.60} are no Limits: give Limits(...), or None")
     if max_waiting is not None:
         limits = replace(limits, max_waiting=max_waiting)
     return _Endpoints(encoder, model, api_key, limits, progress).app()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cudagraph_jax.server.request_error import RequestError
@@ -21,6 +22,33 @@ _REFUSAL = (
 )
 
 
+_FRAMING = (b"content-length", b"transfer-encoding")
+
+
+class _Parser(httptools.HttpRequestParser):
+    """Reads on where a client offers another protocol, as Java's does; it is answered in HTTP/1.1.
+
+    The parser alone takes the body for one of that protocol.
+
+    Args:
+        connection: What is told of requests.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        self._connection = connection
+
+    def feed_data(self, data: Any) -> None:
+        """Parses what came."""
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            if framing := self._connection.framing:
+                super().feed_data(b"\r\n".join([b"POST / HTTP/1.1", *framing, b"", b""]))
+            self.feed_data(data[offer.args[0] :])
+
+
 class Connection(HttpToolsProtocol):
     """Uvicorn's, with limits for what comes before a request reaches the application.
 
@@ -30,6 +58,7 @@ class Connection(HttpToolsProtocol):
         head_s: Seconds from the first byte of a request, or from the connection, until its headers
             are there.
         read_s: In which a client must read on what it was sent.
+        framing: The headers that say where the body ends, while the parser has to be told again.
     """
 
     head_s = 10.0
@@ -37,6 +66,8 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.parser = _Parser(self)
+        self.framing: list[bytes] = []
         self._spare_bytes = _MAX_HEAD_BYTES
         self._in_body = False
         self._unanswered = 0
@@ -80,9 +111,16 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Takes a request, unless too many before it have no answer yet."""
+        if self.framing:
+            return
         if self._unanswered >= _MOST_PIPELINED:
             raise ValueError("too many requests without an answer")  # the parser ends with it
         super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Takes a part of the address."""
+        if not self.framing:
+            super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Takes a header, and lets go what comes behind a body: nobody looks at that."""
@@ -91,11 +129,16 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The request is the application's from here on."""
+        if self.framing:
+            self.framing = []
+            return
         self._in_body = True
         self._unanswered += 1
         _stop(self._head_timer)
         self._head_timer = None
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self.framing = [b"%s: %s" % line for line in self.headers if line[0] in _FRAMING]
 
     def on_body(self, body: bytes) -> None:
         """Takes a part of a body, and spares as much for what frames it."""
@@ -104,6 +147,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """What comes now is the next request."""
+        if self.framing:
+            return
         self._in_body, self._spare_bytes = False, _MAX_HEAD_BYTES
         _stop(self._head_timer)
         self._head_timer = None

@@ -47,7 +47,7 @@ def run(
     Args:
         app: The application.
         host: Where to listen.
-        port: The same; 0: any that is free.
+        port: The same; 0: any that is free, which the logger `cudagraph_jax.server` tells.
         listener: A socket that listens already, instead of both.
         drain_delay_s: Seconds between `/ready` and the end of new connections.
         drain_s: Seconds for the answers; more than a request's own time, or some are cut off.
@@ -93,13 +93,16 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError("host='' is no address: give '0.0.0.0' for all of this machine")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server(
+        listener = socket.create_server(
             (host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=False
         )
     except (OSError, OverflowError) as error:
         raise CUDAGraphError(
             f"cannot listen on host={host!r}, port={port}: {error}. Give another"
         ) from error
+    port = listener.getsockname()[1]  # another than 0
+    logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    return listener
 
 
 def allow_many_connections() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from cudagraph_jax._base.log import logger
-from cudagraph_jax._base.text import error_text
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.server.request_error import RequestError
 from cudagraph_jax.server.text_queue import TextEncoder
@@ -77,7 +76,7 @@ class Readiness:
 
     def _coldness(self) -> str | None:
         if self.failure is not None:
-            return f"the warm-up failed: {error_text(self.failure)}"
+            return "the warm-up failed: the server's log says why"  # which may name files of its
         return None if self.is_warm else f"the server warms up: {self._step}"
 
     async def warm_up(self) -> None:

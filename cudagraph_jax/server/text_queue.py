@@ -201,8 +201,16 @@ class TextQueue:
         at_once = min(len(rows), _AT_A_TIME, self._limits.max_waiting)
         self.check_room(until - time.monotonic(), count=at_once)
         answers = await _unless_gone(self._answers(rows, until), gone)
+        return Embedded(self._vectors(answers), tokens, cut)
+
+    def _vectors(self, answers: Sequence[Any]) -> Vector:
         vectors = np.stack([self._encoder.vector(answer) for answer in answers])
-        return Embedded(vectors, tokens, cut)
+        expected = len(answers), self._encoder.embedding_size
+        if vectors.shape != expected:
+            raise ConfigError(f"the encoder gave vectors of {vectors.shape}, expected {expected}")
+        if not np.isfinite(vectors).all():
+            raise ConfigError("the encoder gave a vector that holds NaN or an infinity")
+        return vectors
 
     async def _answers(self, rows: Sequence[Row], until: float) -> list[Any]:
         """The answer to each row; of many only some wait at a time, and leave room for others."""

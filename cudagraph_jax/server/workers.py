@@ -19,11 +19,14 @@ logger = logging.getLogger("cudagraph_jax.server")
 
 _POLL_S = 0.1
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
+_LONG_S = 300.0
+"""One that lived so long does not crash each time that it begins."""
+
 _FAILED = 1
 """The status of a worker that says itself why it cannot serve: another one could not, either."""
 
 
-class _Worker:
+class Worker:
     """One process, and its successors.
 
     Args:
@@ -35,7 +38,7 @@ class _Worker:
         self._start, self._folder = start, folder
         self._wait_s = _FIRST_WAIT_S
         self._begins_at: float | None = None
-        self.process = start()
+        self.process, self._began_at = start(), time.monotonic()
 
     def look_after(self) -> int | None:
         """Begins one anew that crashed, a while later; the status of one that ended by itself."""
@@ -45,13 +48,15 @@ class _Worker:
         now = time.monotonic()
         if self._begins_at is None:
             logger.error("worker %d died with status %d", self.process.pid, status)
+            if now > self._began_at + _LONG_S:
+                self._wait_s = _FIRST_WAIT_S
             self._begins_at, self._wait_s = (
                 now + self._wait_s,
                 min(2 * self._wait_s, _LONGEST_WAIT_S),
             )
         if now >= self._begins_at:
             self.let_go()
-            self._begins_at, self.process = None, self._start()
+            self._begins_at, self._began_at, self.process = None, now, self._start()
         return None
 
     def let_go(self) -> None:
@@ -98,7 +103,7 @@ def supervise(command: Sequence[str], *, workers: int, listener: socket.socket) 
                 start_new_session=True,  # Ctrl-C reaches this process, which tells them
             )
 
-        crew = [_Worker(start, folder) for _ in range(workers)]
+        crew = [Worker(start, folder) for _ in range(workers)]
         try:
             with _signals(told, crew):
                 status = _watch(crew, told)
@@ -110,7 +115,7 @@ def supervise(command: Sequence[str], *, workers: int, listener: socket.socket) 
 
 
 @contextmanager
-def _signals(told: list[int], crew: Sequence[_Worker]) -> Iterator[None]:
+def _signals(told: list[int], crew: Sequence[Worker]) -> Iterator[None]:
     """Passes on the signals that end the server."""
 
     def end(number: int, frame: object) -> None:
@@ -126,7 +131,7 @@ def _signals(told: list[int], crew: Sequence[_Worker]) -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _watch(crew: Sequence[_Worker], told: list[int]) -> int:
+def _watch(crew: Sequence[Worker], told: list[int]) -> int:
     while not told and all(worker.look_after() is None for worker in crew):
         time.sleep(_POLL_S)
     # Also one that was begun while the signal came; the others take it for the same signal.

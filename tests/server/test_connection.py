@@ -139,3 +139,29 @@ def test_what_follows_a_body(app):
     )
     assert good.startswith(b"HTTP/1.1 200 OK")
     assert bad == b"reset" or b"headers_too_large" in bad
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_offer_of_another_protocol(app, chunked, in_pieces):
+    """It is answered in HTTP/1.1, body and all, and so are the requests behind it."""
+    body = b'{"model":"tiny","input":"a b c"}'
+    framing, framed = b"content-length: %d" % len(body), body
+    if chunked:
+        framing, framed = (
+            b"transfer-encoding: chunked",
+            b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body),
+        )
+    offer = (
+        b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, HTTP2-Settings\r\n"
+        b"upgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n%s\r\n\r\n%s" % (framing, framed)
+    )
+    bare = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+    last = b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    sent = offer + bare + offer + last
+    pieces = [sent[i : i + 7] for i in range(0, len(sent), 7)] if in_pieces else [sent]
+    (answer,) = exchanged(app, sending(*pieces))
+    assert answer.count(b"HTTP/1.1 200 OK") == 4
+    assert answer.count(b'"total_tokens":5') == 2
+    assert b'{"status":"alive"}' in answer
+    assert b'{"status":"ready"}' in answer

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from cudagraph_jax import CUDAGraphError
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.server import Limits, embeddings_app, run
+from cudagraph_jax.server.process import listen
 from tests.helpers.served import everything_from, post, served
 from tests.helpers.tiny_encoder import TinyEncoder, expected, warm_encoder
 
@@ -79,7 +80,7 @@ def test_sealed_elsewhere():
 
 
 def test_a_warm_up_that_fails(caplog):
-    """Then `/ready` says why, and the log has the traceback."""
+    """Then `/ready` says so, and the log alone says why: anybody may ask, and it may name files."""
 
     class Failing(TinyEncoder):
         def warmup(self, **options):
@@ -91,8 +92,10 @@ def test_a_warm_up_that_fails(caplog):
         assert app.state.readiness.settled.wait(60)
         status, said = ready(client)
     assert status == 503
-    assert "the warm-up failed: no memory" in said["reason"]
+    assert "the warm-up failed: the server's log says why" in said["reason"]
+    assert "memory" not in said["reason"]
     assert "Traceback" in caplog.text
+    assert "no memory" in caplog.text
 
 
 def test_an_end_within_the_warm_up():
@@ -182,21 +185,29 @@ def test_the_second_signal_ends_at_once():
 
 
 def test_the_access_log_is_json():
-    """Each request is a line, with its own id or a new one, and what it asked for."""
+    """Each request but probes is a line, with its own id or a new one, and what it asked for."""
     with served() as server:
         server.embed(headers={"x-request-id": "mine-7"})
         server.embed(headers={"x-request-id": "not\tfit"})
         httpx.get(f"{server.url}/unknown?secret=1")
+        for probe in ("health", "ready", "metrics"):
+            httpx.get(f"{server.url}/{probe}")
         server.terminate()
         _, said = server.ended()
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    first, second, third = (line for line in lines if line["path"] != "/ready")
+    first, second, third = (line for line in lines if line["status"] != 503)
     assert first.items() >= {"request_id": "mine-7", "status": 200, "texts": 1, "tokens": 5}.items()
     assert first.items() >= {"method": "POST", "client": "127.0.0.1", "truncated": 0}.items()
     assert first["ms"] > 0
     assert len(second["request_id"]) == 32
     assert third.items() >= {"path": "/unknown", "status": 404}.items()
     assert "secret" not in said
+
+
+def test_a_free_port_is_told(caplog):
+    """Whoever asks for port 0 finds in the log which it is."""
+    with caplog.at_level(logging.INFO, logger="cudagraph_jax.server"), listen("127.0.0.1", 0) as at:
+        assert f"listening on http://127.0.0.1:{at.getsockname()[1]}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -206,6 +217,7 @@ def test_the_access_log_is_json():
         ({"model": None}, "model=None"),
         ({"api_key": ""}, "api_key is empty"),
         ({"max_waiting": 0}, "max_waiting=0"),
+        ({"limits": {}}, r"limits=\{\} are no Limits"),
         ({"max_wating": 3}, "did you mean 'max_waiting'"),
     ],
 )

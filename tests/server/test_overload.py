@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import re
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from cudagraph_jax.server import Limits, embeddings_app
-from tests.helpers.tiny_encoder import warm_encoder
+from tests.helpers.tiny_encoder import SIZE, warm_encoder
 
 BODY = {"model": "tiny", "input": "a"}
 
@@ -338,3 +340,22 @@ def test_a_call_that_fails(encoder, caplog):
     assert "secret" not in failed.text
     assert failed.json()["error"]["type"] == "server_error"
     assert after.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("vector", "says"),
+    [
+        (np.full(SIZE, np.nan, np.float32), "holds NaN or an infinity"),
+        (np.zeros(SIZE + 1, np.float32), r"vectors of \(1, 9\), expected \(1, 8\)"),
+    ],
+)
+def test_vectors_that_cannot_be(encoder, monkeypatch, caplog, vector, says):
+    """They are the server's fault, and nobody gets them: the log says what is wrong."""
+    monkeypatch.setattr(encoder, "vector", lambda answer: vector)
+
+    async def run():
+        async with asked_of(encoder) as client:
+            return await post(client)
+
+    assert asyncio.run(run()).status_code == 500
+    assert re.search(says, caplog.text)

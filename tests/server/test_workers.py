@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import httpx
 
+from cudagraph_jax.server import workers
 from cudagraph_jax.server.process import listen
 from cudagraph_jax.server.workers import supervise
 from tests.helpers.served import served
@@ -72,3 +74,25 @@ def test_a_worker_that_cannot_serve(tmp_path):
     command = [sys.executable, "-c", program]
     assert supervise(command, workers=1, listener=listen("127.0.0.1", 0)) == 1
     assert tried.read_text() == "x"
+
+
+def test_pauses_before_a_worker_is_begun_anew(monkeypatch, tmp_path):
+    """They grow with each crash, and a worker that lived for long starts again with the first."""
+    now = 0.0
+    monkeypatch.setattr(workers.time, "monotonic", lambda: now)
+
+    def start():
+        process = subprocess.Popen([sys.executable, "-c", "import os; os._exit(7)"], stdin=-1)
+        process.wait()
+        return process
+
+    worker, pauses = workers.Worker(start, str(tmp_path)), []
+    for lived in (0, 0, 0, 3600):
+        now += lived
+        began, process = now, worker.process
+        while worker.process is process:
+            assert worker.look_after() is None
+            now += 0.5
+        pauses.append(now - began)
+    worker.let_go()
+    assert pauses == [1.5, 2.5, 4.5, 1.5]

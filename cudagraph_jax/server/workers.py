@@ -26,7 +26,7 @@ _FAILED = 1
 """The status of a worker that says itself why it cannot serve: another one could not, either."""
 
 
-class Worker:
+class ServerProcess:
     """One process, and its successors.
 
     Args:
@@ -103,7 +103,7 @@ def supervise(command: Sequence[str], *, workers: int, listener: socket.socket) 
                 start_new_session=True,  # Ctrl-C reaches this process, which tells them
             )
 
-        crew = [Worker(start, folder) for _ in range(workers)]
+        crew = [ServerProcess(start, folder) for _ in range(workers)]
         try:
             with _signals(told, crew):
                 status = _watch(crew, told)
@@ -115,7 +115,7 @@ def supervise(command: Sequence[str], *, workers: int, listener: socket.socket) 
 
 
 @contextmanager
-def _signals(told: list[int], crew: Sequence[Worker]) -> Iterator[None]:
+def _signals(told: list[int], crew: Sequence[ServerProcess]) -> Iterator[None]:
     """Passes on the signals that end the server."""
 
     def end(number: int, frame: object) -> None:
@@ -131,7 +131,7 @@ def _signals(told: list[int], crew: Sequence[Worker]) -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _watch(crew: Sequence[Worker], told: list[int]) -> int:
+def _watch(crew: Sequence[ServerProcess], told: list[int]) -> int:
     while not told and all(worker.look_after() is None for worker in crew):
         time.sleep(_POLL_S)
     # Also one that was begun while the signal came; the others take it for the same signal.

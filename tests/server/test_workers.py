@@ -86,7 +86,7 @@ def test_pauses_before_a_worker_is_begun_anew(monkeypatch, tmp_path):
         process.wait()
         return process
 
-    worker, pauses = workers.Worker(start, str(tmp_path)), []
+    worker, pauses = workers.ServerProcess(start, str(tmp_path)), []
     for lived in (0, 0, 0, 3600):
         now += lived
         began, process = now, worker.process

@@ -2,7 +2,9 @@
 
 import gc
 import os
+import shutil
 import signal
+import tempfile
 from importlib.metadata import version
 
 # Most of a tiny function's compile is LLVM's optimisation, a third of the suite's time. This is
@@ -23,6 +25,15 @@ settings.register_profile(
 )
 settings.register_profile("thorough", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "usual"))
+
+# A store waits for the disk with every write. A file system in memory has none, and 20 s go.
+IN_MEMORY = "/dev/shm"
+if (
+    "TMPDIR" not in os.environ
+    and os.access(IN_MEMORY, os.W_OK)
+    and shutil.disk_usage(IN_MEMORY).free > 2**31
+):
+    os.environ["TMPDIR"] = tempfile.tempdir = IN_MEMORY
 
 # Several workers, and the processes that they start, share a GPU: none takes most of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

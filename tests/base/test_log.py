@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from cudagraph_jax import (
 )
 from cudagraph_jax._base.log import logger
 from tests.helpers.functions import GRID, double, floats
+from tests.helpers.processes import run_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,11 +116,5 @@ def test_silent_unless_configured():
         "import numpy as np; from cudagraph_jax import bucket_jit\n"
         "bucket_jit(lambda x: x, in_axes='batch')(np.ones(2, np.float32))"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert (done.stdout, done.stderr) == ("", "")
+    done = run_script(script, warnings="error")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

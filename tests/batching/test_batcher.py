@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies
+from hypothesis import given, strategies
 
 from cudagraph_jax import (
     ConfigError,
@@ -24,6 +24,7 @@ from cudagraph_jax.batching.batcher import Batcher
 from cudagraph_jax.batching.lane import Lane
 from cudagraph_jax.errors import BucketOverflowError
 from cudagraph_jax.testing import assert_no_compiles
+from tests.helpers.examples import examples
 from tests.helpers.functions import GRID, KINDS, PARAMS, TABLE, WIDTH, floats, tokens
 
 BATCHED = [name for name in KINDS if name not in ("batch summed away", "one number", "pytrees")]
@@ -54,7 +55,7 @@ def served(request):
         yield kind, batcher
 
 
-@settings(max_examples=10, deadline=None)
+@examples(6, thorough=10)
 @given(lengths=strategies.lists(strategies.integers(1, 5), min_size=1, max_size=9))
 def test_each_row_as_if_it_were_alone(served, lengths):
     """A row's answer is that of the plain function to it alone, whatever rows are beside it."""

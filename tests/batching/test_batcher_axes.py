@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies
+from hypothesis import given, strategies
 
 from cudagraph_jax import (
     BucketOverflowError,
@@ -23,6 +23,7 @@ from cudagraph_jax import (
 from cudagraph_jax.batching.batcher import Batcher
 from cudagraph_jax.batching.lane import put_ahead
 from cudagraph_jax.testing import assert_no_compiles
+from tests.helpers.examples import as_a_whole, examples
 from tests.helpers.functions import floats
 from tests.helpers.held_clock import HeldClock
 
@@ -207,7 +208,7 @@ def served(request):
         yield model, batcher
 
 
-@settings(max_examples=12, deadline=None)
+@examples(6, thorough=12)
 @given(data=strategies.data())
 def test_each_item_as_if_it_were_alone(served, data):
     """An item's answer is the plain function's to it alone, in any company; nothing compiles."""
@@ -370,6 +371,7 @@ def test_inputs_that_are_put_ahead_and_donated():
 def test_debug_mode_tries_rows_of_several_sizes(own):
     """In debug_mode rows of several heights and widths share a call before one is answered."""
 
+    @as_a_whole
     def mean(image, *, mask):
         size = jnp.sum(mask, (1, 2)) if own else jnp.sum(mask[0])
         return jnp.sum(image * mask, (1, 2)) / size

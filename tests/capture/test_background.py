@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import queue
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +28,7 @@ from cudagraph_jax import (
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.worker import Background
 from tests.helpers.functions import GRID, assert_close, dense, double, floats, stats_of
+from tests.helpers.processes import run_script
 
 ROOT = Path(__file__).parents[2]
 BACKGROUND = dataclasses.replace(GRID, on_miss="background")
@@ -486,18 +485,6 @@ def test_explain_says_that_a_larger_bucket_serves_meanwhile():
     assert "no capture is allowed" not in said
 
 
-def python(script, *, timeout=120):
-    """A script in an interpreter of its own, where every warning is an error."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
 EXITS = """
 import logging, sys, threading
 import jax, numpy as np
@@ -523,7 +510,7 @@ print("served", function.stats()["calls"])
 @pytest.mark.parametrize("ending", ["", "raise SystemExit(0)"])
 def test_the_interpreter_exits_with_work_queued(ending):
     """A process that ends with captures queued finishes the one under way and drops the others."""
-    done = python(EXITS + ending)
+    done = run_script(EXITS + ending)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("served 4\n")
     assert done.stdout.count("captured") <= 1
@@ -537,7 +524,7 @@ for batch in range(1, 5):
     other(np.ones((batch, 3), np.float32))
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 """
-    done = python(EXITS + ending, timeout=30)
+    done = run_script(EXITS + ending, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("captured") <= 2
 
@@ -569,7 +556,7 @@ STARTS_NO_LATE_THREADS = (3, 12, 0) <= sys.version_info[:3] <= (3, 12, 2)
 
 def test_captures_go_on_after_the_main_thread():
     """A server whose main thread has ended gets its buckets, or is told once why it does not."""
-    done = python(AFTER_MAIN.format(then="function.manager.wait()"))
+    done = run_script(AFTER_MAIN.format(then="function.manager.wait()"))
     assert done.returncode == 0
     if STARTS_NO_LATE_THREADS:
         assert done.stdout == "0 0\n"
@@ -581,7 +568,7 @@ def test_captures_go_on_after_the_main_thread():
 
 def test_the_last_thread_does_not_wait_for_its_captures():
     """When the last server thread ends, too, what is queued is dropped and the process ends."""
-    done = python(AFTER_MAIN.format(then=""), timeout=60)
+    done = run_script(AFTER_MAIN.format(then=""), timeout=60)
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
 
@@ -601,7 +588,7 @@ def last():
     print(function(np.ones((2, 3), np.float32)).sum(), function.stats()["queued"])
     assert threading.active_count() == 1
 """
-    done = python(script)
+    done = run_script(script)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "12.0 0\n")
 
 

@@ -9,8 +9,6 @@ import gc
 import logging
 import os
 import queue
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import pytest
 from cudagraph_jax import CUDAGraphManager, GraphStore, StoreError, bucket_jit
 from cudagraph_jax.capture.usage import Upkeep
 from tests.helpers.functions import GRID, double, floats
+from tests.helpers.processes import run_script
 from tests.helpers.stores import Failing
 
 ROOT = Path(__file__).parents[2]
@@ -171,14 +170,7 @@ def test_while_the_interpreter_exits(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks nothing here")
 def test_a_forked_child_writes_nothing(tmp_path):
     """A child that ends, also one forked while a count was under way, leaves the file alone."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKS, str(tmp_path)],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = run_script(FORKS, tmp_path, warnings="ignore")
     assert (done.returncode, done.stderr) == (0, "")
     assert GraphStore(tmp_path).hot() == {"double": {BUCKET: 7}}
 

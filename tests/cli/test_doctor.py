@@ -9,6 +9,7 @@ import sys
 from cudagraph_jax.cli import main
 from cudagraph_jax.cli.checkup import Devices, Extra, Finding, Snapshot, findings
 from cudagraph_jax.cli.doctor_command import doctor_dict, doctor_text
+from tests.helpers.processes import said_by
 
 SNAPSHOT = Snapshot(
     versions={"jax": "0.12.0", "jaxlib": "0.12.0"},
@@ -135,6 +136,6 @@ def test_without_optional_dependencies():
         "from cudagraph_jax.cli import main\n"
         "main(['doctor'])"
     )
-    printed = subprocess.check_output([sys.executable, "-c", script], text=True)
+    printed = said_by(script)
     assert "matplotlib missing: pip install 'cudagraph-jax[plot]'" in printed
     assert "rich, safetensors, tokenizers missing: pip install 'cudagraph-jax[demo]'" in printed

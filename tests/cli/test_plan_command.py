@@ -10,6 +10,7 @@ import pytest
 
 from cudagraph_jax import BucketPlan, CUDAGraphConfig, plan_buckets
 from cudagraph_jax.cli import main
+from tests.helpers.processes import run_script
 
 TRACE = Path(__file__).parents[2] / "../shared/data/azure_llm_2023_conv.csv"
 FEW = ["--max-graphs", "2"]
@@ -300,16 +301,7 @@ def test_usage(trace, arguments, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
-def run_alone(*arguments, code="", **settings):
-    """The command in a process of its own."""
-    script = f"{code}\nimport sys; from cudagraph_jax.cli import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, "plan", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        **settings,
-    )
+RUN = "\nimport sys; from cudagraph_jax.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def test_no_backend_and_no_display(trace, tmp_path):
@@ -318,7 +310,13 @@ def test_no_backend_and_no_display(trace, tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform", "MPLBACKEND": "tkagg"}
     environment.pop("DISPLAY", None)
     options = ["--column", "len", "--max-graphs", 3, "--plot", tmp_path / "plan.png"]
-    done = run_alone(trace, *options, code=code, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code + RUN, "plan", *map(str, [trace, *options])],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("False\n")
 
@@ -327,14 +325,15 @@ def test_matplotlib_is_missing(trace, tmp_path):
     """Without matplotlib the error is the command that installs it."""
     code = "import sys; sys.modules['matplotlib'] = None"
     options = ["--column", "len", "--max-graphs", 3, "--plot", tmp_path / "plan.png"]
-    done = run_alone(trace, *options, code=code)
+    done = run_script(code + RUN, "plan", trace, *options, warnings="error")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.endswith("run pip install 'cudagraph-jax[plot]'\n")
 
 
 def test_standard_input():
     """A dash reads CSV from the standard input."""
-    done = run_alone("-", "--column", "len", "--max-graphs", 2, input="len\n5\n9\n")
+    arguments = ["plan", "-", "--column", "len", "--max-graphs", 2]
+    done = run_script(RUN, *arguments, stdin="len\n5\n9\n", warnings="error")
     assert done.returncode == 0
     assert pasted(done.stdout).capture_seq_lens == (5, 9)
 

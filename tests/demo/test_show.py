@@ -2,8 +2,6 @@
 
 import dataclasses
 import io
-import subprocess
-import sys
 
 import pytest
 
@@ -17,6 +15,7 @@ from cudagraph_jax.demo.figures import (
 from cudagraph_jax.demo.planned.grid_figures import GridFigures, PlannedResult
 from cudagraph_jax.demo.show import Screen
 from cudagraph_jax.demo.warmup_figures import BucketFigures, StoreFigures, WarmupFigures
+from tests.helpers.processes import said_by
 
 FIGURES = TrafficFigures(
     micro_batches=2,
@@ -179,8 +178,7 @@ def test_plain_text():
         "bucket = BucketFigures(bucket='4x32', capture_time_ms=250.0, memory_bytes=2**20)\n"
         "Screen().warmup(WarmupFigures(buckets=(bucket,), seconds=1.0, compiles=1))"
     )
-    printed_text = subprocess.check_output([sys.executable, "-c", script], text=True)
-    assert printed_text.splitlines()[1:] == [
+    assert said_by(script).splitlines()[1:] == [
         "Warm-up: 1 bucket in 1.0 s, 1 compile",
         "bucket  status     ms  memory MiB",
         "4x32    compiled  250         1.0",

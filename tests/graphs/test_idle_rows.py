@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from cudagraph_jax.graphs.warm_runs import LONG_S, run_idle
 from cudagraph_jax.report.progress import Progress
 from tests.helpers.faults import managed
 from tests.helpers.functions import assert_close, double, floats
+from tests.helpers.processes import run_script
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
@@ -286,21 +284,12 @@ x = np.ones((2, 3), np.float32)
 """
 
 
-def python(script, *, timeout=60):
-    return subprocess.run(
-        [sys.executable, "-c", ENDLESS + script],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("ending", ["", "function.manager.close()"])
 def test_the_process_exits_while_the_background_runs_on(ending):
     """A bucket whose run does not end keeps neither close() nor the end of the process waiting."""
-    done = python(f"function(x)\nassert began.wait(60)\n{ending}\nprint('the end', flush=True)")
+    done = run_script(
+        ENDLESS + f"function(x)\nassert began.wait(60)\n{ending}\nprint('the end', flush=True)"
+    )
     assert (done.returncode, done.stdout) == (0, "the end\n")
     assert "endless is not captured: 4x6 was still being run when" in done.stderr
 
@@ -318,7 +307,7 @@ try:
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
-    done = python(script)
+    done = run_script(ENDLESS + script)
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
@@ -359,7 +348,7 @@ except KeyboardInterrupt:
 )
 def test_a_thread_that_waits_for_xla_does_not_abort_the_process(ending):
     """The process ends as it wants to, also where XLA runs on in threads of its own."""
-    done = python(LARGE + ending)
+    done = run_script(ENDLESS + LARGE + ending)
     assert (done.returncode, done.stdout) == (7, ""), done.stderr
 
 

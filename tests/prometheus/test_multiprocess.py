@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -12,24 +9,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from tests.helpers.processes import run_script, said_by
 from tests.helpers.scrapes import samples_of
 
 ROOT = Path(__file__).parents[2]
 
 
-def python(script, *, directory=None, arguments=()):
-    """A script in an interpreter of its own; with a directory in multi-process mode."""
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    env.pop("PROMETHEUS_MULTIPROC_DIR", None)
-    if directory is not None:
-        env["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def worker(script, directory, *arguments):
+    """What a script says in multi-process mode, in a process of its own."""
+    return run_script(script, *arguments, warnings="error", PROMETHEUS_MULTIPROC_DIR=str(directory))
 
 
 def merged(directory, name="default"):
@@ -62,14 +50,10 @@ WORKER = """
 
 def test_processes_add_up(tmp_path):
     """In multi-process mode a scrape has the sum of all workers, pushed by update or at exit."""
-    workers = [
-        python(WORKER, directory=tmp_path, arguments=(str(hits), how))
-        for hits, how in ((3, "update"), (4, "exit"))
-    ]
-    for worker in workers:
-        out, err = worker.communicate()
-        assert (out, worker.returncode) == ("served\n", 0)
-        assert all("ran eagerly at 5x3" in line for line in err.splitlines())
+    for hits, how in ((3, "update"), (4, "exit")):
+        done = worker(WORKER, tmp_path, hits, how)
+        assert (done.stdout, done.returncode) == ("served\n", 0)
+        assert all("ran eagerly at 5x3" in line for line in done.stderr.splitlines())
     found = merged(tmp_path)
     assert found["calls_total replay exact"] == found["replays_total exact"] == 7
     assert found["calls_total capture miss"] == found["calls_total eager overflow"] == 2
@@ -121,9 +105,8 @@ def test_the_thread(tmp_path, ending):
         "assert value('captures_total') == 1\nassert value('graphs') == 0"
     )
     then = textwrap.indent(ENDINGS[ending] + checks, "    ").strip()
-    worker = python(TICKING.replace("{then}", then), directory=tmp_path)
-    out, err = worker.communicate(timeout=120)
-    assert (out, err, worker.returncode) == ("", "", 0)
+    done = worker(TICKING.replace("{then}", then), tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
     assert merged(tmp_path)["captures_total"] == 1
 
 
@@ -153,9 +136,8 @@ FORKING = """
 
 def test_forked_workers(tmp_path):
     """Workers forked after the registration push their own counts, and none of the parent's."""
-    parent = python(FORKING, directory=tmp_path)
-    out, err = parent.communicate(timeout=120)
-    assert (out, err, parent.returncode) == ("", "", 0)
+    done = worker(FORKING, tmp_path)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
     found = merged(tmp_path)
     assert found["captures_total"] == found["compile_seconds_count"] == 2
     assert found["calls_total eager overflow"] == 1
@@ -172,9 +154,7 @@ def test_the_missing_package_is_named():
         except ImportError as error:
             print(error)
     """
-    out, err = python(script).communicate()
-    assert err == ""
-    assert out == (
+    assert said_by(script) == (
         "cudagraph_jax.prometheus needs the package prometheus_client, which is not installed: "
         "run pip install 'cudagraph-jax[prometheus]'\n"
     )
@@ -183,4 +163,4 @@ def test_the_missing_package_is_named():
 def test_the_package_does_not_import_it():
     """Importing the package imports no prometheus_client."""
     script = "import sys, cudagraph_jax; print('prometheus_client' in sys.modules)"
-    assert python(script).communicate() == ("False\n", "")
+    assert said_by(script) == "False\n"

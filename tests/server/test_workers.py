@@ -79,7 +79,7 @@ def test_a_worker_that_cannot_serve(tmp_path):
 def test_pauses_before_a_worker_is_begun_anew(monkeypatch, tmp_path):
     """They grow with each crash, and a worker that lived for long starts again with the first."""
     now = 0.0
-    monkeypatch.setattr(workers.time, "monotonic", lambda: now)
+    monkeypatch.setattr("cudagraph_jax.server.workers.time.monotonic", lambda: now)
 
     def start():
         process = subprocess.Popen([sys.executable, "-c", "import os; os._exit(7)"], stdin=-1)

@@ -1,7 +1,6 @@
 """Locks across processes."""
 
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -11,6 +10,7 @@ import pytest
 
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.store import GraphStore
+from tests.helpers.processes import run_script
 from tests.helpers.stores import FILE, IDENTITY, KEY
 
 
@@ -111,14 +111,8 @@ waiting.wait()
 
 def test_the_interpreter_exits(store):
     """A thread that the interpreter waits for does not wait for a lock any more."""
-    done = subprocess.run(
-        [sys.executable, "-c", EXITS, str(store.path)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
-    assert (done.stdout, done.stderr) == ("False\n", "")
+    done = run_script(EXITS, store.path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
 
 
 def test_errors_inside_are_the_callers(store):

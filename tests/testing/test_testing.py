@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 from cudagraph_jax import testing
+from tests.helpers.processes import said_by
 
 WITHOUT_HYPOTHESIS = """
 import sys
@@ -20,10 +18,7 @@ except ModuleNotFoundError as error:
 
 def test_hypothesis_is_missing():
     """Without hypothesis the package is imported, and the kit says what to install."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_HYPOTHESIS], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines() == [
+    assert said_by(WITHOUT_HYPOTHESIS).splitlines() == [
         "hypothesis",
         "cudagraph_jax.testing needs hypothesis: pip install 'cudagraph-jax[testing]'",
     ]

@@ -24,8 +24,9 @@ import numpy as np
 
 from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, GraphStore, bucket_jit
 from cudagraph_jax.store import Files
+from tests.helpers.processes import ROOT, run_script
 
-ROOT = Path(__file__).parents[3]
+_NAME = "tests.helpers.programs.server"
 CONFIG = CUDAGraphConfig(
     capture_sizes=(1, 2, 4), capture_seq_lens=(4, 8), warmup_iterations=1, on_overflow="error"
 )
@@ -72,26 +73,32 @@ class Dies(Files):
         super().rename(old, new, directory=directory)
 
 
-def start(directory: Path, *options: str, check: bool = True, **popen: Any) -> dict[str, Any]:
+def start(
+    directory: Path, *options: str, check: bool = True, executable: str | None = None
+) -> dict[str, Any]:
     """What a server found that was started on `directory`."""
-    done = started(directory, *options, **popen)
-    out, err = done.communicate(timeout=120)
-    if check and done.returncode:
-        raise AssertionError(f"exit status {done.returncode}: {err[-2000:]}")
-    return {"status": done.returncode, "stderr": err, **(json.loads(out) if out else {})}
+    if executable is None:
+        done = run_script(f"from {_NAME} import main; main()", directory, *options)
+        status, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        server = started(directory, *options, executable=executable)
+        out, err = server.communicate(timeout=120)
+        status = server.returncode
+    if check and status:
+        raise AssertionError(f"exit status {status}: {err[-2000:]}")
+    return {"status": status, "stderr": err, **(json.loads(out) if out else {})}
 
 
 def started(
-    directory: Path, *options: str, executable: str = sys.executable, **popen: Any
+    directory: Path, *options: str, executable: str = sys.executable
 ) -> subprocess.Popen[str]:
-    """A server that is starting on `directory`."""
+    """A server that is starting on `directory`, in an interpreter of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if executable != sys.executable:
         environment.pop("XLA_FLAGS", None)  # another version refuses to start with one it lacks
     return subprocess.Popen(
-        [executable, "-m", "tests.helpers.programs.server", str(directory), *options],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment, **popen,
+        [executable, "-m", _NAME, str(directory), *options],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from cudagraph_jax.errors import (
 )
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode, GraphState
+from cudagraph_jax.program.padded import Padded
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
 from cudagraph_jax.version import __version__
 from cudagraph_jax.xla.compiles import no_compiles
@@ -94,6 +95,7 @@ __all__ = [
     "InputShapeError",
     "Ladder",
     "Packed",
+    "Padded",
     "PaddingLeakError",
     "PlanOptions",
     "PolynomialCost",

@@ -33,7 +33,10 @@ class BucketOverflowError(CUDAGraphError, ValueError):
 
 
 class InputShapeError(CUDAGraphError, TypeError):
-    """Arguments whose rank, sizes or dtypes do not fit what was declared, or that are deleted."""
+    """Arguments whose rank, sizes or dtypes do not fit what was declared, or that are deleted.
+
+    Also a use of a `Padded` that would take its padding for real.
+    """
 
 
 class CaptureError(CUDAGraphError, RuntimeError):

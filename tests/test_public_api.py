@@ -40,6 +40,7 @@ def test_exports():
         "InputShapeError",
         "Ladder",
         "Packed",
+        "Padded",
         "PaddingLeakError",
         "PlanOptions",
         "PolynomialCost",

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 
 from cudagraph_jax.errors import ConfigError, InputShapeError
-from cudagraph_jax.graphs.route import on_host, own_part
+from cudagraph_jax.graphs.route import on_host
 from cudagraph_jax.program.call import Args, Call, Mask, is_array
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs, RealOutputs
+from cudagraph_jax.program.padded import flatten_arguments
 from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes, Length, side
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import EDGE, Array, PadValue, is_zero, padder
+from cudagraph_jax.shapes.padding import EDGE, Array, PadValue, is_zero, own_part, padder
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix, leaves_of_arguments
 
 _BATCH = Length("batch")
@@ -95,7 +96,7 @@ class ItemArguments:
                 f"that in_axes={self._entries or self._for_all!r} names axes for, but {len(item)} "
                 "came: give each without its batch dimension"
             )
-        leaves, structure = jax.tree.flatten(item)
+        leaves, structure = flatten_arguments(item)
         patterns = broadcast_prefix(tuple(prefixes), item, name="in_axes")
         return tuple(jax.tree.unflatten(structure, list(map(self._one_row, leaves, patterns))))
 

@@ -22,6 +22,7 @@ from cudagraph_jax.graphs.replay_counts import Journal, Ledger
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.program.call import Call
 from cudagraph_jax.program.outputs import Outputs
+from cudagraph_jax.program.padded import refills_of
 from cudagraph_jax.program.program import Compiler, CompileRequest, Program, request_for
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.stages import Executable, Lowering, stage_errors
@@ -105,6 +106,7 @@ class Builder:
                 program=program,
                 executable=executable,
                 outputs=outputs,
+                refills=refills_of(outputs, executable, left=program.on_left),
                 graph_id=next(self._ids),
                 options=request.options,
                 copies_inputs=config.cudagraph_copy_inputs,

@@ -406,6 +406,6 @@ def _tree_from_json(tree: Any) -> PyTree:
 
 
 def _unpad(mode: object) -> Unpad:
-    if mode not in ("host", "device", "none"):
+    if mode not in ("host", "device", "none", "padded"):
         raise ValueError(f"unpad={mode!r} is unknown")
     return mode

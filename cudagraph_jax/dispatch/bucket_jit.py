@@ -16,6 +16,7 @@ from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.program.binding import Binder
 from cudagraph_jax.program.call import Mask, Target
 from cudagraph_jax.program.fingerprint import Fingerprint, fingerprint_of
+from cudagraph_jax.program.outputs import UNPADS
 from cudagraph_jax.program.single_input import function_name
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.padding import UNCHOSEN
@@ -152,7 +153,8 @@ def bucket_jit(
             Without a store it does nothing.
         pad_values: A pytree prefix of the positional arguments: what padding is filled with, or
             `"edge"` to repeat the last real row. A value that is chosen, also 0, says that `fn`
-            ignores it: `debug_mode` tries no other padding for that array.
+            ignores it: `debug_mode` tries no other padding for that array. `"any"` says that it
+            ignores whatever is there, NaN included: then a `Padded` is never filled anew.
         pad_side: A pytree prefix of the positional arguments: `"right"`, or `"left"` where the
             padding of all axes but the batch stands in front, as for text generation. Outputs are
             cut on the same side.
@@ -163,7 +165,8 @@ def bucket_jit(
         unpad: A pytree prefix of the outputs. `"host"`: read-only NumPy arrays, trimmed: views, or
             copies where a view would keep much more than itself; compiles nothing. `"device"`: JAX
             arrays, trimmed; compiles a slice for every new size. `"none"`: the JAX arrays at the
-            bucket's size.
+            bucket's size. `"padded"`: those with their real sizes, as a `Padded`, which another
+            bucketed function takes; waits for nothing, compiles nothing.
         donate_argnums: Positions of the arguments whose buffers the outputs may take over.
         static_argnames: Arguments that select a program of their own by their value.
         name: What reports, logs and profiles call it; the function's own name if None.
@@ -322,8 +325,8 @@ def _listed(given: T | Iterable[T], kind: type[T], option: str) -> tuple[T, ...]
 
 
 def _unpad(mode: object) -> object:
-    if mode not in ("host", "device", "none"):
-        raise ConfigError(f'unpad={mode!r} is unknown: use "host", "device" or "none"')
+    if mode not in ("host", "device", "none", "padded"):
+        raise ConfigError(f"unpad={mode!r} is unknown: use {UNPADS}")
     return mode
 
 

@@ -89,6 +89,13 @@ class Decision(NamedTuple):
         return self.entry is not None or self.mode is CUDAGraphMode.CAPTURE
 
     @property
+    def serving_bucket(self) -> Bucket | None:
+        """The bucket that serves the call; None where none does, or several do."""
+        if self.entry is not None:
+            return self.entry.bucket
+        return self.bucket if self.mode is CUDAGraphMode.CAPTURE else None
+
+    @property
     def fit(self) -> Fit:
         """How the call fits the entry that serves it."""
         return _FITS[self.reason]
@@ -104,6 +111,7 @@ class Holdings(NamedTuple):
         is_capturing_here: Whether this very thread captures it, so that the call is of a signal
             handler in the middle of that, or of the function itself.
         queues: Whether it waits to be captured in the background, or may be queued.
+        fits_untouched: Whether the arrays of the call are at the bucket's size already.
     """
 
     find: Callable[[Bucket], CUDAGraphEntry | None]
@@ -111,6 +119,7 @@ class Holdings(NamedTuple):
     failed: Callable[[Bucket], CaptureError | None]
     is_capturing_here: Callable[[Bucket], bool] = lambda bucket: False
     queues: Callable[[Bucket], bool] = lambda bucket: True
+    fits_untouched: Callable[[Bucket], bool] = lambda bucket: False
 
 
 def decide(
@@ -144,7 +153,8 @@ def decide(
     if not config.admits(sizes, carried):
         return _overflow(config, mode, sizes, carried, holdings)
     bucket = config.padded(sizes, carried)
-    if not config.cudagraph_copy_inputs and bucket != sizes:
+    may_copy = config.cudagraph_copy_inputs
+    if not (may_copy or bucket == sizes or holdings.fits_untouched(bucket)):
         return Decision(none, Reason.UNPADDED, bucket, error=_unpadded(sizes, bucket))
     padded = holdings.find(bucket)
     if padded is not None:
@@ -319,9 +329,29 @@ def _too_large(
     return BucketOverflowError(f'{" and ".join(problems)}: {remedy} or set on_overflow="{policy}"')
 
 
+def bucket_to_pad(
+    config: CUDAGraphConfig, decision: Decision, sizes: Bucket, carried: Collection[str]
+) -> Bucket:
+    """The bucket that serves a call, or would if the mode allowed it.
+
+    Raises:
+        BucketOverflowError: The call is outside the limits.
+    """
+    if decision.entry is not None:
+        return decision.entry.bucket
+    bucket = config.padded(sizes, carried) if decision.bucket is None else decision.bucket
+    is_inside = config.allows(bucket) and not too_large_axes(config, sizes)
+    if decision.bucket is not None or is_inside:
+        return bucket
+    raise BucketOverflowError(
+        f"{sizes} is outside the limits, {limits(config, sizes, carried)}, and has no bucket to be "
+        f"padded to: {larger_limits(config, sizes, carried)}"
+    )
+
+
 def _unpadded(sizes: Bucket, bucket: Bucket) -> CUDAGraphError:
     return InputShapeError(
         f"the inputs have {sizes.described}, not a bucket's shape, and "
-        f"cudagraph_copy_inputs=False forbids to copy them: pad them to {bucket.short}, or "
-        "leave cudagraph_copy_inputs on"
+        f"cudagraph_copy_inputs=False forbids to copy them: pad them to {bucket.short}, "
+        "as the function's own pad does, or leave cudagraph_copy_inputs on"
     )

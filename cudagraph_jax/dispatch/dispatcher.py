@@ -39,12 +39,14 @@ from cudagraph_jax.dispatch.split import (
 from cudagraph_jax.dispatch.stats import Outcomes
 from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError, PaddingLeakError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.pads import Way, fits_untouched, ways_in
 from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.graphs.warm_runs import runs
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import Args, Call, Variant, argument_leaf_names
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.program.function_ref import FunctionRef
+from cudagraph_jax.program.padded import Padded
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 
@@ -83,7 +85,7 @@ class Dispatcher:
         self.capturer = capturer
         self.outcomes = Outcomes(registry.sizes)
         # What a function is known by, which does not keep it.
-        self._overflowed: dict[FunctionRef, object] = {}
+        self._told: dict[tuple[FunctionRef, str], object] = {}
         self._is_child = False
         put_right_in_child(self)
 
@@ -131,6 +133,7 @@ class Dispatcher:
             failed=lambda bucket: self._failure(bucket, call.variant),
             is_capturing_here=lambda bucket: self.registry.is_capturing_here(bucket, call.variant),
             queues=lambda bucket: self.capturer.background.accepts((bucket, call.variant)),
+            fits_untouched=lambda bucket: fits_untouched(call, bucket),
         )
         while True:
             config = self.config
@@ -221,6 +224,7 @@ class Dispatcher:
         while served is None:  # the mode has changed meanwhile, and forbids what was decided
             decision = self.decide(call)
             logger.debug("%s at %s: %s", call.variant.name, call.sizes, decision)
+            self._tell_of_host(call, decision)
             try:
                 served = self._act(call, decision)()
             except BaseException as error:
@@ -230,6 +234,18 @@ class Dispatcher:
         if served.route is not None and key is not None:
             draft.add(served.route, key=key, lead=lead)
         return served.outputs
+
+    def _tell_of_host(self, call: Call, decision: Decision) -> None:
+        """Says once of each argument that a `Padded` does not stay on the device, and why."""
+        bucket, name = decision.serving_bucket, call.target.name
+        for argument, way_in in () if bucket is None else ways_in(call, bucket):
+            if way_in.way is Way.HOST and self._is_news(call, argument):
+                logger.warning("%s at %s: %s %s. Said once", name, call.sizes, argument, way_in)
+
+    def _is_news(self, call: Call, what: str) -> bool:
+        """Whether nothing was said of this and the function of `call` before."""
+        turn = object()
+        return self._told.setdefault((call.variant.function, what), turn) is turn
 
     def _act(self, call: Call, decision: Decision) -> Act:
         """What does as was decided; it gives None where the mode forbids that by now."""
@@ -396,9 +412,9 @@ class Dispatcher:
 
     def _overflow(self, call: Call, decision: Decision) -> Reply:
         """The plain function's answer; says once for each function what that takes."""
-        start, turn = perf_counter(), object()
+        start = perf_counter()
         reply = self._eager(call, decision)
-        if self._overflowed.setdefault(call.variant.function, turn) is turn:
+        if self._is_news(call, "overflow"):
             jax.block_until_ready(reply.outputs)
             took_ms = (perf_counter() - start) * 1e3
             logger.warning("%s", overflow_notice(self.registry, call, took_ms, mode=self.mode))
@@ -564,7 +580,7 @@ def refuse_deleted(call: Call, error: BaseException) -> None:
         return
     names = argument_leaf_names(call.declared.argument_names, call.args, call.kwargs)
     for name, leaf in zip(names, call.leaves, strict=True):
-        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        if isinstance(leaf, jax.Array | Padded) and leaf.is_deleted():
             raise InputShapeError(
                 f"{name} is deleted, as an array is that was donated to an earlier call "
                 "(donate_argnums): pass what that call returned, or give it a copy"

@@ -9,6 +9,7 @@ from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import Decision, Reason, larger_limits, limits
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.pads import ways_in
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import AbstractLeaf, Call, Variant, argument_leaf_names
 from cudagraph_jax.program.program import Program, request_for
@@ -47,6 +48,8 @@ def explain(dispatcher: Dispatcher, call: Call) -> Explanation:
             own = dispatcher.bucket_for(call)
         near = nearest_entry(entries, call, own)
         reason = f"{reason}; {near}" if near else reason
+    if ways := "; ".join(_ways_of_padded(call, decision)):
+        reason = f"{reason}; {ways}"
     shelf, bucket = dispatcher.registry.shelf, decision.bucket
     if shelf is not None and decision.mode is CUDAGraphMode.CAPTURE and bucket is not None:
         executable = request_for(Program(call), bucket, config=dispatcher.config)
@@ -60,6 +63,18 @@ def explain(dispatcher: Dispatcher, call: Call) -> Explanation:
         remedy=remedy,
         error=decision.error is not None,
     )
+
+
+def _ways_of_padded(call: Call, decision: Decision) -> Iterator[str]:
+    """What becomes of each `Padded` among the arguments of a call."""
+    if decision.error is not None:
+        return
+    bucket = decision.serving_bucket
+    for name, way_in in ways_in(call, call.sizes if bucket is None else bucket):
+        if bucket is None:
+            yield f"the real part of {name} goes through the host, which waits for it"
+        else:
+            yield f"{name} {way_in}"
 
 
 def _words(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[str, str]:

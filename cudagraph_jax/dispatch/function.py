@@ -21,10 +21,11 @@ from cudagraph_jax._base.copies import belongs_to_process, global_name
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
-from cudagraph_jax.dispatch.decision import Reason
+from cudagraph_jax.dispatch.decision import Reason, bucket_to_pad
 from cudagraph_jax.dispatch.dispatcher import REFUSED
 from cudagraph_jax.dispatch.manager import CUDAGraphManager, PlanOptions
 from cudagraph_jax.errors import InputShapeError
+from cudagraph_jax.graphs.pads import padded_leaves
 from cudagraph_jax.graphs.route import NO_KWARGS, Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.arguments import leading_leaf
@@ -44,6 +45,7 @@ from cudagraph_jax.program.call import (
 from cudagraph_jax.program.donation import refuses_transfer
 from cudagraph_jax.program.eager import run_traced
 from cudagraph_jax.program.function_ref import FunctionRef, Holder
+from cudagraph_jax.program.padded import Padded, flatten_arguments, is_padded, real_part
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.settings import DEVICE, PRECISION, X64, Settings, current_settings
 
@@ -281,8 +283,9 @@ class BucketedFunction(Generic[P, R]):
     def _trace(self, bound: Bound) -> R:
         """What the plain function gives for tracers."""
         self._outcomes.add("eager", Reason.TRANSFORMED)
-        target, declared = self._declared(bound, jax.tree.structure((bound.args, bound.kwargs)))
-        outputs: R = run_traced(target, bound.args, bound.kwargs, declared)
+        args, kwargs = jax.tree.map(_traced, (bound.args, bound.kwargs), is_leaf=is_padded)
+        target, declared = self._declared(bound, jax.tree.structure((args, kwargs)))
+        outputs: R = run_traced(target, args, kwargs, declared)
         return outputs
 
     def _lead_of(self, bound: Bound) -> PyTree:
@@ -324,6 +327,8 @@ class BucketedFunction(Generic[P, R]):
         return bound, call
 
     def _bind(self, args: Args, kwargs: Mapping[str, PyTree]) -> Bound:
+        if Padded in map(type, args):
+            args = tuple(map(_without_padding, args))
         written = (len(args), tuple(kwargs))
         form = self._forms.get(written)
         if form is None:
@@ -359,7 +364,7 @@ class BucketedFunction(Generic[P, R]):
         return arrays if form.plain else (form, bound.statics, arrays)
 
     def _describe(self, bound: Bound) -> Call:
-        leaves, structure = jax.tree.flatten((bound.args, bound.kwargs))
+        leaves, structure = flatten_arguments((bound.args, bound.kwargs))
         target, declared = self._declared(bound, structure)
         return describe_call(
             self._function,
@@ -454,6 +459,50 @@ class BucketedFunction(Generic[P, R]):
             workers=positive_size(workers, name="workers"),
         )
 
+    def pad(self, *args: PyTree, **kwargs: PyTree) -> tuple[PyTree, ...]:
+        """The arguments at the size of the bucket of a call with them, to prepare that ahead.
+
+        What carries axes comes as a `Padded`, in NumPy where it has to be padded, as the call would
+        pad it; all else as it is. `jax.device_put` brings it to the device, in the background. A
+        call with it is served by the same bucket, and has nothing to pad, copy or fill.
+
+        Args:
+            *args: The arguments of a call.
+            **kwargs: Those that are given by keyword. They are not among what is returned, so give
+                what carries axes by position.
+
+        Returns:
+            The positional arguments, in their order.
+
+        Raises:
+            InputShapeError: The arguments do not fit `in_axes`, as in the call itself.
+            BucketOverflowError: The call is outside the limits, and so has no bucket.
+
+        Example:
+            >>> import numpy as np, cudagraph_jax
+            >>> config = cudagraph_jax.CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,))
+            >>> double = cudagraph_jax.bucket_jit(
+            ...     lambda x: x * 2, in_axes="batch seq", config=config
+            ... )
+            >>> ahead = double.pad(np.ones((3, 5), np.float32))
+            >>> ahead
+            (Padded(float32[3,5] in [4,8]),)
+            >>> double(*ahead).shape
+            (3, 5)
+        """
+        bound = self._bind(args, kwargs)
+        call = self._describe(bound)
+        refuse_abstract(call)
+        dispatcher = self.manager.dispatcher
+        decision = dispatcher.decide(call)
+        bucket = bucket_to_pad(dispatcher.config, decision, call.sizes, call.carried)
+        padded, _ = jax.tree.unflatten(call.variant.structure, padded_leaves(call, bucket))
+        values = list(args)
+        for index, argument in zip(bound.form.args, padded, strict=True):
+            if index < len(args):
+                values[index] = argument
+        return tuple(values)
+
     def seal(self) -> None:
         """Captures nothing from now on."""
         self.manager.seal()
@@ -491,3 +540,13 @@ class BucketedFunction(Generic[P, R]):
         from cudagraph_jax.dispatch.explain import explain
 
         return explain(self.manager.dispatcher, self.describe(*args, **kwargs))
+
+
+def _without_padding(value: PyTree) -> PyTree:
+    """The array of a `Padded` that has no padding, which may stand wherever an array may."""
+    return value.array if isinstance(value, Padded) and value.is_whole else value
+
+
+def _traced(value: PyTree) -> PyTree:
+    """The real part of a `Padded`, which a trace cuts out."""
+    return real_part(value) if isinstance(value, Padded) else value

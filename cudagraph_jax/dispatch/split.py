@@ -16,6 +16,7 @@ from cudagraph_jax.graphs.replay_counts import Fit
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.program.call import Call, copied_key, is_key
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs
+from cudagraph_jax.program.padded import Padded
 from cudagraph_jax.shapes.axes import LeafAxes, Length, side
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, real_index
@@ -90,7 +91,7 @@ def unjoinable(outputs: Outputs) -> InputShapeError | None:
                 f'{leaf.name} {has} batch, so on_overflow="split" cannot join it: '
                 'return one row per request, or set on_overflow="eager"'
             )
-        if follows and leaf.unpad == "device":
+        if follows and leaf.unpad in ("device", "padded"):
             return InputShapeError(
                 f'{leaf.name} has a length that follows the sequence, so on_overflow="split" '
                 'joins it on the host alone: ask for unpad="host", or set on_overflow="eager"'
@@ -101,7 +102,7 @@ def unjoinable(outputs: Outputs) -> InputShapeError | None:
 def piece_route(entry: CUDAGraphEntry, piece: Call) -> Route:
     """The route of a piece through `entry`; what stays on the device is trimmed by `joined`."""
     leaves = tuple(
-        leaf._replace(unpad="none") if leaf.unpad == "device" else leaf
+        leaf._replace(unpad="none") if leaf.unpad in ("device", "padded") else leaf
         for leaf in entry.outputs.leaves
     )
     return entry.route_for(piece, fit=Fit.PIECE, outputs=entry.outputs._replace(leaves=leaves))
@@ -113,7 +114,7 @@ def joined(
     """The outputs of all pieces as those of one call.
 
     With `unpad="none"` the padding of the last piece alone stays; pieces that were served by
-    buckets of different lengths are cut to the shortest.
+    buckets of different lengths are cut to the shortest. With `unpad="padded"` there is none.
 
     Args:
         results: The outputs of each piece.
@@ -167,7 +168,10 @@ def _join(parts: Sequence[PyTree], leaf: OutputLeaf, rows: Sequence[int], sizes:
     whole = np.concatenate(
         [np.asarray(part)[index] for part, index in zip(parts, indices, strict=True)], axis=batch
     )
-    return whole if leaf.unpad == "host" else _placed_like(parts[0], whole)
+    if leaf.unpad == "host":
+        return whole
+    placed = _placed_like(parts[0], whole)
+    return Padded(placed, whole.shape) if leaf.unpad == "padded" else placed
 
 
 def _placed_like(array: jax.Array, whole: Array) -> PyTree:

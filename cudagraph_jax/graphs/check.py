@@ -26,7 +26,7 @@ from cudagraph_jax.graphs.trial import (
 from cudagraph_jax.program.call import Call, argument_leaf_names
 from cudagraph_jax.shapes.axes import least_size
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import Array, PadValue
+from cudagraph_jax.shapes.padding import ANY, Array, PadValue
 
 _ORDINARY = 2.0
 _HUGE = 1e4
@@ -43,7 +43,8 @@ def check_entry(
     plain function does not take are left out; where it takes none of them, it is compared at the
     bucket's own. At each of them the padding is filled with NaN and with ordinary values, or for
     integers with valid ones, and the real rows must not move.
-    Where they do, finite values decide: a weight of exactly zero stops those, and never NaN. A mask
+    Where they do, finite values decide: a weight of exactly zero stops those, and never NaN, unless
+    the array was declared to be padded with `"any"`. A mask
     keeps its padding: bools, numbers that look like one, and what proves to be one, because padding
     of other arrays matters where its own says that it is real. So does an array whose pad value was
     chosen.
@@ -142,7 +143,11 @@ def _check_trial(trial: Trial) -> None:
 
 def _check_data(trial: Trial, arrays: Poisonable) -> None:
     """Refuses a leak of arrays that are surely no masks."""
-    data = arrays.data
+    data, pads = arrays.data, trial.entry.program.pad_values
+    ignored = {index: array for index, array in data.items() if pads[index] == ANY}
+    unknown = poison(ignored, np.nan, largest=False)
+    if ignored and trial.differ(trial.run(unknown), trial.usual):
+        _refuse_difference(trial, unknown, trial.usual)
     # What ignores NaN may not ignore numbers.
     looks = (poison(data, np.nan, largest=False), poison(data, _ORDINARY, largest=True))
     if not data or not any(

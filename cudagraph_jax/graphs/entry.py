@@ -19,6 +19,7 @@ from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.modes import CommandBufferScope, GraphState
 from cudagraph_jax.program.call import Call, Declared, Variant, describe_call
 from cudagraph_jax.program.outputs import Outputs, RealOutputs
+from cudagraph_jax.program.padded import Refills, flatten_arguments
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -44,6 +45,7 @@ class CUDAGraphEntry:
         program: The function and inputs that it was compiled from.
         executable: The compiled program.
         outputs: Where its outputs carry the sizes.
+        refills: What re-fills those that are handed out as a `Padded`.
         graph_id: A number that no other entry of the registry has had.
         options: The compiler options that it was compiled with.
         copies_inputs: Whether `replay` pads; otherwise inputs must have the bucket's shape.
@@ -56,6 +58,7 @@ class CUDAGraphEntry:
     program: Program = field(repr=False)
     executable: Executable = field(repr=False)
     outputs: Outputs = field(repr=False)
+    refills: Refills = field(default=(), repr=False)
     graph_id: int
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     copies_inputs: bool = True
@@ -271,10 +274,11 @@ class CUDAGraphEntry:
             self.program,
             run,
             bucket=self.bucket,
-            shapes=[getattr(leaf, "shape", ()) for leaf in call.leaves],
+            leaves=call.leaves,
             request=Request(call.sizes, fit),
             outputs=outputs,
             real=None if is_known else self.real_outputs(outputs, call.sizes),
+            refills=self.refills,
             journal=self.journal,
             wait=self.waits,
         )
@@ -340,7 +344,7 @@ class CUDAGraphEntry:
 
     def _describe(self, args: tuple[PyTree, ...]) -> Call:
         declared = Declared(self.program.axes, self.program.pad_values, self.program.argument_names)
-        structure = jax.tree.structure((args, {}))
+        leaves, structure = flatten_arguments((args, {}))
         if structure != self.variant.structure:
             raise InputShapeError(
                 f"the inputs have the structure {structure}, but {self.bucket} was captured for "
@@ -353,6 +357,7 @@ class CUDAGraphEntry:
             declared=declared,
             target=self.program.target,
             places=self.variant.places,
+            flat=(leaves, structure),
         )
         if call.variant.leaves != self.variant.leaves:
             raise InputShapeError(

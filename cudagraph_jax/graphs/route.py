@@ -8,154 +8,26 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from cudagraph_jax._base.fork import put_right_in_child
 from cudagraph_jax.graphs.observers import Observers, annotation
+from cudagraph_jax.graphs.pads import direct_call, masks_for, pads_for
 from cudagraph_jax.graphs.replay_counts import Journal, Request
 from cudagraph_jax.program.arguments import device_array_type
-from cudagraph_jax.program.donation import on_device, refuses_transfer, use_up
+from cudagraph_jax.program.donation import refuses_transfer, use_up
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs, RealOutputs
+from cudagraph_jax.program.padded import Refill, Refills, is_padded, padded_maker
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import Array, Index, Padder, mask_of, padder, real_index
+from cudagraph_jax.shapes.padding import Array, Index, own_part, real_index
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.profile import REPLAY
 
 NO_KWARGS: Mapping[str, PyTree] = {}
-
-
-class Pads(NamedTuple):
-    """What has to be padded in the positional arguments.
-
-    Attributes:
-        arrays: Position and padder of each argument that is an array itself.
-        trees: Position of each argument that is a pytree, with a padder for every leaf of it; None
-            for those that fit.
-        donated: Positions of those of both whose buffers are the callee's to take.
-    """
-
-    arrays: tuple[tuple[int, Padder], ...] = ()
-    trees: tuple[tuple[int, tuple[Padder | None, ...]], ...] = ()
-    donated: tuple[int, ...] = ()
-
-    def apply(self, args: Sequence[PyTree]) -> Sequence[PyTree]:
-        """The arguments, padded on the host; what is donated goes where the given ones are."""
-        padded = list(args)
-        for position, pad_array in self.arrays:
-            padded[position] = pad_array(args[position])
-        for position, padders in self.trees:
-            leaves, structure = jax.tree.flatten(args[position])
-            fitted = [
-                leaf if pad is None else pad(leaf)
-                for pad, leaf in zip(padders, leaves, strict=True)
-            ]
-            padded[position] = jax.tree.unflatten(structure, fitted)
-        return on_device(args, padded, self.donated) if self.donated else padded
-
-    def apply_explicitly(self, args: Sequence[PyTree]) -> Sequence[PyTree]:
-        """The same for `jax.transfer_guard("disallow")`.
-
-        What this package moves is moved explicitly; NumPy arrays of the caller's stay where they
-        are, to be refused as under `jit`.
-        """
-        positions = [position for position, _ in (*self.arrays, *self.trees)]
-        on_host = list(args)
-        for position in positions:
-            on_host[position] = jax.device_get(args[position])
-        return on_device(args, self._replace(donated=()).apply(on_host), positions)
-
-
-def pads_for(
-    program: Program, shapes: Sequence[tuple[int, ...]], *, sizes: Bucket, bucket: Bucket
-) -> Pads:
-    """What a request of these shapes needs padded."""
-    arrays: list[tuple[int, Padder]] = []
-    trees: list[tuple[int, tuple[Padder | None, ...]]] = []
-    for position, argument in enumerate(program.argument_leaves):
-        padders = tuple(
-            _leaf_padder(program, index, shapes[index], sizes, bucket) for index in argument.indices
-        )
-        needed = [pad for pad in padders if pad is not None]
-        if argument.is_array:
-            arrays += [(position, pad) for pad in needed]
-        elif needed:
-            trees.append((position, padders))
-    padded = {position for position, _ in (*arrays, *trees)}
-    donated = padded.intersection(program.target.donate_argnums)
-    return Pads(tuple(arrays), tuple(trees), tuple(sorted(donated)))
-
-
-def _leaf_padder(
-    program: Program, index: int, shape: tuple[int, ...], sizes: Bucket, bucket: Bucket
-) -> Padder | None:
-    axes = program.axes[index]
-    if axes.passes_through:
-        return None
-    return padder(
-        shape,
-        np.dtype(program.variant.leaves[index].dtype),
-        axes=axes,
-        sizes=sizes,
-        bucket=bucket,
-        value=program.pad_values[index],
-    )
-
-
-Masks = Callable[[], Mapping[str, PyTree]]
-"""What makes the masks of a call, by the keywords that they are passed under."""
-
-
-def masks_for(program: Program, sizes: Bucket, bucket: Bucket) -> Masks | None:
-    """What makes the masks of calls of `sizes` in `bucket`; None where the function takes none."""
-    if not program.target.masks:
-        return None
-    parts = [
-        (
-            mask.name,
-            mask.shape(program.carried, bucket),
-            mask.real(program.carried, sizes, program.on_left),
-        )
-        for mask in program.target.masks
-    ]
-
-    def make() -> dict[str, PyTree]:
-        return {name: mask_of(shape, index) for name, shape, index in parts}
-
-    if sizes != bucket:
-        return make  # a route that kept its masks would keep the bucket's bytes
-    # Now, also where another function is being traced around this call.
-    with jax.ensure_compile_time_eval():
-        full = jax.device_put(make())
-    return lambda: full
-
-
-def direct_call(
-    call: Callable[..., PyTree], pads: Pads, masks: Masks | None
-) -> Callable[..., PyTree] | None:
-    """`call` of a call's positional arguments, padded in the same frame; None where that is more.
-
-    More than copies into zeros: other padding, pytrees, donated arrays.
-    """
-    if pads.trees or pads.donated or not all(pad.is_zero for _, pad in pads.arrays):
-        return None
-    if not pads.arrays:
-        return call if masks is None else lambda *args: call(*args, **masks())
-    # A frame costs 0.05 us, and so does an attribute of `self` with each use of it.
-    zero_pads = tuple((place, pad.shape, pad.dtype, pad.index) for place, pad in pads.arrays)
-    zeros = np.zeros
-
-    def padded_call(*args: PyTree) -> PyTree:
-        padded = list(args)
-        for position, shape, dtype, index in zero_pads:
-            padded[position] = buffer = zeros(shape, dtype)
-            buffer[index] = args[position]
-        return call(*padded) if masks is None else call(*padded, **masks())
-
-    return padded_call
 
 
 class Route:
@@ -167,10 +39,11 @@ class Route:
         program: What the executable was compiled from.
         call: The compiled function.
         bucket: Its sizes.
-        shapes: The shapes of the request's leaves.
+        leaves: Those of the request, or of one like it.
         request: What is served: its sizes and how they fit.
         outputs: The program's outputs.
         real: The caller's part of them; None where the axes say it.
+        refills: What re-fills those that are handed out as a `Padded`.
         journal: Where replays are recorded.
         wait: Whether to wait for the device on each run.
 
@@ -185,7 +58,7 @@ class Route:
         others: Position of each argument that is an array but for the one that leads, its shape,
             and which dtypes it may have in NumPy.
         sizes_in_arrays: Whether arguments that are arrays themselves carry all the sizes, not such
-            as are pytrees.
+            as are pytrees, or a `Padded`.
         kinds: The types of arguments that need no second look.
         device_array: The class of JAX's arrays.
         device, precision, x64: JAX's settings in the threads that it serves.
@@ -221,30 +94,31 @@ class Route:
         call: Callable[..., PyTree],
         *,
         bucket: Bucket,
-        shapes: Sequence[tuple[int, ...]],
+        leaves: Sequence[object],
         request: Request,
         outputs: Outputs,
         real: RealOutputs | None,
+        refills: Refills,
         journal: Journal,
         wait: bool,
     ) -> None:
         self.bucket, self.request, sizes = bucket, request, request.sizes
         self._call, self._wait = call, wait
-        self._pads = pads_for(program, shapes, sizes=sizes, bucket=bucket)
+        self._pads = pads_for(program, leaves, sizes=sizes, bucket=bucket)
         self.pads_nothing = not (self._pads.arrays or self._pads.trees)
         self._masks = masks_for(program, sizes, bucket)
-        self.finish = finisher(outputs, sizes=sizes, bucket=bucket, real=real)
+        self.finish = finisher(outputs, refills, sizes=sizes, bucket=bucket, real=real)
         # All outputs are there as soon as one of them is on the host.
         waits = wait or any(leaf.unpad == "host" for leaf in outputs.leaves)
         self.tally = journal.open(request, waits=waits)
         self.checks, arguments = program.checks, program.argument_leaves
         # What a pytree holds is looked at by nobody but the compiled function.
-        self.sizes_in_arrays = all(
+        self.sizes_in_arrays = not any(map(is_padded, leaves)) and all(
             argument.is_array or all(program.axes[i].passes_through for i in argument.indices)
             for argument in arguments
         )
         self.others = tuple(
-            (place, shapes[arguments[place].indices[0]], dtypes)
+            (place, getattr(leaves[arguments[place].indices[0]], "shape", ()), dtypes)
             for place, dtypes in self.checks.others
         )
         self.kinds = self.checks.kinds
@@ -323,10 +197,11 @@ class WatchedRoute(Route):
         call: Callable[..., PyTree],
         *,
         bucket: Bucket,
-        shapes: Sequence[tuple[int, ...]],
+        leaves: Sequence[object],
         request: Request,
         outputs: Outputs,
         real: RealOutputs | None,
+        refills: Refills,
         journal: Journal,
         wait: bool,
         observers: Observers,
@@ -336,10 +211,11 @@ class WatchedRoute(Route):
             program,
             call,
             bucket=bucket,
-            shapes=shapes,
+            leaves=leaves,
             request=request,
             outputs=outputs,
             real=real,
+            refills=refills,
             journal=journal,
             wait=wait,
         )
@@ -371,12 +247,18 @@ class WatchedRoute(Route):
 
 
 def finisher(
-    outputs: Outputs, *, sizes: Bucket, bucket: Bucket, real: RealOutputs | None = None
+    outputs: Outputs,
+    refills: Refills = (),
+    *,
+    sizes: Bucket,
+    bucket: Bucket,
+    real: RealOutputs | None = None,
 ) -> Callable[[PyTree], PyTree] | None:
     """What turns the executable's outputs into the caller's.
 
     Args:
         outputs: The program's outputs.
+        refills: What re-fills those that are handed out as a `Padded`.
         sizes: The sizes of the call.
         bucket: Those of the outputs.
         real: The caller's part of them, where the axes alone do not say it.
@@ -388,6 +270,7 @@ def finisher(
         _leaf_finisher(
             leaf,
             real_index(leaf.axes, leaf.ndim, sizes) if real is None else real.indices[index],
+            refills[index] if refills else None,
             sizes=sizes,
             bucket=bucket,
         )
@@ -410,10 +293,6 @@ def finisher(
         )
 
     return finish
-
-
-SMALL_BYTES = 1 << 16
-"""What an answer may keep beside itself without a thought."""
 
 
 def on_host(array: PyTree) -> Array:
@@ -452,8 +331,10 @@ def slice_on_device(array: PyTree, index: Index) -> PyTree:
 
 
 def _leaf_finisher(
-    leaf: OutputLeaf, index: Index, *, sizes: Bucket, bucket: Bucket
+    leaf: OutputLeaf, index: Index, refill: Refill | None, *, sizes: Bucket, bucket: Bucket
 ) -> Callable[[PyTree], PyTree] | None:
+    if leaf.unpad == "padded":
+        return padded_maker(index, refill)
     trims = sizes != bucket and not (leaf.axes.passes_through and not leaf.follows)
     if leaf.unpad == "host":
         if not trims:
@@ -467,18 +348,6 @@ def _leaf_finisher(
     if leaf.unpad == "device" and trims:
         return lambda array: slice_on_device(array, index)
     return None
-
-
-def own_part(whole: Array, index: tuple[Any, ...]) -> Array:
-    """A part of `whole` that does not keep all of it, where that is much; read-only like it."""
-    # A view keeps the whole bucket for as long as somebody keeps the answer: 12 MiB for 450 KiB.
-    # To copy those takes 14 us.
-    part: Array = whole[index]
-    if whole.nbytes - part.nbytes <= SMALL_BYTES:
-        return part
-    part = part.copy()
-    part.flags.writeable = False
-    return part
 
 
 MAX_ROUTES = 1 << 14

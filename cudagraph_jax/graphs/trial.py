@@ -24,7 +24,7 @@ from cudagraph_jax.program.outputs import OutputLeaf, RealOutputs
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, Array, PadValue
+from cudagraph_jax.shapes.padding import ANY, UNCHOSEN, Array, PadValue
 from cudagraph_jax.shapes.pytrees import PyTree
 
 
@@ -113,7 +113,7 @@ def _fitted(
 
 
 def _padding(pad: PadValue) -> PadValue:
-    return 0 if pad == EDGE else pad
+    return 0 if isinstance(pad, str) else pad
 
 
 def _says_nothing(leaf: PyTree, value: Array, pad: PadValue) -> bool:
@@ -191,7 +191,7 @@ def poisonable(program: Program, call: Call, *, takes_chosen: bool = False) -> P
 
     Not so bools, and numbers that look like a mask (ones, then zeros, along the sequence): their
     padding says what is padding. Nor arrays whose pad value was chosen, be it 0 or `"edge"`, so
-    that the function ignores it.
+    that the function ignores it. One that was declared as `"any"` may in any case.
 
     Args:
         program: The call's program.
@@ -203,9 +203,12 @@ def poisonable(program: Program, call: Call, *, takes_chosen: bool = False) -> P
     for index, (leaf, axes, usual) in enumerate(
         zip(call.leaves, call.axes, program.pad_values, strict=False)
     ):
-        if axes.passes_through or not (usual is UNCHOSEN or takes_chosen):
+        if axes.passes_through or not (usual is UNCHOSEN or usual == ANY or takes_chosen):
             continue
         array = np.asarray(leaf)
+        if array.size and usual == ANY:
+            found.data[index] = array
+            continue
         if not array.size or array.dtype == np.bool_ or _looks_like_mask(array, axes):
             continue
         (found.doubtful if _is_binary(array) else found.data)[index] = array

@@ -22,6 +22,7 @@ from cudagraph_jax.graphs.replay_counts import Fit
 from cudagraph_jax.graphs.route import Route
 from cudagraph_jax.graphs.trial import behind_no_cut, unshared
 from cudagraph_jax.program.call import AbstractLeaf, Call
+from cudagraph_jax.program.padded import Padded
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
@@ -224,6 +225,6 @@ def _cut(
 
 def _is_gone(leaf: PyTree) -> bool:
     """Whether nothing but the shape of an array is known."""
-    if isinstance(leaf, jax.Array):
+    if isinstance(leaf, jax.Array | Padded):
         return leaf.is_deleted()
     return isinstance(leaf, jax.ShapeDtypeStruct)

@@ -12,6 +12,7 @@ import numpy as np
 from jax.tree_util import DictKey, SequenceKey
 
 from cudagraph_jax.program.call import Call, is_array, is_key, is_weak
+from cudagraph_jax.program.padded import Padded, is_padded
 from cudagraph_jax.shapes.pytrees import ArgumentLeaves, PyTree, leaves_of_arguments
 
 
@@ -143,7 +144,8 @@ def checks_of(call: Call) -> ArgumentChecks:
         _numbers(call, arrays),
         tuple(accepted.items()),
         tuple((place, accepted[place]) for place in positions if place != call.declared.lead),
-        frozenset({int, float, complex, bool, device_array_type(), *keys}),
+        # Of a `Padded` the dtype is part of what its route is found by.
+        frozenset({int, float, complex, bool, Padded, device_array_type(), *keys}),
     )
 
 
@@ -188,7 +190,8 @@ def _is_extended(dtype: np.dtype[np.generic]) -> bool:
 
 def _paths(call: Call) -> list[tuple[int | str, tuple[Any, ...] | None]]:
     """The argument of each leaf, and the way from there where that is one of keys and indices."""
-    paths = jax.tree_util.tree_flatten_with_path((call.args, call.kwargs))[0]
+    arguments = (call.args, call.kwargs)
+    paths = jax.tree_util.tree_flatten_with_path(arguments, is_leaf=is_padded)[0]
     return [
         (
             _index(path[1]),

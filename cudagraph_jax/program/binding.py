@@ -16,7 +16,7 @@ from cudagraph_jax.program.advice import can_be_hashed, static_advice
 from cudagraph_jax.program.call import Declared, Statics
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.pad_sides import padded_on_sides
-from cudagraph_jax.shapes.padding import EDGE, UNCHOSEN, PadValue
+from cudagraph_jax.shapes.padding import ANY, EDGE, UNCHOSEN, PadValue
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix, for_positions, is_declaration
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -30,7 +30,7 @@ class Binder:
         function: The function.
         name: What errors call it.
         in_axes: A pytree prefix of the positional arguments: specifications or None.
-        pad_values: A pytree prefix of scalars or `"edge"`.
+        pad_values: A pytree prefix of scalars, `"edge"` or `"any"`.
         pad_side: A pytree prefix of `"right"` or `"left"`.
         static_argnames: Names of the arguments that select a program of their own.
         donate_argnums: Positions of the arguments whose buffers may be taken over.
@@ -431,17 +431,20 @@ def _pattern(spec: object) -> AxisPattern | None:
     raise ConfigError(f'in_axes has the entry {spec!r}: use None, or names such as "batch seq ..."')
 
 
+_PAD_VALUES = 'use numbers, "edge", or "any" where the function ignores whatever it is'
+
+
 def _pad_value(value: object) -> PadValue:
     if value is None:
         return UNCHOSEN
-    if isinstance(value, str) and value != EDGE:
-        raise ConfigError(f'pad_values has {value!r}: use numbers, or "edge"')
+    if isinstance(value, str) and value not in (EDGE, ANY):
+        raise ConfigError(f"pad_values has {value!r}: {_PAD_VALUES}")
     if isinstance(value, bool | int | float | complex | str):
         return value
     item = getattr(value, "item", None)
     if callable(item) and getattr(value, "shape", None) == ():
         return item()  # type: ignore[no-any-return]  # a NumPy or JAX scalar's Python number
-    raise ConfigError(f'pad_values has {value!r}: use numbers, or "edge"')
+    raise ConfigError(f"pad_values has {value!r}: {_PAD_VALUES}")
 
 
 Pick = Callable[[Sequence[PyTree]], tuple[PyTree, ...]]

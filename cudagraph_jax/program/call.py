@@ -16,6 +16,7 @@ from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.advice import bucketed_advice, passed_advice
 from cudagraph_jax.program.fingerprint import Fingerprint
 from cudagraph_jax.program.function_ref import FunctionRef
+from cudagraph_jax.program.padded import Padded, flatten_arguments, is_padded
 from cudagraph_jax.shapes.axes import (
     PASS_THROUGH,
     AxisPattern,
@@ -180,7 +181,7 @@ def describe_call(
         InputShapeError: An array does not fit its axes, disagrees with another one about a size,
             or has a dtype that would not survive.
     """
-    leaves, structure = jax.tree.flatten((args, dict(kwargs))) if flat is None else flat
+    leaves, structure = flatten_arguments((args, dict(kwargs))) if flat is None else flat
     undeclared = len(leaves) - len(declared.patterns)
     patterns: list[Pattern] = [*declared.patterns, *[None] * undeclared]
     pads = [*declared.pad_values, *[0] * undeclared]
@@ -219,7 +220,8 @@ def argument_leaf_names(
 ) -> list[str]:
     """What errors call each leaf of `(args, kwargs)`, in the order in which JAX flattens them."""
     ordered = dict(sorted(kwargs.items()))
-    return list(leaf_names((*argument_names, *ordered), (*args, *ordered.values())))
+    values = (*args, *ordered.values())
+    return leaf_names((*argument_names, *ordered), values, is_leaf=is_padded)
 
 
 def abstract_call(call: Call, *, unknown: Sequence[object] | None = None) -> Call:
@@ -244,7 +246,7 @@ def abstract_call(call: Call, *, unknown: Sequence[object] | None = None) -> Cal
 def _abstract(leaf: object) -> object:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         return leaf
-    if isinstance(leaf, np.ndarray | jax.Array) and leaf.ndim:
+    if isinstance(leaf, np.ndarray | jax.Array | Padded) and leaf.ndim:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     return leaf
 
@@ -399,7 +401,7 @@ def abstract_bucketed(value: object, axes: LeafAxes, *, name: str) -> AbstractLe
         InputShapeError: `value` is no NumPy or JAX array, or of a dtype that would not survive.
     """
     _refuse_masked(value, name)
-    if not isinstance(value, np.ndarray | jax.Array | jax.ShapeDtypeStruct):
+    if not isinstance(value, np.ndarray | jax.Array | Padded | jax.ShapeDtypeStruct):
         raise InputShapeError(
             f"{name} is of type {type(value).__name__}, not an array, but its axes are bucketed: "
             + bucketed_advice(value, name=name)
@@ -427,6 +429,12 @@ def abstract_passed(value: object, *, name: str, is_bare: bool = True) -> Abstra
             an integer that none of JAX's holds.
     """
     _refuse_masked(value, name)
+    if is_padded(value):
+        raise InputShapeError(
+            f"{name} is a Padded, of which a function may take the padding for real where it is "
+            f"passed through: name its axes in in_axes, or pass numpy.asarray({name}), or "
+            f"{name}.array with the padding"
+        )
     if is_bare and isinstance(value, np.ndarray):
         computed_dtype(value.dtype, name=name)
     elif not fits_integers(value):
@@ -515,6 +523,7 @@ def placement(value: object) -> Sharding | None:
     The default device is no such purpose: a call with arrays there and one with NumPy arrays are
     the same program.
     """
+    value = value.array if isinstance(value, Padded) else value
     on_purpose = isinstance(value, jax.ShapeDtypeStruct) or (
         isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and value.committed
     )

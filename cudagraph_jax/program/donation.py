@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
+from cudagraph_jax.program.padded import is_padded
 from cudagraph_jax.shapes.pytrees import PyTree
 
 
@@ -22,7 +23,9 @@ def on_device(
     placed = list(padded)
     with jax.ensure_compile_time_eval():  # also while another function is traced
         for position in positions:
-            placed[position] = jax.tree.map(_placed_like, given[position], padded[position])
+            placed[position] = jax.tree.map(
+                _placed_like, given[position], padded[position], is_leaf=is_padded
+            )
     return placed
 
 
@@ -44,6 +47,9 @@ def use_up(given: Sequence[PyTree], padded: Sequence[PyTree], positions: Sequenc
 
 def _placed_like(leaf: PyTree, padded: PyTree) -> PyTree:
     """The padded copy of an array, where that is; of a sharded one on the host."""
+    leaf = leaf.array if is_padded(leaf) else leaf
+    if isinstance(padded, jax.Array):
+        return padded  # it has never left
     if not isinstance(leaf, jax.Array) or len(leaf.devices()) != 1:
         return padded
     return jax.device_put(padded, leaf.sharding if leaf.committed else None)

@@ -16,6 +16,7 @@ from cudagraph_jax.program.call import (
     is_key,
     traced_sizes,
 )
+from cudagraph_jax.program.padded import Padded, is_padded, real_part
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
 from cudagraph_jax.xla.stages import tracing_refusals
@@ -35,7 +36,7 @@ def run_eagerly(call: Call, *, target: Target | None = None) -> PyTree:
     """
     use_jax()
     target = call.target if target is None else target
-    args, kwargs = jax.tree.map(_on_device, (call.args, call.kwargs))
+    args, kwargs = jax.tree.map(_on_device, (call.args, call.kwargs), is_leaf=is_padded)
     masks = jax.device_put(_full_masks(target, call.carried, call.sizes))
     with tracing_refusals(f"an operation of {target.name}, which runs eagerly,"):
         result = target.function(*args, **kwargs, **masks)
@@ -43,11 +44,16 @@ def run_eagerly(call: Call, *, target: Target | None = None) -> PyTree:
         return jax.tree.map(_on_host, result)
     modes = broadcast_prefix(target.unpad, result, name="unpad")
     leaves, structure = jax.tree.flatten(result)
-    handed_out = [
-        _on_host(leaf) if mode == "host" else _on_device(_as_array(leaf))
-        for leaf, mode in zip(leaves, modes, strict=True)
-    ]
+    handed_out = [_handed_out(leaf, mode) for leaf, mode in zip(leaves, modes, strict=True)]
     return jax.tree.unflatten(structure, handed_out)
+
+
+def _handed_out(leaf: PyTree, unpad: object) -> PyTree:
+    if unpad == "host":
+        return _on_host(leaf)
+    leaf = _on_device(_as_array(leaf))
+    is_concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return Padded(leaf, leaf.shape) if unpad == "padded" and is_concrete else leaf
 
 
 def run_traced(
@@ -82,4 +88,5 @@ def _as_array(leaf: PyTree) -> PyTree:
 
 
 def _on_device(leaf: PyTree) -> PyTree:
+    leaf = real_part(leaf) if isinstance(leaf, Padded) else leaf
     return jax.device_put(leaf) if isinstance(leaf, np.ndarray) else leaf

@@ -20,7 +20,8 @@ from cudagraph_jax.shapes.output_axes import (
 from cudagraph_jax.shapes.padding import Index, real_index
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
 
-Unpad = Literal["host", "device", "none"]
+Unpad = Literal["host", "device", "none", "padded"]
+UNPADS = '"host", "device", "none" or "padded"'
 
 
 class OutputLeaf(NamedTuple):
@@ -212,7 +213,7 @@ def _output_leaf(array: jax.ShapeDtypeStruct, found: OutputAxes, mode: object) -
         return OutputLeaf(
             found.name, found.axes, unpad, len(array.shape), comparable, found.follows
         )
-    if unpad == "host" and is_key:
+    if unpad in ("host", "padded") and is_key:
         raise InputShapeError(
             f"{found.name} is a PRNG key array, which NumPy cannot hold: "
             'return jax.random.key_data of it, or ask for unpad="device" or "none"'
@@ -222,11 +223,11 @@ def _output_leaf(array: jax.ShapeDtypeStruct, found: OutputAxes, mode: object) -
 
 
 def check_unpad(mode: object) -> Unpad:
-    """`mode` as one of the three ways to hand out an output.
+    """`mode` as one of the ways to hand out an output.
 
     Raises:
         InputShapeError: It is none of them.
     """
-    if mode == "host" or mode == "device" or mode == "none":
+    if mode == "host" or mode == "device" or mode == "none" or mode == "padded":
         return mode
-    raise InputShapeError(f'unpad={mode!r} is unknown: use "host", "device" or "none"')
+    raise InputShapeError(f"unpad={mode!r} is unknown: use {UNPADS}")

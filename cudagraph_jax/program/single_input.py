@@ -15,6 +15,7 @@ from cudagraph_jax._base.checks import require_arrays_from
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.call import Call, Declared, Target, describe_call, is_array
 from cudagraph_jax.program.function_ref import FunctionRef
+from cudagraph_jax.program.padded import flatten_arguments
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes, axes_by_size
 from cudagraph_jax.shapes.ladder import Bucket
@@ -52,7 +53,7 @@ def single_call(
         InputShapeError: A leaf of `inputs` is nothing that JAX computes with.
     """
     require_arrays_from("function", function)
-    patterns = [_axes(leaf, sizes) for leaf in jax.tree.leaves(inputs)]
+    patterns = [_axes(leaf, sizes) for leaf in flatten_arguments(inputs)[0]]
     reference = FunctionRef(function)
     call = describe_call(
         reference,

@@ -368,7 +368,7 @@ def _agree(axis: str, known: tuple[str, int], name: str, size: int) -> None:
     raise InputShapeError(
         f"{known[0]} has {axis}={known[1]} but {name} has {axis}={size}: "
         f'all arrays of one call must have the same {axis} (an output of unpad="none" has its '
-        'bucket\'s: trim it, or ask for unpad="host" or "device")'
+        'bucket\'s: ask for unpad="padded", which is taken at its real sizes, or trim it)'
     )
 
 

@@ -124,12 +124,17 @@ def _weightless(leaf: PyTree) -> PyTree:
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
-def leaf_names(argument_names: Sequence[str], args: Sequence[PyTree]) -> list[str]:
+def leaf_names(
+    argument_names: Sequence[str],
+    args: Sequence[PyTree],
+    *,
+    is_leaf: Callable[[object], bool] | None = None,
+) -> list[str]:
     """What errors call each leaf of `args`: `ids`, `batch['mask']`, `states[0].cache`."""
     return [
         argument + jax.tree_util.keystr(path)
         for argument, value in zip(argument_names, args, strict=True)
-        for path, _ in jax.tree_util.tree_flatten_with_path(value)[0]
+        for path, _ in jax.tree_util.tree_flatten_with_path(value, is_leaf=is_leaf)[0]
     ]
 
 

@@ -124,6 +124,11 @@ def sentences(random: np.random.Generator) -> Arguments:
     return tuple(random.integers(0, 100, (rows, n), np.int32) for n in (source, target))
 
 
+def hidden_states(random: np.random.Generator) -> Arguments:
+    rows, length = drawn(random, batch=4, seq=32)
+    return (random.standard_normal((rows, length, 16), np.float32),)
+
+
 def structures(random: np.random.Generator) -> Arguments:
     rows, length = drawn(random, batch=2, seq=24)
     return tuple(
@@ -165,6 +170,7 @@ def all_real(function: str, **masks: int) -> Callable[..., Any]:
 MORE_AXES: dict[str, tuple[Callable[..., Arguments], Callable[..., Any]]] = {
     "images": (pictures, all_real("network", mask=3)),
     "encoder_decoder": (sentences, all_real("transduce", source_mask=2)),
+    "chain": (hidden_states, all_real("classify", mask=2)),
     "pairs": (structures, all_real("block", mask=2)),
     "audio": (sounds, all_real("encode", mask=2)),
     "left_padding": (left_padded, all_real("next_tokens")),

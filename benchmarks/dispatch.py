@@ -198,6 +198,39 @@ def named_axes(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]
     ]
 
 
+def chain(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]:
+    """Three functions, each of which takes what the one before gives: on the device, and by host.
+
+    The padding is filled anew between two of them, unless they say that they ignore it.
+    """
+    x = np.ones((3, 57), np.float32)
+    contenders = {
+        "host": _chain("host"),
+        "padded": _chain("padded"),
+        "any": _chain("padded", pad_values="any"),
+    }
+    times = interleaved(
+        {name: lambda call=call: call(x) for name, call in contenders.items()},
+        rounds=rounds,
+        calls=calls,
+    )
+    what = 'chain of three, 3x57x384, unpad="padded" / "host"'
+    return [
+        (what, times["padded"], times["host"], ""),
+        ('the same, pad_values="any"', times["any"], times["host"], "<= 1"),
+    ]
+
+
+def _chain(unpad: str, pad_values: int | str = 0) -> Callable[[np.ndarray], np.ndarray]:
+    options = {"pad_values": pad_values, "config": CONFIG}
+    spread = cg.bucket_jit(
+        lambda x: jnp.repeat(x[..., None], 384, -1), in_axes="batch seq", unpad=unpad, config=CONFIG
+    )
+    scaled = cg.bucket_jit(lambda x: x * 2.0 + 1.0, in_axes="batch seq _", unpad=unpad, **options)
+    first = cg.bucket_jit(lambda x: x[:, 0].sum(-1), in_axes="batch seq _", **options)
+    return lambda x: first(scaled(spread(x)))
+
+
 def larger_program(rounds: int, calls: int) -> list[tuple[str, Timing, Timing, str]]:
     """A program that XLA hands to its threads, which spin for a while after a call: with pauses."""
     x = jnp.ones((16, 128))
@@ -287,6 +320,7 @@ def main() -> int:
         *read_histogram(max(options.rounds // 4, 2)),
         *padded_call(options.rounds, options.calls),
         *named_axes(options.rounds, options.calls),
+        *chain(options.rounds, max(options.calls // 5, 1)),
         *larger_program(options.rounds, options.calls),
     ]
     device = jax.devices()[0]

@@ -11,7 +11,7 @@ import numpy as np
 
 from cudagraph_jax.program.call import Call, argument_leaf_names
 from cudagraph_jax.program.donation import on_device
-from cudagraph_jax.program.padded import Layout, Padded, Refill, fetched, is_padded
+from cudagraph_jax.program.padded import Padded, Refill, fetched, is_padded
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes, Shape
 from cudagraph_jax.shapes.ladder import Bucket
@@ -261,7 +261,7 @@ def _refilled(shape: Shape, value: PadValue, by_host: Take) -> Take:
 
 
 def padded_leaves(call: Call, bucket: Bucket) -> list[PyTree]:
-    """The leaves of a call, each that carries axes as a `Padded` of the bucket's size."""
+    """The leaves of a call, each that carries axes as a `Padded` of the bucket, on the device."""
     found: list[PyTree] = []
     leaves: Sequence[PyTree] = call.leaves
     for leaf, axes, abstract, value in zip(
@@ -273,13 +273,23 @@ def padded_leaves(call: Call, bucket: Bucket) -> list[PyTree]:
         dtype, sizes = abstract.dtype, call.sizes
         pad = leaf_pad(leaf, dtype, axes=axes, sizes=sizes, bucket=bucket, value=value)
         if pad is None or pad is _whole:
-            found.append(leaf if is_padded(leaf) else Padded(leaf, leaf.shape))
+            given = leaf if is_padded(leaf) else Padded(leaf, leaf.shape)
+            if isinstance(given.array, np.ndarray):  # the caller's to change: JAX may alias it
+                given = Padded.laid_out(_put(given.array.copy()), given.layout)
+            found.append(given)
             continue
         (array,) = on_device([leaf], [pad(_on_host(leaf))], [0])
-        left = {place for place, length in axes.dims if length.left}
+        left = [place for place, length in axes.dims if length.left]
         fill = 0 if value == ANY else value
-        found.append(Padded.laid_out(array, Layout(leaf.shape, left, fill)))
+        found.append(Padded(_put(array), leaf.shape, left=left, fill=fill))
     return found
+
+
+def _put(array: PyTree) -> jax.Array:
+    """An array on the device; one that is there as it is."""
+    with jax.ensure_compile_time_eval():  # also while another function is traced
+        placed: jax.Array = jax.device_put(array)
+    return placed
 
 
 Masks = Callable[[], Mapping[str, PyTree]]

@@ -411,6 +411,8 @@ def abstract_bucketed(value: object, axes: LeafAxes, *, name: str) -> AbstractLe
             f"{name} holds PRNG keys, which NumPy cannot pad: pass jax.random.key_data of them, "
             "or pass a single key through (None in in_axes)"
         )
+    if isinstance(value, Padded):
+        value.layout.check(value.array.shape, name=name)
     dtype = computed_dtype(value.dtype, name=name)
     return AbstractLeaf(axes.open(value.shape), dtype, sharding=placement(value))
 

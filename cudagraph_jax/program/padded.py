@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Hashable, Sequence
+import operator
+import weakref
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, Final, NoReturn, Self, TypeGuard
 
@@ -32,14 +34,18 @@ class Layout:
 
     Equal ones may be re-filled by other executables: a `Padded` is asked for its own.
 
-    Attributes:
+    Args:
         shape: The real sizes.
         left: The dimensions whose padding stands in front of what is real.
         fill: What stands in the padding, as `pad_values` say it; None: nobody knows.
         refill: What writes another value there; None where nothing was compiled for that.
+        filled: The array that is known to hold `fill`; it is not kept.
+
+    Attributes:
+        shape, left, fill, refill: As given.
     """
 
-    __slots__ = ("_key", "fill", "left", "refill", "shape")
+    __slots__ = ("_filled", "_key", "fill", "left", "refill", "shape")
 
     def __init__(
         self,
@@ -47,9 +53,12 @@ class Layout:
         left: Collection[int] = (),
         fill: PadValue | None = None,
         refill: Refill | None = None,
+        filled: PyTree = None,
     ) -> None:
         self.shape, self.left = shape, frozenset(left)
         self.fill, self.refill = fill, refill
+        is_known = fill is not None and isinstance(filled, jax.Array | np.ndarray)
+        self._filled = weakref.ref(filled) if is_known else None
         # By its text: 0 and -0.0 are equal, and not one padding.
         self._key = (shape, self.left, str(fill))
 
@@ -68,14 +77,39 @@ class Layout:
         """Where the real part is."""
         return tuple(side(size, left=place in self.left) for place, size in enumerate(self.shape))
 
+    def of(self, array: PyTree) -> Layout:
+        """The same of what a function of pytrees has made: it is known to hold `fill` no longer.
+
+        What was done to the array was done to its padding: after `x + 1` that is not 0.
+        """
+        if self.fill is None or (self._filled is not None and self._filled() is array):
+            return self
+        return Layout(self.shape, self.left, refill=self.refill)
+
+    def check(self, whole: Shape, *, name: str = "a Padded") -> None:
+        """Raises unless an array of that shape has such a part.
+
+        Raises:
+            InputShapeError: It has not.
+        """
+        if len(self.shape) != len(whole) or not all(
+            0 <= size <= extent for size, extent in zip(self.shape, whole, strict=True)
+        ):
+            raise InputShapeError(
+                f"{name} has the real sizes {self.shape}, which are no part of its array's shape "
+                f"{whole}: give one for each dimension, and make a new Padded of an array whose "
+                "shape was changed, as jax.vmap and jax.tree.map may do"
+            )
+
 
 class Padded:
     """An array at the size of its bucket, on the device, and the real sizes within it.
 
     What `unpad="padded"` hands out, without waiting or compiling. Another bucketed function takes
     it wherever it takes an array: the sizes of the call are the real ones. `numpy.asarray` waits
-    for it and gives the real part. It is a pytree of its one array, for `jax.device_put`,
-    `jax.block_until_ready` and the like. Everything else that would mix the padding in, such as
+    for it and gives the real part. It is a pytree of its one array, for `jax.block_until_ready`,
+    `jax.device_get` and the like; what a function of pytrees makes of it has the same real
+    sizes, and padding that nobody knows. Everything else that would mix the padding in, such as
     arithmetic, an index or a function of `jax.numpy`, is refused.
 
     Args:
@@ -85,8 +119,8 @@ class Padded:
         fill: What stands in its padding, where that is known.
 
     Raises:
-        InputShapeError: The shape or the dimensions are not those of a part of the array; or the
-            operation is refused.
+        InputShapeError: It is no array, or the shape or the dimensions are not those of a part of
+            it; or the operation is refused.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -111,20 +145,19 @@ class Padded:
         left: Collection[int] = (),
         fill: PadValue | None = None,
     ) -> None:
-        whole, real = tuple(np.shape(array)), tuple(shape)
-        if len(real) != len(whole) or not all(
-            0 <= n <= m for n, m in zip(real, whole, strict=True)
-        ):
+        if not isinstance(array, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
             raise InputShapeError(
-                f"shape={real} is no part of an array of shape {whole}: give its real sizes, one "
-                "for each dimension"
+                f"a Padded holds an array, not what is of type {type(array).__name__}: give it "
+                "numpy.array of that"
             )
-        if not set(left) <= set(range(len(whole))):
+        layout = Layout(tuple(map(operator.index, shape)), left, fill, filled=array)
+        layout.check(array.shape)
+        if not layout.left <= set(range(array.ndim)):
             raise InputShapeError(
-                f"left={tuple(left)} are no dimensions of an array of shape {whole}: give those "
-                "whose padding stands in front"
+                f"left={tuple(left)} are no dimensions of an array of shape {array.shape}: give "
+                "those whose padding stands in front"
             )
-        self._array, self._layout = array, Layout(real, left, fill)
+        self._array, self._layout = array, layout
 
     @classmethod
     def laid_out(cls, array: PyTree, layout: Layout) -> Self:
@@ -166,6 +199,11 @@ class Padded:
         return dtype
 
     @property
+    def weak_type(self) -> bool:
+        """Whether its dtype gives way to that of the arrays it meets, as that of a number may."""
+        return bool(getattr(self._array, "weak_type", False))
+
+    @property
     def is_whole(self) -> bool:
         """Whether all of the array is real."""
         return bool(self._layout.shape == self._array.shape)
@@ -180,6 +218,7 @@ class Padded:
         return f"Padded({dtype}{_listed(self.shape)} in {_listed(whole)}{left})"
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        self._layout.check(self._array.shape)
         part = own_part(np.asarray(self._array), self._layout.index)
         return np.array(part, dtype=dtype, copy=copy)
 
@@ -226,7 +265,12 @@ def _refusal(what: str) -> InputShapeError:
 
 
 def _padded(array: PyTree, shape: Shape, left: Collection[int], fill: PadValue | None) -> Padded:
-    return Padded.laid_out(array, Layout(shape, left, fill))
+    return Padded.laid_out(array, Layout(shape, left, fill, filled=array))
+
+
+def _unflattened(layout: Layout, children: Iterable[PyTree]) -> Padded:
+    (array,) = children
+    return Padded.laid_out(array, layout.of(array))
 
 
 def _refused(name: str) -> Callable[..., NoReturn]:
@@ -253,7 +297,7 @@ for _name in (
 jax.tree_util.register_pytree_with_keys(
     Padded,
     lambda padded: (((GetAttrKey("array"), padded.array),), padded.layout),
-    lambda layout, children: Padded.laid_out(next(iter(children)), layout),
+    _unflattened,
     lambda padded: ((padded.array,), padded.layout),
 )
 
@@ -261,6 +305,11 @@ jax.tree_util.register_pytree_with_keys(
 def is_padded(node: object) -> TypeGuard[Padded]:
     """Whether it is a `Padded`: a leaf of a call's arguments, and a node to JAX."""
     return type(node) is Padded
+
+
+def without_padding(value: PyTree) -> PyTree:
+    """The array of a `Padded` that has no padding, which may stand wherever an array may."""
+    return value.array if isinstance(value, Padded) and value.is_whole else value
 
 
 def flatten_arguments(tree: PyTree) -> tuple[list[PyTree], PyTreeDef]:
@@ -281,8 +330,7 @@ def real_part(padded: Padded) -> PyTree:
     if padded.is_whole:
         return padded.array
     if isinstance(padded.array, jax.core.Tracer):
-        if padded.array.ndim != padded.ndim:
-            raise _refusal("jax.vmap")
+        padded.layout.check(padded.array.shape)
         return padded.array[padded.layout.index]
     part = fetched(padded)
     if not isinstance(padded.array, jax.Array):
@@ -292,6 +340,7 @@ def real_part(padded: Padded) -> PyTree:
 
 def fetched(padded: Padded) -> Array:
     """The real part in NumPy, by a transfer that is explicit."""
+    padded.layout.check(padded.array.shape)
     whole: Array = jax.device_get(padded.array)
     return whole[padded.layout.index]
 
@@ -301,24 +350,26 @@ class Refill:
 
     Args:
         executable: Takes such an array, its real sizes, and the value.
-        dtype: Of the array.
+        array: The shape and dtype of those arrays.
     """
 
-    __slots__ = ("_call", "_dtype", "_shardings")
+    __slots__ = ("_array", "_call", "_shardings")
 
-    def __init__(self, executable: Executable, dtype: np.dtype[Any]) -> None:
-        self._call, self._dtype = executable.call, dtype
+    def __init__(self, executable: Executable, array: jax.ShapeDtypeStruct) -> None:
+        self._call, self._array = executable.call, array
         self._shardings, _ = executable.call.input_shardings
 
     def takes(self, array: PyTree) -> bool:
-        """Whether an array is where it was compiled for."""
-        return isinstance(array, jax.Array) and array.sharding.is_equivalent_to(
-            self._shardings[0], array.ndim
+        """Whether it was compiled for an array like that, and where that is."""
+        return (
+            isinstance(array, jax.Array)
+            and (array.shape, array.dtype) == (self._array.shape, self._array.dtype)
+            and array.sharding.is_equivalent_to(self._shardings[0], array.ndim)
         )
 
     def operands(self, shape: Shape, value: PadValue) -> tuple[PyTree, ...]:
         """The real sizes and the value, on the device."""
-        given = np.array(shape, np.int32), np.full((), value, self._dtype)
+        given = np.array(shape, np.int32), np.full((), value, self._array.dtype)
         with jax.ensure_compile_time_eval():  # also while another function is traced
             placed: tuple[PyTree, ...] = jax.device_put(given, tuple(self._shardings[1:]))
         return placed
@@ -353,7 +404,7 @@ def compile_refill(
     sizes_text = "x".join(map(str, array.shape))
     try:
         lowering = lower_function(refill, (array, sizes, value), {}, name=f"refill_{sizes_text}")
-        return Refill(lowering.compile(), array.dtype)
+        return Refill(lowering.compile(), array)
     except CaptureError as error:  # of a dtype that XLA keeps and does not compute with
         logger.info("what is passed on of %s goes through the host: %s", sizes_text, error)
         return None

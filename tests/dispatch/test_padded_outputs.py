@@ -92,7 +92,7 @@ def test_a_chain(chain, batch, seq):
     """Three functions give the plain ones' answer; nothing compiles, or goes through the host."""
     ids = tokens(batch + 10 * seq, batch, seq)
     with no_compiles():
-        ahead = jax.device_put(chain.hidden.pad(chain.table, ids))
+        ahead = chain.hidden.pad(chain.table, ids)
         with jax.transfer_guard("disallow"):
             answer = chain(ahead[1])
         np.testing.assert_allclose(answer, chain.plain(ids), rtol=1e-4, atol=1e-4)
@@ -456,6 +456,48 @@ def test_what_is_passed_through():
     np.testing.assert_allclose(function(x, whole), x + 4, rtol=1e-6)
 
 
+TWICE = bucket_jit(lambda x: x * 2, in_axes="batch seq", unpad="padded", config=ONE)
+TOTAL = bucket_jit(lambda x: x.sum(1), in_axes="batch seq", config=ONE)
+
+
+@pytest.mark.parametrize("make", [TOTAL.pad, lambda x: [TWICE(x / 2)]], ids=["pad", "output"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: jax.tree.map(lambda array: array + 1, x),
+        jax.jit(lambda x: jax.tree.map(lambda array: array + 1, x)),
+        lambda x: jax.tree.map(lambda array: (array + 1).astype(jnp.bfloat16), x),
+        lambda x: jax.device_get(jax.tree.map(lambda array: (array + 1).astype(np.int32), x)),
+    ],
+)
+def test_what_a_function_of_trees_makes(change, make):
+    """What is made of one has its real sizes, and other padding, which is not taken for the old."""
+    x = tokens(0, 3, 5).astype(np.float32)
+    (made,) = make(x)
+    for _ in range(2):
+        np.testing.assert_allclose(TOTAL(change(made)), (x + 1).sum(1))
+        np.testing.assert_allclose(TOTAL(made), x.sum(1))
+
+
+def test_the_same_array():
+    """Of the same array in another tree the padding is still known."""
+    ahead = TOTAL.pad(floats(0, 3, 5))
+    for same in (jax.device_put(ahead), jax.tree.map(lambda array: array, ahead)):
+        assert "x is passed on as it is" in TOTAL.explain(*same).reason
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:1], lambda x: x[:, :4], jnp.sum, lambda x: jnp.stack([x, x])]
+)
+def test_an_array_of_another_shape(change):
+    """One whose array has no part of its sizes any more is refused, not stretched to them."""
+    changed: Any = jax.tree.map(change, TWICE(floats(0, 3, 5)))
+    with pytest.raises(InputShapeError, match=r"x has the real sizes \(3, 5\), which are no part"):
+        TOTAL(changed)
+    with pytest.raises(InputShapeError, match=r"no part.*make a new Padded"):
+        np.asarray(changed)
+
+
 def test_errors_name_the_argument(chain):
     """Sizes that disagree are the real ones, and the advice of others speaks of it."""
     x = chain.hidden(chain.table, tokens(0, 3, 5))
@@ -498,7 +540,7 @@ def test_transformations(chain):
     slope = jax.grad(lambda x: outer(x).sum())(x)
     np.testing.assert_array_equal(slope.array[:3, :5], 1)
     assert not np.any(slope.array[3:])
-    with pytest.raises(InputShapeError, match=r"jax\.vmap would take the padding"):
+    with pytest.raises(InputShapeError, match=r"no part of its array's shape.*jax\.vmap"):
         jax.vmap(inner)(x)
 
 

@@ -146,13 +146,16 @@ def test_structures(padded):
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((3,), {}, r"shape=\(3,\) is no part of an array of shape \(4, 6\)"),
-        ((5, 6), {}, r"is no part"),
-        ((-1, 6), {}, r"is no part"),
+        ((3,), {}, r"sizes \(3,\), which are no part of its array's shape \(4, 6\)"),
+        ((5, 6), {}, r"are no part"),
+        ((-1, 6), {}, r"are no part"),
         ((3, 5), {"left": (2,)}, r"left=\(2,\) are no dimensions"),
     ],
 )
 def test_what_cannot_be(shape, options, message):
-    """Sizes beyond the array's, or dimensions that it has not, are refused."""
+    """Sizes beyond the array's, dimensions that it has not, and no arrays are refused."""
     with pytest.raises(InputShapeError, match=message):
         Padded(jnp.zeros((4, 6)), shape, **options)
+    not_array: Any = [1, 2, 3]
+    with pytest.raises(InputShapeError, match=r"not what is of type list"):
+        Padded(not_array, (2,))

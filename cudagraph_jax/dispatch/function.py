@@ -45,7 +45,13 @@ from cudagraph_jax.program.call import (
 from cudagraph_jax.program.donation import refuses_transfer
 from cudagraph_jax.program.eager import run_traced
 from cudagraph_jax.program.function_ref import FunctionRef, Holder
-from cudagraph_jax.program.padded import Padded, flatten_arguments, is_padded, real_part
+from cudagraph_jax.program.padded import (
+    Padded,
+    flatten_arguments,
+    is_padded,
+    real_part,
+    without_padding,
+)
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.settings import DEVICE, PRECISION, X64, Settings, current_settings
 
@@ -327,8 +333,9 @@ class BucketedFunction(Generic[P, R]):
         return bound, call
 
     def _bind(self, args: Args, kwargs: Mapping[str, PyTree]) -> Bound:
-        if Padded in map(type, args):
-            args = tuple(map(_without_padding, args))
+        if Padded in map(type, (*args, *kwargs.values())):
+            args = tuple(map(without_padding, args))
+            kwargs = dict(zip(kwargs, map(without_padding, kwargs.values()), strict=True))
         written = (len(args), tuple(kwargs))
         form = self._forms.get(written)
         if form is None:
@@ -462,9 +469,8 @@ class BucketedFunction(Generic[P, R]):
     def pad(self, *args: PyTree, **kwargs: PyTree) -> tuple[PyTree, ...]:
         """The arguments at the size of the bucket of a call with them, to prepare that ahead.
 
-        What carries axes comes as a `Padded`, in NumPy where it has to be padded, as the call would
-        pad it; all else as it is. `jax.device_put` brings it to the device, in the background. A
-        call with it is served by the same bucket, and has nothing to pad, copy or fill.
+        What carries axes comes as a `Padded` on the device, as the call would pad it; all else as
+        it is. A call with it is served by the same bucket, and has nothing to pad, copy or fill.
 
         Args:
             *args: The arguments of a call.
@@ -540,11 +546,6 @@ class BucketedFunction(Generic[P, R]):
         from cudagraph_jax.dispatch.explain import explain
 
         return explain(self.manager.dispatcher, self.describe(*args, **kwargs))
-
-
-def _without_padding(value: PyTree) -> PyTree:
-    """The array of a `Padded` that has no padding, which may stand wherever an array may."""
-    return value.array if isinstance(value, Padded) and value.is_whole else value
 
 
 def _traced(value: PyTree) -> PyTree:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cudagraph_jax.program.call import Call, argument_leaf_names
 from cudagraph_jax.program.donation import on_device
-from cudagraph_jax.program.padded import Padded, Refill, fetched, is_padded
+from cudagraph_jax.program.padded import Padded, Refill, fetched, is_padded, without_padding
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes, Shape
 from cudagraph_jax.shapes.ladder import Bucket
@@ -111,7 +111,7 @@ def leaf_pad(
 ) -> Pad | None:
     """What brings a leaf of a call of `sizes` to `bucket`; None where it is at its size already."""
     if axes.passes_through:
-        return None
+        return without_padding if is_padded(leaf) else None
     if isinstance(leaf, Padded):
         return take_of(leaf, axes=axes, sizes=sizes, bucket=bucket, value=value)
     shape = getattr(leaf, "shape", ())

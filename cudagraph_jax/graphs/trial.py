@@ -21,6 +21,7 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.program.call import AbstractLeaf, Call, argument_leaf_names, copied_key, is_key
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.program.outputs import OutputLeaf, RealOutputs
+from cudagraph_jax.program.padded import without_padding
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
@@ -145,6 +146,7 @@ def behind_no_cut(value: Any, before: Bucket, after: Bucket, *, least: int = 1) 
         after: The sizes to which the call is cut.
         least: To what those are lowered that may be positions, at the least.
     """
+    value = without_padding(value)
     dtype = np.result_type(value) if isinstance(value, int) else getattr(value, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, np.integer) or not np.size(value):
         return value

@@ -16,7 +16,7 @@ from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.advice import bucketed_advice, passed_advice
 from cudagraph_jax.program.fingerprint import Fingerprint
 from cudagraph_jax.program.function_ref import FunctionRef
-from cudagraph_jax.program.padded import Padded, flatten_arguments, is_padded
+from cudagraph_jax.program.padded import Padded, flatten_arguments, is_padded, without_padding
 from cudagraph_jax.shapes.axes import (
     PASS_THROUGH,
     AxisPattern,
@@ -182,7 +182,11 @@ def describe_call(
             or has a dtype that would not survive.
     """
     leaves, structure = flatten_arguments((args, dict(kwargs))) if flat is None else flat
-    undeclared = len(leaves) - len(declared.patterns)
+    count = len(declared.patterns)
+    undeclared = len(leaves) - count
+    if any(map(is_padded, leaves[count:])):  # of keyword arguments, which no route looks into
+        leaves = [*leaves[:count], *map(without_padding, leaves[count:])]
+        _, kwargs = jax.tree.unflatten(structure, leaves)
     patterns: list[Pattern] = [*declared.patterns, *[None] * undeclared]
     pads = [*declared.pad_values, *[0] * undeclared]
     bare = bare_leaves(structure) if declared.bare is None else declared.bare
@@ -244,6 +248,7 @@ def abstract_call(call: Call, *, unknown: Sequence[object] | None = None) -> Cal
 
 
 def _abstract(leaf: object) -> object:
+    leaf = without_padding(leaf)
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         return leaf
     if isinstance(leaf, np.ndarray | jax.Array | Padded) and leaf.ndim:
@@ -431,6 +436,7 @@ def abstract_passed(value: object, *, name: str, is_bare: bool = True) -> Abstra
             an integer that none of JAX's holds.
     """
     _refuse_masked(value, name)
+    value = without_padding(value)
     if is_padded(value):
         raise InputShapeError(
             f"{name} is a Padded, of which a function may take the padding for real where it is "

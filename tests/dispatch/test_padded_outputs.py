@@ -445,7 +445,7 @@ def test_what_is_passed_through():
     x = floats(0, 3, 5)
     whole, padded = Padded(jnp.ones(4), (4,)), Padded(jnp.ones(4), (3,))
     np.testing.assert_allclose(function(x, whole), x + 4, rtol=1e-6)
-    np.testing.assert_allclose(function(x, weights=whole.array), x + 4, rtol=1e-6)
+    np.testing.assert_allclose(function(x, weights=whole), x + 4, rtol=1e-6)
     for _ in range(2):
         with pytest.raises(
             InputShapeError, match=r"weights is a Padded.*numpy\.asarray\(weights\)"
@@ -496,6 +496,44 @@ def test_an_array_of_another_shape(change):
         TOTAL(changed)
     with pytest.raises(InputShapeError, match=r"no part.*make a new Padded"):
         np.asarray(changed)
+
+
+def test_what_has_no_padding():
+    """One without padding may stand wherever an array may: in pytrees, and under keywords."""
+    config = dataclasses.replace(ONE, warmup_iterations=1, debug_mode=True)
+    prefill = bucket_jit(
+        lambda x: {"k": x, "steps": jnp.int32(2), "scale": 3.0, "bias": jnp.ones(4)},
+        in_axes="batch seq",
+        unpad="padded",
+        config=config,
+    )
+
+    def decode(cache, token, *, other):
+        bias = cache["bias"][0] + other["bias"][0]
+        answer = cache["k"].sum(1) * cache["steps"] * cache["scale"] + token + bias
+        return {**cache, "steps": cache["steps"] + 1}, answer
+
+    cache_axes = {"k": "batch seq", "steps": None, "scale": None, "bias": None}
+    step = bucket_jit(
+        decode,
+        in_axes=(cache_axes, "batch"),
+        pad_values=0,
+        donate_argnums=0,
+        unpad=("padded", "host"),
+        config=config,
+    )
+    x, token = floats(0, 3, 5), np.arange(3, dtype=np.float32)
+    step.warmup(prefill(x), token, other={"bias": prefill(x)["bias"]}, progress=False)
+    cache = prefill(x)
+    for steps in (2, 3, 4):
+        cache, answer = step(cache, token, other={"bias": prefill(x)["bias"]})
+        np.testing.assert_allclose(answer, x.sum(1) * 3 * steps + token + 2, rtol=1e-4)
+    assert step.stats()["hits"] == 3
+    padded = {**prefill(x), "bias": Padded(jnp.ones(4), (3,))}
+    with pytest.raises(InputShapeError, match=r"cache\['bias'\] is a Padded"):
+        step(padded, token, other={"bias": jnp.ones(4)})
+    with pytest.raises(InputShapeError, match=r"other\['bias'\] is a Padded"):
+        step(prefill(x), token, other={"bias": Padded(jnp.ones(4), (3,))})
 
 
 def test_errors_name_the_argument(chain):

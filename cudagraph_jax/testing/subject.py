@@ -22,6 +22,7 @@ from cudagraph_jax.graphs.trial import masks_of
 from cudagraph_jax.program.call import Call
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.program.outputs import OutputLeaf
+from cudagraph_jax.program.padded import flatten_arguments, is_padded
 from cudagraph_jax.shapes.padding import Array, Index
 from cudagraph_jax.shapes.pytrees import PyTree, leaf_names
 from cudagraph_jax.testing.examples import Example
@@ -172,15 +173,14 @@ class Subject:
         found = self.bucketed(*args, **self.kwargs)
         if entry.replay_count == before:
             raise AssertionError(f"it was not served by a bucket: {self.bucketed.explain(*args)}")
-        have: object = jax.tree.structure(found)
-        if have != (want := jax.tree.structure(expected)):
+        outputs, have = flatten_arguments(found)
+        want: object = jax.tree.structure(expected)
+        if have != want:
             raise AssertionError(f"a bucket gives {have}, but the plain function {want}")
         real = entry.program.real_outputs(entry.outputs, call.sizes)
         arrays = [
             _real(output, leaf, index)
-            for output, leaf, index in zip(
-                jax.tree.leaves(found), entry.outputs.leaves, real.indices, strict=True
-            )
+            for output, leaf, index in zip(outputs, entry.outputs.leaves, real.indices, strict=True)
         ]
         return Answers(call, entry, _comparable(entry, arrays), _comparable(entry, expected))
 
@@ -214,6 +214,8 @@ def _copied(leaf: PyTree) -> PyTree:
 
 def _real(output: PyTree, leaf: OutputLeaf, index: Index) -> PyTree:
     """An output without its padding, which it has where it was handed out so."""
+    if is_padded(output):
+        return np.asarray(output)
     if leaf.unpad != "none" or not leaf.comparable:
         return output
     return np.asarray(output)[index]

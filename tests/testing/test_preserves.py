@@ -205,7 +205,7 @@ def test_a_bucketed_function(tmp_path):
         assert_bucketing_preserves(good, in_axes=("batch seq",), unpad="none")
 
 
-@pytest.mark.parametrize("unpad", ["host", "device", "none"])
+@pytest.mark.parametrize("unpad", ["host", "device", "none", "padded"])
 def test_however_outputs_are_handed_out(unpad):
     """Outputs are compared at the real sizes, for every `unpad`."""
     options: dict[str, Any] = {"in_axes": "batch seq", "unpad": unpad, "config": CONFIG}

@@ -6,12 +6,12 @@ import math
 import operator
 import weakref
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from itertools import zip_longest
 from typing import Any, Final, NoReturn, Self, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
 from jax.tree_util import GetAttrKey, PyTreeDef
 
 from cudagraph_jax._base.log import logger
@@ -21,6 +21,7 @@ from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.shapes.axes import Shape, side
 from cudagraph_jax.shapes.padding import Array, Index, PadValue, own_part
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.serialize import output_leaves
 from cudagraph_jax.xla.stages import Executable, lower_function
 
 _ADVICE: Final = (
@@ -423,19 +424,19 @@ def refills_of(outputs: Outputs, executable: Executable, *, left: Collection[str
     """
     if all(leaf.unpad != "padded" for leaf in outputs.leaves):
         return ()
-    shardings = jax.tree.leaves(getattr(executable.call, "output_shardings", None))
+    if not isinstance(executable.call, Compiled):  # of a compiler that compiles nothing
+        return (None,) * len(outputs.leaves)
     known: dict[Hashable, Refill | None] = {}  # the caches of many layers are alike
     found: list[Refill | None] = []
-    arrays = jax.tree.leaves(executable.output_info)
-    for leaf, info, sharding in zip_longest(outputs.leaves, arrays, shardings):
+    for leaf, info in zip(outputs.leaves, output_leaves(executable.call), strict=True):
         axes = dict(leaf.follows) | {place: length.axis for place, length in leaf.axes.dims}
-        if leaf.unpad != "padded" or not axes or sharding is None:
+        if leaf.unpad != "padded" or not axes:
             found.append(None)
             continue
         in_front = frozenset(place for place, axis in axes.items() if axis in left)
-        key = (info.shape, info.dtype, frozenset(axes), in_front, sharding)
+        key = (info.shape, info.dtype, frozenset(axes), in_front, info.sharding)
         if key not in known:
-            array = jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=sharding)
+            array = jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=info.sharding)
             known[key] = compile_refill(array, axes, in_front)
         found.append(known[key])
     return tuple(found)

@@ -536,6 +536,33 @@ def test_what_has_no_padding():
         step(prefill(x), token, other={"bias": Padded(jnp.ones(4), (3,))})
 
 
+@jax.tree_util.register_pytree_node_class
+class Rows:
+    """Refuses what has no rows when it is made."""
+
+    def __init__(self, rows):
+        assert len(rows.shape) == 2
+        self.rows = rows
+
+    def tree_flatten(self):
+        return (self.rows,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+def test_a_class_that_checks_what_it_holds():
+    """Outputs of such a class stay on the device, too."""
+    made = bucket_jit(lambda x: Rows(x + 1), in_axes="batch seq", unpad="padded", config=ONE)
+    taken = bucket_jit(lambda rows: rows.rows.sum(1), in_axes="batch seq", config=ONE)
+    x = floats(0, 3, 5)
+    for _ in range(2):
+        rows: Any = made(x)
+        np.testing.assert_allclose(taken(rows), (x + 1).sum(1), rtol=1e-6)
+    assert "on the device" in taken.explain(rows).reason
+
+
 def test_errors_name_the_argument(chain):
     """Sizes that disagree are the real ones, and the advice of others speaks of it."""
     x = chain.hidden(chain.table, tokens(0, 3, 5))

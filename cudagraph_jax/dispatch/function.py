@@ -474,14 +474,15 @@ class BucketedFunction(Generic[P, R]):
 
         Args:
             *args: The arguments of a call.
-            **kwargs: Those that are given by keyword. They are not among what is returned, so give
-                what carries axes by position.
+            **kwargs: Those that are given by keyword, which are not among what is returned. What
+                carries axes has to come by position.
 
         Returns:
             The positional arguments, in their order.
 
         Raises:
-            InputShapeError: The arguments do not fit `in_axes`, as in the call itself.
+            InputShapeError: The arguments do not fit `in_axes`, as in the call itself, or one that
+                carries axes is given by keyword.
             BucketOverflowError: The call is outside the limits, and so has no bucket.
 
         Example:
@@ -504,9 +505,14 @@ class BucketedFunction(Generic[P, R]):
         bucket = bucket_to_pad(dispatcher.config, decision, call.sizes, call.carried)
         padded, _ = jax.tree.unflatten(call.variant.structure, padded_leaves(call, bucket))
         values = list(args)
-        for index, argument in zip(bound.form.args, padded, strict=True):
+        for index, name, argument in zip(bound.form.args, bound.form.names, padded, strict=True):
             if index < len(args):
                 values[index] = argument
+            elif any(map(is_padded, flatten_arguments(argument)[0])):
+                raise InputShapeError(
+                    f"{name} carries axes and is given by keyword, and pad returns the positional "
+                    "arguments: give it by position"
+                )
         return tuple(values)
 
     def seal(self) -> None:

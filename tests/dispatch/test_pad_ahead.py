@@ -100,6 +100,8 @@ def test_what_carries_no_axes_is_as_it_was():
     np.testing.assert_allclose(function(*ahead, shift=1.0), x["a"] * 2 + 1, rtol=1e-6)
     (first,) = function.pad(x, mode="twice", scale=2.0)
     np.testing.assert_allclose(function(first, mode="twice", scale=2.0), x["a"] * 2, rtol=1e-6)
+    with pytest.raises(InputShapeError, match="x carries axes and is given by keyword"):
+        function.pad(x=x, mode="twice", scale=2.0)
     for_all = bucket_jit(lambda x, scale: x * scale, in_axes="batch seq", config=ONE)
     assert for_all.pad(x["a"], 2.0)[1] == 2.0
 

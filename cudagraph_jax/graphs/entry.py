@@ -14,6 +14,7 @@ from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.observers import Observers, annotation
+from cudagraph_jax.graphs.pads import fits_untouched
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, ReplayTotals, Request
 from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.modes import CommandBufferScope, GraphState
@@ -373,7 +374,8 @@ class CUDAGraphEntry:
                 f"the inputs have {sizes.described}, more than the bucket {self.bucket}: use a "
                 "larger bucket"
             )
-        if not self.copies_inputs and sizes != self.bucket:
+        may_copy = self.copies_inputs
+        if not (may_copy or sizes == self.bucket or fits_untouched(call, self.bucket)):
             raise InputShapeError(
                 f"the inputs have {sizes.described}, not the bucket's {self.bucket}, and "
                 "cudagraph_copy_inputs=False forbids to copy them: pad them, or leave "

@@ -120,7 +120,8 @@ class ArgumentChecks(NamedTuple):
             if (kind := type(value)) in self.kinds:
                 continue
             if kind is not np.ndarray:
-                if isinstance(value, np.generic):
+                # Of a `Padded` the dtype is part of what its route is found by.
+                if isinstance(value, np.generic | Padded):
                     continue
                 if not (isinstance(value, np.ndarray) and is_array(value)):
                     return False
@@ -144,8 +145,7 @@ def checks_of(call: Call) -> ArgumentChecks:
         _numbers(call, arrays),
         tuple(accepted.items()),
         tuple((place, accepted[place]) for place in positions if place != call.declared.lead),
-        # Of a `Padded` the dtype is part of what its route is found by.
-        frozenset({int, float, complex, bool, Padded, device_array_type(), *keys}),
+        frozenset({int, float, complex, bool, device_array_type(), *keys}),
     )
 
 

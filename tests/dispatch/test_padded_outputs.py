@@ -536,6 +536,33 @@ def test_what_has_no_padding():
         step(prefill(x), token, other={"bias": Padded(jnp.ones(4), (3,))})
 
 
+def test_numbers_are_taken_at_once():
+    """A number that another function gave is never given to an executable, which refuses slowly."""
+    refusals = []
+
+    def compile_noting(request, lowering, *, clock):
+        made = FakeCompiler(runs=True)(request, lowering, clock=clock)
+
+        def call(*args, **kwargs):
+            try:
+                return made.call(*args, **kwargs)
+            except TypeError as error:
+                refusals.append(error)
+                raise
+
+        return dataclasses.replace(made, call=call)
+
+    scaled = bucket_jit(
+        lambda x, by: x * by,
+        in_axes=("batch seq", None),
+        manager=CUDAGraphManager(ONE, compiler=compile_noting),
+    )
+    x, number = jnp.ones((4, 8)), jnp.float32(3)
+    for by in (number, Padded(number, ())) * 3:
+        np.testing.assert_array_equal(scaled(x, by), 3 * x)
+    assert refusals == []
+
+
 @jax.tree_util.register_pytree_node_class
 class Rows:
     """Refuses what has no rows when it is made."""
@@ -678,7 +705,13 @@ def test_without_copies():
     )
     x, y = floats(0, 3, 5), floats(1, 3, 5)
     first, second = function.pad(x, y)
-    np.testing.assert_allclose(function(Padded(first.array, (3, 5)), second), x + y, rtol=1e-6)
+    for _ in range(2):
+        unknown = Padded(first.array, (3, 5))
+        np.testing.assert_allclose(function(unknown, second), x + y, rtol=1e-6)
+        (entry,) = function.registry.entries()
+        np.testing.assert_allclose(entry.replay((unknown, second)), x + y, rtol=1e-6)
+    with pytest.raises(InputShapeError, match="forbids to copy"):
+        entry.replay((x, second))
     for arguments in ((x, second), (first, y), (first, Padded(second.array, (3, 5)))):
         with pytest.raises(InputShapeError, match="as the function's own pad does"):
             function(*arguments)

@@ -541,7 +541,7 @@ def test_numbers_are_taken_at_once():
     refusals = []
 
     def compile_noting(request, lowering, *, clock):
-        made = FakeCompiler(runs=True)(request, lowering, clock=clock)
+        made: Any = FakeCompiler(runs=True)(request, lowering, clock=clock)
 
         def call(*args, **kwargs):
             try:

@@ -289,7 +289,7 @@ class BucketedFunction(Generic[P, R]):
     def _trace(self, bound: Bound) -> R:
         """What the plain function gives for tracers."""
         self._outcomes.add("eager", Reason.TRANSFORMED)
-        args, kwargs = jax.tree.map(_traced, (bound.args, bound.kwargs), is_leaf=is_padded)
+        args, kwargs = jax.tree.map(real_part, (bound.args, bound.kwargs), is_leaf=is_padded)
         target, declared = self._declared(bound, jax.tree.structure((args, kwargs)))
         outputs: R = run_traced(target, args, kwargs, declared)
         return outputs
@@ -552,8 +552,3 @@ class BucketedFunction(Generic[P, R]):
         from cudagraph_jax.dispatch.explain import explain
 
         return explain(self.manager.dispatcher, self.describe(*args, **kwargs))
-
-
-def _traced(value: PyTree) -> PyTree:
-    """The real part of a `Padded`, which a trace cuts out."""
-    return real_part(value) if isinstance(value, Padded) else value

@@ -40,6 +40,8 @@ def run_eagerly(call: Call, *, target: Target | None = None) -> PyTree:
     masks = jax.device_put(_full_masks(target, call.carried, call.sizes))
     with tracing_refusals(f"an operation of {target.name}, which runs eagerly,"):
         result = target.function(*args, **kwargs, **masks)
+    # Of a bucketed function that it calls: within a bucket that gives an array.
+    result = jax.tree.map(real_part, result, is_leaf=is_padded)
     if target.unpad == "host":
         return jax.tree.map(_on_host, result)
     modes = broadcast_prefix(target.unpad, result, name="unpad")
@@ -88,5 +90,5 @@ def _as_array(leaf: PyTree) -> PyTree:
 
 
 def _on_device(leaf: PyTree) -> PyTree:
-    leaf = real_part(leaf) if isinstance(leaf, Padded) else leaf
+    leaf = real_part(leaf)
     return jax.device_put(leaf) if isinstance(leaf, np.ndarray) else leaf

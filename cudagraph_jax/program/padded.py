@@ -326,10 +326,14 @@ def _abstract(padded: Padded) -> PyTree:
     return jax.ShapeDtypeStruct(padded.shape, padded.dtype, sharding=padded.array.sharding)
 
 
-def real_part(padded: Padded) -> PyTree:
-    """The real part, where the array is: through the host, which compiles no slice."""
-    if padded.is_whole:
-        return padded.array
+def real_part(value: PyTree) -> PyTree:
+    """The real part of a `Padded`, where it is: through the host, which compiles no slice.
+
+    All else as it is.
+    """
+    padded = without_padding(value)
+    if not is_padded(padded):
+        return padded
     if isinstance(padded.array, jax.core.Tracer):
         padded.layout.check(padded.array.shape)
         return padded.array[padded.layout.index]

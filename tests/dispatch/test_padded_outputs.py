@@ -415,6 +415,24 @@ def test_eager_answers(chain, mode):
     )
 
 
+@pytest.mark.parametrize(
+    ("unpad", "kind"), [("host", np.ndarray), ("none", jax.Array), ("padded", Padded)]
+)
+def test_a_bucketed_function_within_another(unpad, kind):
+    """What runs eagerly gives what it would in a bucket, also by way of a bucketed function."""
+    inner = bucket_jit(lambda x: x + 1, in_axes="batch seq", unpad="padded", config=ONE)
+    outer = bucket_jit(lambda x: {"x": inner(x)}, in_axes="batch seq", unpad=unpad, config=ONE)
+    x = floats(0, 3, 5)
+    for mode in (CUDAGraphMode.CAPTURE, CUDAGraphMode.NONE):
+        outer.manager.mode = mode
+        found = outer(x)["x"]
+        assert isinstance(found, kind)
+        array = found.array if isinstance(found, Padded) else found
+        assert not isinstance(array, Padded)
+        np.testing.assert_allclose(np.asarray(found)[:3, :5], x + 1, rtol=1e-6)
+    assert array.shape == (3, 5)
+
+
 def test_pieces():
     """Pieces of a batch that is too large are joined on the host, to an array without padding."""
     made = Chain(dataclasses.replace(CONFIG, on_overflow="split"))

@@ -62,6 +62,7 @@ def plan_for_batcher(
     cost: BatchCost | None = None,
     waiting: int = 64,
     capture_sizes: Sequence[int] | None = None,
+    batch_multiple: int = 1,
     seq_multiple: int = 1,
     headroom: Headroom | None = None,
     max_bucket_elements: int | None = None,
@@ -85,6 +86,7 @@ def plan_for_batcher(
             64 of them for the call; so measure where you can.
         waiting: How many items wait when a call is composed, as under load.
         capture_sizes: The rows; None: the best.
+        batch_multiple: Rows are rounded up to multiples of it.
         seq_multiple: As for `plan_buckets`, and so are the next two.
         headroom: How far the longest bucket goes, for lengths not seen yet.
         max_bucket_elements: The most elements of a bucket that is used.
@@ -102,7 +104,8 @@ def plan_for_batcher(
         (Ladder((1, 16)), Ladder((13, 100)))
     """
     max_graphs = positive_size(max_graphs, name="max_graphs")
-    every = _row_ladders(positive_size(waiting, name="waiting"), capture_sizes)
+    chosen = _row_ladders(positive_size(waiting, name="waiting"), capture_sizes)
+    every = list(dict.fromkeys(tuple(Ladder(rows).rounded(batch_multiple)) for rows in chosen))
     ladders = [rows for rows in every if len(rows) <= max_graphs]
     if not ladders:
         raise ConfigError(
@@ -179,7 +182,16 @@ def change_grid(
     if max_graphs is None:
         max_graphs = len(config.capture_sizes) * len(ladder)
     most = config.max_bucket_elements
-    plan = plan_for_batcher(lengths, max_graphs=max_graphs, max_bucket_elements=most, **options)
+    rows, parts = (manager.multiples.get(axis, 1) for axis in ("batch", "seq"))
+    given = positive_size(options.get("seq_multiple", 1), name="seq_multiple")
+    options["seq_multiple"] = math.lcm(given, parts)
+    plan = plan_for_batcher(
+        lengths,
+        max_graphs=max_graphs,
+        max_bucket_elements=most,
+        batch_multiple=rows,
+        **options,
+    )
     replan_later(manager.dispatcher, plan, keeps_limits=keeps_limits)
     manager.wait()
     found = manager.config

@@ -319,6 +319,8 @@ class Lane:
         self, entry: CUDAGraphEntry, inputs: PyTree, *, put: Callable[[PyTree], PyTree]
     ) -> PyTree:
         """The padded inputs of a call that is to follow the one that computes."""
+        if entry.program.is_sharded:
+            return inputs  # they are cut on the host; from one device to several, JAX compiles that
         try:
             with entry.program.settings.applied(), jax.transfer_guard("allow"):
                 return put(inputs)
@@ -344,14 +346,17 @@ class Lane:
     def run_eagerly(self, arrays: Sequence[Array], sizes: Bucket) -> PyTree:
         """The answer to one row by the function itself, as in a mode that runs no bucket."""
         row = self.layout.own(self.layout.pad([arrays], [sizes], sizes))
-        result = self._function(*self._arguments.joined(self._shared.now.values, row))
+        with self._settings.applied():
+            result = self._function(*self._arguments.joined(self._shared.now.values, row))
         with jax.transfer_guard("allow"):
             return self._plain_outputs.answers(result, [sizes])[0]
 
     @cached_property
     def _plain_outputs(self) -> RowOutputs:
         """The answers within outputs of the function itself: it is traced, and nothing compiled."""
-        dispatcher, program = self._function.manager.dispatcher, Program(self._call)
+        dispatcher = self._function.manager.dispatcher
+        with self._settings.applied():
+            program = Program(self._call)
         bucket = dispatcher.bucket_for(self._call)
         outputs = program.outputs(bucket, others=dispatcher.config.along_axes(bucket))
         return RowOutputs(outputs, partial(program.real_outputs, outputs))

@@ -32,9 +32,9 @@ class CompilesAhead:
     """Executables that are being compiled, until whoever captures their buckets takes them.
 
     A function is traced and lowered by whoever asks, since what the caller set up for tracing (a
-    mesh, a context of his model's library) is not known to other threads, and Python would trace
-    in one thread at a time. XLA takes most of the time, and threads for it; a store is looked into
-    and written to by these threads, too.
+    context of his model's library) is not known to other threads, beyond JAX's settings and its
+    mesh, and Python would trace in one thread at a time. XLA takes most of the time, and threads
+    for it; a store is looked into and written to by these threads, too.
 
     Args:
         prepare: Traces what is asked for, and gives what finishes it.

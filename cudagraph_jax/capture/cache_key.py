@@ -23,6 +23,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.store import Json, Stored
 from cudagraph_jax.xla.environment import host_fields, jaxlib_version
+from cudagraph_jax.xla.settings import mesh_of
 from cudagraph_jax.xla.stages import Executable, Lowering
 
 Fields = dict[str, Json]
@@ -61,7 +62,9 @@ def execution_devices(program: Program) -> tuple[jax.Device, ...]:
         StoreError: They are not known before it is compiled.
     """
     placed = {leaf.sharding for leaf in program.variant.leaves if leaf.sharding is not None}
-    orders = {_order(sharding) for sharding in placed} or {(default_device(),)}
+    mesh = mesh_of(program.settings.values)
+    unplaced = (default_device(),) if mesh is None else tuple(mesh.devices.flat)
+    orders = {_order(sharding) for sharding in placed} or {unplaced}
     if len(orders) > 1:
         raise StoreError("its arguments lie on different devices")
     devices = orders.pop()
@@ -95,13 +98,14 @@ def common_fields(program: Program, bucket: Bucket, *, options: Mapping[str, str
             "loading may lose its compiler options on this platform with a jaxlib before 0.12: "
             "JAX's persistent cache, which keeps them, can be on instead"
         )
-    target = program.target
+    target, masks = program.target, program.mask_homes(bucket)
     return {
         "layout": _LAYOUT,
         "name": target.name,
         "bucket": str(bucket),
         "arguments": _listed([_leaf_text(leaf) for leaf in program.variant.leaves]),
         "donated": list(target.donate_argnums),
+        **{f"mask {name}": repr(home) for name, home in masks.items()},
         **{f"option {name}": value for name, value in sorted(options.items())},
         **host_fields(devices),
     }

@@ -94,13 +94,19 @@ class Capturer:
             upkeep.end()
 
     def program_of(self, call: Call) -> Program:
-        """The one program of the call's variant, for as long as anybody holds it."""
+        """The one program of the call's variant, for as long as anybody holds it.
+
+        Raises:
+            ConfigError: A mesh that is declared for its arrays does not divide the grid.
+        """
         program = self._programs.get(call.variant)
         if program is None:
             self._watch(call.variant.function)
             # Of several first calls one makes it: this step nobody cuts in two, unlike the next.
             program = self._first_calls.setdefault(call.variant, Program(call))
             try:
+                if program.shardings:
+                    self.registry.require(program.multiples)
                 return self._programs.setdefault(call.variant, program)
             finally:
                 if self._first_calls.get(call.variant) is program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections import Counter
@@ -30,6 +31,7 @@ from cudagraph_jax.report.words import things
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.memory import pool_bytes
+from cudagraph_jax.xla.shardings import check_grid
 
 if TYPE_CHECKING:
     from cudagraph_jax.store import GraphStore
@@ -131,6 +133,7 @@ class CUDAGraphRegistry:
         config: Limits, compiler options and the grid; re-planning sets another grid.
         shelf: The executables in the store; None without one.
         sizes: How often each size was asked for, up to the last time that totals were.
+        multiples: What the sizes of the grid are multiples of, by axis, so that meshes divide them.
         observers: Who watches captures and replays.
         restarts: How often `reset` set the counts to zero.
 
@@ -156,6 +159,7 @@ class CUDAGraphRegistry:
                 f"a store keeps what XLA compiles, not what {compiler!r} makes: {_ONE}"
             )
         self.sizes = SizeHistogram()
+        self.multiples: dict[str, int] = {}
         self._ledger = Ledger(self.sizes)
         self._watchers = Watchers()
         self.observers: Observers = Observers(self._watchers.forget)
@@ -214,6 +218,16 @@ class CUDAGraphRegistry:
     def totals(self) -> ReplayTotals:
         """What all replays add up to, those of dropped buckets included."""
         return self._ledger.totals()
+
+    def require(self, multiples: Mapping[str, int]) -> None:
+        """Has the sizes of the grid be multiples of these, by axis, after re-planning, too.
+
+        Raises:
+            ConfigError: One of them is not.
+        """
+        check_grid(self.config, multiples)
+        for axis, multiple in multiples.items():
+            self.multiples[axis] = math.lcm(self.multiples.get(axis, 1), multiple)
 
     def asked_sizes(self) -> dict[Bucket, int]:
         """How often each size was asked for; see `CUDAGraphManager.sizes`."""

@@ -154,7 +154,7 @@ def warm_grid(
         ConfigError: The grid does not fit into `max_graphs` or the memory budget; said before the
             first bucket over it is compiled, as far as the ones before tell what it needs. Or a
             bucket needs more to run than is free of its device, or none of them has few enough
-            elements at a length that is not padded.
+            elements at a length that is not padded, or a mesh does not divide a size.
         SealedError: The mode does not allow captures.
         InputShapeError: An output that must be trimmed cannot be.
         CaptureError: No bucket can be traced, and neither does the plain function take the example.
@@ -167,6 +167,7 @@ def warm_grid(
     def warm(is_admitted: bool) -> WarmupReport:
         if not is_admitted:
             raise sealed_error(capturer.gate.mode)
+        capturer.registry.require(capturer.program_of(call).multiples)
         while True:
             config = capturer.registry.config
             report = _warm_grid(capturer, call, progress, workers)

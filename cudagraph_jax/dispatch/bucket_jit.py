@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, overload
 
 import jax
 
 from cudagraph_jax._base.checks import names_nearest, nearest, require_arrays_from
-from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.config import DEFAULT_CAPTURE_SIZES, CUDAGraphConfig, checked_config
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.dispatch.manager import CUDAGraphManager
 from cudagraph_jax.errors import ConfigError
@@ -43,6 +44,7 @@ def bucket_jit(
     fingerprint: str | None = ...,
     pad_values: PyTree = ...,
     pad_side: PyTree = ...,
+    in_shardings: PyTree = ...,
     mask_argname: str | Mapping[str, str],
     unpad: PyTree = ...,
     donate_argnums: int | Iterable[int] = ...,
@@ -63,6 +65,7 @@ def bucket_jit(
     fingerprint: str | None = ...,
     pad_values: PyTree = ...,
     pad_side: PyTree = ...,
+    in_shardings: PyTree = ...,
     mask_argname: str | Mapping[str, str],
     unpad: PyTree = ...,
     donate_argnums: int | Iterable[int] = ...,
@@ -83,6 +86,7 @@ def bucket_jit(
     fingerprint: str | None = ...,
     pad_values: PyTree = ...,
     pad_side: PyTree = ...,
+    in_shardings: PyTree = ...,
     mask_argname: None = ...,
     unpad: PyTree = ...,
     donate_argnums: int | Iterable[int] = ...,
@@ -103,6 +107,7 @@ def bucket_jit(
     fingerprint: str | None = ...,
     pad_values: PyTree = ...,
     pad_side: PyTree = ...,
+    in_shardings: PyTree = ...,
     mask_argname: None = ...,
     unpad: PyTree = ...,
     donate_argnums: int | Iterable[int] = ...,
@@ -123,6 +128,7 @@ def bucket_jit(
     fingerprint: str | None = None,
     pad_values: PyTree = UNCHOSEN,
     pad_side: PyTree = "right",
+    in_shardings: PyTree = None,
     mask_argname: str | Mapping[str, str] | None = None,
     unpad: PyTree = "host",
     donate_argnums: int | Iterable[int] = (),
@@ -158,6 +164,10 @@ def bucket_jit(
         pad_side: A pytree prefix of the positional arguments: `"right"`, or `"left"` where the
             padding of all axes but the batch stands in front, as for text generation. Outputs are
             cut on the same side.
+        in_shardings: A pytree prefix of the positional arguments: a `jax.sharding.NamedSharding`,
+            all over one mesh, or None, where an array is wherever it comes. What was padded, comes
+            in NumPy or lies elsewhere is put there, by way of the host. Sizes of the grid are
+            multiples of what the mesh cuts their axis into; the default ones are rounded up to it.
         mask_argname: A keyword of `fn` that gets `bool[batch, seq]`, True where an element is
             real: of the axes that `in_axes` names, so `bool[batch]` for rows alone. Several by a
             mapping, each of the axes that it names:
@@ -172,7 +182,8 @@ def bucket_jit(
         name: What reports, logs and profiles call it; the function's own name if None.
 
     Raises:
-        ConfigError: An option that is not valid, or does not fit the function.
+        ConfigError: An option that is not valid, or does not fit the function, or a size of the
+            grid that the mesh does not divide; of pytrees it is known at the first call.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -195,6 +206,7 @@ def bucket_jit(
             in_axes=in_axes,
             pad_values=pad_values,
             pad_side=pad_side,
+            in_shardings=in_shardings,
             static_argnames=_listed(static_argnames, str, "static_argnames"),
             donate_argnums=_listed(donate_argnums, int, "donate_argnums"),
             masks=[mask.name for mask in masks],
@@ -207,7 +219,7 @@ def bucket_jit(
             masks=masks,
             fingerprint=_fingerprint(function, fingerprint),
         )
-        shared = _manager(config, manager, store)
+        shared = _manager(config, manager, store, multiples=binder.multiples)
         _check_axes(binder.in_axes, target, shared.config)
         return BucketedFunction(function, binder=binder, target=target, manager=shared)
 
@@ -277,11 +289,14 @@ def _manager(
     config: CUDAGraphConfig | None,
     manager: CUDAGraphManager | None,
     store: GraphStore | str | os.PathLike[str] | None,
+    *,
+    multiples: Mapping[str, int],
 ) -> CUDAGraphManager:
     if store is not None and config is not None and config.store is not None:
         raise ConfigError(f"store={store!r} and the config's {config.store!r}: give one of the two")
     if manager is None:
-        return CUDAGraphManager(config, store=_opened(store))
+        divided = _divided(checked_config(config), multiples.get("batch", 1))
+        return CUDAGraphManager(divided, store=_opened(store))
     if not isinstance(manager, CUDAGraphManager):
         raise ConfigError(f"manager={manager!r} is no CUDAGraphManager: give one, or a config")
     if config is not None and config != manager.config:
@@ -293,6 +308,15 @@ def _manager(
             f"store={store!r} is not the manager's, {manager.store!r}: give it to the manager"
         )
     return manager
+
+
+def _divided(config: CUDAGraphConfig, multiple: int) -> CUDAGraphConfig:
+    """`config`, whose batch sizes, if nobody chose them, are rounded up to a multiple."""
+    if multiple == 1 or config.capture_sizes != DEFAULT_CAPTURE_SIZES:
+        return config
+    sizes = DEFAULT_CAPTURE_SIZES.rounded(multiple)
+    largest = max(config.max_batch_size, sizes.max)
+    return replace(config, capture_sizes=sizes, max_capture_batch_size=largest)
 
 
 def _opened(store: GraphStore | str | os.PathLike[str] | None) -> GraphStore | None:

@@ -13,6 +13,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
 
 import jax
+from jax.sharding import Sharding, get_abstract_mesh
 from jax.tree_util import PyTreeDef
 from numpy import ndarray
 
@@ -54,6 +55,7 @@ from cudagraph_jax.program.padded import (
 )
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.settings import DEVICE, PRECISION, X64, Settings, current_settings
+from cudagraph_jax.xla.shardings import is_spread
 
 if TYPE_CHECKING:
     from cudagraph_jax.planning.plan import BucketPlan
@@ -105,6 +107,7 @@ class BucketedFunction(Generic[P, R]):
         self._instead: dict[Form, Form] = {}
         self._picks: dict[Form, Pick] = {}
         self._declarations: dict[tuple[Form, PyTreeDef], tuple[Target, Declared]] = {}
+        self._usual: dict[tuple[tuple[int, ...], PyTreeDef], list[Sharding | None]] = {}
         self._lead = binder.lead
         self._leads_in_tree = False
         self._binds_all = bool(binder.static_argnames)
@@ -112,6 +115,7 @@ class BucketedFunction(Generic[P, R]):
         self._settings: Settings | None = None  # of the first call, which the tables stand for
         self._outcomes = manager.dispatcher.outcomes
         manager.registry.watch(self._routes)
+        manager.registry.require(binder.multiples)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's outputs, trimmed to the real sizes and handed out as `unpad` says."""
@@ -128,8 +132,12 @@ class BucketedFunction(Generic[P, R]):
                 sure = route.device is DEVICE.value
             else:
                 route = self._routes.exact[lead.shape]  # type: ignore[attr-defined]  # or caught
-                sure = kind is route.device_array
-            if route.x64 is not X64.value or route.precision != PRECISION.value:
+                sure = kind is route.lead_type or route.takes(lead, args)
+            if (
+                route.x64 is not X64.value
+                or route.precision != PRECISION.value
+                or route.mesh is not get_abstract_mesh()
+            ):
                 sure = False
             for position, shape, dtypes in route.others:
                 value: Any = args[position]
@@ -373,6 +381,8 @@ class BucketedFunction(Generic[P, R]):
     def _describe(self, bound: Bound) -> Call:
         leaves, structure = flatten_arguments((bound.args, bound.kwargs))
         target, declared = self._declared(bound, structure)
+        if self._usual and (usual := self._usual.get((bound.form.places, structure))):
+            declared = declared._replace(usual=usual)
         return describe_call(
             self._function,
             bound.args,
@@ -426,6 +436,8 @@ class BucketedFunction(Generic[P, R]):
             *args: Example arguments of any sizes: arrays, or `jax.ShapeDtypeStruct`. The runs are
                 on their rows, padded or cut, or where there are none on padding that the mask
                 calls so. What is passed through is used as it is, so give the real parameters.
+                Arrays that carry sizes and lie on several devices have later calls in NumPy go
+                there, too.
             progress: None: a bar in a notebook, and where rich is installed and stderr is a
                 terminal, else log lines. False: nothing. A function: called with (done, total,
                 bucket) after each step; the bucket's `phase` is `"compile"` or `"run"`, and its
@@ -441,7 +453,7 @@ class BucketedFunction(Generic[P, R]):
         Raises:
             InputShapeError: The arguments do not fit `in_axes`, or an output cannot be trimmed.
             SealedError: The manager's mode does not allow captures.
-            ConfigError: The grid does not fit into the limits.
+            ConfigError: The grid does not fit into the limits, or the mesh does not divide it.
             CaptureError: The function itself fails on the example; the cause says how.
 
         Example:
@@ -454,7 +466,9 @@ class BucketedFunction(Generic[P, R]):
             2
         """
         self._binder.check_keywords(kwargs, options=("progress", "workers"))
-        call = self._describe(self._bind(args, kwargs))
+        bound = self._bind(args, kwargs)
+        call = self._describe(bound)
+        self._remember_shardings(bound, call)
         # Here, because importing this package is to cost little.
         from cudagraph_jax.capture.warmup import warm_grid
         from cudagraph_jax.report.progress import Progress
@@ -465,6 +479,18 @@ class BucketedFunction(Generic[P, R]):
             progress=Progress(progress),
             workers=positive_size(workers, name="workers"),
         )
+
+    def _remember_shardings(self, bound: Bound, call: Call) -> None:
+        """Has what is nowhere on purpose, as in NumPy, go where the arrays of a warm-up are."""
+        usual = [
+            leaf.sharding if is_spread(leaf.sharding) and not axes.passes_through else None
+            for leaf, axes in zip(call.variant.leaves, call.axes, strict=True)
+        ]
+        known = (bound.form.places, call.variant.structure)
+        if not any(usual) or self._usual.get(known) == usual:
+            return
+        self._usual[known] = usual
+        self._routes.forget_routes()
 
     def pad(self, *args: PyTree, **kwargs: PyTree) -> tuple[PyTree, ...]:
         """The arguments at the size of the bucket of a call with them, to prepare that ahead.

@@ -342,6 +342,15 @@ class CUDAGraphManager:
         self.registry.reset()
         self.dispatcher.outcomes.clear()
 
+    @property
+    def multiples(self) -> dict[str, int]:
+        """What the sizes of the grid are multiples of, by axis, so that meshes divide them.
+
+        As `in_shardings` say it, and arrays that were warmed up with. `replan` keeps to it; for a
+        plan of one's own it is an argument: `plan_buckets(sizes, multiples=manager.multiples)`.
+        """
+        return dict(self.registry.multiples)
+
     def sizes(self) -> dict[Bucket, int]:
         """How often each size was asked for, since the start or `reset`.
 
@@ -366,7 +375,8 @@ class CUDAGraphManager:
         still fits, limits above the ladders included, unless `headroom`, `max_batch_size` or
         `max_seq_len` says otherwise: `headroom=0.0` gives it up for less padding. Under
         `max_bucket_elements` that holds for what was asked for; what is over it counts in the
-        pieces that `"split"` serves, and not at all with another `on_overflow`.
+        pieces that `"split"` serves, and not at all with another `on_overflow`. Sizes are such
+        multiples as `multiples` has, too.
 
         Args:
             max_graphs: The most buckets; as many as the grid has now if None.
@@ -385,7 +395,13 @@ class CUDAGraphManager:
         from cudagraph_jax.dispatch.replan import plan_from, replan_later
 
         require_arguments("replan", options, ["max_graphs", *PlanOptions.__annotations__])
-        plan = plan_from(self.sizes(), self.dispatcher.config, max_graphs=max_graphs, **options)
+        plan = plan_from(
+            self.sizes(),
+            self.dispatcher.config,
+            max_graphs=max_graphs,
+            divided=self.multiples,
+            **options,
+        )
         given = (options.get(name) for name in ("headroom", "max_batch_size", "max_seq_len"))
         replan_later(self.dispatcher, plan, keeps_limits=all(value is None for value in given))
         return plan

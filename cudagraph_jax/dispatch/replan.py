@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
+from typing import TypedDict
 
 from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax._base.log import logger
@@ -26,6 +28,7 @@ from cudagraph_jax.planning.planner import Headroom, plan_buckets
 from cudagraph_jax.program.call import Variant
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.memory import pool_bytes
+from cudagraph_jax.xla.shardings import check_grid
 
 Entries = dict[tuple[Bucket, Variant], CUDAGraphEntry]
 
@@ -43,8 +46,11 @@ def plan_from(
     max_padding: float | None = None,
     max_batch_size: int | None = None,
     max_seq_len: int | None = None,
+    divided: Mapping[str, int] = MappingProxyType({}),
 ) -> BucketPlan:
-    """The plan for sizes that a manager of `config` was asked for; see `Planned.replan`.
+    """The plan for sizes that a manager of `config` was asked for; see `CUDAGraphManager.replan`.
+
+    `divided` is what sizes are multiples of besides, by axis, so that meshes divide them.
 
     Raises:
         ConfigError: There are no sizes, an option is not valid, `config` pads no sequence, or no
@@ -75,9 +81,7 @@ def plan_from(
         axes=axes,
         max_graphs=max_graphs,
         cost=cost,
-        batch_multiple=batch_multiple,
-        seq_multiple=seq_multiple,
-        multiples=multiples,
+        **_multiples(batch_multiple, seq_multiple, multiples, divided),
         headroom=headroom,
         max_padding=max_padding,
         max_bucket_elements=config.max_bucket_elements,
@@ -96,6 +100,30 @@ def plan_from(
             raise
         _tell_left_out(sum(kept.values()) - sum(whole.values()), kept, config)
         return plan(whole)
+
+
+class _Multiples(TypedDict):
+    """Those of `plan_buckets`."""
+
+    batch_multiple: int
+    seq_multiple: int
+    multiples: Mapping[str, int] | None
+
+
+def _multiples(
+    batch: int, seq: int, further: Mapping[str, int] | None, divided: Mapping[str, int]
+) -> _Multiples:
+    """What was asked for, and divided by the meshes besides."""
+    usual = {"batch": batch, "seq": seq}
+    named = dict(further) if isinstance(further, Mapping) else {}
+    for axis, parts in divided.items():
+        given = usual if axis in usual and axis not in named else named
+        given[axis] = math.lcm(positive_size(given.get(axis, 1), name=f"multiple of {axis}"), parts)
+    return {
+        "batch_multiple": usual["batch"],
+        "seq_multiple": usual["seq"],
+        "multiples": named or further,
+    }
 
 
 def _in_pieces(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> dict[Bucket, int]:
@@ -172,6 +200,7 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool
         CUDAGraphError: The manager is closed, or its queue is full.
     """
     config = planned_config(dispatcher.config, plan, keeps_limits=keeps_limits)
+    check_grid(config, dispatcher.registry.multiples)
     programs = _programs(dispatcher.registry)
     grids = [len(config.grid(entry.program.carried, entry.bucket)) for entry in programs]
     _check_count(config, sum(grids) or plan.num_graphs)

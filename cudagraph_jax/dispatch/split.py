@@ -21,6 +21,7 @@ from cudagraph_jax.shapes.axes import LeafAxes, Length, side
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, real_index
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments
+from cudagraph_jax.xla.shardings import dividing
 
 
 def piece_rows(rows: int, largest: int) -> list[int]:
@@ -178,8 +179,9 @@ def _placed_like(array: jax.Array, whole: Array) -> PyTree:
     """`whole` on the device, or devices, of `array`."""
     if not array.committed:
         return jax.device_put(whole)
+    sharding = dividing(array.sharding, whole.shape)
     try:
-        array.sharding.shard_shape(whole.shape)
+        sharding.shard_shape(whole.shape)
     except ValueError:
         return jax.device_put(whole)  # uneven: not committed, so that it goes where others are
-    return jax.device_put(whole, array.sharding)
+    return jax.device_put(whole, sharding)

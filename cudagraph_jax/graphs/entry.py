@@ -18,7 +18,7 @@ from cudagraph_jax.graphs.pads import fits_untouched
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, ReplayTotals, Request
 from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.modes import CommandBufferScope, GraphState
-from cudagraph_jax.program.call import Call, Declared, Variant, describe_call
+from cudagraph_jax.program.call import Call, Variant, describe_call
 from cudagraph_jax.program.outputs import Outputs, RealOutputs
 from cudagraph_jax.program.padded import Refills, flatten_arguments
 from cudagraph_jax.program.program import Program
@@ -344,7 +344,6 @@ class CUDAGraphEntry:
         return jax.tree.leaves(route.call_padded(call.args, call.kwargs))
 
     def _describe(self, args: tuple[PyTree, ...]) -> Call:
-        declared = Declared(self.program.axes, self.program.pad_values, self.program.argument_names)
         leaves, structure = flatten_arguments((args, {}))
         if structure != self.variant.structure:
             raise InputShapeError(
@@ -355,7 +354,7 @@ class CUDAGraphEntry:
             self.variant.function,
             args,
             {},
-            declared=declared,
+            declared=self.program.declared,
             target=self.program.target,
             places=self.variant.places,
             flat=(leaves, structure),

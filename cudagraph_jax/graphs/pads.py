@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
 
-from cudagraph_jax.program.call import Call, argument_leaf_names
+from cudagraph_jax.program.call import Call, argument_leaf_names, is_key
 from cudagraph_jax.program.donation import on_device
 from cudagraph_jax.program.padded import Padded, Refill, fetched, is_padded, without_padding
 from cudagraph_jax.program.program import Program
@@ -17,6 +18,7 @@ from cudagraph_jax.shapes.axes import LeafAxes, Shape
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import ANY, Padder, PadValue, is_zero, mask_of, padder
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.shardings import dividing, is_spread
 
 Take = Callable[[Padded], PyTree]
 """What makes an argument of a `Padded`."""
@@ -34,12 +36,14 @@ class Pads(NamedTuple):
             for those that fit.
         donated: Positions of those of both whose buffers are the callee's to take.
         is_leaf: Tells the leaves of those pytrees that are nodes to JAX; None: there are none.
+        homes: Where the leaves of each argument go in a program of several devices; else empty.
     """
 
     arrays: tuple[tuple[int, Pad], ...] = ()
     trees: tuple[tuple[int, tuple[Pad | None, ...]], ...] = ()
     donated: tuple[int, ...] = ()
     is_leaf: Callable[[object], bool] | None = None
+    homes: Sequence[Sequence[Sharding | None]] = ()
 
     def apply(self, args: Sequence[PyTree]) -> Sequence[PyTree]:
         """The arguments, padded on the host; what is donated goes where the given ones are."""
@@ -53,7 +57,9 @@ class Pads(NamedTuple):
                 for pad, leaf in zip(padders, leaves, strict=True)
             ]
             padded[position] = jax.tree.unflatten(structure, fitted)
-        return on_device(args, padded, self.donated) if self.donated else padded
+        if not self.donated:
+            return padded
+        return on_device(args, padded, self.donated, homes=self.homes)
 
     def apply_explicitly(self, args: Sequence[PyTree]) -> Sequence[PyTree]:
         """The same for `jax.transfer_guard("disallow")`.
@@ -65,7 +71,8 @@ class Pads(NamedTuple):
         on_host = list(args)
         for position in positions:
             on_host[position] = jax.tree.map(_on_host, args[position], is_leaf=is_padded)
-        return on_device(args, self._replace(donated=()).apply(on_host), positions)
+        padded = self._replace(donated=()).apply(on_host)
+        return on_device(args, padded, positions, homes=self.homes)
 
 
 def _on_host(leaf: PyTree) -> PyTree:
@@ -77,18 +84,26 @@ def pads_for(program: Program, leaves: Sequence[object], *, sizes: Bucket, bucke
     """What a request with leaves like these needs padded."""
     arrays: list[tuple[int, Pad]] = []
     trees: list[tuple[int, tuple[Pad | None, ...]]] = []
-    for position, argument in enumerate(program.argument_leaves):
-        padders = tuple(
-            leaf_pad(
-                leaves[index],
-                program.variant.leaves[index].dtype,
-                axes=program.axes[index],
-                sizes=sizes,
-                bucket=bucket,
-                value=program.pad_values[index],
-            )
-            for index in argument.indices
+    homes = program.homes(bucket) if program.is_sharded else [None] * len(leaves)
+
+    def pad_of(index: int) -> Pad | None:
+        leaf, axes = leaves[index], program.axes[index]
+        abstract = program.variant.leaves[index]
+        pad = leaf_pad(
+            leaf,
+            abstract.dtype,
+            axes=axes,
+            sizes=sizes,
+            bucket=bucket,
+            value=program.pad_values[index],
+            sharding=abstract.sharding,
         )
+        if pad is None and not axes.passes_through and is_elsewhere(leaf, homes[index]):
+            return jax.device_get  # else JAX refuses it, or compiles how it is cut
+        return pad
+
+    for position, argument in enumerate(program.argument_leaves):
+        padders = tuple(map(pad_of, argument.indices))
         needed = [pad for pad in padders if pad is not None]
         if argument.is_array:
             arrays += [(position, pad) for pad in needed]
@@ -97,7 +112,21 @@ def pads_for(program: Program, leaves: Sequence[object], *, sizes: Bucket, bucke
     padded = {position for position, _ in (*arrays, *trees)}
     donated = padded.intersection(program.target.donate_argnums)
     is_leaf = is_padded if trees and any(map(is_padded, leaves)) else None
-    return Pads(tuple(arrays), tuple(trees), tuple(sorted(donated)), is_leaf)
+    own = [[homes[index] for index in each.indices] for each in program.argument_leaves]
+    return Pads(
+        tuple(arrays),
+        tuple(trees),
+        tuple(sorted(donated)),
+        is_leaf,
+        own if program.is_sharded else (),
+    )
+
+
+def is_elsewhere(leaf: object, home: Sharding | None) -> bool:
+    """Whether an array of JAX's is not where the program takes it."""
+    if home is None or not isinstance(leaf, jax.Array) or is_key(leaf):
+        return False
+    return not leaf.sharding.is_equivalent_to(home, leaf.ndim)
 
 
 def leaf_pad(
@@ -108,12 +137,14 @@ def leaf_pad(
     sizes: Bucket,
     bucket: Bucket,
     value: PadValue,
+    sharding: Sharding | None,
 ) -> Pad | None:
     """What brings a leaf of a call of `sizes` to `bucket`; None where it is at its size already."""
     if axes.passes_through:
         return without_padding if is_padded(leaf) else None
     if isinstance(leaf, Padded):
-        return take_of(leaf, axes=axes, sizes=sizes, bucket=bucket, value=value)
+        way_in = way_in_of(leaf, axes=axes, bucket=bucket, value=value, sharding=sharding)
+        return take_of(leaf, way_in, axes=axes, sizes=sizes, bucket=bucket)
     shape = getattr(leaf, "shape", ())
     return padder(shape, np.dtype(dtype), axes=axes, sizes=sizes, bucket=bucket, value=value)
 
@@ -146,7 +177,14 @@ class WayIn(NamedTuple):
         return self.way.value.format(value=self.value, why=self.why)
 
 
-def way_in_of(padded: Padded, *, axes: LeafAxes, bucket: Bucket, value: PadValue) -> WayIn:
+def way_in_of(
+    padded: Padded,
+    *,
+    axes: LeafAxes,
+    bucket: Bucket,
+    value: PadValue,
+    sharding: Sharding | None,
+) -> WayIn:
     """The way of `padded` into a bucket.
 
     Args:
@@ -154,11 +192,14 @@ def way_in_of(padded: Padded, *, axes: LeafAxes, bucket: Bucket, value: PadValue
         axes: Which of its dimensions follow a size.
         bucket: That of the call.
         value: What the function has its padding filled with.
+        sharding: Where the function takes it; None: anywhere.
     """
     layout, whole = padded.layout, padded.array.shape
     wanted = axes.resize(layout.shape, bucket)
     if whole != wanted:
         return WayIn(Way.HOST, value, f"it is {list(whole)}, and the bucket takes {list(wanted)}")
+    if is_elsewhere(padded.array, dividing(sharding, wanted)):
+        return WayIn(Way.HOST, value, "it lies on other devices, or is cut in another way")
     left = {place for place, length in axes.dims if length.left}
     short = {place for place, size in enumerate(layout.shape) if size != whole[place]}
     if (left ^ layout.left) & short:
@@ -177,9 +218,11 @@ def ways_in(call: Call, bucket: Bucket) -> Iterator[tuple[str, WayIn]]:
     if not any(map(is_padded, call.leaves)):
         return
     names = argument_leaf_names(call.declared.argument_names, call.args, call.kwargs)
-    for name, leaf, axes, value in zip(names, call.leaves, call.axes, _values(call), strict=True):
+    described = zip(call.leaves, call.axes, _values(call), call.variant.leaves, strict=True)
+    for name, (leaf, axes, value, own) in zip(names, described, strict=True):
         if is_padded(leaf):
-            yield name, way_in_of(leaf, axes=axes, bucket=bucket, value=value)
+            sharding = own.sharding
+            yield name, way_in_of(leaf, axes=axes, bucket=bucket, value=value, sharding=sharding)
 
 
 def _values(call: Call) -> tuple[PadValue, ...]:
@@ -206,23 +249,18 @@ def _holds(fill: PadValue | None, value: PadValue) -> bool:
 
 
 def take_of(
-    padded: Padded,
-    *,
-    axes: LeafAxes,
-    sizes: Bucket,
-    bucket: Bucket,
-    value: PadValue,
+    padded: Padded, way_in: WayIn, *, axes: LeafAxes, sizes: Bucket, bucket: Bucket
 ) -> Take:
     """What takes a `Padded` like this one; it is made once for each shape.
 
     Args:
         padded: An argument; it is not kept.
+        way_in: Its way into the bucket.
         axes: Which of its dimensions follow a size.
         sizes: Those of the call.
         bucket: Those of the bucket.
-        value: What the function has its padding filled with.
     """
-    way_in = way_in_of(padded, axes=axes, bucket=bucket, value=value)
+    value = way_in.value
     if way_in.way is Way.AS_IS:
         return _whole
     shape, dtype = padded.shape, np.dtype(padded.dtype)
@@ -271,24 +309,38 @@ def padded_leaves(call: Call, bucket: Bucket) -> list[PyTree]:
             found.append(leaf)
             continue
         dtype, sizes = abstract.dtype, call.sizes
-        pad = leaf_pad(leaf, dtype, axes=axes, sizes=sizes, bucket=bucket, value=value)
+        pad = leaf_pad(
+            leaf,
+            dtype,
+            axes=axes,
+            sizes=sizes,
+            bucket=bucket,
+            value=value,
+            sharding=abstract.sharding,
+        )
+        home = abstract.sharding if is_spread(abstract.sharding) else None
+        home = dividing(home, axes.resize(leaf.shape, bucket))
+        if pad is None and is_elsewhere(leaf, home):
+            pad = np.asarray
         if pad is None or pad is _whole:
             given = leaf if is_padded(leaf) else Padded(leaf, leaf.shape)
             if isinstance(given.array, np.ndarray):  # the caller's to change: JAX may alias it
-                given = Padded.laid_out(_put(given.array.copy()), given.layout)
+                given = Padded.laid_out(_put(given.array.copy(), home), given.layout)
             found.append(given)
             continue
-        (array,) = on_device([leaf], [pad(_on_host(leaf))], [0])
+        array = pad(_on_host(leaf))
+        if home is None:
+            (array,) = on_device([leaf], [array], [0])
         left = [place for place, length in axes.dims if length.left]
         fill = 0 if value == ANY else value
-        found.append(Padded(_put(array), leaf.shape, left=left, fill=fill))
+        found.append(Padded(_put(array, home), leaf.shape, left=left, fill=fill))
     return found
 
 
-def _put(array: PyTree) -> jax.Array:
-    """An array on the device; one that is there as it is."""
+def _put(array: PyTree, home: Sharding | None) -> jax.Array:
+    """An array on the device, or on several; one that is there as it is."""
     with jax.ensure_compile_time_eval():  # also while another function is traced
-        placed: jax.Array = jax.device_put(array)
+        placed: jax.Array = jax.device_put(array, home)
     return placed
 
 
@@ -312,12 +364,18 @@ def masks_for(program: Program, sizes: Bucket, bucket: Bucket) -> Masks | None:
     def make() -> dict[str, PyTree]:
         return {name: mask_of(shape, index) for name, shape, index in parts}
 
-    if sizes != bucket:
+    homes = program.mask_homes(bucket)
+    if sizes != bucket or (program.is_sharded and not homes):
         return make  # a route that kept its masks would keep the bucket's bytes
+    full = put_masks(make(), homes)
+    return lambda: full
+
+
+def put_masks(masks: Mapping[str, PyTree], homes: Mapping[str, Sharding]) -> Mapping[str, PyTree]:
+    """The masks on the device, or the devices that the program takes them on."""
     # Now, also where another function is being traced around this call.
     with jax.ensure_compile_time_eval():
-        full = jax.device_put(make())
-    return lambda: full
+        return {name: jax.device_put(mask, homes.get(name)) for name, mask in masks.items()}
 
 
 def direct_call(

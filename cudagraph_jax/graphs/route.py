@@ -6,16 +6,17 @@ import math
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, NamedSharding
 
 from cudagraph_jax._base.fork import put_right_in_child
 from cudagraph_jax.graphs.observers import Observers, annotation
-from cudagraph_jax.graphs.pads import direct_call, masks_for, pads_for
+from cudagraph_jax.graphs.pads import direct_call, masks_for, pads_for, put_masks
 from cudagraph_jax.graphs.replay_counts import Journal, Request
 from cudagraph_jax.program.arguments import device_array_type
 from cudagraph_jax.program.donation import refuses_transfer, use_up
@@ -26,6 +27,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, Index, own_part, real_index
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.profile import REPLAY
+from cudagraph_jax.xla.shardings import dividing, parts
 
 NO_KWARGS: Mapping[str, PyTree] = {}
 
@@ -52,6 +54,7 @@ class Route:
         request: As given.
         direct: What gives the executable's outputs for a call's positional arguments as they are,
             if no more is to be done than to copy some into zeros; else None.
+        lead_type: The class of the arrays whose shape alone finds it; None: `takes` looks closer.
         pads_nothing: Whether the arguments go to the compiled function as they are, which checks
             them all.
         checks: What the arguments must be, beside what the compiled function checks.
@@ -61,7 +64,7 @@ class Route:
             as are pytrees, or a `Padded`.
         kinds: The types of arguments that need no second look.
         device_array: The class of JAX's arrays.
-        device, precision, x64: JAX's settings in the threads that it serves.
+        device, precision, x64, mesh: JAX's settings in the threads that it serves.
         finish: What turns its outputs into the caller's; None where they are handed out as is.
         tally: Counts the replays.
     """
@@ -69,6 +72,7 @@ class Route:
     __slots__ = (
         "_call",
         "_direct",
+        "_mask_homes",
         "_masks",
         "_pads",
         "_wait",
@@ -79,6 +83,8 @@ class Route:
         "direct",
         "finish",
         "kinds",
+        "lead_type",
+        "mesh",
         "others",
         "pads_nothing",
         "precision",
@@ -107,6 +113,7 @@ class Route:
         self._pads = pads_for(program, leaves, sizes=sizes, bucket=bucket)
         self.pads_nothing = not (self._pads.arrays or self._pads.trees)
         self._masks = masks_for(program, sizes, bucket)
+        self._mask_homes = program.mask_homes(bucket)
         self.finish = finisher(outputs, refills, sizes=sizes, bucket=bucket, real=real)
         # All outputs are there as soon as one of them is on the host.
         waits = wait or any(leaf.unpad == "host" for leaf in outputs.leaves)
@@ -123,13 +130,25 @@ class Route:
         )
         self.kinds = self.checks.kinds
         self.device_array = device_array_type()
-        self.device, self.precision, self.x64 = program.settings.always_read
+        self.lead_type = None if program.is_cut else self.device_array
+        self.device, self.precision, self.x64, self.mesh = program.settings.always_read
         self._direct = direct_call(call, self._pads, self._masks)
         self.direct = None if wait or any(self.checks.numbers) else self._direct
 
     def __del__(self) -> None:
         # Whoever runs a route holds it, so that nothing is counted after this.
         self.tally.is_open = False
+
+    def takes(self, lead: PyTree, args: Sequence[PyTree]) -> bool:
+        """Whether arrays are where it can be that several devices have them.
+
+        What was put elsewhere on purpose the compiled function refuses. Of what was not, it has JAX
+        compile how that is cut.
+        """
+        kind: Any = self.device_array
+        if self.lead_type is not None or type(lead) is not kind or not lead.committed:
+            return False
+        return all(type(value) is not kind or value.committed for value in args)
 
     def run(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
         """The outputs for `args`, trimmed; recorded as a replay."""
@@ -167,7 +186,7 @@ class Route:
             is_refused = True
         if is_refused:
             args = self._pads.apply_explicitly(given)
-            result = self._call(*args, **kwargs, **jax.device_put(self._made_masks()))
+            result = self._call(*args, **kwargs, **put_masks(self._made_masks(), self._mask_homes))
         if self._wait:
             jax.block_until_ready(result)
         if self._pads.donated:
@@ -330,6 +349,43 @@ def slice_on_device(array: PyTree, index: Index) -> PyTree:
         return array[index]
 
 
+def device_slicer(index: Index) -> Callable[[PyTree], PyTree]:
+    """What gives that part of an array on the device.
+
+    Of one that lies on several it stays there, cut along the dimensions that still divide.
+    """
+    slice_parts: Callable[[PyTree], PyTree] | None = None
+
+    def slice_whole(array: PyTree) -> PyTree:
+        nonlocal slice_parts
+        if not parts(array.sharding):
+            return slice_on_device(array, index)
+        if slice_parts is None:  # for each shape and sharding there is one slicer
+            pairs = zip(index, array.shape, strict=True)
+            bounds = tuple(real.indices(size)[:2] for real, size in pairs)
+            shape = [stop - start for start, stop in bounds]
+            slice_parts = compiled_slicer(bounds, dividing(array.sharding, shape))
+        return slice_parts(array)
+
+    return slice_whole
+
+
+@lru_cache(maxsize=256)  # the caches of many layers are alike
+def compiled_slicer(
+    bounds: tuple[tuple[int, int], ...], placed: NamedSharding
+) -> Callable[[PyTree], PyTree]:
+    """What gives the part within `bounds` of an array over a mesh, cut as `placed` is."""
+    index = tuple(slice(*each) for each in bounds)
+
+    def slice_parts(whole: PyTree) -> PyTree:
+        # Where its type says how it is cut, JAX slices no dimension into uneven parts.
+        is_typed = AxisType.Explicit in placed.mesh.axis_types
+        return (jax.sharding.reshard(whole, placed) if is_typed else whole)[index]
+
+    sliced: Callable[[PyTree], PyTree] = jax.jit(slice_parts, out_shardings=placed)
+    return sliced
+
+
 def _leaf_finisher(
     leaf: OutputLeaf, index: Index, refill: Refill | None, *, sizes: Bucket, bucket: Bucket
 ) -> Callable[[PyTree], PyTree] | None:
@@ -346,7 +402,7 @@ def _leaf_finisher(
             return lambda array: own_part(on_host(array), index)
         return host_slicer(index)
     if leaf.unpad == "device" and trims:
-        return lambda array: slice_on_device(array, index)
+        return device_slicer(index)
     return None
 
 

@@ -18,6 +18,7 @@ from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.pad_sides import padded_on_sides
 from cudagraph_jax.shapes.padding import ANY, EDGE, UNCHOSEN, PadValue
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix, for_positions, is_declaration
+from cudagraph_jax.xla.shardings import checked_shardings, declared_multiples, shardings_of
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _STARRED = inspect.Parameter.VAR_POSITIONAL
@@ -32,6 +33,7 @@ class Binder:
         in_axes: A pytree prefix of the positional arguments: specifications or None.
         pad_values: A pytree prefix of scalars, `"edge"` or `"any"`.
         pad_side: A pytree prefix of `"right"` or `"left"`.
+        in_shardings: A pytree prefix of `NamedSharding` or None.
         static_argnames: Names of the arguments that select a program of their own.
         donate_argnums: Positions of the arguments whose buffers may be taken over.
         masks: The keywords that are not the caller's to give.
@@ -40,6 +42,7 @@ class Binder:
         name: As given.
         in_axes: As given, with an `AxisPattern` for each specification.
         pad_values: As given, with `UNCHOSEN` for each None.
+        in_shardings: As given.
         static_argnames: As given.
         donate_argnums: As given.
 
@@ -55,6 +58,7 @@ class Binder:
         in_axes: PyTree,
         pad_values: PyTree,
         pad_side: PyTree,
+        in_shardings: PyTree,
         static_argnames: Sequence[str],
         donate_argnums: Sequence[int],
         masks: Sequence[str],
@@ -63,6 +67,7 @@ class Binder:
         patterns = jax.tree.map(_pattern, in_axes, is_leaf=is_declaration)
         self.in_axes = padded_on_sides(patterns, pad_side)
         self.pad_values = jax.tree.map(_pad_value, pad_values, is_leaf=is_declaration)
+        self.in_shardings = checked_shardings(in_shardings)
         self.static_argnames = frozenset(static_argnames)
         self.donate_argnums = tuple(donate_argnums)
         if not self.bucketed_places:
@@ -197,6 +202,7 @@ class Binder:
 
         Raises:
             InputShapeError: `in_axes` or `pad_values` do not have the arguments' structure.
+            ConfigError: `in_shardings` do not.
         """
         form = bound.form
         count = max(form.places, default=-1) + 1
@@ -216,12 +222,13 @@ class Binder:
             form.names,
             lead=form.places.index(self.lead) if self.lead in form.places else None,
             spares_numbers=not self.has_entries,
+            shardings=shardings_of(self.in_shardings, form.names, form.places, bound.args),
         )
 
     def _by_name_advice(self, bound: Bound) -> str:
         """What to write instead of an option that names the arguments; empty where none does."""
         names = bound.form.names
-        for option, prefix in (("in_axes", self.in_axes), ("pad_values", self.pad_values)):
+        for option, prefix in self._prefixes:
             if not isinstance(prefix, dict) or prefix.keys().isdisjoint(names):
                 continue
             if not all(isinstance(arg, dict) for arg in bound.args):
@@ -231,6 +238,19 @@ class Binder:
                     f"{option}={tuple(map(prefix.get, names))!r}"
                 )
         return ""
+
+    @property
+    def _prefixes(self) -> tuple[tuple[str, PyTree], ...]:
+        return ("in_axes", self.in_axes), ("pad_values", self.pad_values)
+
+    @property
+    def multiples(self) -> dict[str, int]:
+        """What sizes have to be multiples of, as far as the declarations tell; see `in_shardings`.
+
+        Raises:
+            ConfigError: A sharding has more dimensions than its argument.
+        """
+        return declared_multiples(self.in_axes, self.in_shardings)
 
     @property
     def has_entries(self) -> bool:
@@ -321,10 +341,13 @@ class Binder:
             raise ConfigError(f"{name!r} is both mask_argname and static: choose one")
         names = list(known)
         for name in self.static_argnames & set(names):
-            if names.index(name) in self.bucketed_places and self.has_entries:
-                raise ConfigError(
-                    f"in_axes names axes for {name!r}, which is static: give None for it"
-                )
+            place = names.index(name)
+            for option, entries in (("in_axes", self.in_axes), ("in_shardings", self.in_shardings)):
+                given = entries[place : place + 1] if isinstance(entries, tuple | list) else ()
+                if jax.tree.leaves(given):
+                    raise ConfigError(
+                        f"{option} has an entry for {name!r}, which is static: give None for it"
+                    )
         for mask in set(self._masks).intersection(known):
             self._check_mask(mask, signature)
 
@@ -365,7 +388,7 @@ class Binder:
             self._check_place("donate_argnums", place)
         variadic = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
         most = count + len(self._masks)
-        for option, prefix in (("in_axes", self.in_axes), ("pad_values", self.pad_values)):
+        for option, prefix in (*self._prefixes, ("in_shardings", self.in_shardings)):
             if not isinstance(prefix, tuple | list):
                 continue
             if len(prefix) > most and not variadic:

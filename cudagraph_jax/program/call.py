@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, TypeGuard
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 
-from cudagraph_jax.errors import InputShapeError
+from cudagraph_jax.errors import ConfigError, InputShapeError
 from cudagraph_jax.program.advice import bucketed_advice, passed_advice
 from cudagraph_jax.program.fingerprint import Fingerprint
 from cudagraph_jax.program.function_ref import FunctionRef
@@ -36,6 +36,7 @@ from cudagraph_jax.shapes.pytrees import (
     unflatten_shapes,
 )
 from cudagraph_jax.xla.settings import Settings, current_settings, with_device
+from cudagraph_jax.xla.shardings import misfit, settled
 
 Args = tuple[PyTree, ...]
 Statics = tuple[tuple[str, type, Hashable], ...]
@@ -52,6 +53,8 @@ class Declared(NamedTuple):
         argument_names: What errors call the arguments.
         bare: Which leaves of a whole call are arguments themselves; None: not worked out yet.
         lead: The position of the argument whose shape finds the route of a call; None: all do.
+        shardings: Where each leaf is put, wherever it comes from; nothing where none is declared.
+        usual: Where those go that were not put anywhere on purpose, as a warm-up had them.
         spares_numbers: Whether one pattern stands for all arguments: such as are numbers, which
             have no dimensions that it could name, are passed through.
     """
@@ -62,6 +65,8 @@ class Declared(NamedTuple):
     bare: Sequence[bool] | None = None
     lead: int | None = None
     spares_numbers: bool = False
+    shardings: Sequence[NamedSharding | None] = ()
+    usual: Sequence[Sharding | None] = ()
 
 
 class Mask(NamedTuple):
@@ -199,9 +204,31 @@ def describe_call(
         names = argument_leaf_names(declared.argument_names, args, kwargs)
         described = _describe_leaves(leaves, patterns, pads, names, bare)
     sizes, axes, abstract = described
+    if declared.shardings or declared.usual:
+        abstract = _put(abstract, declared, args)
     settings = with_device(current_settings(), default_device())
     variant = Variant(function, target.name, structure, abstract, statics, places, settings)
     return Call(args, dict(kwargs), tuple(leaves), axes, declared, sizes, variant, target)
+
+
+def _put(
+    leaves: Sequence[AbstractLeaf], declared: Declared, args: Args
+) -> tuple[AbstractLeaf, ...]:
+    """The leaves where they are declared to be, or where those of the warm-up were.
+
+    Raises:
+        ConfigError: One cannot be there.
+    """
+    homes = settled([leaf.sharding for leaf in leaves], declared.usual)
+    for index, declaration in enumerate(declared.shardings):
+        if declaration is not None and (problem := misfit(declaration, leaves[index].shape)):
+            name = leaf_names(declared.argument_names, args, is_leaf=is_padded)[index]
+            raise ConfigError(f"{name} {problem}")
+        homes[index] = declaration or homes[index]
+    return tuple(
+        leaf if leaf.sharding is home else replace(leaf, sharding=home)
+        for leaf, home in zip(leaves, homes, strict=True)
+    )
 
 
 def refuse_abstract(call: Call) -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+from jax.sharding import Sharding
 
 from cudagraph_jax.program.padded import is_padded
 from cudagraph_jax.shapes.pytrees import PyTree
 
 
 def on_device(
-    given: Sequence[PyTree], padded: Sequence[PyTree], positions: Sequence[int]
+    given: Sequence[PyTree],
+    padded: Sequence[PyTree],
+    positions: Sequence[int],
+    *,
+    homes: Sequence[Sequence[Sharding | None]] = (),
 ) -> list[PyTree]:
     """`padded`, with those arguments where the given ones are: there it shows what is used up.
 
@@ -19,10 +24,16 @@ def on_device(
         given: The arguments of the call.
         padded: The same in the bucket's size, padded ones on the host.
         positions: Those to be placed.
+        homes: Where the leaves of each argument go, wherever the given ones are; empty: there.
     """
     placed = list(padded)
     with jax.ensure_compile_time_eval():  # also while another function is traced
         for position in positions:
+            if homes:
+                leaves, structure = jax.tree.flatten(padded[position])
+                moved = map(jax.device_put, leaves, homes[position])
+                placed[position] = jax.tree.unflatten(structure, moved)
+                continue
             placed[position] = jax.tree.map(
                 _placed_like, given[position], padded[position], is_leaf=is_padded
             )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax.program.call import (
@@ -19,6 +20,8 @@ from cudagraph_jax.program.call import (
 from cudagraph_jax.program.padded import Padded, is_padded, real_part
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
+from cudagraph_jax.xla.settings import mesh_of
+from cudagraph_jax.xla.shardings import dividing
 from cudagraph_jax.xla.stages import tracing_refusals
 
 
@@ -36,10 +39,15 @@ def run_eagerly(call: Call, *, target: Target | None = None) -> PyTree:
     """
     use_jax()
     target = call.target if target is None else target
-    args, kwargs = jax.tree.map(_on_device, (call.args, call.kwargs), is_leaf=is_padded)
-    masks = jax.device_put(_full_masks(target, call.carried, call.sizes))
+    # As under `jit`, where arrays that are nowhere on purpose are on all devices of the mesh.
+    mesh = mesh_of(call.variant.settings)
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    placed = [leaf.sharding or everywhere for leaf in call.variant.leaves]
+    leaves = list(map(_on_device, call.leaves, placed))
+    args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
+    masks = jax.device_put(_full_masks(target, call.carried, call.sizes), everywhere)
     with tracing_refusals(f"an operation of {target.name}, which runs eagerly,"):
-        result = target.function(*args, **kwargs, **masks)
+        result = _called(target.function, args, {**kwargs, **masks})
     # Of a bucketed function that it calls: within a bucket that gives an array.
     result = jax.tree.map(real_part, result, is_leaf=is_padded)
     if target.unpad == "host":
@@ -50,10 +58,27 @@ def run_eagerly(call: Call, *, target: Target | None = None) -> PyTree:
     return jax.tree.unflatten(structure, handed_out)
 
 
+def _called(
+    function: Callable[..., PyTree], args: Sequence[PyTree], kwargs: Mapping[str, PyTree]
+) -> PyTree:
+    try:
+        return function(*args, **kwargs)
+    except ValueError as error:
+        # A class that JAX does not show.
+        if type(error).__name__ != "IndivisibleError":
+            raise
+
+    # `with_sharding_constraint` takes no uneven parts but within a trace, where they are no arrays.
+    def once(*args: PyTree, **kwargs: PyTree) -> PyTree:
+        return function(*args, **kwargs)
+
+    return jax.jit(once)(*args, **kwargs)  # which goes, and what was compiled with it
+
+
 def _handed_out(leaf: PyTree, unpad: object) -> PyTree:
     if unpad == "host":
         return _on_host(leaf)
-    leaf = _on_device(_as_array(leaf))
+    leaf = _on_device(_as_array(leaf), None)
     is_concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
     return Padded(leaf, leaf.shape) if unpad == "padded" and is_concrete else leaf
 
@@ -89,6 +114,9 @@ def _as_array(leaf: PyTree) -> PyTree:
     return leaf
 
 
-def _on_device(leaf: PyTree) -> PyTree:
+def _on_device(leaf: PyTree, sharding: Sharding | None) -> PyTree:
     leaf = real_part(leaf)
-    return jax.device_put(leaf) if isinstance(leaf, np.ndarray) else leaf
+    is_moved = sharding is not None and isinstance(leaf, jax.Array)
+    if not (is_moved or isinstance(leaf, np.ndarray)):
+        return leaf
+    return jax.device_put(leaf, dividing(sharding, leaf.shape))

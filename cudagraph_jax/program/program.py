@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, InputShapeError
@@ -19,6 +19,7 @@ from cudagraph_jax.program.arguments import checks_of
 from cudagraph_jax.program.call import (
     AbstractLeaf,
     Call,
+    Declared,
     Variant,
     abstract_call,
     argument_leaf_names,
@@ -48,7 +49,8 @@ from cudagraph_jax.shapes.output_axes import (
 )
 from cudagraph_jax.shapes.padding import PadValue
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments, unflatten_shapes
-from cudagraph_jax.xla.settings import ThreadSettings
+from cudagraph_jax.xla.settings import ThreadSettings, mesh_of
+from cudagraph_jax.xla.shardings import along, dividing, is_spread, multiples_of
 from cudagraph_jax.xla.stages import (
     Executable,
     Lowering,
@@ -69,6 +71,9 @@ class Program:
         example: The last call without its arrays; what it gave as a shape is of those before.
         argument_leaves: Which leaves belong to each positional argument.
         carried: The axes whose sizes its inputs carry.
+        shardings: Where its inputs are declared to be; see `Declared`.
+        is_sharded: Whether it runs on several devices.
+        is_cut: Whether what carries sizes lies on several devices.
         on_left: Those of them whose padding stands on the left.
         checks: What the arguments of its calls must be, beside what the executable checks.
         known_outputs: The outputs at the first bucket; None before. Others may have their own.
@@ -83,9 +88,18 @@ class Program:
         self.argument_names = tuple(call.declared.argument_names)
         self.argument_leaves, _ = leaves_of_arguments(call.variant.structure)
         self.carried = call.carried
+        self.shardings = call.declared.shardings
+        spread = [
+            axes
+            for axes, leaf in zip(call.axes, call.variant.leaves, strict=True)
+            if is_spread(leaf.sharding)
+        ]
+        self.is_cut = not all(axes.passes_through for axes in spread)
         self.on_left = frozenset(axis for axes in call.axes for axis in axes.on_left)
         self.checks = checks_of(call)
         self.settings = ThreadSettings()
+        mesh = mesh_of(self.settings.values)
+        self.is_sharded = bool(spread) or (mesh is not None and mesh.size > 1)
         self.known_outputs: Outputs | None = None
         self._first: dict[str, tuple[Outputs, list[jax.ShapeDtypeStruct]]] = {}
         self._known_arrays: list[jax.ShapeDtypeStruct] | None = None
@@ -113,6 +127,30 @@ class Program:
         }
         self.keys, self._passed = {**self.keys, **keys}, {**self._passed, **passed}
         self.example = abstract_call(call, unknown=self.example.leaves)
+
+    @property
+    def declared(self) -> Declared:
+        """How the leaves of its calls are declared, as far as it is known by now."""
+        return Declared(
+            self.axes,
+            self.pad_values,
+            self.argument_names,
+            shardings=self.shardings,
+            usual=[leaf.sharding for leaf in self.variant.leaves],
+        )
+
+    @property
+    def multiples(self) -> dict[str, int]:
+        """What the sizes of its buckets have to be multiples of, to be cut as its inputs are."""
+        placed = (leaf.sharding for leaf in self.variant.leaves)
+        return multiples_of(zip(self.axes, placed, strict=True))
+
+    def homes(self, bucket: Bucket) -> list[Sharding | None]:
+        """Where each leaf is in a call of `bucket`; None: where JAX puts it."""
+        return [
+            _struct(leaf, axes, bucket).sharding
+            for leaf, axes in zip(self.variant.leaves, self.axes, strict=True)
+        ]
 
     @property
     def donated_leaves(self) -> list[int]:
@@ -151,11 +189,27 @@ class Program:
         ]
         with stage_errors("trace", self.target.name):  # a pytree class may refuse this size
             args, kwargs = unflatten_shapes(self.variant.structure, leaves)
+        homes = self.mask_homes(bucket)
         masks = {
-            mask.name: jax.ShapeDtypeStruct(mask.shape(self.carried, bucket), np.bool_)
+            mask.name: jax.ShapeDtypeStruct(
+                mask.shape(self.carried, bucket), np.bool_, sharding=homes.get(mask.name)
+            )
             for mask in self.target.masks
         }
         return args, {**kwargs, **masks}
+
+    def mask_homes(self, bucket: Bucket) -> dict[str, Sharding]:
+        """Where each mask is that has the axes of an array over a mesh: cut as that one is."""
+        found: dict[str, Sharding] = {}
+        for mask in self.target.masks if self.is_cut else ():
+            names = self.carried if mask.axes is None else mask.axes
+            for leaf, axes in zip(self.variant.leaves, self.axes, strict=True):
+                places = [place for name in names if (place := axes.place(name)) is not None]
+                cut = along(leaf.sharding, places)
+                if cut is not None and len(places) == len(names):
+                    found[mask.name] = dividing(cut, mask.shape(self.carried, bucket))
+                    break
+        return found
 
     def _check_lengths(self, bucket: Bucket) -> None:
         for index, axes in enumerate(self.axes):
@@ -252,7 +306,8 @@ class Program:
             CaptureError: The function cannot be traced.
         """
         args, kwargs = self.arguments(bucket)
-        return evaluate_shapes(self.target.function, args, kwargs, name=self.target.name)
+        with self.settings.applied():  # a batcher's thread has none of its own
+            return evaluate_shapes(self.target.function, args, kwargs, name=self.target.name)
 
     def _fits(self, outputs: Outputs, tree: PyTree, bucket: Bucket) -> bool:
         """Whether outputs like these, at `bucket`, are those that are known.
@@ -425,7 +480,8 @@ def _constants(leaf: OutputLeaf, array: jax.ShapeDtypeStruct) -> tuple[object, l
 
 def _struct(leaf: AbstractLeaf, axes: LeafAxes, bucket: Bucket) -> jax.ShapeDtypeStruct:
     shape = axes.resize(tuple(size or 0 for size in leaf.shape), bucket)
-    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding, weak_type=leaf.weak_type)
+    sharding = dividing(leaf.sharding, shape)
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding, weak_type=leaf.weak_type)
 
 
 def _placed(struct: jax.ShapeDtypeStruct, *, device: jax.Device) -> jax.ShapeDtypeStruct:

@@ -191,6 +191,16 @@ class Ladder(tuple[int, ...]):
         index = bisect_left(self, n)
         return self[index] if index < len(self) else None
 
+    def rounded(self, multiple: int) -> Self:
+        """The same with each size rounded up to a multiple: of the devices that share it, say.
+
+        Example:
+            >>> Ladder.powers_of_two(16).rounded(4)
+            Ladder((4, 8, 16))
+        """
+        step = positive_size(multiple, name="multiple")
+        return type(self)({-(-size // step) * step for size in self})
+
     @classmethod
     def powers_of_two(cls, max_size: int) -> Self:
         """1, 2, 4 … and `max_size` itself."""

@@ -7,9 +7,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh, Mesh, get_abstract_mesh, get_mesh, use_abstract_mesh
 
-# Those that change what a function computes, and that JAX lets a thread set for itself. A mesh
-# (`jax.set_mesh`) is none of them: give shardings that name theirs.
+# Those that change what a function computes, and that JAX lets a thread set for itself; the mesh of
+# `jax.set_mesh`, which is no option of JAX's, comes behind them.
 _NAMES = (
     "default_device",
     "default_matmul_precision",
@@ -35,7 +36,25 @@ Settings = tuple[object, ...]
 
 def current_settings() -> Settings:
     """The settings of this thread."""
-    return tuple([state.value for state in _STATES])
+    return (*[state.value for state in _STATES], current_mesh())
+
+
+def current_mesh() -> Mesh | AbstractMesh | None:
+    """The mesh of this thread, as `jax.set_mesh` has it; without devices while it traces."""
+    abstract = get_abstract_mesh()
+    if abstract.empty:
+        return None
+    try:
+        mesh = get_mesh()
+    except ValueError:  # JAX does not tell it within a trace
+        return abstract
+    return abstract if mesh.empty else mesh
+
+
+def mesh_of(settings: Settings) -> Mesh | None:
+    """The mesh of devices among these settings."""
+    mesh = settings[-1] if settings else None
+    return mesh if isinstance(mesh, Mesh) else None
 
 
 def with_device(settings: Settings, device: jax.Device) -> Settings:
@@ -45,23 +64,32 @@ def with_device(settings: Settings, device: jax.Device) -> Settings:
 
 def setting_differences(one: Settings, other: Settings) -> list[str]:
     """Which of them differ, in words."""
-    pairs = zip(_NAMES, one, other, strict=False)  # of a call that was described without any
-    return [f"jax_{name}={value!r}, not {own!r}" for name, value, own in pairs if value != own]
+    names = (*(f"jax_{name}" for name in _NAMES), "mesh")
+    pairs = zip(names, one, other, strict=False)  # of a call that was described without any
+    return [f"{name}={value!r}, not {own!r}" for name, value, own in pairs if value != own]
 
 
 class ThreadSettings:
-    """The settings of the thread that makes it, such as those of `jax.default_matmul_precision`."""
+    """The settings of the thread that makes it, its mesh and its matrix precision among them.
+
+    Attributes:
+        values: All of them.
+        always_read: The device, the precision, whether x64 is on, and the mesh without its devices.
+    """
 
     def __init__(self) -> None:
         self.values = current_settings()
-        self.always_read = (DEVICE.value, PRECISION.value, X64.value)
+        self.always_read = (DEVICE.value, PRECISION.value, X64.value, get_abstract_mesh())
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Has this thread trace as that one would have."""
         current = current_settings()
         with ExitStack() as stack:
-            for state, value, own in zip(_STATES, self.values, current, strict=True):
+            for state, value, own in zip(_STATES, self.values, current, strict=False):
                 if value != own:
                     stack.enter_context(state(value))
+            if (mesh := self.values[-1]) != current[-1]:
+                use: Any = use_abstract_mesh if isinstance(mesh, AbstractMesh) else jax.set_mesh
+                stack.enter_context(use(mesh))
             yield

@@ -37,7 +37,7 @@ def masked(x, mask, y):
         ({"donate_argnums": "x"}, "donate_argnums has 'x': give int values"),
         ({"donate_argnums": 7}, "donate_argnums has 7, but masked"),
         ({"static_argnames": 5}, "static_argnames has 5: give str values"),
-        ({"static_argnames": "x"}, "in_axes names axes for 'x', which is static"),
+        ({"static_argnames": "x"}, "in_axes has an entry for 'x', which is static"),
         ({"mask_argname": "mask"}, "stands before 'y'"),
         ({"static_argnames": "mask", "mask_argname": "mask"}, "both mask_argname and static"),
     ],

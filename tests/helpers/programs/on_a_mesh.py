@@ -1,0 +1,623 @@
+"""Run by test_mesh.py on eight devices: ragged calls of functions over a mesh of two by four.
+
+Prints what each check raised, as JSON by its name. With a second argument it is the process before
+a restart, which fills a store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cudagraph_jax import (
+    Batcher,
+    BucketedFunction,
+    ConfigError,
+    CUDAGraphConfig,
+    CUDAGraphManager,
+    GraphStore,
+    Ladder,
+    Padded,
+    bucket_jit,
+    no_compiles,
+    plan_buckets,
+)
+from cudagraph_jax.report.warmup_report import WarmupReport
+
+MESH = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
+ROWS, COLUMNS, WHOLE = (NamedSharding(MESH, P(*spec)) for spec in (("data",), (None, "model"), ()))
+
+
+def config_of(*sizes: int, lengths: tuple[int, ...] = (8,), **options) -> CUDAGraphConfig:
+    return CUDAGraphConfig(
+        capture_sizes=sizes, capture_seq_lens=lengths, warmup_iterations=1, **options
+    )
+
+
+CONFIG = config_of(2, 4)
+TABLE = np.linspace(-1, 1, 16 * 8, dtype=np.float32).reshape(16, 8)
+STORE = sys.argv[1]
+
+CHECKS: list[Callable[[], None]] = []
+
+
+def check(function: Callable[[], None]) -> Callable[[], None]:
+    CHECKS.append(function)
+    return function
+
+
+def embed(table, ids, mask):
+    rows = jnp.where(mask[..., None], table[ids], 0)
+    return rows.sum(1) / mask.sum(1, keepdims=True)
+
+
+def constrained(x):
+    """Names an axis of the mesh that its context has, of an argument and of an output."""
+    x = jax.lax.with_sharding_constraint(x, P("data"))
+    return jax.lax.with_sharding_constraint(x * 2 + 1, P("data"))
+
+
+def embedder(**options) -> BucketedFunction:
+    options = {"config": CONFIG, "in_shardings": (COLUMNS, ROWS), **options}
+    return bucket_jit(embed, in_axes=(None, "batch seq"), mask_argname="mask", **options)
+
+
+def expected(ids) -> np.ndarray:
+    return np.asarray(TABLE[np.asarray(ids)].mean(1))
+
+
+def ids_of(batch: int, seq: int, *, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 16, (batch, seq), np.int32)
+
+
+def refused(match: str, make: Callable[[], object], kind: type[Exception] = ConfigError) -> None:
+    with pytest.raises(kind, match=match):
+        make()
+
+
+def is_cut(array: jax.Array, spec: P) -> bool:
+    return array.sharding.is_equivalent_to(NamedSharding(MESH, spec), array.ndim)
+
+
+# What agrees with what: declarations.
+
+
+@check
+def any_sizes_are_answered_and_nothing_compiles():
+    function, table = embedder(), jax.device_put(TABLE, COLUMNS)
+    report = function.warmup(table, ids_of(1, 1), progress=False)
+    assert report.captured == 2, report
+    draw = np.random.default_rng(0)
+    with no_compiles():
+        for seed, (batch, seq) in enumerate(draw.integers((1, 1), (5, 9), (150, 2))):
+            ids = ids_of(batch, seq, seed=seed)
+            np.testing.assert_allclose(function(table, ids), expected(ids), rtol=1e-5, atol=1e-6)
+    assert function.stats()["misses"] == 0
+    for entry in function.registry.entries():
+        args, _ = entry.executable.call.input_shardings
+        assert args[1].is_equivalent_to(ROWS, 2), args
+
+
+@check
+def arrays_that_lie_elsewhere_are_put_where_they_are_declared():
+    function, table = embedder(), jax.device_put(TABLE, COLUMNS)
+    function.warmup(table, ids_of(1, 1), progress=False)
+    second = jax.devices()[1]
+    for batch, seq in ((4, 8), (3, 5), (2, 8)):
+        ids = ids_of(batch, seq)
+        places = [None, second, WHOLE, jax.devices()[0]]
+        places += [ROWS, NamedSharding(MESH, P("data", "model"))] if batch == 4 and seq == 8 else []
+        arrays = [jax.device_put(ids, place) for place in places]
+        arrays += [Padded(array, (batch, seq)) for array in arrays]
+        for array in [*arrays, ids, *arrays]:
+            with no_compiles():
+                found = function(table, array)
+            np.testing.assert_allclose(found, expected(ids), rtol=1e-5, atol=1e-6)
+    for array in (jax.device_put(ids_of(3, 5)), jax.device_put(ids_of(4, 8), ROWS)):
+        with jax.transfer_guard("disallow"):
+            found = function(table, array)
+        np.testing.assert_allclose(found, expected(array), rtol=1e-5, atol=1e-6)
+    assert function.stats()["misses"] == 0
+
+
+@check
+def parameters_go_where_they_are_declared():
+    function = embedder()
+    for table in (TABLE, jax.device_put(TABLE, COLUMNS), jnp.asarray(TABLE), TABLE):
+        for ids in (ids_of(3, 5), ids_of(4, 8)):
+            np.testing.assert_allclose(function(table, ids), expected(ids), rtol=1e-5, atol=1e-6)
+    assert function.registry.num_graphs == 1, function.registry.entries()
+    for place in (jax.devices()[1], WHOLE):  # as under `jit`
+        table = jax.device_put(TABLE, place)
+        refused("sharding", partial(function, table, ids_of(4, 8)), ValueError)
+    np.testing.assert_allclose(function(TABLE, ids_of(4, 8)), expected(ids_of(4, 8)), rtol=1e-5)
+
+
+@check
+def what_is_no_sharding_of_this_function_is_refused():
+    def make(in_shardings, in_axes=(None, "batch seq"), function=lambda w, x: x * w):
+        return lambda: bucket_jit(
+            function, in_axes=in_axes, in_shardings=in_shardings, config=CONFIG
+        )
+
+    other = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
+    refused("NamedSharding over a mesh", make((None, P("data"))))
+    refused(
+        "NamedSharding over a mesh",
+        make((None, jax.sharding.SingleDeviceSharding(jax.devices()[0]))),
+    )
+    refused("NamedSharding over a mesh", make((None, NamedSharding(MESH.abstract_mesh, P("data")))))
+    refused("two meshes", make((WHOLE, NamedSharding(other, P("data")))))
+    refused("in_axes has 2 entries, and in_shardings 1", make((ROWS,)))
+    refused("in_shardings has 3 entries", make((None, ROWS, None), "batch seq"))
+    refused("has 2 dimension.*of 3", make((None, NamedSharding(MESH, P("data", None, None)))))
+    refused("passed by keyword", make((None, ROWS), "batch", lambda x, *, k: x))
+    with pytest.raises(ConfigError, match="'w', which is static"):
+        bucket_jit(
+            lambda w, x: x * w,
+            in_axes=(None, "batch"),
+            in_shardings=(WHOLE, ROWS),
+            static_argnames="w",
+        )
+    late = bucket_jit(
+        lambda w, x: x["a"] * w,
+        in_axes=(None, "batch ..."),
+        in_shardings=(ROWS, {"b": ROWS}),
+        config=CONFIG,
+    )
+    refused("in_shardings of x.*does not match", lambda: late(1.0, {"a": np.ones((2, 3))}))
+    for w, match in ((1.0, "w has 0 dimension.*of 1"), (np.ones(3, np.float32), "w has 3 in dim")):
+        late = bucket_jit(
+            lambda w, x: x * w.sum(),
+            in_axes=(None, "batch ..."),
+            in_shardings=(ROWS, None),
+            config=CONFIG,
+        )
+        refused(match, partial(late, w, np.ones((2, 3), np.float32)))
+        refused(match, partial(late.warmup, w, np.ones((2, 3), np.float32)))
+
+
+# Divisibility.
+
+
+@check
+def sizes_that_the_mesh_does_not_divide_are_refused_with_the_multiple():
+    uneven = config_of(1, 2, 3, 4)
+    refused(
+        r"capture_sizes=\(1, 2, 3, 4\) has 1, 3, .* batch into 2 parts.*capture_sizes=\(2, 4\)",
+        lambda: embedder(config=uneven),
+    )
+    refused("into 2 parts", lambda: embedder(config=None, manager=CUDAGraphManager(uneven)))
+    both = NamedSharding(MESH, P("data", "model"))
+    lengths = config_of(2, lengths=(6, 8))
+    refused(r"capture_seq_lens=\(8,\)", lambda: embedder(config=lengths, in_shardings=(None, both)))
+    named = config_of(2, capture_axes={"width": (6, 8)})
+    refused(
+        r"capture_axes\['width'\]=\(6, 8\) has 6, .* as capture_axes\['width'\]=\(8,\)",
+        lambda: bucket_jit(
+            jnp.sin,
+            in_axes="batch width",
+            in_shardings=NamedSharding(MESH, P(None, ("data", "model"))),
+            config=named,
+        ),
+    )
+    # At the first use, where only the arrays say which dimension is which.
+    late = bucket_jit(
+        lambda x: x["a"] * 2,
+        in_axes={"a": "... batch"},
+        in_shardings={"a": NamedSharding(MESH, P(None, "data"))},
+        config=uneven,
+    )
+    example = {"a": np.ones((5, 2), np.float32)}
+    refused("multiples of 2", lambda: late.warmup(example, progress=False))
+    refused("multiples of 2", lambda: late(example))
+    # Of arrays that bring their shardings it is known in a warm-up.
+    brings = bucket_jit(jnp.sin, in_axes="batch seq", config=uneven)
+    cut = jax.device_put(np.ones((2, 8), np.float32), ROWS)
+    refused("multiples of 2", lambda: brings.warmup(cut, progress=False))
+
+
+@check
+def the_default_grid_is_rounded_up():
+    function = embedder(config=None)
+    assert function.manager.config.capture_sizes == Ladder.powers_of_two(256).rounded(2)
+    assert function.manager.multiples == {"batch": 2}
+    assert Ladder((1, 3, 10, 12)).rounded(4) == (4, 12)
+
+
+@check
+def a_plan_keeps_to_the_multiples():
+    config = config_of(2, 4, 16, lengths=(8, 16))
+    function = embedder(config=config, in_shardings=(None, NamedSharding(MESH, P("data", "model"))))
+    table, draw = jnp.asarray(TABLE), np.random.default_rng(0)
+    function.warmup(table, ids_of(1, 1), progress=False)
+    for batch, seq in draw.integers((1, 1), (14, 14), (40, 2)):
+        function(table, ids_of(batch, seq))
+    plan = function.replan(max_graphs=6)
+    with function.manager:
+        function.manager.wait()
+    grid = function.manager.config
+    assert (grid.capture_sizes, grid.capture_seq_lens) == (plan.batch_sizes, plan.seq_lens)
+    assert not any(size % 2 for size in plan.batch_sizes), plan
+    assert not any(size % 4 for size in plan.seq_lens), plan
+    with no_compiles():
+        for batch, seq in draw.integers((1, 1), (14, 14), (40, 2)):
+            ids = ids_of(batch, seq)
+            np.testing.assert_allclose(function(table, ids), expected(ids), rtol=1e-5, atol=1e-6)
+    own = plan_buckets([(3, 5), (7, 9)], max_graphs=2, multiples=function.manager.multiples)
+    assert (own.batch_sizes[-1], own.seq_lens[-1]) == (8, 12), own
+    odd = plan_buckets([(3, 5)], max_graphs=1)
+    refused("multiples of 2", lambda: embedder(config=CUDAGraphConfig.from_plan(odd)))
+
+
+# The mesh of the context.
+
+
+@check
+def the_mesh_of_the_request_holds_wherever_the_function_runs():
+    x = np.ones((3, 5), np.float32)
+    policies: list[dict[str, Any]] = [
+        {},
+        {"on_miss": "background"},
+        {"on_miss": "eager"},
+        {"debug_mode": True},
+    ]
+    policies += [{"on_overflow": "split"}, {"on_overflow": "exact"}]
+    for policy in policies:
+        config = dataclasses.replace(CONFIG, **policy)
+        function = bucket_jit(constrained, in_axes="batch seq", config=config)
+        with jax.set_mesh(MESH), function.manager:
+            for size in (4, 3, 6, 7, 4):
+                given = np.resize(x, (size, 5))
+                np.testing.assert_array_equal(function(given), given * 2 + 1)
+            function.manager.wait()
+            np.testing.assert_array_equal(function(x[:2]), x[:2] * 2 + 1)
+        assert not function.manager.dispatcher.capturer.failures.remembered, config
+        entries = [e for e in function.registry.entries() if e.batch_size % 2 == 0]
+        assert all(is_rows(e.executable.call.output_shardings) for e in entries), entries
+        assert entries or config.on_miss == "eager"
+
+
+def is_rows(sharding) -> bool:
+    return sharding.is_equivalent_to(ROWS, 2)
+
+
+@check
+def a_warm_up_and_a_plan_have_the_mesh_of_their_caller():
+    config = config_of(2, 4, 8)
+    function = bucket_jit(constrained, in_axes="batch seq", config=config)
+    x = np.ones((1, 5), np.float32)
+    with jax.set_mesh(MESH):
+        assert not function.warmup(x, progress=False, workers=2).failed
+        for size in (1, 2, 5, 6):
+            function(np.resize(x, (size, 5)))
+        plan = function.replan(max_graphs=3)  # with one of 6
+    function.manager.wait()  # as may be in a thread without it
+    assert function.manager.config.capture_sizes == plan.batch_sizes
+    assert all(is_rows(e.executable.call.output_shardings) for e in function.registry.entries())
+    with jax.set_mesh(MESH):
+        function.manager.dispatcher.capturer.record_again()
+        with no_compiles():
+            np.testing.assert_array_equal(function(np.resize(x, (3, 5))), np.full((3, 5), 3.0))
+
+
+@check
+def threads_with_other_meshes_have_programs_of_their_own():
+    other = Mesh(MESH.devices.T, ("model", "data"))
+    function = bucket_jit(
+        lambda x: x * jax.sharding.get_abstract_mesh().shape.get("data", 1),
+        in_axes="batch seq",
+        config=CONFIG,
+        unpad="none",
+    )
+    x = jnp.ones((4, 8))
+    meshes = [MESH, None, Mesh(MESH.devices[:1], ("model", "data")), MESH, other, None]
+    for given in (x, np.ones((4, 8), np.float32), x):
+        for mesh in meshes:
+            sizes = 1 if mesh is None else mesh.shape["data"]
+            with jax.set_mesh(mesh):
+                assert float(function(given)[0, 0]) == sizes, mesh
+    with jax.set_mesh(Mesh(MESH.devices[:, :2], ("data", "model"))):
+        reason = function.explain(x).reason
+    assert ", not Mesh(axis_sizes=(2, 2)" in reason, reason
+
+
+@check
+def a_batcher_runs_under_the_mesh_it_was_given_items_under():
+    function = bucket_jit(constrained, in_axes="batch seq", config=CONFIG)
+    rows = [np.full(n, n, np.float32) for n in (3, 8, 1, 5, 2)]
+    with jax.set_mesh(MESH):
+        function.warmup(rows[0][None], progress=False)
+        with Batcher(function) as batcher:
+            for row, answer in zip(rows, batcher.map(rows), strict=True):
+                np.testing.assert_array_equal(answer, row * 2 + 1)
+            function.manager.mode = type(function.manager.mode).NONE  # by the plain function
+            np.testing.assert_array_equal(batcher.submit(rows[0]).result(), rows[0] * 2 + 1)
+
+
+@check
+def a_batcher_cuts_its_calls_as_declared():
+    function, table = (
+        embedder(config=config_of(2, 4, lengths=(4, 8))),
+        jax.device_put(TABLE, COLUMNS),
+    )
+    function.warmup(table, ids_of(1, 1), progress=False)
+    rows = [ids_of(1, n, seed=n)[0] for n in (3, 8, 1, 5, 2) * 8]
+    with Batcher(function, table) as batcher, no_compiles():
+        for row, answer in zip(rows, batcher.map(rows), strict=True):
+            np.testing.assert_allclose(answer, expected(row[None])[0], rtol=1e-5, atol=1e-6)
+        plan = batcher.replan()
+        assert not any(size % 2 for size in plan.batch_sizes), plan
+
+
+# What the caller gets.
+
+
+@check
+def outputs_on_the_device_stay_cut():
+    for unpad in ("padded", "none", "device"):
+        function = bucket_jit(
+            lambda x: x * 2, in_axes="batch seq", in_shardings=ROWS, unpad=unpad, config=CONFIG
+        )
+        for rows, columns in ((4, 8), (4, 5), (2, 3), (3, 8), (1, 1)):
+            x = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
+            found = function(x)
+            whole = found.array if unpad == "padded" else found
+            spec = P() if unpad == "device" and rows % 2 else P("data")
+            assert is_cut(whole, spec), (unpad, rows, columns, whole.sharding)
+            np.testing.assert_array_equal(np.asarray(found)[:rows, :columns], x * 2)
+
+
+@check
+def a_chain_stays_on_its_devices():
+    both = NamedSharding(MESH, P("data", "model"))
+    first = bucket_jit(
+        lambda x: x + 1, in_axes="batch seq", in_shardings=both, unpad="padded", config=CONFIG
+    )
+    same = bucket_jit(lambda h: h * 2, in_axes="batch seq", in_shardings=both, config=CONFIG)
+    takes = bucket_jit(lambda h: h * 2, in_axes="batch seq", config=CONFIG)
+    other = bucket_jit(lambda h: h * 2, in_axes="batch seq", in_shardings=ROWS, config=CONFIG)
+    for size in ((3, 5), (4, 8), (2, 1)):
+        x = np.ones(size, np.float32)
+        for function, way in (
+            (same, "on the device"),
+            (takes, "on the device"),
+            (other, "cut in another"),
+        ):
+            for _ in range(2):
+                passed = first(x)
+                assert is_cut(passed.array, P("data", "model"))
+                np.testing.assert_array_equal(function(passed), np.full(size, 4.0))
+            with no_compiles():
+                function(first(x))
+            reason = function.explain(passed).reason
+            assert size == (4, 8) or way in reason, reason
+    same.warmup(np.ones((1, 1), np.float32), progress=False)
+    with jax.transfer_guard_device_to_host("disallow"), no_compiles():
+        jax.block_until_ready(first(np.ones((3, 5), np.float32)))
+
+
+@check
+def a_warm_up_with_cut_arrays_serves_numpy():
+    function = bucket_jit(embed, in_axes=(None, "batch seq"), mask_argname="mask", config=CONFIG)
+    table = jax.device_put(TABLE, COLUMNS)
+    function(table, ids_of(3, 5))  # another program, which is not to serve on
+    example = jax.device_put(ids_of(2, 8), ROWS)
+    assert function.warmup(table, example, progress=False).captured == 2
+    graphs = function.registry.num_graphs
+    draw = np.random.default_rng(0)
+    with no_compiles():
+        for batch, seq in draw.integers((1, 1), (5, 9), (40, 2)):
+            ids = ids_of(batch, seq)
+            np.testing.assert_allclose(function(table, ids), expected(ids), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                function(table, ids=ids), expected(ids), rtol=1e-5, atol=1e-6
+            )
+        np.testing.assert_allclose(function(table, example), expected(example), rtol=1e-5)
+        np.testing.assert_allclose(function(table, jnp.asarray(example)), expected(example))
+    assert function.registry.num_graphs == graphs
+    away = jax.device_put(TABLE, jax.devices()[1])  # beside which it cannot be over the mesh
+    np.testing.assert_allclose(function(away, ids_of(3, 5)), expected(ids_of(3, 5)), rtol=1e-5)
+
+
+@check
+def what_is_padded_ahead_is_where_it_is_declared():
+    function, table = embedder(), jax.device_put(TABLE, COLUMNS)
+    function.warmup(table, ids_of(1, 1), progress=False)
+    for batch, seq in ((3, 5), (4, 8)):
+        ids = ids_of(batch, seq)
+        for given in (ids, jnp.asarray(ids), jax.device_put(ids, WHOLE), jax.device_put(ids)):
+            with no_compiles():
+                ahead = function.pad(table, given)
+                assert is_cut(ahead[1].array, P("data")), ahead[1].array.sharding
+                found = function(*ahead)
+            np.testing.assert_allclose(found, expected(ids), rtol=1e-5, atol=1e-6)
+    assert function.stats()["misses"] == 0
+
+
+# Together with the rest.
+
+
+@check
+def an_entry_takes_what_its_function_takes():
+    table = jnp.asarray(TABLE)
+    function = bucket_jit(
+        lambda table, ids: table[ids].sum(1),
+        in_axes=(None, "batch seq"),
+        in_shardings=(COLUMNS, ROWS),
+        pad_values=15,
+        config=CONFIG,
+    )
+    ids = ids_of(3, 8)
+    answer = function(table, ids)
+    (entry,) = function.registry.entries()
+    for given in (ids, jnp.asarray(ids), jax.device_put(ids, jax.devices()[1])):
+        np.testing.assert_array_equal(entry.replay((table, given)), answer)
+    assert entry.input_shapes
+
+
+@check
+def a_call_within_a_trace_has_its_mesh():
+    function = bucket_jit(constrained, in_axes="batch seq", config=CONFIG)
+    x = np.ones((3, 5), np.float32)
+    with jax.set_mesh(MESH):
+        for _ in range(2):
+            found = jax.jit(lambda y: y + function(x))(jnp.ones(()))
+            np.testing.assert_array_equal(found, np.full((3, 5), 4.0))
+        np.testing.assert_array_equal(function(x), np.full((3, 5), 3.0))
+
+
+@check
+def every_policy_answers():
+    policies: list[dict[str, Any]] = [{"on_overflow": how} for how in ("eager", "split", "exact")]
+    policies += [{"on_miss": "background"}, {"on_miss": "eager"}, {"debug_mode": True}]
+    for policy in policies:
+        for unpad in (
+            ("host", "device", "padded") if policy == {"on_overflow": "split"} else ("host",)
+        ):
+            function = embedder(config=dataclasses.replace(CONFIG, **policy), unpad=unpad)
+            with function.manager:
+                for batch in (3, 4, 7):
+                    ids = ids_of(batch, 8)
+                    found = np.asarray(function(jnp.asarray(TABLE), ids))
+                    np.testing.assert_allclose(found, expected(ids), rtol=1e-5, atol=1e-6)
+                function.manager.wait()
+            assert not function.manager.dispatcher.capturer.failures.remembered, policy
+
+
+@check
+def donated_arrays_are_used_up():
+    function = bucket_jit(
+        lambda state, x: (state + x, x.sum(1)),
+        in_axes="batch seq",
+        in_shardings=ROWS,
+        donate_argnums=0,
+        unpad=("none", "host"),
+        config=CONFIG,
+    )
+    for place in (ROWS, WHOLE, None, jax.devices()[2]):
+        state = jax.device_put(np.ones((4, 8), np.float32), place)
+        found, _ = function(state, np.ones((4, 8), np.float32))
+        assert is_cut(found, P("data"))
+        np.testing.assert_array_equal(found, 2.0)
+        again, _ = function(found, np.ones((4, 8), np.float32))
+        assert found.is_deleted()
+        np.testing.assert_array_equal(again, 3.0)
+
+
+@check
+def meshes_whose_axes_are_explicit():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    columns, rows = NamedSharding(mesh, P(None, None)), NamedSharding(mesh, P("data"))
+    function = bucket_jit(
+        lambda w, x, mask: jnp.where(mask, x, 0) @ w,
+        in_axes=(None, "batch seq"),
+        in_shardings=(columns, rows),
+        mask_argname="mask",
+        config=CONFIG,
+        unpad="device",
+        out_axes="batch _",
+    )
+    w = np.ones((8, 3), np.float32)
+    with jax.set_mesh(mesh):
+        function.warmup(w, np.ones((1, 8), np.float32), progress=False)
+        for batch in (1, 2, 3, 4):
+            np.testing.assert_array_equal(function(w, np.ones((batch, 8), np.float32)), 8.0)
+
+
+@check
+def captures_from_many_threads_under_the_mesh():
+    function = bucket_jit(constrained, in_axes="batch seq", config=CONFIG)
+    wrong: list[object] = []
+
+    def serve(seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        with jax.set_mesh(MESH if seed % 2 else None):
+            for batch, seq in draw.integers((1, 1), (5, 9), (30, 2)):
+                x = np.full((batch, seq), seed, np.float32)
+                try:
+                    if np.any(function(x) != 2 * seed + 1):
+                        wrong.append((seed, batch, seq))
+                except Exception as error:  # without a mesh the function cannot be traced
+                    if seed % 2:
+                        wrong.append(error)
+
+    threads = [threading.Thread(target=serve, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    assert not wrong, wrong
+
+
+# A restart.
+
+
+def stored() -> list[BucketedFunction]:
+    """Two functions over the mesh: by what is declared, and by the mesh of their caller."""
+    store = GraphStore(STORE)
+    return [
+        embedder(store=store, fingerprint="v1"),
+        embedder(store=store, name="unnamed"),
+        bucket_jit(constrained, in_axes="batch seq", config=CONFIG, store=store),
+    ]
+
+
+def warm(functions: list[BucketedFunction]) -> list[WarmupReport]:
+    named, unnamed, in_context = functions
+    table = jax.device_put(TABLE, COLUMNS)
+    reports = [
+        function.warmup(table, ids_of(1, 1), progress=False) for function in (named, unnamed)
+    ]
+    with jax.set_mesh(MESH):
+        reports.append(in_context.warmup(np.ones((1, 1), np.float32), progress=False))
+    return reports
+
+
+@check
+def a_restarted_process_loads_what_is_over_a_mesh():
+    functions = stored()
+    for function, report in zip(functions, warm(functions), strict=True):
+        assert (report.loaded, report.captured, len(report.failed)) == (2, 0, 0), (function, report)
+    table = jax.device_put(TABLE, COLUMNS)
+    for batch in (1, 2, 3, 4):
+        ids = ids_of(batch, 5)
+        for function in functions[:2]:
+            np.testing.assert_allclose(function(table, ids), expected(ids), rtol=1e-5, atol=1e-6)
+        with jax.set_mesh(MESH):
+            np.testing.assert_array_equal(functions[2](ids.astype(np.float32)), ids * 2 + 1)
+
+
+def main() -> None:
+    if sys.argv[2:] == ["before"]:
+        print(json.dumps([str(report) for report in warm(stored())]))
+        return
+    only = sys.argv[2:]
+    found: dict[str, str] = {}
+    for function in CHECKS:
+        if only and function.__name__ not in only:
+            continue
+        try:
+            function()
+        except BaseException:
+            found[function.__name__] = traceback.format_exc()
+        else:
+            found[function.__name__] = ""
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

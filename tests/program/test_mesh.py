@@ -1,0 +1,49 @@
+"""Functions over a mesh of eight devices; the checks run in one process of their own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parents[1] / "helpers" / "programs" / "on_a_mesh.py"
+CHECKS = re.findall(r"^@check\ndef (\w+)", PROGRAM.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def run(*arguments: str) -> object:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(PROGRAM), *arguments],
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(PROGRAM.parents[3]),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])  # JAX 0.12 prints where a constraint is uneven
+
+
+# Two processes that compile over eight devices.
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def raised(tmp_path_factory):
+    """What each check raised, as text."""
+    store = str(tmp_path_factory.mktemp("store"))
+    run(store, "before")
+    return run(store)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_on_eight_devices(check, raised):
+    """What the check's name says is so on a mesh of two by four."""
+    assert not raised[check], raised[check]

@@ -15,6 +15,7 @@ from cudagraph_jax.errors import (
     CUDAGraphError,
     CUDAGraphWarning,
     DeadlineError,
+    DistributedError,
     InputShapeError,
     PaddingLeakError,
     QueueFullError,
@@ -46,6 +47,8 @@ else:
 
     def __getattr__(name: str) -> object:
         """Imports at its first use what not every program needs: batching, planning, reports."""
+        if name == "distributed":
+            return import_module(f"{__name__}.distributed")
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
         value = globals()[name] = getattr(import_module(_LATER[name]), name)
@@ -89,6 +92,7 @@ __all__ = [
     "CommandBufferScope",
     "ConfigError",
     "DeadlineError",
+    "DistributedError",
     "Explanation",
     "GraphState",
     "GraphStore",

@@ -19,6 +19,7 @@ from cudagraph_jax._base.checks import (
     positive_size,
     require_bool,
     require_choice,
+    waiting_time,
 )
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.modes import CommandBufferScope
@@ -100,6 +101,8 @@ class CUDAGraphConfig:
         compare_where: What `debug_mode` and the testing kit compare: `"all"` (each element at the
             real sizes), or `"mask"` (only where the function's mask is true: see docs/testing.md).
         store: Directory of persisted executables.
+        process_timeout_s: In a job of several processes, how long one waits for the others at a
+            call; ten times that at a capture, which takes each its own time.
 
     Raises:
         ConfigError: A value that is not valid, alone or beside another one.
@@ -131,6 +134,7 @@ class CUDAGraphConfig:
     debug_mode: bool = False
     compare_where: CompareWhere = "all"
     store: str | None = None
+    process_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
         _normalise(self)
@@ -375,6 +379,7 @@ def _normalise(config: CUDAGraphConfig) -> None:
         "command_buffers": scope,
         "compiler_options": xla_options(config.compiler_options),
         "store": directory(config.store),
+        "process_timeout_s": waiting_time("process_timeout_s", config.process_timeout_s),
     }
     for name, value in normal.items():
         object.__setattr__(config, name, value)

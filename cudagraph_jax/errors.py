@@ -9,6 +9,7 @@
     ├── SealedError (RuntimeError)          a capture was needed where none is allowed
     ├── QueueFullError (RuntimeError)       as many items wait for a batcher as may
     ├── DeadlineError (TimeoutError)        an item whose deadline came before its answer
+    ├── DistributedError (RuntimeError)     several processes that would not do the same
     ├── UnexpectedCompileError (RuntimeError)   something compiled inside no_compiles()
     ├── UnpicklableError (TypeError)        what belongs to one process, given to pickle
     └── StoreError (OSError)                the directory of persisted executables
@@ -82,6 +83,10 @@ class QueueFullError(CUDAGraphError, RuntimeError):
 
 class DeadlineError(CUDAGraphError, TimeoutError):
     """An item's deadline has passed, or would before its answer; it ran only if that came late."""
+
+
+class DistributedError(CUDAGraphError, RuntimeError):
+    """Several processes would not do the same, or one of them is gone, fails or is silent."""
 
 
 class UnpicklableError(CUDAGraphError, TypeError):

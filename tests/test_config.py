@@ -40,6 +40,7 @@ DEFAULTS = {
     "debug_mode": False,
     "compare_where": "all",
     "store": None,
+    "process_timeout_s": 60.0,
 }
 
 TEXT = st.text("ax_'\"{é")
@@ -69,6 +70,7 @@ def configs(draw):
         "cudagraph_copy_inputs": st.booleans(),
         "debug_mode": st.booleans(),
         "compare_where": st.sampled_from(["all", "mask"]),
+        "process_timeout_s": st.floats(0, 999),
     }
     given = draw(st.fixed_dictionaries({}, optional=optional))
     least = math.prod(map(min, (sizes, lengths or {1}, *given.get("capture_axes", {}).values())))
@@ -132,6 +134,7 @@ def test_repr():
         compiler_options={"b": "2", "a": "1"},
         debug_mode=True,
         compare_where="mask",
+        process_timeout_s=5,
     )
     assert repr(config) == (
         "CUDAGraphConfig(enabled=False, capture_sizes=(1, 4), capture_seq_lens=(16,), "
@@ -139,7 +142,7 @@ def test_repr():
         "on_miss='eager', on_overflow='error', max_graphs=5, use_memory_pool=False, "
         "memory_pool_size_mb=7, cudagraph_copy_inputs=False, warmup_iterations=0, "
         "command_buffers=CommandBufferScope.FULL, compiler_options={'a': '1', 'b': '2'}, "
-        "debug_mode=True, compare_where='mask')"
+        "debug_mode=True, compare_where='mask', process_timeout_s=5.0)"
     )
     assert repr(CUDAGraphConfig(per_layer_graphs=True)) == "CUDAGraphConfig(per_layer_graphs=True)"
 
@@ -206,6 +209,7 @@ BAD: dict[str, list] = {
     "debug_mode": NO_FLAGS,
     "compare_where": ["", "masks", "everywhere", None, True, ["mask"]],
     "store": [5, 1.5, ["path"], b"path", "", "a\0b"],
+    "process_timeout_s": [-1, None, True, "5", float("nan"), float("inf")],
 }
 
 

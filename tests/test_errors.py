@@ -17,6 +17,7 @@ PARENTS = {
     "SealedError": (errors.CUDAGraphError, RuntimeError),
     "QueueFullError": (errors.CUDAGraphError, RuntimeError),
     "DeadlineError": (errors.CUDAGraphError, TimeoutError),
+    "DistributedError": (errors.CUDAGraphError, RuntimeError),
     "UnexpectedCompileError": (errors.CUDAGraphError, RuntimeError),
     "UnpicklableError": (errors.CUDAGraphError, TypeError),
     "StoreError": (errors.CUDAGraphError, OSError),

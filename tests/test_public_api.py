@@ -34,6 +34,7 @@ def test_exports():
         "CommandBufferScope",
         "ConfigError",
         "DeadlineError",
+        "DistributedError",
         "Explanation",
         "GraphState",
         "GraphStore",

@@ -18,11 +18,19 @@ from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax.batching.item_queue import Figures, Item, ItemQueue, Outcome
-from cudagraph_jax.batching.lane import Lane, SharedArguments, put_ahead
+from cudagraph_jax.batching.lane import Begin, Lane, SharedArguments, put_ahead
 from cudagraph_jax.batching.rows import ItemArguments
 from cudagraph_jax.batching.runner import Runner
 from cudagraph_jax.dispatch.function import BucketedFunction
-from cudagraph_jax.errors import ConfigError, CUDAGraphError, InputShapeError, QueueFullError
+from cudagraph_jax.distributed.leading import Led
+from cudagraph_jax.errors import (
+    ConfigError,
+    CUDAGraphError,
+    DistributedError,
+    InputShapeError,
+    QueueFullError,
+)
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.program.call import Args
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -64,7 +72,8 @@ class Batcher:
     event loops.
 
     Args:
-        function: What `bucket_jit` made, warmed up: only captured buckets are used.
+        function: What `bucket_jit` made, warmed up: only captured buckets are used. Of several
+            processes what `cudagraph_jax.distributed.lead` yields, without what is passed through.
         *passed: What `in_axes` passes through, such as parameters, in its order.
         max_waiting: Items that may wait; one more is refused.
         max_wait_ms: How long an item may wait for others while the device is free; with a deadline
@@ -93,7 +102,7 @@ class Batcher:
 
     def __init__(
         self,
-        function: BucketedFunction[..., PyTree],
+        function: BucketedFunction[..., PyTree] | Led,
         *passed: PyTree,
         max_waiting: int = 2048,
         max_wait_ms: float = 0.0,
@@ -101,6 +110,12 @@ class Batcher:
         clock: Callable[[], float] = time.perf_counter,
         put: Callable[[PyTree], PyTree] = put_ahead,
     ) -> None:
+        self._begin: Begin = CUDAGraphEntry.begin_rows
+        self._is_led = isinstance(function, Led)
+        if isinstance(function, Led):
+            # What it passes through is on all processes already, and stays what it is.
+            self._begin, passed = function.begin_rows, (*function.passed, *passed)
+            function, put = function.function, lambda inputs: inputs
         if not isinstance(function, BucketedFunction):
             raise ConfigError(
                 f"function={function!r:.80} is not what bucket_jit makes: decorate it, and for a "
@@ -246,11 +261,17 @@ class Batcher:
 
         Raises:
             CUDAGraphError: The batcher is closed.
+            DistributedError: It is of several processes, of which the others keep theirs.
             ConfigError: There are more or fewer of them than the function passes through.
             InputShapeError: They have other shapes or dtypes than with the items before. Without
                 such an item that is said of the first one.
         """
         self._queue.check_open()
+        if self._is_led:
+            raise DistributedError(
+                f"{self.name} is led with what it passes through, which the other processes keep: "
+                "close both, and lead it with the new ones"
+            )
         self._arguments.check_passed(passed)
         for lane in list(self._lanes.values()):
             lane.check_shared(passed)
@@ -350,6 +371,7 @@ class Batcher:
             arguments=self._arguments,
             shared=self._shared,
             clock=self._clock,
+            begin=self._begin,
         )
         if made.sizes.is_empty:
             raise InputShapeError(

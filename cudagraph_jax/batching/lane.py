@@ -19,9 +19,9 @@ from cudagraph_jax.batching.composition import Priced, Prices
 from cudagraph_jax.batching.rows import ItemArguments, RowLayout, RowOutputs
 from cudagraph_jax.dispatch.explain import nearest_entry, variant_differences
 from cudagraph_jax.dispatch.function import BucketedFunction
-from cudagraph_jax.errors import BucketOverflowError, InputShapeError
+from cudagraph_jax.errors import BucketOverflowError, DistributedError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.call import Args, Call, abstract_call
+from cudagraph_jax.program.call import Args, Call, abstract_call, spans_processes
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket, axis_name
 from cudagraph_jax.shapes.padding import Array
@@ -33,6 +33,10 @@ _COSTS_LAST_S = 0.25
 
 _REMEMBERED_ITEMS = 1 << 14
 """Enough to plan a grid from, and so recent that the plan is one for today."""
+
+
+Begin = Callable[[CUDAGraphEntry, Sequence[PyTree], Mapping[str, PyTree]], PyTree]
+"""As `CUDAGraphEntry.begin_rows`."""
 
 
 class Grid(NamedTuple):
@@ -150,6 +154,7 @@ class Lane:
         arguments: Where they stand among the function's.
         shared: What all items share.
         clock: Seconds.
+        begin: Begins a call of a bucket.
 
     Attributes:
         variant: What identifies the program.
@@ -161,6 +166,7 @@ class Lane:
         InputShapeError: The row does not fit the function.
         ConfigError: The function cannot be batched.
         PaddingLeakError: In `debug_mode`: a row gets another answer in company than alone.
+        DistributedError: It spans several processes and is not led.
     """
 
     def __init__(
@@ -172,10 +178,18 @@ class Lane:
         arguments: ItemArguments,
         shared: SharedArguments,
         clock: Callable[[], float],
+        begin: Begin = CUDAGraphEntry.begin_rows,
     ) -> None:
+        self._begin = begin
         self._function, self._row, self._arguments = function, row, arguments
         self._shared, self._clock, self._settings = shared, clock, ThreadSettings()
         call = self._describe(shared.now.values)
+        if begin is CUDAGraphEntry.begin_rows and spans_processes(call.variant.leaves):
+            raise DistributedError(
+                f"{call.target.name} spans several processes, and a batcher would compose other "
+                "calls on each: give it what cudagraph_jax.distributed.lead yields on process 0, "
+                "and call follow on the others"
+            )
         self._call = abstract_call(call)
         self.variant = call.variant
         self.sizes = call.sizes
@@ -189,7 +203,7 @@ class Lane:
 
     def _describe(self, passed: Args) -> Call:
         with self._settings.applied():  # whoever changes what is shared, or runs it, has others
-            return self._function.describe(*self._arguments.joined(passed, self._row))
+            return self._function.describe(*self._arguments.places.joined(passed, self._row))
 
     @property
     def key(self) -> Hashable:
@@ -333,7 +347,7 @@ class Lane:
     ) -> PyTree:
         """The outputs of a call of one of the buckets, not waited for."""
         with entry.program.settings.applied(), jax.transfer_guard("allow"):
-            return entry.begin_rows(args, {**self._call.kwargs, **masks})
+            return self._begin(entry, args, {**self._call.kwargs, **masks})
 
     def answers(
         self, entry: CUDAGraphEntry, result: PyTree, rows: Sequence[Bucket]
@@ -347,7 +361,7 @@ class Lane:
         """The answer to one row by the function itself, as in a mode that runs no bucket."""
         row = self.layout.own(self.layout.pad([arrays], [sizes], sizes))
         with self._settings.applied():
-            result = self._function(*self._arguments.joined(self._shared.now.values, row))
+            result = self._function(*self._arguments.places.joined(self._shared.now.values, row))
         with jax.transfer_guard("allow"):
             return self._plain_outputs.answers(result, [sizes])[0]
 

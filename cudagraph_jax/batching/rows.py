@@ -11,6 +11,7 @@ import numpy as np
 
 from cudagraph_jax.errors import ConfigError, InputShapeError
 from cudagraph_jax.graphs.route import on_host
+from cudagraph_jax.program.arguments import ArgumentPlaces, is_passed
 from cudagraph_jax.program.call import Args, Call, Mask, is_array
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs, RealOutputs
 from cudagraph_jax.program.padded import flatten_arguments
@@ -29,13 +30,17 @@ class ItemArguments:
         in_axes: As `BucketedFunction.in_axes`.
         name: What errors call the function.
 
+    Attributes:
+        places: Where those are that all items share, and the others.
+
     Raises:
         ConfigError: An argument has no row for each item.
     """
 
     def __init__(self, in_axes: PyTree, *, name: str) -> None:
         self._name = name
-        self._entries = in_axes if isinstance(in_axes, tuple | list) else None
+        self.places = ArgumentPlaces(in_axes)
+        self._entries = self.places.entries
         self._for_all = in_axes if self._entries is None else None
         for entry in jax.tree.leaves(in_axes):
             _check_pattern(AxisPattern.parse(entry), name)
@@ -47,38 +52,18 @@ class ItemArguments:
                     "items share as an argument of its own, with None in in_axes"
                 )
 
-    @property
-    def shared(self) -> int:
-        """How many arguments all items share."""
-        return 0 if self._entries is None else sum(map(_is_passed, self._entries))
-
     def check_passed(self, passed: Args) -> None:
         """Raises unless there is one for each argument that all items share.
 
         Raises:
             ConfigError: There is not.
         """
-        if len(passed) != self.shared:
+        if len(passed) != self.places.passed:
             raise ConfigError(
-                f"{self._name} passes {self.shared} argument(s) through, as "
+                f"{self._name} passes {self.places.passed} argument(s) through, as "
                 f"in_axes={self._entries or self._for_all!r} says, but {len(passed)} were given: "
                 "give those beside the function, and items without them"
             )
-
-    def joined(self, passed: Args, item: Args) -> Args:
-        """All arguments of a call, in their order."""
-        if self._entries is None:
-            return item
-        shared, own = iter(passed), iter(item)
-        return tuple(next(shared) if _is_passed(entry) else next(own) for entry in self._entries)
-
-    def parted(self, args: Args) -> tuple[Args, Args]:
-        """Of all arguments of a call those that all items share, and the others."""
-        if self._entries is None:
-            return (), args
-        pairs = list(zip(self._entries, args, strict=True))
-        shared = tuple(arg for entry, arg in pairs if _is_passed(entry))
-        return shared, tuple(arg for entry, arg in pairs if not _is_passed(entry))
 
     def one_row(self, item: Args) -> Args:
         """The item as shapes of a batch of one.
@@ -87,7 +72,7 @@ class ItemArguments:
             InputShapeError: It has more or fewer arrays than the function takes, or one of another
                 rank, or something else.
         """
-        prefixes = [entry for entry in self._entries or () if not _is_passed(entry)]
+        prefixes = [entry for entry in self._entries or () if not is_passed(entry)]
         if self._entries is None:
             prefixes = [self._for_all] * len(item)
         if len(item) != len(prefixes) or not item:
@@ -115,10 +100,6 @@ class ItemArguments:
             ) from None
         shape = (*array.shape[:place], 1, *array.shape[place:])
         return jax.ShapeDtypeStruct(shape, array.dtype)
-
-
-def _is_passed(entry: PyTree) -> bool:
-    return not jax.tree.leaves(entry)
 
 
 def _check_pattern(pattern: AxisPattern, name: str) -> None:

@@ -14,6 +14,7 @@ import jax
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.capture.ahead import CompilesAhead, Finish
+from cudagraph_jax.capture.peers import PEERS
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -89,6 +90,7 @@ class Builder:
         Raises:
             CaptureError: Compiling, checking or running failed.
             InputShapeError: An output that must be trimmed cannot be.
+            DistributedError: It spans processes that do not agree on it.
         """
         use_jax()
         request = request_for(program, bucket, config=config, is_stored=self._shelf is not None)
@@ -113,6 +115,7 @@ class Builder:
                 waits=config.debug_mode,
                 journal=Journal(bucket, ledger, executable),
                 observers=self._observers,
+                is_shared=PEERS.agree_on_capture(request, outputs, executable, config),
             )
             try:
                 _prove(entry, call, config=config, iterations=iterations)

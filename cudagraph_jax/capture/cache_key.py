@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 
 from cudagraph_jax._base.text import error_text
 from cudagraph_jax.errors import InputShapeError, StoreError
-from cudagraph_jax.program.call import AbstractLeaf, default_device
+from cudagraph_jax.program.call import default_device
 from cudagraph_jax.program.fingerprint import written, written_structure
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs, Unpad
 from cudagraph_jax.program.program import Program
@@ -67,10 +67,7 @@ def execution_devices(program: Program) -> tuple[jax.Device, ...]:
     orders = {_order(sharding) for sharding in placed} or {unplaced}
     if len(orders) > 1:
         raise StoreError("its arguments lie on different devices")
-    devices = orders.pop()
-    if jax.process_count() > 1:
-        raise StoreError("it is part of a program of several processes")
-    return devices
+    return orders.pop()
 
 
 def loading_keeps_options(jaxlib: str | None = None) -> bool:
@@ -98,12 +95,14 @@ def common_fields(program: Program, bucket: Bucket, *, options: Mapping[str, str
             "loading may lose its compiler options on this platform with a jaxlib before 0.12: "
             "JAX's persistent cache, which keeps them, can be on instead"
         )
-    target, masks = program.target, program.mask_homes(bucket)
+    target, masks, processes = program.target, program.mask_homes(bucket), jax.process_count()
     return {
         "layout": _LAYOUT,
+        # Of a program of several processes each has a part of its own, that of its devices.
+        **({"process": f"{jax.process_index()} of {processes}"} if processes > 1 else {}),
         "name": target.name,
         "bucket": str(bucket),
-        "arguments": _listed([_leaf_text(leaf) for leaf in program.variant.leaves]),
+        "arguments": _listed([leaf.placed for leaf in program.variant.leaves]),
         "donated": list(target.donate_argnums),
         **{f"mask {name}": repr(home) for name, home in masks.items()},
         **{f"option {name}": value for name, value in sorted(options.items())},
@@ -191,15 +190,6 @@ def is_portable(lowering: Lowering) -> bool:
     (docs/xla.md, "Persisting executables").
     """
     return _BUILT_IN.issuperset(_CUSTOM_CALL.findall(lowering.text))
-
-
-def _leaf_text(leaf: AbstractLeaf) -> str:
-    placed = "" if leaf.sharding is None else f" {leaf.sharding!r}"
-    return f"{leaf}{_weak(leaf.weak_type)}{placed}"
-
-
-def _weak(weak_type: bool) -> str:
-    return " weak" if weak_type else ""
 
 
 def _listed(texts: list[str]) -> Json:
@@ -335,7 +325,7 @@ def outputs_to_json(outputs: Outputs) -> Json:
     try:
         if outputs.structure_follows:
             return None  # each size has its own
-        tree = _structure_to_json(outputs.structure, itertools.count())
+        tree = structure_to_json(outputs.structure, itertools.count())
     except TypeError:
         return None
     leaves: list[Json] = [
@@ -363,7 +353,7 @@ def outputs_from_json(written: Any) -> Outputs | None:
     """
     if written is None:
         return None
-    structure = jax.tree.structure(_tree_from_json(written["tree"]))
+    structure = jax.tree.structure(tree_from_json(written["tree"]))
     leaves = tuple(
         OutputLeaf(
             str(name),
@@ -383,13 +373,13 @@ def _index(place: Any) -> int | None:
     return None if place is None else int(place)
 
 
-def _structure_to_json(structure: jax.tree_util.PyTreeDef, places: Iterator[int]) -> Json:
+def structure_to_json(structure: jax.tree_util.PyTreeDef, places: Iterator[int]) -> Json:
     """A pytree of built-in containers: a list with its kind in front, or a number for a leaf."""
     node = structure.node_data()
     if node is None:
         return next(places)
     kind, keys = node
-    inner = [_structure_to_json(child, places) for child in structure.children()]
+    inner = [structure_to_json(child, places) for child in structure.children()]
     if kind is dict and all(type(key) is str for key in keys):
         return ["dict", *([key, value] for key, value in zip(keys, inner, strict=True))]
     if kind in (list, tuple):
@@ -399,13 +389,14 @@ def _structure_to_json(structure: jax.tree_util.PyTreeDef, places: Iterator[int]
     raise TypeError(f"{kind.__name__} is no built-in container")
 
 
-def _tree_from_json(tree: Any) -> PyTree:
+def tree_from_json(tree: Any) -> PyTree:
+    """A pytree of the structure that `structure_to_json` wrote, with the numbers as leaves."""
     if not isinstance(tree, list):
         return tree
     kind, *items = tree
     if kind == "dict":
-        return {key: _tree_from_json(value) for key, value in items}
-    inner = map(_tree_from_json, items)
+        return {key: tree_from_json(value) for key, value in items}
+    inner = map(tree_from_json, items)
     return list(inner) if kind == "list" else tuple(inner)
 
 

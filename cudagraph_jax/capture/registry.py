@@ -17,6 +17,7 @@ from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached, Errors, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
 from cudagraph_jax.capture.build import Builder, shelf_of
+from cudagraph_jax.capture.peers import refuse_eviction
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
 from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError, CUDAGraphWarning
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -284,8 +285,15 @@ class CUDAGraphRegistry:
             CaptureError: Compiling, checking or running failed, here or in the thread that was
                 waited for; such an entry is not kept.
             InputShapeError: An output that must be trimmed cannot be.
+            DistributedError: It spans processes that do not agree on it, or evicts another.
         """
-        make = self._building(program, bucket, call, iterations)
+        build = self._building(program, bucket, call, iterations)
+
+        def make() -> CUDAGraphEntry:
+            entry = build()
+            refuse_eviction(entry, self.entries(), self.config)
+            return entry
+
         made = self._entries.get_or_make((bucket, program.variant), make)
         if made.is_new:
             self._tell(made.value)

@@ -14,6 +14,7 @@ from cudagraph_jax._base.lru import Cached
 from cudagraph_jax._base.text import error_text
 from cudagraph_jax.capture.budget import Budget, check_device
 from cudagraph_jax.capture.capturer import Capturer, is_stale
+from cudagraph_jax.capture.peers import PEERS
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import (
@@ -26,7 +27,7 @@ from cudagraph_jax.errors import (
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import Call
+from cudagraph_jax.program.call import Call, spans_processes
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.program.program import Program, request_for
 from cudagraph_jax.report.progress import Progress
@@ -158,6 +159,7 @@ def warm_grid(
         SealedError: The mode does not allow captures.
         InputShapeError: An output that must be trimmed cannot be.
         CaptureError: No bucket can be traced, and neither does the plain function take the example.
+        DistributedError: It spans processes that do not agree on it.
     """
     if capturer.gate.mode is CUDAGraphMode.DISABLED:
         return WarmupReport(call.target.name, (), 0.0)
@@ -193,6 +195,7 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
     target = call.target
     registry, config = capturer.registry, capturer.registry.config
     buckets = _grid(config, call)
+    is_shared = PEERS.agree_on_warmup(call, config, buckets)
     program = capturer.program_of(call)
     budget = Budget(registry, call.variant, buckets)
     largest = max(buckets, key=lambda bucket: bucket.elements)
@@ -212,7 +215,11 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
         captured.add(made.value)
         return made
 
-    order = _hottest_first(registry, target.name, buckets)
+    # What a store says is in use may be something else on each process.
+    hot: Mapping[str, int] = {}
+    if registry.shelf is not None and not is_shared:
+        hot = registry.shelf.hot(target.name)
+    order = _hottest_first(hot, buckets)
     with (
         _loading_ahead(registry, program, order),
         _compiling_ahead(registry, program, order, budget, workers) as begin_from,
@@ -259,7 +266,8 @@ def _remembering(
 
 def _mistake_of(call: Call) -> Exception | None:
     """What the plain function raises of `call`; None where that has shapes in place of arrays."""
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in call.leaves):
+    is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in call.leaves)
+    if is_abstract or spans_processes(call.variant.leaves):
         return None
     try:
         run_eagerly(call)
@@ -279,11 +287,8 @@ def _grid(config: CUDAGraphConfig, call: Call) -> tuple[Bucket, ...]:
     return buckets
 
 
-def _hottest_first(
-    registry: CUDAGraphRegistry, name: str, buckets: Sequence[Bucket]
-) -> list[Bucket]:
+def _hottest_first(hot: Mapping[str, int], buckets: Sequence[Bucket]) -> list[Bucket]:
     """The order of a warm-up: by how often a store says they were replayed, then the largest."""
-    hot: Mapping[str, int] = {} if registry.shelf is None else registry.shelf.hot(name)
     return sorted(
         buckets, key=lambda bucket: (hot.get(str(bucket), 0), bucket.elements), reverse=True
     )

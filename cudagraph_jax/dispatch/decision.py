@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 
+from cudagraph_jax.capture.peers import PEERS
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import (
     BucketOverflowError,
@@ -21,6 +22,7 @@ from cudagraph_jax.errors import (
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.replay_counts import Fit
 from cudagraph_jax.modes import CUDAGraphMode
+from cudagraph_jax.program.call import Call
 from cudagraph_jax.shapes.ladder import Bucket, axis_name
 
 
@@ -87,6 +89,19 @@ class Decision(NamedTuple):
     def has_bucket(self) -> bool:
         """Whether a bucket serves the call, or is captured for it."""
         return self.entry is not None or self.mode is CUDAGraphMode.CAPTURE
+
+    def is_shared(self, call: Call, config: CUDAGraphConfig) -> bool:
+        """Whether the call spans several processes, which agree to do the same by then.
+
+        Raises:
+            DistributedError: They do not, or it is what a process decides alone.
+        """
+        if self.error is not None:
+            return False
+        is_alone = self.in_background or not (self.has_bucket or self.piece_rows)
+        return PEERS.agree_on_call(
+            call, self.entry, decision=str(self), is_alone=is_alone, config=config
+        )
 
     @property
     def serving_bucket(self) -> Bucket | None:

@@ -226,6 +226,8 @@ class Dispatcher:
             logger.debug("%s at %s: %s", call.variant.name, call.sizes, decision)
             self._tell_of_host(call, decision)
             try:
+                if decision.is_shared(call, self.config):
+                    key = None  # the next one is compared, too
                 served = self._act(call, decision)()
             except BaseException as error:
                 self.outcomes.add("error", _error_reason(error, decision), call.sizes)
@@ -537,7 +539,8 @@ def without_entry(
             `jit`: an array that is donated twice, say; or where the donated arrays are gone.
     """
     bucket = entry.bucket
-    if not is_out_of_memory(error) and runs(entry):
+    # What several processes share none of them runs by itself to see whether it does.
+    if entry.is_shared or (not is_out_of_memory(error) and runs(entry)):
         try:
             raise error
         finally:

@@ -14,6 +14,7 @@ from typing import TypedDict
 from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.capture.capturer import is_stale
+from cudagraph_jax.capture.peers import refuse_replan
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.capture.warmup import sealed_error
 from cudagraph_jax.config import CUDAGraphConfig
@@ -197,8 +198,10 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool
     Raises:
         ConfigError: The grid does not fit the configuration.
         SealedError: The mode does not allow captures.
+        DistributedError: Several processes share a captured bucket.
         CUDAGraphError: The manager is closed, or its queue is full.
     """
+    refuse_replan(dispatcher.registry.entries())
     config = planned_config(dispatcher.config, plan, keeps_limits=keeps_limits)
     check_grid(config, dispatcher.registry.multiples)
     programs = _programs(dispatcher.registry)

@@ -53,6 +53,7 @@ class CUDAGraphEntry:
         waits: Whether each replay waits for the device (`debug_mode`).
         journal: The records of its replays.
         observers: Who watches it.
+        is_shared: Whether it runs on the devices of several processes, all of which run it.
     """
 
     bucket: Bucket
@@ -66,6 +67,7 @@ class CUDAGraphEntry:
     waits: bool = False
     journal: Journal = field(repr=False)
     observers: Observers = field(repr=False)
+    is_shared: bool = False
 
     def __repr__(self) -> str:
         return one_line(f"CUDAGraphEntry({self.bucket}, {self.variant}, graph_id={self.graph_id})")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey, SequenceKey
 
-from cudagraph_jax.program.call import Call, is_array, is_key, is_weak
+from cudagraph_jax.program.call import Args, Call, is_array, is_key, is_weak
 from cudagraph_jax.program.padded import Padded, is_padded
 from cudagraph_jax.shapes.pytrees import ArgumentLeaves, PyTree, leaves_of_arguments
 
@@ -91,6 +91,42 @@ def leading_leaf(tree: PyTree) -> object:
 
 Dtypes = tuple[np.dtype[np.generic], ...]
 """Of NumPy arrays that the compiled function takes without losing digits."""
+
+
+class ArgumentPlaces:
+    """Which positional arguments of a function are passed through, and which carry axes.
+
+    Args:
+        in_axes: As `BucketedFunction.in_axes`.
+
+    Attributes:
+        entries: One for each argument; None: one for all of them.
+        passed: How many are passed through.
+    """
+
+    def __init__(self, in_axes: PyTree) -> None:
+        self.entries = in_axes if isinstance(in_axes, tuple | list) else None
+        self.passed = sum(map(is_passed, self.entries or ()))
+
+    def joined(self, passed: Args, own: Args) -> Args:
+        """All arguments of a call, in their order."""
+        if self.entries is None:
+            return own
+        shared, rest = iter(passed), iter(own)
+        return tuple(next(shared) if is_passed(entry) else next(rest) for entry in self.entries)
+
+    def parted(self, args: Args) -> tuple[Args, Args]:
+        """Of all arguments of a call those that are passed through, and the others."""
+        if self.entries is None:
+            return (), args
+        pairs = list(zip(self.entries, args, strict=True))
+        shared = tuple(arg for entry, arg in pairs if is_passed(entry))
+        return shared, tuple(arg for entry, arg in pairs if not is_passed(entry))
+
+
+def is_passed(entry: PyTree) -> bool:
+    """Whether an entry of `in_axes` names no axes."""
+    return not jax.tree.leaves(entry)
 
 
 class ArgumentChecks(NamedTuple):

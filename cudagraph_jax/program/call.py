@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeGuard
@@ -384,6 +384,12 @@ class AbstractLeaf:
         sizes = ",".join("·" if size is None else str(size) for size in self.shape)
         return f"{self.dtype}[{sizes}]"
 
+    @property
+    def placed(self) -> str:
+        """The same, with whether it is weak, and where it was put on purpose."""
+        weak = " weak" if self.weak_type else ""
+        return f"{self}{weak}" if self.sharding is None else f"{self}{weak} {self.sharding!r}"
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -569,6 +575,19 @@ def placement(value: object) -> Sharding | None:
     default = default_device()
     same_memory = sharding.memory_kind in (None, default.default_memory().kind)
     return None if device == default and same_memory else sharding
+
+
+def is_elsewhere(sharding: object) -> bool:
+    """Whether devices of other processes take part in it."""
+    try:
+        return not getattr(sharding, "is_fully_addressable", True)
+    except ValueError:  # it names no devices
+        return False
+
+
+def spans_processes(leaves: Iterable[AbstractLeaf]) -> bool:
+    """Whether an array is on the devices of several processes, so that all of them have to call."""
+    return jax.process_count() > 1 and any(is_elsewhere(leaf.sharding) for leaf in leaves)
 
 
 def default_device() -> jax.Device:

@@ -9,12 +9,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from cudagraph_jax._base.fork import use_jax
+from cudagraph_jax.errors import DistributedError
 from cudagraph_jax.program.call import (
     Call,
     Declared,
     Target,
     fits_integers,
     is_key,
+    spans_processes,
     traced_sizes,
 )
 from cudagraph_jax.program.padded import Padded, is_padded, real_part
@@ -35,9 +37,15 @@ def run_eagerly(call: Call, *, target: Target | None = None) -> PyTree:
         target: What is asked of its outputs; as the call has it, if None.
 
     Raises:
+        DistributedError: It spans several processes.
         UnexpectedCompileError: An operation had to be compiled inside `no_compiles()`.
     """
     use_jax()
+    if spans_processes(call.variant.leaves):
+        raise DistributedError(
+            f"{call.target.name} at {call.sizes} spans several processes and would run eagerly, "
+            "which another one may not: warm its bucket up with enough memory"
+        )
     target = call.target if target is None else target
     # As under `jit`, where arrays that are nowhere on purpose are on all devices of the mesh.
     mesh = mesh_of(call.variant.settings)

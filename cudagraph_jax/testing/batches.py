@@ -140,7 +140,7 @@ def _least(call: Call, axis: str) -> int:
 
 def _lane(subject: Subject, arguments: ItemArguments, entry: CUDAGraphEntry, call: Call) -> Lane:
     one = example_call(entry.program, call, call.sizes.with_sizes({"batch": 1}))
-    passed, row = arguments.parted(one.args)
+    passed, row = arguments.places.parted(one.args)
     shared = SharedArguments(passed)
     return Lane(
         subject.bucketed, row, (), arguments=arguments, shared=shared, clock=time.perf_counter

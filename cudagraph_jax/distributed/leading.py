@@ -1,0 +1,491 @@
+"""`lead` and `follow`: process 0 decides for all processes of a job what they run."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import queue
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cudagraph_jax._base.checks import waiting_time
+from cudagraph_jax._base.fork import use_jax
+from cudagraph_jax._base.log import logger
+from cudagraph_jax._base.text import error_line, one_line
+from cudagraph_jax.capture.cache_key import structure_to_json, tree_from_json
+from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS, digest_of
+from cudagraph_jax.dispatch.decision import Decision
+from cudagraph_jax.dispatch.function import BucketedFunction
+from cudagraph_jax.distributed.link import Link, Message, knock, open_door
+from cudagraph_jax.distributed.turns import Turns
+from cudagraph_jax.errors import ConfigError, CUDAGraphError, DistributedError, InputShapeError
+from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.route import Route, Routes
+from cudagraph_jax.modes import CUDAGraphMode
+from cudagraph_jax.program.arguments import ArgumentPlaces
+from cudagraph_jax.program.call import Args, Call, is_key
+from cudagraph_jax.program.fingerprint import Source
+from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import Array
+from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.settings import current_settings
+
+Function = BucketedFunction[..., PyTree]
+Tree = tuple[Any, list[Any], list[Array]]
+"""A pytree to be told: its structure, each leaf that is a number (None: an array), the arrays."""
+
+
+class Led:
+    """A function that process 0 leads, to be called there by any thread; made by `lead`.
+
+    Each call is told to the other processes with its bucket and its arrays, and its outputs are
+    there when it returns. What is wrong with the arguments is said to the caller alone, and nobody
+    else is told. A process that fails, ends, falls silent or is late ends all of it.
+
+    Attributes:
+        function: What is called.
+        passed: What `in_axes` passes through.
+    """
+
+    def __init__(
+        self, function: Function, passed: Args, links: Sequence[Link], *, timeout_s: float
+    ) -> None:
+        self.function, self.passed = function, passed
+        self._calls = _Calls(function, passed)
+        self._links, self._timeout_s = links, timeout_s
+        self._numbers = itertools.count(1)
+        self._left: queue.SimpleQueue[Link | None] = queue.SimpleQueue()
+        self._turns = Turns(links, timeout_s=timeout_s, received=self._receive)
+        self._turns.start()
+
+    def __repr__(self) -> str:
+        return one_line(f"Led({self.function.called}, {1 + len(self._links)} processes)")
+
+    def __call__(self, *arrays: PyTree) -> PyTree:
+        """The function's outputs, as the function hands them out.
+
+        Args:
+            *arrays: Its positional arguments but for those that are passed through: NumPy arrays,
+                numbers, arrays of JAX that this process can read, or built-in containers of them.
+
+        Raises:
+            InputShapeError: They do not fit.
+            DistributedError: A process failed, is gone, silent or late, now or before; or the call
+                would not be served by a bucket, captured or to be captured.
+            CUDAGraphError: What the policies turn into an error.
+        """
+        use_jax()
+        return self._turns.do(partial(self._call, arrays))
+
+    def begin_rows(
+        self, entry: CUDAGraphEntry, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]
+    ) -> PyTree:
+        """As `CUDAGraphEntry.begin_rows`, on all processes; the outputs are there."""
+        own = self._calls.places.parted(tuple(args))[1]
+
+        def run() -> PyTree:
+            told = _told((own, dict(kwargs)))
+            return self._run(
+                {"bucket": entry.bucket.sizes, "rows": True},
+                told,
+                lambda: entry.begin_rows(args, kwargs),
+            )
+
+        return self._turns.do(run)
+
+    def close(self) -> None:
+        """Ends what is led, when what was asked before has ended; the others return then."""
+        with suppress(DistributedError):
+            self._turns.do(partial(self._tell, {"end": True}, ([], [], [])))
+            self._turns.is_closing = True
+            for _ in self._links:
+                try:
+                    self._left.get(timeout=self._timeout_s)
+                except queue.Empty:
+                    logger.warning("%r: not all processes have said that they ended", self)
+        self._turns.close()
+
+    def _call(self, arrays: Args) -> PyTree:
+        own = jax.tree.map(_on_host, arrays)
+        told = _told(own)
+        plan = self._calls.plan(own)
+        if plan.captures:
+            self._turns.allow(CAPTURES_TAKE * self._timeout_s)
+        return self._run({"bucket": plan.bucket.sizes}, told, plan.run, captures=plan.captures)
+
+    def _run(
+        self,
+        head: Mapping[str, Any],
+        told: Tree,
+        run: Callable[[], PyTree],
+        *,
+        captures: bool = False,
+    ) -> PyTree:
+        """Has all processes run the same; from here on each has to."""
+        self._tell(head, told, captures=captures)
+        try:
+            outputs = run()
+            jax.block_until_ready(outputs)
+            return outputs
+        except Exception as error:
+            why = f"a call of {self.function.called} failed on process 0: {error_line(error)}"
+            raise self._turns.fail(why, cause=error) from error
+
+    def _tell(self, head: Mapping[str, Any], told: Tree, *, captures: bool = False) -> None:
+        tree, leaves, arrays = told
+        limit_s = self._timeout_s * (CAPTURES_TAKE if captures else 1)
+        head = {**head, "number": next(self._numbers), "tree": tree, "leaves": leaves}
+        self._turns.tell({**head, "captures": captures}, arrays, limit_s=limit_s)
+
+    def _receive(self, link: Link, message: Message) -> None:
+        self._turns.has_done(link)
+        if message.head.get("ended"):
+            self._left.put(link)
+
+
+@contextmanager
+def lead(function: Function, *passed: PyTree, timeout_s: float | None = None) -> Iterator[Led]:
+    """Has process 0 decide for all processes what they run of `function`; the others `follow`.
+
+    Process 0 tells each call with its bucket and its data, in one order, whatever thread it comes
+    from. Without other processes it is the function, called by one thread at a time.
+
+    Args:
+        function: What `bucket_jit` made, warmed up by all processes alike; buckets that are not
+            captured are, on all of them, when they are asked for.
+        *passed: What `in_axes` passes through, such as parameters, in its order: on all processes
+            the same.
+        timeout_s: The seconds after which another process that does not come, is silent or late is
+            given up, and within which a call has to end on all of them; ten times that where it
+            captures. `process_timeout_s` of the configuration if None.
+
+    Yields:
+        What to call.
+
+    Raises:
+        DistributedError: This is not process 0, the others do not come in time, or have another
+            function, configuration, grid or parameters.
+        ConfigError: `function` is not what `bucket_jit` makes, or passes other arguments through.
+
+    Example:
+        >>> import numpy as np, cudagraph_jax
+        >>> from cudagraph_jax.distributed import lead
+        >>> config = cudagraph_jax.CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,))
+        >>> double = cudagraph_jax.bucket_jit(lambda x: x * 2, in_axes="batch seq", config=config)
+        >>> with lead(double) as led:
+        ...     led(np.ones((3, 5), np.float32)).shape
+        (3, 5)
+    """
+    wait_s = _checked(function, passed, timeout_s)
+    if jax.process_index() != 0:
+        raise DistributedError(
+            f"process {jax.process_index()} cannot lead, as process 0 does: call "
+            "cudagraph_jax.distributed.follow here"
+        )
+    others = jax.process_count() - 1
+    with _only_one(function):
+        links: list[Link] = []
+        if others:
+            with open_door() as door:
+                _meet(function, passed, timeout_s=wait_s, said=door.address)
+                links = door.let_in(others, timeout_s=wait_s)
+        led = Led(function, passed, links, timeout_s=wait_s)
+        try:
+            yield led
+        finally:
+            led.close()
+
+
+def follow(function: Function, *passed: PyTree, timeout_s: float | None = None) -> None:
+    """Runs what process 0 tells, until it closes what it leads.
+
+    Args:
+        function: As for `lead`, and so are the others.
+        *passed: What `in_axes` passes through: the same as there.
+        timeout_s: As for `lead`.
+
+    Raises:
+        DistributedError: Process 0 is gone, silent or late, or fails, another process does, or they
+            have another function, configuration, grid or parameters.
+        ConfigError: `function` is not what `bucket_jit` makes, or passes other arguments through.
+    """
+    wait_s = _checked(function, passed, timeout_s)
+    index = jax.process_index()
+    if index == 0:
+        raise DistributedError("process 0 leads: call cudagraph_jax.distributed.lead here")
+    with _only_one(function):
+        address = _meet(function, passed, timeout_s=wait_s)[0]
+        link = knock(address, index, timeout_s=wait_s)
+        _Follower(function, passed, link, timeout_s=wait_s).run()
+
+
+class _Follower:
+    """What another process than 0 does until it is told that this is the end."""
+
+    def __init__(self, function: Function, passed: Args, link: Link, *, timeout_s: float) -> None:
+        self._name, self._link, self._timeout_s = function.called, link, timeout_s
+        self._calls = _Calls(function, passed)
+        self._turns = Turns([link], timeout_s=timeout_s, received=self._receive)
+
+    def run(self) -> None:
+        """Returns at the end.
+
+        Raises:
+            DistributedError: It has failed.
+        """
+        try:
+            self._turns.start()
+            self._turns.wait()
+        except BaseException:
+            self._turns.fail("it was interrupted")
+            raise
+        finally:
+            self._turns.close()
+
+    def _receive(self, link: Link, message: Message) -> None:
+        self._turns.add(partial(self._obey, message))
+
+    def _obey(self, message: Message) -> None:
+        head = message.head
+        try:
+            if head.get("end"):
+                self._turns.finish({"ended": True})
+                return
+            if head["captures"]:
+                self._turns.allow(CAPTURES_TAKE * self._timeout_s)
+            jax.block_until_ready(self._calls.obey(head, _untold(head, message.arrays)))
+            self._link.send({"done": head["number"]})
+        except Exception as error:
+            why = f"a call of {self._name} failed there: {error_line(error)}"
+            self._turns.fail(why, cause=error)
+
+
+class _Plan(NamedTuple):
+    """How a call is served on this process, and so on all of them."""
+
+    bucket: Bucket
+    run: Callable[[], PyTree]
+    captures: bool = False
+
+
+class _Calls:
+    """Calls of a led function on one process: what is decided on process 0 is done by the others.
+
+    Attributes:
+        places: Which of its arguments are passed through.
+    """
+
+    def __init__(self, function: Function, passed: Args) -> None:
+        self._function, self._passed = function, passed
+        self.places = ArgumentPlaces(function.in_axes)
+        self._routes = Routes()
+        function.registry.watch(self._routes)
+
+    def plan(self, own: Args) -> _Plan:
+        """How process 0 serves a call; nothing is run.
+
+        Raises:
+            CUDAGraphError: The arguments do not fit, or it is not served by a bucket.
+        """
+        dispatcher = self._function.manager.dispatcher
+        args, key, draft = self._arguments(own), _key(own), self._routes.draft()
+        route = None if key is None else draft.table.get(key)
+        if route is None:
+            with dispatcher.outcomes.counting_input_errors():
+                call = self._function.describe(*args)
+            decision = dispatcher.decide(call)
+            if decision.mode is CUDAGraphMode.CAPTURE and not decision.piece_rows:
+                return self._capture(call, decision)
+            route = self._decided(call, decision)
+            if key is not None:
+                draft.add(route, key=key)
+        return _Plan(route.bucket, partial(route.run, args))
+
+    def obey(self, head: Mapping[str, Any], own: PyTree) -> PyTree:
+        """What another process runs."""
+        bucket = Bucket.of(head["bucket"])
+        if head.get("rows"):
+            arrays, kwargs = own
+            args = self._arguments(arrays)
+            return self._entry(self._function.describe(*args), bucket).begin_rows(args, kwargs)
+        args, key, draft = self._arguments(own), _key(own), self._routes.draft()
+        route = None if key is None else draft.table.get(key)
+        if route is None or route.bucket != bucket:
+            call = self._function.describe(*args)
+            route = self._entry(call, bucket).route_for(call)
+            if key is not None:
+                draft.add(route, key=key)
+        return route.run(args)
+
+    def _arguments(self, own: Args) -> Args:
+        return self.places.joined(self._passed, own)
+
+    def _decided(self, call: Call, decision: Decision) -> Route:
+        """The route of a call that a captured bucket serves.
+
+        Raises:
+            CUDAGraphError: None does.
+        """
+        name = call.target.name
+        error: CUDAGraphError | None = decision.error
+        if error is None and decision.piece_rows:
+            error = DistributedError(
+                f"{name} at {call.sizes} would be cut in pieces, which a led function is not: give "
+                f"calls of at most {decision.piece_rows} rows"
+            )
+        if error is None and decision.entry is None:
+            error = DistributedError(
+                f"{name} at {call.sizes} has no bucket and would run eagerly ({decision}), which "
+                "a led function does not: warm it up, or add larger buckets"
+            )
+        if error is not None or decision.entry is None:
+            self._function.manager.dispatcher.outcomes.add("error", decision.reason, call.sizes)
+            raise error or AssertionError
+        return decision.entry.route_for(call, fit=decision.fit)
+
+    def _capture(self, call: Call, decision: Decision) -> _Plan:
+        """How a call is served whose bucket all processes capture first."""
+        bucket, manager = decision.bucket, self._function.manager
+        assert bucket is not None  # or this is not what was decided
+        # A mistake in the function is said to the caller alone.
+        manager.dispatcher.capturer.program_of(call).evaluate(bucket)
+
+        def run() -> PyTree:
+            entry = self._entry(call, bucket)
+            manager.dispatcher.outcomes.add("capture", decision.reason, call.sizes)
+            return entry.route_for(call).execute(call.args, call.kwargs)
+
+        return _Plan(bucket, run, captures=True)
+
+    def _entry(self, call: Call, bucket: Bucket) -> CUDAGraphEntry:
+        """The entry of a bucket that all processes have, or capture now."""
+        dispatcher = self._function.manager.dispatcher
+        entry = dispatcher.registry.find(bucket, call.variant)
+        if entry is not None:
+            return entry
+        capture = dispatcher.capturer.capture
+        return dispatcher.capturer.gate.within(lambda _: capture(call, bucket)).value
+
+
+def _checked(function: Function, passed: Args, timeout_s: float | None) -> float:
+    """How long to wait, if the arguments are valid.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    if not isinstance(function, BucketedFunction):
+        raise ConfigError(f"function={function!r:.80} is not what bucket_jit makes: decorate it")
+    number = ArgumentPlaces(function.in_axes).passed
+    if len(passed) != number:
+        raise ConfigError(
+            f"{function.called} passes {number} argument(s) through, as "
+            f"in_axes={function.in_axes!r} says, but {len(passed)} were given: give those beside "
+            "the function"
+        )
+    if timeout_s is None:
+        return function.manager.config.process_timeout_s
+    return waiting_time("timeout_s", timeout_s)
+
+
+@contextmanager
+def _only_one(function: Function) -> Iterator[None]:
+    """Has nothing of several processes run but by the leader."""
+    if PEERS.led is not None:
+        raise DistributedError(
+            f"{PEERS.led} is led already, and what is led besides would come in another order on "
+            "each process: lead one function at a time"
+        )
+    PEERS.led = function.called
+    try:
+        yield
+    finally:
+        PEERS.led = None
+
+
+def _meet(function: Function, passed: Args, *, timeout_s: float, said: str = "") -> list[str]:
+    """What each process says, if all of them are to lead or follow the same.
+
+    Raises:
+        DistributedError: They are not.
+    """
+    config, source = function.manager.config, Source(function.__wrapped__)
+    captured = [
+        f"{entry.bucket} {entry.variant}"
+        for entry in function.registry.entries()
+        if entry.variant.name == function.called
+    ]
+    facts = {
+        "function": source.where,
+        "code": source.read[0],
+        **{name: str(value) for name, value in config.to_dict().items() if name != "store"},
+        "mode": function.manager.mode.name,
+        "in_axes": str(function.in_axes),
+        "settings": str(current_settings()[1:]),
+        "captured": f"{len(captured)} buckets, {_hash(sorted(captured))}",
+        "parameters": digest_of(jax.tree.leaves(passed)),
+    }
+    return PEERS.compare(f"lead of {function.called}", facts, timeout_s=timeout_s, said=said)
+
+
+def _told(tree: PyTree) -> Tree:
+    """A pytree of arrays and numbers, in a form that can be told.
+
+    Raises:
+        InputShapeError: It holds something else, or a container that is not built in.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    try:
+        text = structure_to_json(structure, itertools.count())
+    except TypeError as error:
+        raise InputShapeError(
+            f"the arguments of a led function are told to other processes, but {error_line(error)}:"
+            " give arrays, or lists, tuples and dictionaries of them"
+        ) from None
+    for leaf in leaves:
+        if not isinstance(leaf, np.ndarray | bool | int | float):
+            raise InputShapeError(
+                f"the arguments of a led function are told to other processes, but one is a "
+                f"{type(leaf).__name__}: give NumPy arrays or numbers"
+            )
+    arrays = [leaf for leaf in leaves if isinstance(leaf, np.ndarray)]
+    return text, [None if isinstance(leaf, np.ndarray) else leaf for leaf in leaves], arrays
+
+
+def _untold(head: Mapping[str, Any], arrays: Sequence[Array]) -> PyTree:
+    """What `_told` was given."""
+    rest = iter(arrays)
+    leaves = [next(rest) if leaf is None else leaf for leaf in head["leaves"]]
+    structure = jax.tree.structure(tree_from_json(head["tree"]))
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _on_host(leaf: PyTree) -> PyTree:
+    """An array that can be told."""
+    if isinstance(leaf, np.generic):
+        return np.asarray(leaf)
+    if not isinstance(leaf, jax.Array) or is_key(leaf):
+        return leaf
+    if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        raise InputShapeError(
+            f"{leaf.aval} lies on the devices of several processes, but what is led is told by "
+            "process 0 alone: give what it can read, or pass it through (None in in_axes)"
+        )
+    return np.asarray(leaf)
+
+
+def _key(own: PyTree) -> object:
+    """What the route of a call depends on; None where it also depends on numbers."""
+    leaves, structure = jax.tree.flatten(own)
+    if not all(type(leaf) is np.ndarray for leaf in leaves):
+        return None
+    return structure, tuple([(leaf.shape, leaf.dtype) for leaf in leaves])
+
+
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]

@@ -1,0 +1,249 @@
+"""What a process of a led job does, turn by turn, while its time and its links are watched."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import jax
+
+from cudagraph_jax._base.fork import put_right_in_child
+from cudagraph_jax.distributed.link import Link, Message
+from cudagraph_jax.errors import DistributedError
+from cudagraph_jax.shapes.padding import Array
+from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.settings import ThreadSettings
+
+_LONGEST_PULSE_S = 1.0
+_JOIN_S = 0.5
+_OVER = "it is over: end all processes of the job and start them again"
+
+
+class Turn:
+    """One thing to do.
+
+    Attributes:
+        run: Does it.
+        due_at: When it has to be done; None before it has begun.
+        reply: Gets its outputs, or its error.
+    """
+
+    __slots__ = ("due_at", "reply", "run")
+
+    def __init__(self, run: Callable[[], PyTree]) -> None:
+        self.run = run
+        self.due_at: float | None = None
+        self.reply: queue.SimpleQueue[tuple[PyTree, BaseException | None]] = queue.SimpleQueue()
+
+
+class Turns:
+    """Does one turn after the other in a thread of its own, and says within a time where one hangs.
+
+    XLA waits for the other processes of a collective without a limit, and nothing interrupts it. So
+    only a thread that can be left behind waits there; who asked waits for that thread, and for
+    whatever the links tell.
+
+    Args:
+        links: To the other processes that are of interest.
+        timeout_s: How long a turn may take, here and there, and another process may be silent.
+        received: Called with each message of another process.
+
+    Attributes:
+        failure: Why nothing is done any more; None: all is well.
+        is_closing: Whether this is the end, so that the others may be gone.
+    """
+
+    def __init__(
+        self,
+        links: Sequence[Link],
+        *,
+        timeout_s: float,
+        received: Callable[[Link, Message], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._links, self._timeout_s = links, timeout_s
+        self._received, self._clock = received, clock
+        self.failure: DistributedError | None = None
+        self.is_closing = False
+        self._over: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
+        self._pending: dict[Turn, None] = {}
+        self._running: Turn | None = None
+        # When the answer to each message is due that a process was told and has not done.
+        self._due: dict[Link, deque[float]] = {link: deque() for link in links}
+        self._stop: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._settings = ThreadSettings()
+        jobs: dict[str, Callable[[], None]] = {"turns": self._work, "pulse": self._watch}
+        jobs |= {f"from-{link.peer}": partial(self._read, link) for link in links}
+        self._threads = [
+            threading.Thread(target=job, name=f"cudagraph-jax-{name}", daemon=True)
+            for name, job in jobs.items()
+        ]
+        put_right_in_child(self)
+
+    def start(self) -> None:
+        """Begins."""
+        for thread in self._threads:
+            thread.start()
+
+    def after_fork(self) -> None:
+        """Does nothing in a child, whose parent has the threads."""
+        self.failure = DistributedError("this process was forked from one of a led job: call there")
+
+    def do(self, run: Callable[[], PyTree]) -> PyTree:
+        """What `run` gives in its turn.
+
+        Raises:
+            DistributedError: Another process failed or is gone, or somebody is late.
+            Exception: What `run` raises.
+        """
+        turn = self.add(run)
+        outputs, error = turn.reply.get()
+        try:
+            if error is not None:
+                raise error
+            return outputs
+        finally:
+            del error  # whose traceback leads back to this frame
+
+    def add(self, run: Callable[[], PyTree]) -> Turn:
+        """Has `run` done in its turn."""
+        turn = Turn(run)
+        self._pending[turn] = None  # before it is asked, so that a failure is not missed
+        if self.failure is not None or self.is_closing:
+            self._settle(turn, error=self.error())
+        else:
+            self._turns.put(turn)
+        return turn
+
+    def allow(self, seconds: float) -> None:
+        """Lets the turn that runs take so long from now on."""
+        if self._running is not None:
+            self._running.due_at = self._clock() + seconds
+
+    def tell(self, head: Mapping[str, Any], arrays: Sequence[Array], *, limit_s: float) -> None:
+        """Tells all other processes what they have to do as well, within so many seconds."""
+        for link in self._links:
+            self._due[link].append(self._clock() + limit_s)
+            try:
+                link.send(head, arrays)
+            except OSError as error:
+                raise self.fail(f"process {link.peer} cannot be told: {_reason(error)}") from error
+
+    def has_done(self, link: Link) -> None:
+        """Called when a process has done the first of the things that it has to do."""
+        self._due[link].popleft()
+
+    def error(self) -> DistributedError:
+        """Why nothing is done any more, to raise."""
+        # Each caller gets his own: raising one object in many threads would mix their tracebacks.
+        return DistributedError(str(self.failure or "what was led is closed: lead it again"))
+
+    def fail(self, why: str, *, cause: BaseException | None = None) -> DistributedError:
+        """Ends all of it, here and there; what to raise."""
+        if self.failure is None and not self.is_closing:
+            failure = DistributedError(f"{why}: {_OVER}")
+            failure.__cause__ = cause
+            self.failure = failure
+            for turn in list(self._pending):
+                self._settle(turn, error=self.error())
+            self._turns.put(None)
+            self._stop.put(None)
+            self._over.put(None)
+            for link in self._links:
+                with suppress(OSError):
+                    link.send({"failed": why})
+                link.close()
+        return self.error()
+
+    def wait(self) -> None:
+        """Waits for `finish`.
+
+        Raises:
+            DistributedError: All of it has failed.
+        """
+        self._over.get()
+        if self.failure is not None:
+            raise self.error() from self.failure.__cause__
+
+    def finish(self, head: Mapping[str, Any]) -> None:
+        """Tells the other processes that this is the end here."""
+        self.is_closing = True  # they may be gone next
+        for link in self._links:
+            with suppress(OSError):
+                link.send(head)
+        self._over.put(None)
+
+    def close(self) -> None:
+        """Ends the threads; the one that is stuck is left behind."""
+        self.is_closing = True
+        self._turns.put(None)
+        self._stop.put(None)
+        for link in self._links:
+            link.close()
+        deadline = self._clock() + _JOIN_S
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - self._clock()))
+
+    def _settle(
+        self, turn: Turn, outputs: PyTree = None, *, error: BaseException | None = None
+    ) -> None:
+        self._pending.pop(turn, None)
+        turn.reply.put((outputs, error))
+
+    def _work(self) -> None:
+        with self._settings.applied(), jax.transfer_guard("allow"):
+            while (turn := self._turns.get()) is not None:
+                turn.due_at = self._clock() + self._timeout_s
+                self._running = turn
+                try:
+                    self._settle(turn, turn.run())
+                except BaseException as error:
+                    self._settle(turn, error=error)
+                self._running = None
+                del turn
+
+    def _read(self, link: Link) -> None:
+        try:
+            while True:
+                message = link.receive()
+                if "failed" in message.head:
+                    self.fail(f"process {link.peer} says: {message.head['failed']}")
+                elif message.head:
+                    self._received(link, message)
+        except TimeoutError:
+            self.fail(f"process {link.peer} has been silent for {self._timeout_s:g} s")
+        except OSError as error:
+            self.fail(f"process {link.peer} is gone: {_reason(error)}")
+
+    def _watch(self) -> None:
+        """Shows the others that this process lives, and looks whether anybody is late."""
+        pulse_s = min(_LONGEST_PULSE_S, self._timeout_s / 5)
+        while True:
+            with suppress(queue.Empty):
+                return self._stop.get(timeout=pulse_s)
+            for link in self._links:
+                try:
+                    link.send({})
+                except OSError as error:
+                    self.fail(f"process {link.peer} does not listen: {_reason(error)}")
+                due = self._due[link]
+                if due and due[0] < self._clock():
+                    self.fail(f"process {link.peer} is late with what it was told to run")
+            running = self._running
+            if running is not None and (running.due_at or 0.0) < self._clock():
+                self.fail(
+                    f"a call has not ended in time (timeout_s={self._timeout_s:g}): another "
+                    "process does not run the same, or it takes so long"
+                )
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__

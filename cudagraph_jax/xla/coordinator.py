@@ -1,0 +1,116 @@
+"""What the processes of a job tell each other by way of `jax.distributed`, within stated times."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import suppress
+from typing import Any
+
+import jax
+
+from cudagraph_jax._base.text import error_line
+from cudagraph_jax.errors import DistributedError
+
+_FOLDER = "cudagraph_jax"
+_RESTART = "end all processes of the job and start them again"
+
+
+class Coordinator:
+    """The key-value store that the processes of a job share, and their barrier.
+
+    Collectives could do the same, but have no limit of time: a process that does not come would
+    have the others wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._turns = itertools.count()
+        self._inside: dict[str, object] = {}
+        self._broken: str | None = None
+
+    def exchange(self, text: str, *, timeout_s: float) -> list[str]:
+        """What every process of the job says at this point, by its index.
+
+        All of them call this equally often. Once it has failed, it fails in each of them: who came
+        too late finds nobody to do the next thing with.
+
+        Args:
+            text: What this one says.
+            timeout_s: How long it waits for the others.
+
+        Raises:
+            DistributedError: One did not come in time, now or before, or another thread of this
+                process is here.
+        """
+        own = object()
+        if self._inside.setdefault("turn", own) is not own:
+            raise DistributedError(
+                "two threads of this process run at once what several processes run together, in "
+                "an order that may be another one elsewhere: call from one thread, or have process "
+                "0 decide with cudagraph_jax.distributed.lead, whose calls any thread may make"
+            )
+        try:
+            if self._broken is not None:
+                raise DistributedError(self._broken)
+            return self._exchange(text, next(self._turns), timeout_s)
+        finally:
+            self._inside.pop("turn", None)
+
+    def _exchange(self, text: str, turn: int, timeout_s: float) -> list[str]:
+        client, index, folder = _client(), jax.process_index(), f"{_FOLDER}/{turn}"
+        try:
+            client.key_value_set_bytes(f"{folder}/{index}", text.encode())
+            # All get through, or none does: who would go on alone would wait for the others.
+            client.wait_at_barrier(_FOLDER, timeout_in_ms=max(1, round(timeout_s * 1e3)))
+            told = dict(client.key_value_dir_get_bytes(folder))
+            if turn:  # which all have read by now
+                client.key_value_delete(f"{_FOLDER}/{turn - 1}/{index}")
+        except Exception as error:  # of a class that JAX does not make public
+            missing = _missing(client, folder)
+            self._broken = (
+                f"{missing or 'the coordinator of jax.distributed'} did not come within "
+                f"{timeout_s:g} s to what all processes run together ({error_line(error)}): have "
+                f"each call the same in one order, or raise process_timeout_s; {_RESTART}"
+            )
+            raise DistributedError(self._broken) from error
+        return [told[f"{folder}/{other}"].decode() for other in range(jax.process_count())]
+
+
+def _missing(client: Any, folder: str) -> str:
+    """Which processes said nothing, in words; nothing where that cannot be asked for."""
+    with suppress(Exception):
+        there = {key for key, _ in client.key_value_dir_get_bytes(folder)}
+        gone = [
+            str(other) for other in range(jax.process_count()) if f"{folder}/{other}" not in there
+        ]
+        return f"process {', '.join(gone)}" if gone else ""
+    return ""
+
+
+def _client() -> Any:
+    """JAX's connection to the coordinator.
+
+    It is private to JAX, and this is the one place that knows it: nothing public tells texts
+    between processes, or waits for them, within a time.
+
+    Raises:
+        DistributedError: It is not there.
+    """
+    try:
+        from jax._src import distributed
+
+        client = distributed.global_state.client
+        names = "key_value_set_bytes key_value_dir_get_bytes key_value_delete wait_at_barrier"
+        lacks = [name for name in names.split() if client and not hasattr(client, name)]
+    except (ImportError, AttributeError) as error:
+        raise DistributedError(
+            f"jax {jax.__version__} keeps the coordinator of jax.distributed elsewhere "
+            f"({error_line(error)}): use a version that this package is tested with"
+        ) from error
+    if client is None or lacks:
+        raise DistributedError(
+            "there are several processes, but no coordinator by which they agree: call "
+            "jax.distributed.initialize(coordinator_address, num_processes, process_id) first"
+            if client is None
+            else f"the coordinator of jax {jax.__version__} lacks {', '.join(lacks)}"
+        )
+    return client

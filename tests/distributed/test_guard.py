@@ -1,0 +1,73 @@
+"""Several processes that would not do the same: refused on all of them, and told in a stated time.
+
+Without the guard a process got NaN or wrong numbers, all of them died of a signal, or one waited
+for ever.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers.jobs import ran
+
+
+@pytest.fixture(scope="module")
+def job():
+    """What the two processes of the job say."""
+    ended = ran("job_misuse.py")
+    for process in ended:
+        assert process.status == 0, process.stderr
+        assert process.said["end"]
+    return [process.said for process in ended]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("configuration", "capture_sizes is [1, 4] on process 0 and [1, 5] on process 1"),
+        ("function", "function is"),
+        ("unreadable", 'unpad="none" or "padded"'),
+        ("sizes", "sizes is 3x5 on process 0 and 4x5 on process 1"),
+        ("data", "data is"),
+        ("buckets", "sizes is 1x5 on process 0 and 2x5 on process 1"),
+        ("order", "process 0 is at a call of embed, but process 1 at a call of head"),
+        ("eager", "embed at 9x5 spans several processes"),
+        ("eager miss", "embed at 3x5 spans several processes"),
+        ("background", "captures in the background"),
+        ("eviction", "max_graphs=1"),
+        ("replan", "plan_buckets"),
+        ("threads", "is called by the threads MainThread and second"),
+        ("batcher", "cudagraph_jax.distributed.lead"),
+        ("wrong side", "cudagraph_jax.distributed."),
+    ],
+)
+def test_misuse_is_refused_everywhere(job, name, words):
+    """Both processes raise the same error, which names what differs, or what to do instead."""
+    for said in job:
+        kind, text = said[name]
+        assert kind == "DistributedError", text
+        assert words in text
+    if name != "wrong side":
+        assert job[0][name] == job[1][name]
+
+
+def test_the_job_goes_on(job):
+    """What is right is answered, before and after what is refused."""
+    for said in job:
+        for name in ("a call", "a call after them", "captured when asked for", "a last call"):
+            assert said[name] is True
+        assert said["left on the device"]
+
+
+def test_what_spans_no_processes_is_left_alone(job):
+    """A function of one process's own arrays captures in the background, and calls as it likes."""
+    assert all(said["alone"] for said in job)
+
+
+def test_a_process_that_does_not_call(job):
+    """Who waits for it is told which one within the stated time, and so is who comes too late."""
+    kind, text = job[0]["absent"]
+    assert kind == "DistributedError"
+    assert "process 1 did not come within 0.5 s" in text
+    assert job[0]["absent for"] < 10
+    assert job[1]["late"][0] == "DistributedError"

@@ -1,0 +1,87 @@
+"""Process 0 decides for all: answers are right from any thread, and nothing hangs whoever ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers.jobs import ran
+
+
+def said_by_leader(ended):
+    """What the leader said, if it came to its end."""
+    assert ended[0].status == 0, ended[0].stderr
+    assert ended[0].said["end"]
+    return ended[0].said
+
+
+@pytest.fixture(scope="module")
+def job():
+    """Two processes, 1,000 calls, and everything that a caller may do wrong."""
+    ended = ran("job_led.py", 1000, "closed")
+    said_by_leader(ended)
+    assert ended[1].status == 0, ended[1].stderr
+    return [process.said for process in ended]
+
+
+def test_random_calls_from_four_threads(job):
+    """Of 1,000 none is wrong, nothing is compiled for them, and the other process runs them all."""
+    assert job[0]["wrong"] == 0
+    assert job[0]["compiled"] == 4
+    assert job[1]["replays"] >= 1000
+    assert job[1]["followed"] == ["nothing", ""]
+    assert job[0]["repr"] == "Led(embed, 2 processes)"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("bad input", "InputShapeError", "ids"),
+        ("bad dtype", "InputShapeError", "float64"),
+        ("too large", "DistributedError", "has no bucket and would run eagerly"),
+        ("itself", "DistributedError", "call what lead gave"),
+        ("update", "DistributedError", "is led with what it passes through"),
+        ("after", "DistributedError", "lead it again"),
+    ],
+)
+def test_a_mistake_is_its_callers_alone(job, name, kind, words):
+    """It is raised on the leader, nobody is told, and the job goes on."""
+    assert job[0][name][0] == kind
+    assert words in job[0][name][1]
+    assert job[0]["closed"]
+
+
+def test_a_batcher_of_a_led_function(job):
+    """Single rows are composed on the leader, and answered by all processes together."""
+    assert job[0]["batched"] == [True] * 30
+
+
+@pytest.mark.parametrize(
+    ("ending", "processes", "words"),
+    [
+        ("killed", 4, "process 3"),
+        ("raised", 2, "process 1 says"),
+        ("stopped", 2, ""),
+    ],
+)
+def test_another_process_ends(ending, processes, words):
+    """It dies, raises or stands still: the leader raises in time, and refuses further calls."""
+    stuck = processes - 1 if ending == "stopped" else None
+    ended = ran("job_led.py", 40, ending, processes=processes, stuck=stuck)
+    said = said_by_leader(ended)
+    kind, text = said["failed"]
+    assert kind == "DistributedError", text
+    assert words in text
+    assert said["failed after"] < 15
+    assert said["again"][0] == "DistributedError"
+    assert said["again after"] < 0.5
+    for process in ended[1:-1]:
+        assert process.said["followed"][0] == "DistributedError"
+
+
+@pytest.mark.parametrize("ending", ["leader killed", "leader stopped"])
+def test_the_leader_ends(ending):
+    """It dies or stands still: who follows raises in time."""
+    ended = ran("job_led.py", 40, ending, stuck=0)
+    kind, text = ended[1].said["followed"]
+    assert kind == "DistributedError", text
+    assert "process 0" in text

@@ -1,0 +1,113 @@
+"""Calls that process 0 leads, from four threads; run by test_leading.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+
+import cudagraph_jax as cg
+from cudagraph_jax import distributed
+from tests.helpers.member import (
+    COUNT,
+    INDEX,
+    WEIGHTS,
+    ids,
+    is_right,
+    leave,
+    made,
+    say,
+    say_error,
+)
+
+CALLS, ENDING = int(sys.argv[4]), sys.argv[5]
+TIMEOUT_S = 2.0
+
+
+def crowd(led):
+    """Random calls from four threads; how many were wrong."""
+    wrong = []
+
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(CALLS // 4):
+            rows = rng.integers(0, 16, rng.integers(1, (5, 9))).astype(np.int32)
+            if not is_right(led(rows), rows):
+                wrong.append(rows.shape)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(wrong)
+
+
+def leading(embed):
+    with distributed.lead(embed, WEIGHTS, timeout_s=TIMEOUT_S) as led:
+        say("repr", repr(led))
+        start = time.monotonic()
+        say("wrong", crowd(led))
+        say("seconds", time.monotonic() - start)
+        say_error("bad input", lambda: led(np.ones((2, 3, 4), np.int32)))
+        say_error("bad dtype", lambda: led(np.ones((2, 3))))
+        say_error("too large", lambda: led(ids(9, 9)))
+        say_error("itself", lambda: embed(WEIGHTS, ids(1, 1)))
+        with cg.Batcher(led) as batcher:
+            items = [ids(1, 1 + seed % 8, seed)[0] for seed in range(30)]
+            answers = batcher.map(items)
+            say(
+                "batched", [is_right(a[None], i[None]) for a, i in zip(answers, items, strict=True)]
+            )
+            say_error("update", lambda: batcher.update(WEIGHTS))
+        say("compiled", embed.registry.capture_count)
+        ending(led)
+    say("closed", True)
+    say_error("after", lambda: led(ids(1, 1)))
+
+
+def ending(led):
+    """Something happens to another process, and calls fail in a stated time."""
+    if ENDING == "closed":
+        return
+    if ENDING.startswith("leader"):
+        doom()
+    start = time.monotonic()
+    say_error("failed", lambda: [led(ids(3, 5)) for _ in range(100_000)])
+    say("failed after", time.monotonic() - start)
+    start = time.monotonic()
+    say_error("again", lambda: led(ids(3, 5)))
+    say("again after", time.monotonic() - start)
+
+
+def doom(after=100):
+    """Has something happen to this process so many calls from now."""
+    before = embed.registry.totals.replays
+
+    def act():
+        while embed.registry.totals.replays < before + after:
+            time.sleep(0.01)
+        if ENDING.endswith("killed"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if ENDING.endswith("stopped"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        WEIGHTS.delete()  # so that the next call raises
+
+    threading.Thread(target=act, daemon=True).start()
+
+
+embed = made(warmup_iterations=1)
+embed.warmup(WEIGHTS, ids(1, 3), progress=False)
+if INDEX == 0:
+    leading(embed)
+else:
+    if INDEX == COUNT - 1 and ENDING in ("killed", "stopped", "raised"):
+        doom(after=CALLS + 150)
+    say_error("followed", lambda: distributed.follow(embed, WEIGHTS, timeout_s=TIMEOUT_S))
+    say("replays", embed.stats()["registry"]["total_replays"])
+say("end", True)
+leave()

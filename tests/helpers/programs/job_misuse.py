@@ -1,0 +1,136 @@
+"""What several processes must not do, one after the other; run by test_guard.py."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+import cudagraph_jax as cg
+from cudagraph_jax import distributed
+from tests.helpers.member import (
+    INDEX,
+    SPREAD,
+    TABLE,
+    WEIGHTS,
+    ids,
+    is_right,
+    leave,
+    made,
+    mean,
+    say,
+    say_error,
+)
+
+
+def other(weights, ids, *, mask):
+    """Another function."""
+    return mean(weights, ids, mask=mask) + 1
+
+
+def spread(weights, ids, *, mask):
+    """Vectors that stay on the devices of several processes."""
+    vectors = weights[ids].sum(axis=(0, 1)) * jnp.sum(mask)
+    return jax.lax.with_sharding_constraint(vectors, SPREAD)
+
+
+def local_mean(weights, ids, *, mask):
+    """The same mean, on the devices of one process."""
+    return jnp.sum(weights[ids] * mask[..., None], axis=1) / jnp.sum(mask, axis=1, keepdims=True)
+
+
+def in_thread(act):
+    errors = []
+
+    def run():
+        try:
+            act()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="second")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def setting_up():
+    """Warm-ups that differ."""
+    warm = [
+        ("configuration", made(capture_sizes=(1, 4 + INDEX))),
+        ("function", made([mean, other][INDEX])),
+        ("unreadable", made(spread, name="spread")),
+    ]
+    for name, function in warm:
+        say_error(name, partial(function.warmup, WEIGHTS, ids(1, 3), progress=False))
+    left = made(spread, name="spread", unpad="none")
+    left.warmup(WEIGHTS, ids(1, 3), progress=False)
+    say("left on the device", not left(WEIGHTS, ids(1, 4)).is_fully_addressable)
+
+
+def calling(embed, head):
+    """Calls that differ."""
+    say("a call", is_right(embed(WEIGHTS, ids(3, 5)), ids(3, 5)))
+    say_error("sizes", lambda: embed(WEIGHTS, ids(3 + INDEX, 5)))
+    say_error("data", lambda: embed(WEIGHTS, ids(3, 5, INDEX)))
+    say_error("buckets", lambda: embed(WEIGHTS, ids(1 + INDEX, 5)))
+    say_error("order", lambda: [embed, head][INDEX](WEIGHTS, ids(3, 5)))
+    say("a call after them", is_right(embed(WEIGHTS, ids(2, 8)), ids(2, 8)))
+
+
+def deciding(embed):
+    """What a process would decide alone."""
+    rows = ids(3, 5)
+    say_error("eager", lambda: embed(WEIGHTS, ids(9, 5)))
+    say_error("eager miss", lambda: made(on_miss="eager")(WEIGHTS, rows))
+    say_error("background", lambda: made(on_miss="background")(WEIGHTS, rows))
+    small = made(max_graphs=1)
+    say("captured when asked for", is_right(small(WEIGHTS, rows), rows))
+    say_error("eviction", lambda: small(WEIGHTS, ids(1, 3)))
+    say_error("replan", lambda: embed.replan(max_graphs=2))
+    say_error("threads", lambda: in_thread(lambda: embed(WEIGHTS, rows)))
+    say_error("batcher", lambda: cg.Batcher(embed, WEIGHTS).submit(rows[0]))
+    follows = partial(distributed.follow, embed, WEIGHTS)
+    leads = distributed.lead(embed, WEIGHTS).__enter__
+    say_error("wrong side", follows if INDEX == 0 else leads)
+
+
+def alone():
+    """A function of this process's own arrays is nobody else's business."""
+    own = made(local_mean, name="own", on_miss="background")
+    weights = jnp.asarray(TABLE)
+    for seed in range(3 * INDEX + 2):
+        rows = ids(1 + seed, 3 + INDEX, seed)
+        assert is_right(own(weights, rows), rows)
+    own.manager.wait()
+    say("alone", own.stats()["registry"]["num_graphs"])
+
+
+def absent():
+    """One process does not call: whoever waits is told so, and so is who comes too late."""
+    late = made(process_timeout_s=0.5)
+    start = time.monotonic()
+    late(WEIGHTS, ids(3, 5))
+    if INDEX == 0:
+        say_error("absent", lambda: late(WEIGHTS, ids(3, 5)))
+        say("absent for", time.monotonic() - start)
+    else:
+        time.sleep(1.5)
+        say_error("late", lambda: late(WEIGHTS, ids(3, 5)))
+
+
+setting_up()
+embed, head = made(), made(name="head")
+embed.warmup(WEIGHTS, ids(1, 3), progress=False)
+head.warmup(WEIGHTS, ids(1, 3), progress=False)
+calling(embed, head)
+deciding(embed)
+alone()
+say("a last call", is_right(embed(WEIGHTS, ids(4, 8)), ids(4, 8)))
+absent()
+say("end", True)
+leave()

@@ -89,8 +89,12 @@ class Link:
             start += count * dtype.itemsize
         return Message(head, arrays)
 
+    def end(self) -> None:
+        """Says nothing more; the other process reads that after what was said."""
+        self._connection.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
-        """Ends the connection; whoever reads from it sees that."""
+        """Ends the connection."""
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()

@@ -148,18 +148,15 @@ class Turns:
     def fail(self, why: str, *, cause: BaseException | None = None) -> DistributedError:
         """Ends all of it, here and there; what to raise."""
         if self.failure is None and not self.is_closing:
-            failure = DistributedError(f"{why}: {_OVER}")
+            failure = DistributedError(f"{why.rstrip('. ')}: {_OVER}")
             failure.__cause__ = cause
             self.failure = failure
             for turn in list(self._pending):
                 self._settle(turn, error=self.error())
             self._turns.put(None)
             self._stop.put(None)
+            self._say_last({"failed": why})
             self._over.put(None)
-            for link in self._links:
-                with suppress(OSError):
-                    link.send({"failed": why})
-                link.close()
         return self.error()
 
     def wait(self) -> None:
@@ -175,9 +172,7 @@ class Turns:
     def finish(self, head: Mapping[str, Any]) -> None:
         """Tells the other processes that this is the end here."""
         self.is_closing = True  # they may be gone next
-        for link in self._links:
-            with suppress(OSError):
-                link.send(head)
+        self._say_last(head)
         self._over.put(None)
 
     def close(self) -> None:
@@ -185,12 +180,20 @@ class Turns:
         self.is_closing = True
         self._turns.put(None)
         self._stop.put(None)
-        for link in self._links:
-            link.close()
+        self._say_last({})
+        # What the others said last is lost if the connection goes before it is read.
         deadline = self._clock() + _JOIN_S
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - self._clock()))
+        for link in self._links:
+            link.close()
+
+    def _say_last(self, head: Mapping[str, Any]) -> None:
+        for link in self._links:
+            with suppress(OSError):
+                link.send(head)
+                link.end()
 
     def _settle(
         self, turn: Turn, outputs: PyTree = None, *, error: BaseException | None = None

@@ -1,0 +1,23 @@
+"""Executables of several processes, each with a part of its own in the store."""
+
+from __future__ import annotations
+
+from cudagraph_jax import GraphStore
+from tests.helpers.jobs import ran
+
+
+def counts(directory):
+    """What each process captured and loaded, by function; all answers are right."""
+    ended = ran("job_store.py", directory)
+    for process in ended:
+        assert process.status == 0, process.stderr
+        assert process.said["lowered is right"]
+        assert process.said["named is right"]
+    return [(process.said["lowered"], process.said["named"]) for process in ended]
+
+
+def test_a_restarted_job_compiles_nothing(tmp_path):
+    """Each process finds its own part of every bucket, verified, and another process's never."""
+    assert counts(tmp_path) == [([4, 0], [4, 0])] * 2
+    assert len(GraphStore(tmp_path)) == 16
+    assert counts(tmp_path) == [([0, 4], [0, 4])] * 2

@@ -389,8 +389,11 @@ def _checked(function: Function, passed: Args, timeout_s: float | None) -> float
             "the function"
         )
     if timeout_s is None:
-        return function.manager.config.process_timeout_s
-    return waiting_time("timeout_s", timeout_s)
+        timeout_s = function.manager.config.process_timeout_s
+    wait_s = waiting_time("timeout_s", timeout_s)
+    if not wait_s:
+        raise ConfigError("timeout_s=0 waits for nobody: give the seconds that a call may take")
+    return wait_s
 
 
 @contextmanager

@@ -54,7 +54,8 @@ def test_misuse_is_refused_everywhere(job, name, words):
 def test_the_job_goes_on(job):
     """What is right is answered, before and after what is refused."""
     for said in job:
-        for name in ("a call", "a call after them", "captured when asked for", "a last call"):
+        right = ("a call", "a call after them", "captured when asked for", "in pieces")
+        for name in (*right, "of its own size", "a last call"):
             assert said[name] is True
         assert said["left on the device"]
 

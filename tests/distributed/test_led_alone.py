@@ -1,0 +1,130 @@
+"""A led function without other processes, so that one program runs anywhere."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cudagraph_jax as cg
+from cudagraph_jax import distributed
+
+CONFIG = cg.CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(8,), warmup_iterations=1)
+Pair = namedtuple("Pair", "one other")
+
+
+@pytest.fixture
+def scaled():
+    """A function of a parameter and rows."""
+
+    @cg.bucket_jit(in_axes=(None, "batch seq"), config=CONFIG)
+    def scaled(scale, x):
+        return jax.tree.map(lambda leaf: leaf * scale, x)
+
+    return scaled
+
+
+def test_it_is_the_function(scaled):
+    """NumPy and JAX arrays, lists and dictionaries of them; buckets are captured when asked for."""
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with distributed.lead(scaled, 2.0) as led:
+        for _ in range(2):
+            np.testing.assert_array_equal(led(x), 2 * x)
+            np.testing.assert_array_equal(led(jnp.asarray(x)), 2 * x)
+            np.testing.assert_array_equal(led({"a": [x]})["a"][0], 2 * x)
+        assert scaled.stats()["captures"] == 2
+        assert repr(led) == "Led(scaled, 1 processes)"
+
+
+def test_what_cannot_be_told(scaled):
+    """It is said to the caller, and what comes after is answered."""
+    x = np.ones((2, 3), np.float32)
+    with distributed.lead(scaled, 2.0) as led:
+        with pytest.raises(cg.InputShapeError, match="lists, tuples and dictionaries"):
+            led(Pair(x, x))
+        with pytest.raises(cg.InputShapeError, match="float64"):
+            led(np.ones((2, 3)))
+        with pytest.raises(cg.DistributedError, match="would run eagerly"):
+            led(np.ones((5, 3), np.float32))
+        np.testing.assert_array_equal(led(x), 2 * x)
+
+
+def test_a_function_that_cannot_be_traced():
+    """Its own mistake is its caller's alone, and the next call is answered."""
+
+    @cg.bucket_jit(in_axes="batch seq", config=CONFIG)
+    def picky(x):
+        if x.ndim != 2:
+            raise ValueError("two dimensions")
+        if x.dtype == jnp.int32:
+            raise ValueError("no integers")
+        return x
+
+    with distributed.lead(picky) as led:
+        with pytest.raises(cg.CaptureError, match="no integers"):
+            led(np.ones((2, 3), np.int32))
+        assert led(np.ones((2, 3), np.float32)).shape == (2, 3)
+
+
+def test_what_may_be_led(scaled):
+    """What `bucket_jit` makes, with what it passes through, one at a time, within some time."""
+    with pytest.raises(cg.ConfigError, match="is not what bucket_jit makes"):
+        distributed.lead(len).__enter__()  # type: ignore[arg-type]
+    with pytest.raises(cg.ConfigError, match="passes 1 argument"):
+        distributed.lead(scaled).__enter__()
+    with pytest.raises(cg.ConfigError, match="timeout_s=0"):
+        distributed.lead(scaled, 2.0, timeout_s=0).__enter__()
+    with pytest.raises(cg.DistributedError, match="process 0 leads"):
+        distributed.follow(scaled, 2.0)
+    with (
+        distributed.lead(scaled, 2.0),
+        pytest.raises(cg.DistributedError, match="scaled is led already"),
+    ):
+        distributed.lead(scaled, 2.0).__enter__()
+
+
+def test_a_batcher_of_it(scaled):
+    """It takes what is passed through from what is led, and does not change it."""
+
+    @cg.bucket_jit(in_axes=(None, "batch seq"), mask_argname="mask", config=CONFIG)
+    def total(scale, x, *, mask):
+        return scale * jnp.sum(x * mask, axis=1)
+
+    total.warmup(2.0, np.ones((1, 3), np.float32), progress=False)
+    with distributed.lead(total, 2.0) as led, cg.Batcher(led) as batcher:
+        answers = batcher.map([np.ones(size, np.float32) for size in (1, 5, 8)])
+        assert [answer.item() for answer in answers] == [2.0, 10.0, 16.0]
+        with pytest.raises(cg.DistributedError, match="lead it with the new ones"):
+            batcher.update(3.0)
+
+
+def test_a_call_that_does_not_end():
+    """It is given up after the stated time, and so are those behind it."""
+    import threading
+
+    goes_on = threading.Event()
+
+    def wait(x):
+        goes_on.wait()
+        return x
+
+    @cg.bucket_jit(
+        in_axes="batch seq", config=cg.CUDAGraphConfig(capture_sizes=(1,), warmup_iterations=0)
+    )
+    def stuck(x):
+        return jax.pure_callback(wait, x, x)
+
+    try:
+        goes_on.set()
+        stuck.warmup(np.ones((1, 3), np.float32), progress=False)
+        goes_on.clear()
+        with distributed.lead(stuck, timeout_s=0.3) as led:
+            with pytest.raises(cg.DistributedError, match="has not ended in time"):
+                led(np.ones((1, 3), np.float32))
+            with pytest.raises(cg.DistributedError, match="has not ended in time"):
+                led(np.ones((1, 3), np.float32))
+    finally:
+        goes_on.set()

@@ -21,7 +21,7 @@ from cudagraph_jax.dispatch.explain import nearest_entry, variant_differences
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.errors import BucketOverflowError, DistributedError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.call import Args, Call, abstract_call, spans_processes
+from cudagraph_jax.program.call import Args, Call, abstract_call
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket, axis_name
 from cudagraph_jax.shapes.padding import Array
@@ -166,7 +166,6 @@ class Lane:
         InputShapeError: The row does not fit the function.
         ConfigError: The function cannot be batched.
         PaddingLeakError: In `debug_mode`: a row gets another answer in company than alone.
-        DistributedError: It spans several processes and is not led.
     """
 
     def __init__(
@@ -184,12 +183,6 @@ class Lane:
         self._function, self._row, self._arguments = function, row, arguments
         self._shared, self._clock, self._settings = shared, clock, ThreadSettings()
         call = self._describe(shared.now.values)
-        if begin is CUDAGraphEntry.begin_rows and spans_processes(call.variant.leaves):
-            raise DistributedError(
-                f"{call.target.name} spans several processes, and a batcher would compose other "
-                "calls on each: give it what cudagraph_jax.distributed.lead yields on process 0, "
-                "and call follow on the others"
-            )
         self._call = abstract_call(call)
         self.variant = call.variant
         self.sizes = call.sizes
@@ -271,11 +264,19 @@ class Lane:
         Raises:
             BucketOverflowError: It is larger than all that are captured.
             InputShapeError: None is captured for items like these.
+            DistributedError: It spans several processes and is not led.
         """
         grid = self.grid()
         priced = grid.prices.holding(sizes)
         if priced is not None:
-            return grid.entries[priced.bucket]
+            entry = grid.entries[priced.bucket]
+            if entry.is_shared and self._begin is CUDAGraphEntry.begin_rows:
+                raise DistributedError(
+                    f"{self.name} spans several processes, and a batcher would compose other calls "
+                    "on each: give it what cudagraph_jax.distributed.lead yields on process 0, and "
+                    "call follow on the others"
+                )
+            return entry
         if grid.entries:
             raise BucketOverflowError(self._too_large(sizes, grid.prices))
         manager = self._function.manager

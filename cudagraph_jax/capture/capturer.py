@@ -275,7 +275,7 @@ class Capturer:
         if not self._captures_evict():
             return
         for entry in self.registry.entries():
-            if entry in other_than:
+            if entry in other_than or entry.is_shared:  # other processes do not run it now
                 continue
             try:
                 run_idle(entry, 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -77,7 +77,7 @@ class Peers:
     def agree_on_call(
         self,
         call: Call,
-        entry: CUDAGraphEntry | None,
+        held: Callable[[], list[CUDAGraphEntry]],
         *,
         decision: str,
         is_alone: bool,
@@ -87,7 +87,7 @@ class Peers:
 
         Args:
             call: The call.
-            entry: What is to serve it.
+            held: All that is captured, which may show that its program spans them.
             decision: What this process is about to do.
             is_alone: Whether that is what another one may do otherwise, such as to run eagerly.
             config: How long to wait.
@@ -95,8 +95,11 @@ class Peers:
         Raises:
             DistributedError: They do not, or this process may not.
         """
-        is_shared = entry is not None and entry.is_shared
-        if not (is_shared or spans_processes(call.variant.leaves)):
+        if jax.process_count() == 1:
+            return False
+        if not spans_processes(call.variant.leaves) and not any(
+            entry.is_shared and entry.variant == call.variant for entry in held()
+        ):
             return False
         name = call.target.name
         self._refuse_led(name)

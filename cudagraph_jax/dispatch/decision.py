@@ -67,6 +67,7 @@ class Decision(NamedTuple):
         is_passing: Whether the next call of this size may be served in another way.
         piece_rows: The rows of the pieces that it is served in, as far as these have buckets; 0:
             it is not cut.
+        is_agreed: Whether several processes do the same.
     """
 
     mode: CUDAGraphMode
@@ -77,6 +78,7 @@ class Decision(NamedTuple):
     in_background: bool = False
     is_passing: bool = False
     piece_rows: int = 0
+    is_agreed: bool = False
 
     def __str__(self) -> str:
         bucket = self.bucket if self.entry is None else self.entry.bucket
@@ -90,18 +92,26 @@ class Decision(NamedTuple):
         """Whether a bucket serves the call, or is captured for it."""
         return self.entry is not None or self.mode is CUDAGraphMode.CAPTURE
 
-    def is_shared(self, call: Call, config: CUDAGraphConfig) -> bool:
-        """Whether the call spans several processes, which agree to do the same by then.
+    def agreed(
+        self, call: Call, config: CUDAGraphConfig, held: Callable[[], list[CUDAGraphEntry]]
+    ) -> Decision:
+        """The same, where the processes that the call spans, if any, have agreed to it.
+
+        Args:
+            call: The call.
+            config: How long they wait for each other.
+            held: All that is captured.
 
         Raises:
-            DistributedError: They do not, or it is what a process decides alone.
+            DistributedError: They have not, or it is what a process decides alone.
         """
-        if self.error is not None:
-            return False
+        if self.error is not None or self.is_agreed:
+            return self
         is_alone = self.in_background or not (self.has_bucket or self.piece_rows)
-        return PEERS.agree_on_call(
-            call, self.entry, decision=str(self), is_alone=is_alone, config=config
+        is_agreed = PEERS.agree_on_call(
+            call, held, decision=str(self), is_alone=is_alone, config=config
         )
+        return self._replace(is_agreed=is_agreed)
 
     @property
     def serving_bucket(self) -> Bucket | None:

@@ -226,8 +226,7 @@ class Dispatcher:
             logger.debug("%s at %s: %s", call.variant.name, call.sizes, decision)
             self._tell_of_host(call, decision)
             try:
-                if decision.is_shared(call, self.config):
-                    key = None  # the next one is compared, too
+                decision = decision.agreed(call, self.config, self.registry.entries)
                 served = self._act(call, decision)()
             except BaseException as error:
                 self.outcomes.add("error", _error_reason(error, decision), call.sizes)
@@ -289,7 +288,7 @@ class Dispatcher:
         try:
             outputs = route.run(call.args, call.kwargs)
             # The bucket that is being captured takes over as soon as it is there.
-            return Reply(outputs, None if decision.is_passing else route)
+            return Reply(outputs, None if decision.is_passing or entry.is_shared else route)
         except Exception as error:
             failure = error
         try:
@@ -313,13 +312,15 @@ class Dispatcher:
         except CaptureError as error:
             answer = partial(without_bucket, self.capturer, call, bucket, error)
         else:
+            # What is compiled may show that it spans processes; the next call is compared again.
+            decision.agreed(call, self.config, self.registry.entries)
             route = made.value.route_for(call)
             try:
                 run = route.execute if made.is_new else route.run
                 outputs = run(call.args, call.kwargs)
                 if made.is_new:
                     self.outcomes.add("capture", decision.reason, call.sizes)
-                return Reply(outputs, route)
+                return Reply(outputs, None if made.value.is_shared else route)
             except Exception as error:
                 answer = partial(without_entry, self.capturer, call, made.value, error)
         # Not within the `except`: a mistake in the function is to show its own traceback alone.
@@ -344,6 +345,7 @@ class Dispatcher:
         if error is not None:
             raise error
         first.value.program.check_rows(outputs, call.sizes)
+        decision.agreed(call, self.config, self.registry.entries)
         rows = [part.sizes.batch_size for part in parts]
         with jax.transfer_guard("allow"):  # pieces are cut and joined on the host
             results = [self._run_piece(part, held[part.sizes]) for part in parts]

@@ -38,6 +38,11 @@ def job():
         ("replan", "plan_buckets"),
         ("threads", "is called by the threads MainThread and second"),
         ("batcher", "cudagraph_jax.distributed.lead"),
+        ("first data", "data is"),
+        ("second data", "data is"),
+        ("second sizes", "sizes is 3x5 on process 0 and 4x5 on process 1"),
+        ("spread eagerly", "squares at 9x5 spans several processes"),
+        ("spread batcher", "cudagraph_jax.distributed.lead"),
         ("wrong side", "cudagraph_jax.distributed."),
     ],
 )
@@ -55,7 +60,7 @@ def test_the_job_goes_on(job):
     """What is right is answered, before and after what is refused."""
     for said in job:
         right = ("a call", "a call after them", "captured when asked for", "in pieces")
-        for name in (*right, "of its own size", "a last call"):
+        for name in (*right, "of its own size", "spread", "a last call"):
             assert said[name] is True
         assert said["left on the device"]
 

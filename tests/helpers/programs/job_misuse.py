@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import cudagraph_jax as cg
 from cudagraph_jax import distributed
@@ -16,6 +17,7 @@ from tests.helpers.member import (
     SPREAD,
     TABLE,
     WEIGHTS,
+    WHOLE,
     ids,
     is_right,
     leave,
@@ -103,6 +105,25 @@ def deciding(embed):
     say_error("wrong side", follows if INDEX == 0 else leads)
 
 
+def spreading():
+    """A function that spreads its rows over the processes itself, as no argument shows."""
+
+    def squares(x):
+        rows = jax.lax.with_sharding_constraint(x, SPREAD)
+        return jax.lax.with_sharding_constraint(rows * rows, WHOLE)
+
+    config = cg.CUDAGraphConfig(capture_sizes=(2, 4), capture_seq_lens=(8,))
+    spread = cg.bucket_jit(squares, in_axes="batch seq", config=config)
+    rows = np.ones((2, 5), np.float32)
+    say_error("first data", lambda: spread(rows + INDEX))
+    for _ in range(2):
+        say("spread", bool((spread(rows) == 1).all()))
+    say_error("second data", lambda: spread(rows + INDEX))
+    say_error("second sizes", lambda: spread(np.ones((3 + INDEX, 5), np.float32)))
+    say_error("spread eagerly", lambda: spread(np.ones((9, 5), np.float32)))
+    say_error("spread batcher", lambda: cg.Batcher(spread).submit(rows[0]))
+
+
 def alone():
     """A function of this process's own arrays is nobody else's business."""
     own = made(local_mean, name="own", on_miss="background")
@@ -133,6 +154,7 @@ embed.warmup(WEIGHTS, ids(1, 3), progress=False)
 head.warmup(WEIGHTS, ids(1, 3), progress=False)
 calling(embed, head)
 deciding(embed)
+spreading()
 alone()
 say("a last call", is_right(embed(WEIGHTS, ids(4, 8)), ids(4, 8)))
 absent()

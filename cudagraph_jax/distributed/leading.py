@@ -134,8 +134,8 @@ class Led:
             jax.block_until_ready(outputs)
             return outputs
         except Exception as error:
-            why = f"a call of {self.function.called} failed on process 0: {error_line(error)}"
-            raise self._turns.fail(why, cause=error) from error
+            why = f"a call of {self.function.called} failed on process 0"
+            raise self._turns.fail_with(why, cause=error) from error
 
     def _tell(self, head: Mapping[str, Any], told: Tree, *, captures: bool = False) -> None:
         tree, leaves, arrays = told
@@ -262,8 +262,7 @@ class _Follower:
             jax.block_until_ready(self._calls.obey(head, _untold(head, message.arrays)))
             self._link.send({"done": head["number"]})
         except Exception as error:
-            why = f"a call of {self._name} failed there: {error_line(error)}"
-            self._turns.fail(why, cause=error)
+            self._turns.fail_with(f"a call of {self._name} failed there", cause=error)
 
 
 class _Plan(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from cudagraph_jax._base.fork import put_right_in_child
+from cudagraph_jax._base.text import error_line
 from cudagraph_jax.distributed.link import Link, Message
 from cudagraph_jax.errors import DistributedError
 from cudagraph_jax.shapes.padding import Array
@@ -22,6 +23,7 @@ from cudagraph_jax.xla.settings import ThreadSettings
 
 _LONGEST_PULSE_S = 1.0
 _JOIN_S = 0.5
+_REASON_S = 0.5
 _OVER = "it is over: end all processes of the job and start them again"
 
 
@@ -158,6 +160,16 @@ class Turns:
             self._say_last({"failed": why})
             self._over.put(None)
         return self.error()
+
+    def fail_with(self, why: str, *, cause: BaseException) -> DistributedError:
+        """As `fail`, for a call that failed here, unless that is because another process is gone.
+
+        Of a collective all processes fail at once, and the links tell the reason in a moment.
+        """
+        deadline = self._clock() + _REASON_S
+        while self.failure is None and self._clock() < deadline:
+            time.sleep(_REASON_S / 50)
+        return self.fail(f"{why}: {error_line(cause)}", cause=cause)
 
     def wait(self) -> None:
         """Waits for `finish`.

@@ -102,8 +102,7 @@ class Led:
     def close(self) -> None:
         """Ends what is led, when what was asked before has ended; the others return then."""
         with suppress(DistributedError):
-            self._turns.do(partial(self._tell, {"end": True}, ([], [], [])))
-            self._turns.is_closing = True
+            self._turns.do(self._tell_end)
             for _ in self._links:
                 try:
                     self._left.get(timeout=self._timeout_s)
@@ -142,6 +141,10 @@ class Led:
         limit_s = self._timeout_s * (CAPTURES_TAKE if captures else 1)
         head = {**head, "number": next(self._numbers), "tree": tree, "leaves": leaves}
         self._turns.tell({**head, "captures": captures}, arrays, limit_s=limit_s)
+
+    def _tell_end(self) -> None:
+        self._turns.is_closing = True  # from here on the others may be gone
+        self._tell({"end": True}, ([], [], []))
 
     def _receive(self, link: Link, message: Message) -> None:
         self._turns.has_done(link)

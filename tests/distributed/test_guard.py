@@ -10,6 +10,9 @@ import pytest
 
 from tests.helpers.jobs import ran
 
+# Each process of a job starts JAX, which takes more than a second.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def job():

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cudagraph_jax import GraphStore
 from tests.helpers.jobs import ran
+
+# Each process of a job starts JAX, which takes more than a second.
+pytestmark = pytest.mark.slow
 
 
 def counts(directory):

@@ -6,6 +6,9 @@ import pytest
 
 from tests.helpers.jobs import ran
 
+# Each process of a job starts JAX, which takes more than a second.
+pytestmark = pytest.mark.slow
+
 
 def said_by_leader(ended):
     """What the leader said, if it came to its end."""
@@ -56,18 +59,19 @@ def test_a_batcher_of_a_led_function(job):
 
 
 @pytest.mark.parametrize(
-    ("ending", "processes", "words"),
+    ("ending", "processes", "calls", "words"),
     [
-        ("killed", 4, "process 3"),
-        ("raised", 2, "process 1 says"),
-        ("stopped", 2, ""),
+        ("killed", 4, 1000, "process 3"),
+        ("raised", 2, 40, "process 1 says"),
+        ("stopped", 2, 40, ""),
     ],
 )
-def test_another_process_ends(ending, processes, words):
+def test_another_process_ends(ending, processes, calls, words):
     """It dies, raises or stands still: the leader raises in time, and refuses further calls."""
     stuck = processes - 1 if ending == "stopped" else None
-    ended = ran("job_led.py", 40, ending, processes=processes, stuck=stuck)
+    ended = ran("job_led.py", calls, ending, processes=processes, stuck=stuck)
     said = said_by_leader(ended)
+    assert said["wrong"] == 0
     kind, text = said["failed"]
     assert kind == "DistributedError", text
     assert words in text

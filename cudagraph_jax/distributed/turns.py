@@ -200,6 +200,8 @@ class Turns:
                 thread.join(max(0.0, deadline - self._clock()))
         for link in self._links:
             link.close()
+        for turn in list(self._pending):
+            self._settle(turn, error=self.error())
 
     def _say_last(self, head: Mapping[str, Any]) -> None:
         for link in self._links:
@@ -216,6 +218,9 @@ class Turns:
     def _work(self) -> None:
         with self._settings.applied(), jax.transfer_guard("allow"):
             while (turn := self._turns.get()) is not None:
+                if self.is_closing:  # whoever asked for it came too late
+                    self._settle(turn, error=self.error())
+                    continue
                 turn.due_at = self._clock() + self._timeout_s
                 self._running = turn
                 try:

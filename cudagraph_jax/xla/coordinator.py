@@ -42,18 +42,20 @@ class Coordinator:
                 process is here.
         """
         own = object()
-        if self._inside.setdefault("turn", own) is not own:
-            raise DistributedError(
-                "two threads of this process run at once what several processes run together, in "
-                "an order that may be another one elsewhere: call from one thread, or have process "
-                "0 decide with cudagraph_jax.distributed.lead, whose calls any thread may make"
-            )
         try:
+            if self._inside.setdefault("turn", own) is not own:
+                raise DistributedError(
+                    "two threads of this process run at once what several processes run together, "
+                    "in an order that may be another one elsewhere: call from one thread, or have "
+                    "process 0 decide with cudagraph_jax.distributed.lead, whose calls any thread "
+                    "may make"
+                )
             if self._broken is not None:
                 raise DistributedError(self._broken)
             return self._exchange(text, next(self._turns), timeout_s)
         finally:
-            self._inside.pop("turn", None)
+            if self._inside.get("turn") is own:
+                del self._inside["turn"]
 
     def _exchange(self, text: str, turn: int, timeout_s: float) -> list[str]:
         client, index, folder = _client(), jax.process_index(), f"{_FOLDER}/{turn}"

@@ -16,11 +16,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def job():
-    """What the two processes of the job say."""
-    ended = ran("job_misuse.py")
+    """What the two processes of the job say, with two devices each."""
+    ended = ran("job_misuse.py", devices=2)
     for process in ended:
         assert process.status == 0, process.stderr
         assert process.said["end"]
+        assert process.said["devices"] == 4
     return [process.said for process in ended]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import namedtuple
 
 import jax
@@ -101,10 +102,30 @@ def test_a_batcher_of_it(scaled):
             batcher.update(3.0)
 
 
+def test_calls_while_it_closes(scaled):
+    """Each call of many threads is answered or refused, whenever it is closed."""
+    x, outcomes = np.ones((2, 3), np.float32), []
+
+    def work():
+        try:
+            while True:
+                outcomes.append(led(x).shape)
+        except cg.DistributedError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    with distributed.lead(scaled, 2.0) as led:
+        led(x)
+        for thread in threads:
+            thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert set(outcomes) <= {(2, 3), "what was led is closed: lead it again"}
+
+
 def test_a_call_that_does_not_end():
     """It is given up after the stated time, and so are those behind it."""
-    import threading
-
     goes_on = threading.Event()
 
     def wait(x):

@@ -26,6 +26,7 @@ def ran(
     program: str,
     *args: object,
     processes: int = 2,
+    devices: int = 1,
     stuck: int | None = None,
     timeout_s: float = 100,
 ) -> list[Ended]:
@@ -35,15 +36,21 @@ def ran(
         program: In helpers/programs.
         *args: What it gets behind the port, the number of processes and its index.
         processes: How many there are.
+        devices: How many each of them has.
         stuck: The one that does not end, and is killed when the others have.
         timeout_s: For all of them.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "PYTHONPATH": str(PROGRAMS.parents[2]),
+    }
     started = [
         subprocess.Popen(
             [sys.executable, str(PROGRAMS / program), *map(str, (port, processes, index, *args))],
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(PROGRAMS.parents[2])},
+            env={**os.environ, **settings},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

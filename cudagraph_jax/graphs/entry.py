@@ -12,7 +12,7 @@ import jax
 from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.text import one_line
-from cudagraph_jax.errors import InputShapeError
+from cudagraph_jax.errors import DistributedError, InputShapeError
 from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.pads import fits_untouched
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, ReplayTotals, Request
@@ -239,12 +239,18 @@ class CUDAGraphEntry:
 
         Raises:
             InputShapeError: `inputs` are not what was captured, or larger than the bucket.
+            DistributedError: The bucket spans several processes.
         """
         return self.serve(inputs)
 
     def serve(self, inputs: PyTree, *, fit: Fit | None = None) -> PyTree:
         """As `replay`, recorded with `fit`; exact or padded, as the sizes say, if None."""
         use_jax()
+        if self.is_shared:
+            raise DistributedError(
+                f"{self.variant.name} at {self.bucket} spans several processes, and a replay of "
+                "its entry is not compared among them: call the function itself"
+            )
         args = (inputs,) if self.single_input else tuple(inputs)
         return self.route_for(self._describe(args), fit=fit).run(args)
 

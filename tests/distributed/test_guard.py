@@ -40,6 +40,7 @@ def job():
         ("background", "captures in the background"),
         ("eviction", "max_graphs=1"),
         ("replan", "plan_buckets"),
+        ("replay", "call the function itself"),
         ("threads", "is called by the threads MainThread and second"),
         ("batcher", "cudagraph_jax.distributed.lead"),
         ("first data", "data is"),

@@ -98,6 +98,8 @@ def deciding(embed):
     say("of its own size", is_right(exact(WEIGHTS, ids(9, 5)), ids(9, 5)))
     say_error("eviction", lambda: small(WEIGHTS, ids(1, 3)))
     say_error("replan", lambda: embed.replan(max_graphs=2))
+    entry = embed.registry.entries()[0]
+    say_error("replay", lambda: entry.replay((WEIGHTS, rows)))
     say_error("threads", lambda: in_thread(lambda: embed(WEIGHTS, rows)))
     say_error("batcher", lambda: cg.Batcher(embed, WEIGHTS).submit(rows[0]))
     follows = partial(distributed.follow, embed, WEIGHTS)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from cudagraph_jax._base.checks import waiting_time
+from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.text import error_line, one_line
@@ -41,6 +42,7 @@ Tree = tuple[Any, list[Any], list[Array]]
 """A pytree to be told: its structure, each leaf that is a number (None: an array), the arrays."""
 
 
+@belongs_to_process
 class Led:
     """A function that process 0 leads, to be called there by any thread; made by `lead`.
 

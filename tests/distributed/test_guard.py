@@ -48,6 +48,7 @@ def job():
         ("second sizes", "sizes is 3x5 on process 0 and 4x5 on process 1"),
         ("spread eagerly", "squares at 9x5 spans several processes"),
         ("spread batcher", "cudagraph_jax.distributed.lead"),
+        ("led with another", "capture_sizes is [1, 4] on process 0 and [1, 5] on process 1"),
         ("wrong side", "cudagraph_jax.distributed."),
     ],
 )

@@ -35,6 +35,13 @@ def test_random_calls_from_four_threads(job):
     assert job[0]["repr"] == "Led(embed, 2 processes)"
 
 
+def test_a_bucket_that_is_not_captured(job):
+    """All processes capture it when process 0 is asked for it, once."""
+    assert job[0]["asked for"] == [True, True]
+    assert job[0]["captured"] == [1, 1]
+    assert job[1]["captured"] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [

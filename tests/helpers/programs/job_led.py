@@ -101,6 +101,19 @@ def doom(after=100):
     threading.Thread(target=act, daemon=True).start()
 
 
+def capturing():
+    """Buckets that nobody has captured before process 0 is asked for them."""
+    late, rows = made(name="late"), ids(3, 5)
+    if INDEX:
+        distributed.follow(late, WEIGHTS, timeout_s=TIMEOUT_S)
+    else:
+        with distributed.lead(late, WEIGHTS, timeout_s=TIMEOUT_S) as led:
+            say("asked for", [is_right(led(rows), rows) for _ in range(2)])
+    say("captured", [late.registry.num_graphs, late.stats()["registry"]["total_replays"]])
+
+
+if ENDING == "closed":
+    capturing()
 embed = made(warmup_iterations=1)
 embed.warmup(WEIGHTS, ids(1, 3), progress=False)
 if INDEX == 0:

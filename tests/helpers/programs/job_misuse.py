@@ -102,9 +102,13 @@ def deciding(embed):
     say_error("replay", lambda: entry.replay((WEIGHTS, rows)))
     say_error("threads", lambda: in_thread(lambda: embed(WEIGHTS, rows)))
     say_error("batcher", lambda: cg.Batcher(embed, WEIGHTS).submit(rows[0]))
-    follows = partial(distributed.follow, embed, WEIGHTS)
-    leads = distributed.lead(embed, WEIGHTS).__enter__
-    say_error("wrong side", follows if INDEX == 0 else leads)
+    for name, function, first in (
+        ("wrong side", embed, 1),
+        ("led with another", made(capture_sizes=(1, 4 + INDEX)), 0),
+    ):
+        leads = distributed.lead(function, WEIGHTS).__enter__
+        follows = partial(distributed.follow, function, WEIGHTS)
+        say_error(name, leads if first == INDEX else follows)
 
 
 def spreading():

@@ -9,11 +9,12 @@ import jax
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.call import Variant, default_device
+from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.report.words import things
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.memory import Memory, array_bytes, pool_bytes
+from cudagraph_jax.xla.settings import default_device
 
 FreeBytes = Callable[[jax.Device], int | None]
 

@@ -14,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding, Sharding
 
 from cudagraph_jax._base.text import error_text
 from cudagraph_jax.errors import InputShapeError, StoreError
-from cudagraph_jax.program.call import default_device
 from cudagraph_jax.program.fingerprint import written, written_structure
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs, Unpad
 from cudagraph_jax.program.program import Program
@@ -23,7 +22,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.store import Json, Stored
 from cudagraph_jax.xla.environment import host_fields, jaxlib_version
-from cudagraph_jax.xla.settings import mesh_of
+from cudagraph_jax.xla.settings import default_device, mesh_of
 from cudagraph_jax.xla.stages import Executable, Lowering
 
 Fields = dict[str, Json]

@@ -19,7 +19,7 @@ import numpy as np
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import DistributedError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.call import Call, is_elsewhere, is_key, spans_processes
+from cudagraph_jax.program.call import Call, is_key, spans_processes
 from cudagraph_jax.program.fingerprint import Source
 from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.padded import Padded
@@ -28,6 +28,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.coordinator import Coordinator
 from cudagraph_jax.xla.environment import jaxlib_version
 from cudagraph_jax.xla.memory import pool_bytes
+from cudagraph_jax.xla.shardings import is_foreign
 from cudagraph_jax.xla.stages import Executable
 
 Facts = Mapping[str, str]
@@ -150,10 +151,10 @@ class Peers:
         if jax.process_count() == 1:
             return False
         given = jax.tree.leaves(executable.call.output_shardings)
-        if not any(map(is_elsewhere, [*jax.tree.leaves(executable.call.input_shardings), *given])):
+        if not any(map(is_foreign, [*jax.tree.leaves(executable.call.input_shardings), *given])):
             return False
         for leaf, sharding in zip(outputs.leaves, given, strict=True):
-            if leaf.unpad == "host" and is_elsewhere(sharding) and not sharding.is_fully_replicated:
+            if leaf.unpad == "host" and is_foreign(sharding) and not sharding.is_fully_replicated:
                 raise DistributedError(
                     f"{leaf.name} of {request} is spread over the devices of several processes "
                     f"({sharding.spec}), so that none of them can read it: leave it there with "

@@ -54,7 +54,7 @@ from cudagraph_jax.program.padded import (
     without_padding,
 )
 from cudagraph_jax.shapes.pytrees import PyTree
-from cudagraph_jax.xla.settings import DEVICE, PRECISION, X64, Settings, current_settings
+from cudagraph_jax.xla.settings import DEVICE, MESHES, PRECISION, X64, Settings, current_settings
 from cudagraph_jax.xla.shardings import is_spread
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class BucketedFunction(Generic[P, R]):
             if (
                 route.x64 is not X64.value
                 or route.precision != PRECISION.value
-                or route.mesh is not get_abstract_mesh()
+                or (MESHES.seen and route.mesh is not get_abstract_mesh())
             ):
                 sure = False
             for position, shape, dtypes in route.others:

@@ -14,7 +14,8 @@ from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.replay_counts import Fit
 from cudagraph_jax.graphs.route import Route
-from cudagraph_jax.program.call import Call, copied_key, is_key
+from cudagraph_jax.program.call import Call, is_key
+from cudagraph_jax.program.donation import copied_key
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs
 from cudagraph_jax.program.padded import Padded
 from cudagraph_jax.shapes.axes import LeafAxes, Length, side

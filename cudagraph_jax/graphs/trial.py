@@ -18,7 +18,8 @@ from cudagraph_jax.config import CompareWhere
 from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError
 from cudagraph_jax.graphs.compare import EXACT, USUAL, ArrayDifference, Tolerance, worst_difference
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.call import AbstractLeaf, Call, argument_leaf_names, copied_key, is_key
+from cudagraph_jax.program.call import AbstractLeaf, Call, argument_leaf_names, is_key
+from cudagraph_jax.program.donation import copied_key
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.program.outputs import OutputLeaf, RealOutputs
 from cudagraph_jax.program.padded import without_padding

@@ -35,8 +35,8 @@ from cudagraph_jax.shapes.pytrees import (
     leaves_of_arguments,
     unflatten_shapes,
 )
-from cudagraph_jax.xla.settings import Settings, current_settings, with_device
-from cudagraph_jax.xla.shardings import misfit, settled
+from cudagraph_jax.xla.settings import Settings, current_settings, default_device, with_device
+from cudagraph_jax.xla.shardings import is_foreign, misfit, settled
 
 Args = tuple[PyTree, ...]
 Statics = tuple[tuple[str, type, Hashable], ...]
@@ -577,37 +577,14 @@ def placement(value: object) -> Sharding | None:
     return None if device == default and same_memory else sharding
 
 
-def is_elsewhere(sharding: object) -> bool:
-    """Whether devices of other processes take part in it."""
-    try:
-        return not getattr(sharding, "is_fully_addressable", True)
-    except ValueError:  # it names no devices
-        return False
-
-
 def spans_processes(leaves: Iterable[AbstractLeaf]) -> bool:
     """Whether an array is on the devices of several processes, so that all of them have to call."""
-    return jax.process_count() > 1 and any(is_elsewhere(leaf.sharding) for leaf in leaves)
-
-
-def default_device() -> jax.Device:
-    """The device of arrays that were not put anywhere on purpose."""
-    # A jax.Device, a platform name, or None: the first device of the default backend.
-    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]  # not in JAX's stubs
-    return chosen if isinstance(chosen, jax.Device) else jax.local_devices(backend=chosen)[0]
+    return jax.process_count() > 1 and any(is_foreign(leaf.sharding) for leaf in leaves)
 
 
 def is_key(leaf: object) -> TypeGuard[jax.Array]:
     """Whether it is an array of typed PRNG keys."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
-
-
-def copied_key(key: jax.Array) -> jax.Array:
-    """The same key in another buffer, which a run may use up."""
-    with jax.ensure_compile_time_eval():
-        data = jax.device_put(np.array(jax.random.key_data(key)))
-        copy: jax.Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
-        return copy
 
 
 def has_tracers(*trees: PyTree) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import Sharding
 
 from cudagraph_jax.program.padded import is_padded
@@ -64,3 +65,11 @@ def _placed_like(leaf: PyTree, padded: PyTree) -> PyTree:
     if not isinstance(leaf, jax.Array) or len(leaf.devices()) != 1:
         return padded
     return jax.device_put(padded, leaf.sharding if leaf.committed else None)
+
+
+def copied_key(key: jax.Array) -> jax.Array:
+    """The same key in another buffer, which a run may use up."""
+    with jax.ensure_compile_time_eval():
+        data = jax.device_put(np.array(jax.random.key_data(key)))
+        copy: jax.Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+        return copy

@@ -23,9 +23,9 @@ from cudagraph_jax.program.call import (
     Variant,
     abstract_call,
     argument_leaf_names,
-    copied_key,
     is_key,
 )
+from cudagraph_jax.program.donation import copied_key
 from cudagraph_jax.program.outputs import (
     OutputLeaf,
     Outputs,

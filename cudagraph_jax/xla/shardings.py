@@ -49,6 +49,14 @@ def is_spread(sharding: Sharding | None) -> bool:
     return sharding is not None and len(sharding.device_set) > 1
 
 
+def is_foreign(sharding: object) -> bool:
+    """Whether devices of other processes take part in it."""
+    try:
+        return not getattr(sharding, "is_fully_addressable", True)
+    except ValueError:  # it names no devices
+        return False
+
+
 def parts(sharding: Sharding | None) -> tuple[int, ...]:
     """Into how many parts each dimension is cut, the first ones; nothing where nobody says."""
     if not isinstance(sharding, NamedSharding):

@@ -9,7 +9,8 @@ import pytest
 
 from cudagraph_jax import CUDAGraphConfig, bucket_jit
 from cudagraph_jax.capture.capturer import Capturer
-from cudagraph_jax.program.call import copied_key, is_key
+from cudagraph_jax.program.call import is_key
+from cudagraph_jax.program.donation import copied_key
 
 CONFIG = CUDAGraphConfig(capture_sizes=(2, 4), warmup_iterations=2)
 

@@ -195,7 +195,7 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
     target = call.target
     registry, config = capturer.registry, capturer.registry.config
     buckets = _grid(config, call)
-    is_shared = PEERS.agree_on_warmup(call, config, buckets)
+    PEERS.agree_on_warmup(call, config, buckets)
     program = capturer.program_of(call)
     budget = Budget(registry, call.variant, buckets)
     largest = max(buckets, key=lambda bucket: bucket.elements)
@@ -215,9 +215,10 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
         captured.add(made.value)
         return made
 
-    # What a store says is in use may be something else on each process.
+    # What a store says is in use may be something else on each process, and that a function spreads
+    # its arrays over several is known when it is compiled.
     hot: Mapping[str, int] = {}
-    if registry.shelf is not None and not is_shared:
+    if registry.shelf is not None and jax.process_count() == 1:
         hot = registry.shelf.hot(target.name)
     order = _hottest_first(hot, buckets)
     with (

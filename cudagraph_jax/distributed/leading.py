@@ -436,6 +436,7 @@ def _meet(function: Function, passed: Args, *, timeout_s: float, said: str = "")
         "settings": str(current_settings()[1:]),
         "captured": f"{len(captured)} buckets, {_hash(sorted(captured))}",
         "parameters": digest_of(jax.tree.leaves(passed)),
+        "timeout_s": str(timeout_s),  # the pulse of one goes by its own
     }
     return PEERS.compare(f"lead of {function.called}", facts, timeout_s=timeout_s, said=said)
 

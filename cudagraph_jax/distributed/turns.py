@@ -218,7 +218,8 @@ class Turns:
     def _work(self) -> None:
         with self._settings.applied(), jax.transfer_guard("allow"):
             while (turn := self._turns.get()) is not None:
-                if self.is_closing:  # whoever asked for it came too late
+                # Whoever asked for it came too late, or has his error already.
+                if self.is_closing or self.failure is not None:
                     self._settle(turn, error=self.error())
                     continue
                 turn.due_at = self._clock() + self._timeout_s

@@ -34,9 +34,9 @@ DEVICE, PRECISION, X64 = (
 class _Meshes:
     """Whether any thread has had a mesh; until then a hit need not ask, which takes 0.06 us.
 
-    It is asked for wherever a call is decided anew. So the one call that is not told apart is a hit
-    under the first mesh of a process, of what was captured without: its program is served, as one
-    that asks for no mesh.
+    It is asked for wherever a call is decided anew. So what is not told apart are hits under the
+    first mesh of a process, until one is decided anew: what was captured without a mesh serves
+    them. Its values are the same, unless the function asks for the mesh itself.
     """
 
     seen = False

@@ -468,17 +468,19 @@ class BucketedFunction(Generic[P, R]):
         self._binder.check_keywords(kwargs, options=("progress", "workers"))
         bound = self._bind(args, kwargs)
         call = self._describe(bound)
-        self._remember_shardings(bound, call)
         # Here, because importing this package is to cost little.
         from cudagraph_jax.capture.warmup import warm_grid
         from cudagraph_jax.report.progress import Progress
 
-        return warm_grid(
+        report = warm_grid(
             self.manager.dispatcher.capturer,
             call,
             progress=Progress(progress),
             workers=positive_size(workers, name="workers"),
         )
+        if report.buckets:
+            self._remember_shardings(bound, call)
+        return report
 
     def _remember_shardings(self, bound: Bound, call: Call) -> None:
         """Has what is nowhere on purpose, as in NumPy, go where the arrays of a warm-up are."""

@@ -31,6 +31,7 @@ from cudagraph_jax import (
     GraphStore,
     Ladder,
     Padded,
+    SealedError,
     bucket_jit,
     no_compiles,
     plan_buckets,
@@ -228,6 +229,16 @@ def sizes_that_the_mesh_does_not_divide_are_refused_with_the_multiple():
     brings = bucket_jit(jnp.sin, in_axes="batch seq", config=uneven)
     cut = jax.device_put(np.ones((2, 8), np.float32), ROWS)
     refused("multiples of 2", lambda: brings.warmup(cut, progress=False))
+    # A warm-up that is refused changes nothing for calls in NumPy.
+    ones = np.ones((2, 3), np.float32)
+    served = bucket_jit(jnp.sin, in_axes="batch seq", config=CONFIG)
+    served.warmup(ones, progress=False)
+    served.seal()
+    with pytest.raises(SealedError):
+        served.warmup(jax.device_put(np.ones((2, 8), np.float32), ROWS), progress=False)
+    with no_compiles():
+        np.testing.assert_allclose(served(ones), np.sin(ones), rtol=1e-5)
+    assert served.stats()["registry"]["total_replays"] == 1
 
 
 @check

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ import jax
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax.capture.ahead import CompilesAhead, Finish
-from cudagraph_jax.capture.peers import PEERS
+from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -75,6 +75,7 @@ class Builder:
         *,
         config: CUDAGraphConfig,
         ledger: Ledger,
+        held: Callable[[], Sequence[CUDAGraphEntry]],
         iterations: int = 0,
     ) -> CUDAGraphEntry:
         """A new entry of `program` at `bucket`, complete.
@@ -85,23 +86,19 @@ class Builder:
             call: A call of the program, which `debug_mode` checks against.
             config: Compiler options and checks.
             ledger: Where its replays are added up.
+            held: What is captured already.
             iterations: Runs of it.
 
         Raises:
             CaptureError: Compiling, checking or running failed.
             InputShapeError: An output that must be trimmed cannot be.
-            DistributedError: It spans processes that do not agree on it.
+            DistributedError: It spans processes that do not agree on it, or evicts what they share.
         """
         use_jax()
         request = request_for(program, bucket, config=config, is_stored=self._shelf is not None)
         while True:
-            with annotation("capture", program.target.name, bucket):
-                outputs, executable = self._begun_or_prepared(request)()
-                if _is_too_large(executable, config) and (frugal := _for_memory(request)):
-                    wide, request = executable, frugal
-                    outputs, executable = self._begun_or_prepared(request)()
-                    both_ms = wide.compile_ms + executable.compile_ms
-                    executable = replace(executable, compile_ms=both_ms)
+            with PEERS.telling_of_capture(request, call, config):
+                request, outputs, executable = self._executable(request, config)
             self._count(executable)
             entry = CUDAGraphEntry(
                 bucket=bucket,
@@ -115,7 +112,9 @@ class Builder:
                 waits=config.debug_mode,
                 journal=Journal(bucket, ledger, executable),
                 observers=self._observers,
-                is_shared=PEERS.agree_on_capture(request, outputs, executable, config),
+                is_shared=PEERS.agree_on_capture(
+                    request, call, outputs, executable, held=held(), config=config
+                ),
             )
             try:
                 _prove(entry, call, config=config, iterations=iterations)
@@ -125,6 +124,19 @@ class Builder:
                 self.reject(entry, error)  # and once more, compiled
             else:
                 return entry
+
+    def _executable(
+        self, request: CompileRequest, config: CUDAGraphConfig
+    ) -> tuple[CompileRequest, Outputs, Executable]:
+        """What was compiled, and for what: with less memory where the budget has no room."""
+        with annotation("capture", request.program.target.name, request.bucket):
+            outputs, executable = self._begun_or_prepared(request)()
+            if _is_too_large(executable, config) and (frugal := _for_memory(request)):
+                wide, request = executable, frugal
+                outputs, executable = self._begun_or_prepared(request)()
+                both_ms = wide.compile_ms + executable.compile_ms
+                executable = replace(executable, compile_ms=both_ms)
+        return request, outputs, executable
 
     def _begun_or_prepared(self, request: CompileRequest) -> Finish:
         """What gives what is asked for, from where it is there first."""
@@ -203,7 +215,8 @@ def _prove(entry: CUDAGraphEntry, call: Call, *, config: CUDAGraphConfig, iterat
                 compare_where=config.compare_where,
             )
     if iterations:
-        run_idle(entry, iterations, call=call)
+        run = partial(run_idle, entry, iterations, call=call)
+        PEERS.run_together(entry, run, timeout_s=CAPTURES_TAKE * config.process_timeout_s)
 
 
 def shelf_of(

@@ -10,34 +10,46 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import jax
-import numpy as np
 
+from cudagraph_jax._base.text import error_line
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import DistributedError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.call import Call, is_key, spans_processes
-from cudagraph_jax.program.fingerprint import Source
+from cudagraph_jax.program.call import Call, Target, placement, spans_processes
+from cudagraph_jax.program.fingerprint import Source, digest_of
 from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.padded import Padded
 from cudagraph_jax.program.program import CompileRequest
-from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.xla.coordinator import Coordinator
+from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.version import __version__
+from cudagraph_jax.xla.coordinator import RESTART, Coordinator
 from cudagraph_jax.xla.environment import jaxlib_version
 from cudagraph_jax.xla.memory import pool_bytes
+from cudagraph_jax.xla.settings import current_settings
 from cudagraph_jax.xla.shardings import is_foreign
 from cudagraph_jax.xla.stages import Executable
 
 Facts = Mapping[str, str]
+
+
+class Run(Protocol):
+    """Runs something, and calls `looks_on` with the seconds that it has taken so far."""
+
+    def __call__(self, *, looks_on: Callable[[float], None]) -> None:
+        """Does so."""
+
 
 CAPTURES_TAKE = 10
 """How many times longer processes wait for each other at a capture than at a call."""
 
 _LEAD = "have process 0 decide for all: cudagraph_jax.distributed.lead there, follow on the others"
 _LONGEST = 100
+_READY = "ready"
 
 
 class Peers:
@@ -53,10 +65,52 @@ class Peers:
 
     def __init__(self) -> None:
         self._coordinator = Coordinator()
-        self._callers: dict[str, threading.Thread] = {}
+        self._turn = threading.Lock()
+        self._inside: threading.Thread | None = None
+        self._caller: threading.Thread | None = None
         self.led: str | None = None
 
-    def compare(self, what: str, facts: Facts, *, timeout_s: float, said: str = "") -> list[str]:
+    @contextmanager
+    def leading(self, name: str) -> Iterator[None]:
+        """Has nothing of several processes run in the block but what process 0 decides.
+
+        Raises:
+            DistributedError: Something is led already.
+        """
+        with self._turn:
+            led, self.led = self.led, self.led or name
+        if led is not None:
+            raise DistributedError(
+                f"{led} is led already, and what is led besides would come in another order on "
+                "each process: lead one function at a time"
+            )
+        try:
+            yield
+        finally:
+            self.led = None
+
+    def break_off(self, why: str) -> None:
+        """Has nothing be compared any more: the processes do not do the same from here on."""
+        self._coordinator.break_off(why)
+
+    def without_memory(self, where: str, error: BaseException) -> DistributedError:
+        """What is raised where this process has no memory for what all of them run now."""
+        why = (
+            f"{where} spans several processes, and this one has no memory for it "
+            f"({error_line(error)}), while others may wait for it: leave more free; {RESTART}"
+        )
+        self.break_off(why)
+        return DistributedError(why)
+
+    def compare(
+        self,
+        what: str,
+        facts: Facts,
+        *,
+        timeout_s: float,
+        said: str = "",
+        refused: Exception | None = None,
+    ) -> list[str]:
         """What each process says, where all of them are to do the same thing.
 
         Args:
@@ -64,113 +118,250 @@ class Peers:
             facts: What must be equal on all of them, by name.
             timeout_s: How long it waits for the others.
             said: What it tells the others besides.
+            refused: Why this one does not do it. The others learn that, so that none of them waits.
 
         Raises:
-            DistributedError: One is to do another thing, or came too late.
+            DistributedError: One is to do another thing, or refuses it alone, or came too late.
+            Exception: `refused`, where all of them refuse it alike.
         """
-        own = json.dumps([what, dict(facts), said])
-        told = [json.loads(text) for text in self._coordinator.exchange(own, timeout_s=timeout_s)]
+        with self._in_turn() as crowd:
+            refused = refused or crowd
+            outcome = _READY if refused is None else error_line(refused)
+            own = json.dumps([what, {"outcome": outcome, **facts}, said])
+            texts = self._coordinator.exchange(own, timeout_s=timeout_s)
+        told = [json.loads(text) for text in texts]
         for index, (other, others, _) in enumerate(told):
             if [other, others] != told[0][:2]:
-                raise DistributedError(_difference(told[0], told[index], index))
+                raise DistributedError(_difference(told[0], told[index], index)) from refused
+        if refused is not None:
+            raise refused
         return [text for _, _, text in told]
 
-    def agree_on_call(
-        self,
-        call: Call,
-        held: Callable[[], list[CUDAGraphEntry]],
-        *,
-        decision: str,
-        is_alone: bool,
-        config: CUDAGraphConfig,
-    ) -> bool:
-        """Has all processes agree to one call, if it spans them; whether it does.
+    def spans(self, call: Call, held: Callable[[], Sequence[CUDAGraphEntry]]) -> bool:
+        """Whether several processes run a call together.
 
         Args:
             call: The call.
             held: All that is captured, which may show that its program spans them.
+        """
+        return jax.process_count() > 1 and (
+            spans_processes(call.variant.leaves)
+            or any(entry.is_shared and entry.variant == call.variant for entry in held())
+        )
+
+    def agree_on_call(
+        self, call: Call, *, decision: str, refused: Exception | None, config: CUDAGraphConfig
+    ) -> None:
+        """Has all processes agree to one call, which spans them.
+
+        Args:
+            call: The call.
             decision: What this process is about to do.
-            is_alone: Whether that is what another one may do otherwise, such as to run eagerly.
+            refused: Why it does not do so.
             config: How long to wait.
 
         Raises:
-            DistributedError: They do not, or this process may not.
+            DistributedError: They do not agree, or process 0 decides.
+            Exception: What all of them refuse it with.
         """
-        if jax.process_count() == 1:
-            return False
-        if not spans_processes(call.variant.leaves) and not any(
-            entry.is_shared and entry.variant == call.variant for entry in held()
-        ):
-            return False
-        name = call.target.name
-        self._refuse_led(name)
-        if is_alone:
-            raise DistributedError(
-                f"{name} at {call.sizes} spans several processes and would be served so: "
-                f"{decision}. What one of them runs eagerly or captures in the background another "
-                'may not: warm the bucket up, with on_miss="capture", and for what is outside the '
-                'limits add larger buckets or set on_overflow="split" or "exact"'
-            )
-        self._take_turn(name)
-        facts = {"sizes": str(call.sizes), "decision": decision, "data": digest_of(call.leaves)}
-        self.compare(f"a call of {name}", facts, timeout_s=config.process_timeout_s)
-        return True
+        self._refuse_led(call.target.name)
+        refused = self._other_thread(call.target.name) or refused
+        facts = {"sizes": str(call.sizes), "decision": decision}
+        if refused is None:
+            try:
+                leaves = (it.array if isinstance(it, Padded) else it for it in call.leaves)
+                facts["data"] = digest_of(list(leaves))
+            except Exception as error:  # of an array that is deleted
+                refused = error
+        wait_s = config.process_timeout_s
+        self.compare(f"a call of {call.target.name}", facts, timeout_s=wait_s, refused=refused)
 
-    def agree_on_warmup(
-        self, call: Call, config: CUDAGraphConfig, buckets: Collection[Bucket]
-    ) -> bool:
-        """Has all processes agree to a warm-up, if its program spans them; whether it does.
+    def tell_of_input(
+        self,
+        name: str,
+        arguments: PyTree,
+        error: Exception,
+        held: Callable[[], Sequence[CUDAGraphEntry]],
+        config: CUDAGraphConfig,
+    ) -> None:
+        """Tells the others of a call that is refused before it can be described, if it spans them.
 
         Raises:
-            DistributedError: They do not, or the function is led.
+            DistributedError: They do not refuse it alike.
+            Exception: `error`, where they do.
+        """
+        if jax.process_count() == 1 or self.led is not None:
+            return
+        if any(is_foreign(placement(leaf)) for leaf in jax.tree.leaves(arguments)) or any(
+            entry.is_shared and entry.variant.name == name for entry in held()
+        ):
+            wait_s = config.process_timeout_s
+            self.compare(f"a call of {name}", {}, timeout_s=wait_s, refused=error)
+
+    @contextmanager
+    def agreeing_on_warmup(
+        self, call: Call, config: CUDAGraphConfig, facts: Facts
+    ) -> Iterator[None]:
+        """Has all processes agree to a warm-up, if its program spans them; none is left in it.
+
+        Args:
+            call: Its example.
+            config: The configuration.
+            facts: What must be equal besides that.
+
+        Raises:
+            DistributedError: They do not agree, the function is led, or one of them alone fails.
         """
         if not spans_processes(call.variant.leaves):
-            return False
-        self._refuse_led(call.target.name)
-        self.compare(
-            f"the warm-up of {call.target.name}",
-            {**facts_of(call, config), "grid": " ".join(map(str, buckets))},
+            yield
+            return
+        name, wait_s = call.target.name, CAPTURES_TAKE * config.process_timeout_s
+        self._refuse_led(name)
+        facts = {**facts_of(call, config), **facts}
+        self.compare(f"the warm-up of {name}", facts, timeout_s=wait_s)
+        with self.telling(f"the warm-up of {name}", {}, timeout_s=wait_s):
+            yield
+
+    @contextmanager
+    def telling(
+        self, what: str, facts: Facts, *, timeout_s: float, is_shared: bool = True
+    ) -> Iterator[None]:
+        """Tells the others of what fails in the block on this process, where it is shared.
+
+        They learn that at the next comparison.
+
+        Raises:
+            DistributedError: It fails on one process alone.
+        """
+        try:
+            yield
+        except DistributedError:  # which the others have, too
+            raise
+        except Exception as error:
+            if is_shared:
+                self.compare(what, facts, timeout_s=timeout_s, refused=error)
+            raise
+
+    def telling_of_capture(
+        self, request: CompileRequest, call: Call, config: CUDAGraphConfig
+    ) -> AbstractContextManager[None]:
+        """Tells the others of what cannot be compiled here, as far as the arguments show them."""
+        return self.telling(
+            f"the capture of {request}",
+            {},
             timeout_s=CAPTURES_TAKE * config.process_timeout_s,
+            is_shared=spans_processes(call.variant.leaves),
         )
-        return True
 
     def agree_on_capture(
         self,
         request: CompileRequest,
+        call: Call,
         outputs: Outputs,
         executable: Executable,
+        *,
+        held: Sequence[CUDAGraphEntry],
         config: CUDAGraphConfig,
     ) -> bool:
         """Has all processes agree to what was compiled, if it spans them; whether it does.
 
         So nobody runs it before all of them have it.
 
+        Args:
+            request: What was asked for.
+            call: The call that asks for it.
+            outputs: What is known of its outputs.
+            executable: What was compiled.
+            held: What is captured already.
+            config: The configuration.
+
         Raises:
-            DistributedError: They do not, or a process cannot read an output that it hands out.
+            DistributedError: They do not, or a process cannot read an output that it hands out, or
+                a captured bucket would have to leave that several share, or leave for one.
         """
         if jax.process_count() == 1:
             return False
-        given = jax.tree.leaves(executable.call.output_shardings)
-        if not any(map(is_foreign, [*jax.tree.leaves(executable.call.input_shardings), *given])):
-            return False
-        for leaf, sharding in zip(outputs.leaves, given, strict=True):
-            if leaf.unpad == "host" and is_foreign(sharding) and not sharding.is_fully_replicated:
-                raise DistributedError(
-                    f"{leaf.name} of {request} is spread over the devices of several processes "
-                    f"({sharding.spec}), so that none of them can read it: leave it there with "
-                    'unpad="none" or "padded", or replicate it, as jax.lax.with_sharding_constraint'
-                    " with PartitionSpec() does"
+        compiled = executable.call
+        shardings = jax.tree.leaves((compiled.input_shardings, compiled.output_shardings))
+        is_shared = any(map(is_foreign, shardings))
+        refused = _eviction(request, executable, held, is_shared=is_shared, config=config)
+        if is_shared:
+            shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in _leaves(executable.output_info)]
+            facts = {
+                **facts_of(call, config),
+                "outputs": _short(" ".join(shapes)),
+                "options": str(dict(request.options)),
+            }
+            self.compare(
+                f"the capture of {request}",
+                facts,
+                timeout_s=CAPTURES_TAKE * config.process_timeout_s,
+                refused=_unreadable(request, outputs, executable) or _proof(config) or refused,
+            )
+        elif refused is not None:
+            raise refused
+        return is_shared
+
+    def run_together(self, entry: CUDAGraphEntry, run: Run, *, timeout_s: float) -> None:
+        """Runs an entry on all processes that share it; where it fails on one, it does on all.
+
+        Args:
+            entry: What is run.
+            run: Runs it; `looks_on` is to be called while that takes.
+            timeout_s: How long it may take, here and there.
+
+        Raises:
+            DistributedError: It has failed on some of them, which are not at one from here on.
+            Exception: What all of them have failed with.
+        """
+        if not entry.is_shared:
+            run(looks_on=lambda seconds: None)
+            return
+        what, failure = f"a run of {entry.variant.name} {entry.bucket}", None
+
+        def look_on(seconds: float) -> None:
+            # Who waits within a collective for one that does not come would do so for ever.
+            failed = [text for text in self._coordinator.said_next() if _outcome(text) != _READY]
+            if failed or seconds > timeout_s:
+                why = (
+                    f"{_outcome(failed[0])} elsewhere" if failed else f"not within {timeout_s:g} s"
                 )
-        shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in _leaves(executable.output_info)]
-        facts = {
-            "outputs": _short(" ".join(shapes)),
-            "unpad": str(request.program.target.unpad),
-            "options": str(dict(request.options)),
-            "warmup_iterations": str(config.warmup_iterations),
-        }
-        wait_s = CAPTURES_TAKE * config.process_timeout_s
-        self.compare(f"the capture of {request}", facts, timeout_s=wait_s)
-        return True
+                raise DistributedError(f"{what} does not end here: {why}")
+
+        try:
+            run(looks_on=look_on)
+        except Exception as error:
+            failure = error
+        try:
+            self.compare(what, {}, timeout_s=timeout_s, refused=failure)
+        except DistributedError as error:
+            self.break_off(f"{str(error).rstrip('. ')}: {RESTART}")
+            raise
+        finally:
+            del failure  # whose traceback leads back to this frame
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[DistributedError | None]:
+        """One thread at a time; gives what is raised where another one is here already."""
+        own = threading.current_thread()
+        if self._inside is own:
+            raise DistributedError(
+                "a signal handler runs what several processes run together, in the middle of that: "
+                f"have it ask the thread to, or {_LEAD}"
+            )
+        is_alone = self._turn.acquire(blocking=False)
+        if not is_alone:
+            self._turn.acquire()
+        try:
+            self._inside = own
+            yield (
+                None
+                if is_alone
+                else _crowd("two threads of this process run what several processes run together")
+            )
+        finally:
+            self._inside = None
+            self._turn.release()
 
     def _refuse_led(self, name: str) -> None:
         if self.led is not None:
@@ -179,19 +370,18 @@ class Peers:
                 f"{self.led} is led: call what lead gave, there alone, or close it first"
             )
 
-    def _take_turn(self, name: str) -> None:
+    def _other_thread(self, name: str) -> DistributedError | None:
         """Keeps calls to one thread, as long as that lives: of several nobody knows the order."""
         own = threading.current_thread()
-        first = self._callers.setdefault("thread", own)
+        first = self._caller
+        if first is None or not first.is_alive():
+            first = self._caller = own
         if first is own:
-            return
-        if first.is_alive():
-            raise DistributedError(
-                f"{name} spans several processes and is called by the threads {first.name} and "
-                f"{own.name}, in an order that may be another one elsewhere: call from one thread, "
-                f"or {_LEAD}, whose calls any thread may make"
-            )
-        self._callers["thread"] = own
+            return None
+        return _crowd(
+            f"{name} spans several processes and is called by the threads {first.name} and "
+            f"{own.name}"
+        )
 
 
 # Of the process, as the job is: functions of any number of managers share its devices.
@@ -200,48 +390,87 @@ PEERS = Peers()
 
 def facts_of(call: Call, config: CUDAGraphConfig) -> dict[str, str]:
     """What a program is on every process that runs it: function, arguments, configuration."""
-    variant, target = call.variant, call.target
-    function = variant.function.function
-    source = None if function is None else Source(function)
+    variant = call.variant
     leaves = [leaf.placed for leaf in variant.leaves]
     return {
-        "function": "" if source is None else source.where,
-        "code": "" if source is None else source.read[0],
-        "jax": f"{jax.__version__}, jaxlib {jaxlib_version()}",
-        **{name: str(value) for name, value in config.to_dict().items() if name != "store"},
-        "arguments": ", ".join(leaves) if len(leaves) < 8 else f"{len(leaves)}, {_hash(leaves)}",
+        **function_facts(variant.function.function, call.target, config),
+        "donated": str(call.target.donate_argnums),
+        "arguments": ", ".join(leaves) if len(leaves) < 8 else f"{len(leaves)}, {hash_of(leaves)}",
         "structure": _short(str(variant.structure)),
         "statics": str(variant.statics),
         "axes": _short(" ".join(str(axes) for axes in call.axes)),
-        "padding": _short(str(call.declared.pad_values)),
-        "masks": str([(mask.name, mask.axes) for mask in target.masks]),
-        "donated": str(target.donate_argnums),
+        "padding": _short(str(list(map(repr, call.declared.pad_values)))),
     }
 
 
-def refuse_eviction(
-    entry: CUDAGraphEntry, held: Sequence[CUDAGraphEntry], config: CUDAGraphConfig
-) -> None:
-    """Raises where a new entry would have one leave, and processes share any of them.
+def function_facts(
+    function: Callable[..., PyTree] | None, target: Target, config: CUDAGraphConfig
+) -> dict[str, str]:
+    """What a function is on every process, whatever its arguments are."""
+    source = None if function is None else Source(function)
+    return {
+        "function": "" if source is None else source.where,
+        "code": "" if source is None else source.read[0],
+        "versions": f"{__version__}, jax {jax.__version__}, jaxlib {jaxlib_version()}",
+        **{name: str(value) for name, value in config.to_dict().items() if name != "store"},
+        "masks": str([(mask.name, mask.axes) for mask in target.masks]),
+        "unpad": str(target.unpad),
+        "out_axes": str(target.out_axes),
+        "settings": str(current_settings()[1:]),  # behind the device, which is each process's own
+    }
+
+
+def _eviction(
+    request: CompileRequest,
+    executable: Executable,
+    held: Sequence[CUDAGraphEntry],
+    *,
+    is_shared: bool,
+    config: CUDAGraphConfig,
+) -> DistributedError | None:
+    """What is raised where a new entry would have one leave, and processes share any of them.
 
     Which one was used last each process knows for itself.
-
-    Raises:
-        DistributedError: It would.
     """
-    together = [*held, entry]
-    if not any(other.is_shared for other in together):
-        return
+    if not held or not (is_shared or any(other.is_shared for other in held)):
+        return None
     budget = config.memory_budget_bytes
-    over = [f"max_graphs={config.max_graphs}"] * (len(together) > (config.max_graphs or 1 << 62))
-    if budget is not None and pool_bytes(other.memory for other in together) > budget:
+    over = [f"max_graphs={config.max_graphs}"] * (len(held) >= (config.max_graphs or 1 << 62))
+    memories = [*(other.memory for other in held), executable.memory]
+    if budget is not None and pool_bytes(memories) > budget:
         over.append(f"memory_pool_size_mb={config.memory_pool_size_mb}")
-    if over and held:
-        raise DistributedError(
-            f"{entry.variant.name} at {entry.bucket} would have a captured bucket leave "
-            f"({over[0]}), which may be another one on another process: raise that, or give fewer "
-            "capture_sizes and capture_seq_lens"
-        )
+    if not over:
+        return None
+    return DistributedError(
+        f"{request} would have a captured bucket leave ({over[0]}), which may be another one on "
+        "another process: raise that, or give fewer capture_sizes and capture_seq_lens"
+    )
+
+
+def _unreadable(
+    request: CompileRequest, outputs: Outputs, executable: Executable
+) -> DistributedError | None:
+    """What is raised where an output is to be handed out that no process has as a whole."""
+    given = jax.tree.leaves(executable.call.output_shardings)
+    for leaf, sharding in zip(outputs.leaves, given, strict=True):
+        if leaf.unpad == "host" and is_foreign(sharding) and not sharding.is_fully_replicated:
+            return DistributedError(
+                f"{leaf.name} of {request} is spread over the devices of several processes "
+                f"({sharding.spec}), so that none of them can read it: leave it there with "
+                'unpad="none" or "padded", or replicate it, as jax.lax.with_sharding_constraint'
+                " with PartitionSpec() does"
+            )
+    return None
+
+
+def _proof(config: CUDAGraphConfig) -> DistributedError | None:
+    """What is raised where a bucket would be compared with the plain function's answer."""
+    if not config.debug_mode:
+        return None
+    return DistributedError(
+        "debug_mode compares with eager answers, which several processes do not give together: "
+        "prove the padding in one process, and leave it off here"
+    )
 
 
 def refuse_replan(held: Sequence[CUDAGraphEntry]) -> None:
@@ -261,14 +490,15 @@ def refuse_replan(held: Sequence[CUDAGraphEntry]) -> None:
 def _difference(first: Sequence[Any], other: Sequence[Any], index: int) -> str:
     if first[0] != other[0]:
         return (
-            f"process 0 is at {first[0]}, but process {index} at {other[0]}: have all processes "
-            f"do the same in one order, or {_LEAD}"
+            f"process 0 is at {_at(first)}, but process {index} at {_at(other)}: have all "
+            f"processes do the same in one order, or {_LEAD}"
         )
     facts, others = first[1], other[1]
-    names = [name for name in {**facts, **others} if facts.get(name) != others.get(name)]
+    # One that has failed does not know all of them.
+    names = [name for name in facts if name in others and facts[name] != others[name]]
     parts = [
-        f"{name} is {facts.get(name)!s:.{_LONGEST}} on process 0 and "
-        f"{others.get(name)!s:.{_LONGEST}} on process {index}"
+        f"{name} is {facts[name]!s:.{_LONGEST}} on process 0 and "
+        f"{others[name]!s:.{_LONGEST}} on process {index}"
         for name in names[:3]
     ]
     return (
@@ -276,21 +506,20 @@ def _difference(first: Sequence[Any], other: Sequence[Any], index: int) -> str:
     )
 
 
-def digest_of(leaves: Sequence[Any]) -> str:
-    """A hash of what must be equal on all processes; of arrays that lie on several, what they are.
+def _at(told: Sequence[Any]) -> str:
+    outcome = told[1]["outcome"]
+    return str(told[0]) if outcome == _READY else f"{told[0]}, where it has failed ({outcome})"
 
-    It reads 1 GB/s, and waits for arrays that are being computed.
-    """
-    found = hashlib.blake2b(digest_size=12)
-    for leaf in leaves:
-        value = leaf.array if isinstance(leaf, Padded) else leaf
-        if isinstance(value, jax.Array) and not value.is_fully_addressable:
-            found.update(f"{value.dtype}{value.shape}{value.sharding}".encode())
-            continue
-        array = np.asarray(jax.random.key_data(value) if is_key(value) else value)
-        found.update(f"{array.dtype}{array.shape}".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
+
+def _outcome(text: str) -> str:
+    return str(json.loads(text)[1]["outcome"])
+
+
+def _crowd(who: str) -> DistributedError:
+    return DistributedError(
+        f"{who}, in an order that may be another one elsewhere: call from one thread, or {_LEAD}, "
+        "whose calls any thread may make"
+    )
 
 
 def _leaves(tree: Any) -> list[Any]:
@@ -299,8 +528,10 @@ def _leaves(tree: Any) -> list[Any]:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{len(text)} characters, {_hash([text])}"
+    """The text, or how long it is and its hash."""
+    return text if len(text) <= _LONGEST else f"{len(text)} characters, {hash_of([text])}"
 
 
-def _hash(texts: Sequence[str]) -> str:
+def hash_of(texts: Sequence[str]) -> str:
+    """A hash of texts, by which people tell them apart."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]

@@ -17,7 +17,6 @@ from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached, Errors, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
 from cudagraph_jax.capture.build import Builder, shelf_of
-from cudagraph_jax.capture.peers import refuse_eviction
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
 from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError, CUDAGraphWarning
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -288,13 +287,7 @@ class CUDAGraphRegistry:
             DistributedError: It spans processes that do not agree on it, or evicts another.
         """
         build = self._building(program, bucket, call, iterations)
-
-        def make() -> CUDAGraphEntry:
-            entry = build()
-            refuse_eviction(entry, self.entries(), self.config)
-            return entry
-
-        made = self._entries.get_or_make((bucket, program.variant), make)
+        made = self._entries.get_or_make((bucket, program.variant), build)
         if made.is_new:
             self._tell(made.value)
             for other in self._same_calls(made.value):
@@ -332,6 +325,7 @@ class CUDAGraphRegistry:
             call,
             config=self.config,
             ledger=self._ledger,
+            held=self.entries,
             iterations=iterations,
         )
 

@@ -14,7 +14,7 @@ from cudagraph_jax._base.lru import Cached
 from cudagraph_jax._base.text import error_text
 from cudagraph_jax.capture.budget import Budget, check_device
 from cudagraph_jax.capture.capturer import Capturer, is_stale
-from cudagraph_jax.capture.peers import PEERS
+from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import (
@@ -48,6 +48,7 @@ def warm_up(
     failed: Failed,
     broken: Callable[[CUDAGraphEntry, CaptureError], None],
     progress: Progress,
+    timeout_s: float = CAPTURES_TAKE * 60.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> WarmupReport:
     """Captures `buckets` in their order, and only then runs each of them.
@@ -64,9 +65,11 @@ def warm_up(
         failed: Told of a bucket that could not be captured or run.
         broken: Told of an entry that does not run, before another one takes its place.
         progress: Told of every step.
+        timeout_s: How long a run may take that several processes share.
         clock: Seconds.
 
     Raises:
+        DistributedError: A run that several processes share failed on one of them alone.
         PaddingLeakError: In `debug_mode` the padding of a bucket changes its real rows.
     """
     start = clock()
@@ -99,7 +102,10 @@ def warm_up(
         def tell(entry: CUDAGraphEntry, seconds: float) -> None:
             step.note(entry.bucket, f"for {seconds:.0f} s so far")
 
-        run = partial(run_idle, iterations=iterations, call=call, tell=tell, clock=clock)
+        def run(entry: CUDAGraphEntry) -> None:
+            once = partial(run_idle, entry, iterations, call=call, tell=tell, clock=clock)
+            PEERS.run_together(entry, once, timeout_s=timeout_s)
+
         for entry in entries:
             attempt(entry.bucket, partial(_run_or_compile, entry, run, capture, broken))
             step(entry.bucket)
@@ -161,26 +167,36 @@ def warm_grid(
         CaptureError: No bucket can be traced, and neither does the plain function take the example.
         DistributedError: It spans processes that do not agree on it.
     """
-    if capturer.gate.mode is CUDAGraphMode.DISABLED:
-        return WarmupReport(call.target.name, (), 0.0)
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # not in JAX's stubs
-        return _without_jit(capturer.registry.config, call)
+    config, mode = capturer.registry.config, capturer.gate.mode
+    buckets = config.grid(call.carried, call.sizes)
+    facts = {
+        "grid": " ".join(map(str, buckets)),
+        "mode": mode.name,
+        "disable_jit": str(jax.config.jax_disable_jit),  # type: ignore[attr-defined]
+    }
+    with PEERS.agreeing_on_warmup(call, config, facts):
+        if mode is CUDAGraphMode.DISABLED:
+            return WarmupReport(call.target.name, (), 0.0)
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # not in JAX's stubs
+            return _without_jit(config, call)
+        return capturer.gate.within(partial(_warm, capturer, call, progress, workers))
 
-    def warm(is_admitted: bool) -> WarmupReport:
-        if not is_admitted:
-            raise sealed_error(capturer.gate.mode)
-        capturer.registry.require(capturer.program_of(call).multiples)
-        while True:
-            config = capturer.registry.config
-            report = _warm_grid(capturer, call, progress, workers)
-            if capturer.registry.config == config:
-                return report
-            # There is another grid by now.
-            for entry in capturer.registry.entries():
-                if is_stale(entry.program, entry.bucket, config, capturer.registry.config):
-                    capturer.registry.discard(entry.bucket, entry.variant)
 
-    return capturer.gate.within(warm)
+def _warm(
+    capturer: Capturer, call: Call, progress: Progress, workers: int, is_admitted: bool
+) -> WarmupReport:
+    if not is_admitted:
+        raise sealed_error(capturer.gate.mode)
+    capturer.registry.require(capturer.program_of(call).multiples)
+    while True:
+        config = capturer.registry.config
+        report = _warm_grid(capturer, call, progress, workers)
+        if capturer.registry.config == config:
+            return report
+        # There is another grid by now.
+        for entry in capturer.registry.entries():
+            if is_stale(entry.program, entry.bucket, config, capturer.registry.config):
+                capturer.registry.discard(entry.bucket, entry.variant)
 
 
 def _without_jit(config: CUDAGraphConfig, call: Call) -> WarmupReport:
@@ -195,7 +211,6 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
     target = call.target
     registry, config = capturer.registry, capturer.registry.config
     buckets = _grid(config, call)
-    PEERS.agree_on_warmup(call, config, buckets)
     program = capturer.program_of(call)
     budget = Budget(registry, call.variant, buckets)
     largest = max(buckets, key=lambda bucket: bucket.elements)
@@ -235,6 +250,7 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
             failed=failures.__setitem__,
             broken=registry.discard_broken,
             progress=progress,
+            timeout_s=CAPTURES_TAKE * config.process_timeout_s,
         )
     capturer.end_warmup(captured if report.captured or report.loaded else None)
     return report

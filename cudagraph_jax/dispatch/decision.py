@@ -15,6 +15,7 @@ from cudagraph_jax.errors import (
     BucketOverflowError,
     CaptureError,
     CUDAGraphError,
+    DistributedError,
     InputShapeError,
     PaddingLeakError,
     SealedError,
@@ -67,6 +68,7 @@ class Decision(NamedTuple):
         is_passing: Whether the next call of this size may be served in another way.
         piece_rows: The rows of the pieces that it is served in, as far as these have buckets; 0:
             it is not cut.
+        pieces: What is done with the pieces, by their sizes.
         is_agreed: Whether several processes do the same.
     """
 
@@ -78,6 +80,7 @@ class Decision(NamedTuple):
     in_background: bool = False
     is_passing: bool = False
     piece_rows: int = 0
+    pieces: tuple[Decision, ...] = ()
     is_agreed: bool = False
 
     def __str__(self) -> str:
@@ -97,6 +100,8 @@ class Decision(NamedTuple):
     ) -> Decision:
         """The same, where the processes that the call spans, if any, have agreed to it.
 
+        What a process refuses is raised when all of them have learnt it.
+
         Args:
             call: The call.
             config: How long they wait for each other.
@@ -104,14 +109,29 @@ class Decision(NamedTuple):
 
         Raises:
             DistributedError: They have not, or it is what a process decides alone.
+            CUDAGraphError: What all of them refuse it with.
         """
-        if self.error is not None or self.is_agreed:
+        if self.is_agreed or not PEERS.spans(call, held):
             return self
-        is_alone = self.in_background or not (self.has_bucket or self.piece_rows)
-        is_agreed = PEERS.agree_on_call(
-            call, held, decision=str(self), is_alone=is_alone, config=config
+        PEERS.agree_on_call(
+            call,
+            decision="; in pieces: ".join(map(str, (self, *self.pieces))),
+            refused=self.error or self._unshareable(call),
+            config=config,
         )
-        return self._replace(is_agreed=is_agreed)
+        return self._replace(is_agreed=True)
+
+    def _unshareable(self, call: Call) -> DistributedError | None:
+        """Why this is nothing that several processes do together, such as to run eagerly."""
+        parts = self.pieces or (self,)
+        if all(part.has_bucket and not part.in_background for part in parts):
+            return None
+        return DistributedError(
+            f"{call.target.name} at {call.sizes} spans several processes and would be served so: "
+            f"{self}. What one of them runs eagerly or captures in the background another may not: "
+            'warm the bucket up, with on_miss="capture", and for what is outside the limits add '
+            'larger buckets or set on_overflow="split" or "exact"'
+        )
 
     @property
     def serving_bucket(self) -> Bucket | None:

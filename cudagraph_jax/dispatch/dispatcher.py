@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
@@ -13,9 +13,8 @@ import jax
 from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached
-from cudagraph_jax._base.text import error_text
 from cudagraph_jax.capture.capturer import Capturer
-from cudagraph_jax.capture.failures import is_final
+from cudagraph_jax.capture.peers import PEERS
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import (
@@ -26,6 +25,15 @@ from cudagraph_jax.dispatch.decision import (
     larger_limits,
     limits,
 )
+from cudagraph_jax.dispatch.fallback import (
+    eager_answer,
+    is_of_deleted,
+    is_out_of_memory,
+    refuse_deleted,
+    without_bucket,
+    without_entry,
+    without_memory,
+)
 from cudagraph_jax.dispatch.split import (
     delete_donated,
     joined,
@@ -34,19 +42,15 @@ from cudagraph_jax.dispatch.split import (
     pieces,
     uncuttable,
     unjoinable,
-    was_donated,
 )
 from cudagraph_jax.dispatch.stats import Outcomes
 from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError, PaddingLeakError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.pads import Way, fits_untouched, ways_in
 from cudagraph_jax.graphs.route import Route, Routes
-from cudagraph_jax.graphs.warm_runs import runs
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import Args, Call, Variant, argument_leaf_names
-from cudagraph_jax.program.eager import run_eagerly
+from cudagraph_jax.program.call import Args, Call, Variant
 from cudagraph_jax.program.function_ref import FunctionRef
-from cudagraph_jax.program.padded import Padded
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 
@@ -124,7 +128,7 @@ class Dispatcher:
             return decision._replace(reason=Reason.OVERFLOW)
         captures = any(part.mode is CUDAGraphMode.CAPTURE for part in parts)
         mode = CUDAGraphMode.CAPTURE if captures else first.mode
-        return decision._replace(mode=mode)
+        return decision._replace(mode=mode, pieces=tuple(parts))
 
     def _decide(self, call: Call, sizes: Bucket) -> Decision:
         holdings = Holdings(
@@ -166,6 +170,25 @@ class Dispatcher:
         finally:
             del failure  # whose traceback leads back to this frame, and the arguments in it
 
+    def refuse_input(self, name: str, arguments: PyTree, error: BaseException) -> None:
+        """Counts a call whose arguments are refused, and tells the processes that it spans.
+
+        Raises:
+            DistributedError: They do not refuse it, too.
+        """
+        self.outcomes.add("error", Reason.INPUT)
+        if isinstance(error, Exception):
+            PEERS.tell_of_input(name, arguments, error, self.registry.entries, self.config)
+
+    @contextmanager
+    def refusing_input(self, name: str, arguments: PyTree) -> Iterator[None]:
+        """Has `refuse_input` told of what is raised in the block."""
+        try:
+            yield
+        except BaseException as error:
+            self.refuse_input(name, arguments, error)
+            raise
+
     def may_answer(self, route: Route, error: BaseException) -> bool:
         """Whether a replay failed for want of memory, or of an array; counts what failed otherwise.
 
@@ -188,7 +211,7 @@ class Dispatcher:
         try:
             call = describe()
             refuse_deleted(call, error)
-            outputs = without_memory(call, route.bucket, error)
+            outputs = without_memory(self.registry, call, route.bucket, error)
         except BaseException:
             self.outcomes.add("error", Reason.RUN, sizes)
             raise
@@ -296,7 +319,7 @@ class Dispatcher:
                 outputs = without_entry(self.capturer, call, entry, failure)
                 reason = Reason.FAILED
             else:
-                outputs = without_memory(call, route.bucket, failure)
+                outputs = without_memory(self.registry, call, route.bucket, failure)
         finally:
             del failure
         self.outcomes.add("eager", reason, call.sizes)
@@ -356,7 +379,7 @@ class Dispatcher:
 
     def _run_piece(self, call: Call, made: Cached[CUDAGraphEntry] | None) -> PyTree:
         if made is None:
-            return run_eagerly(call)
+            return eager_answer(self.registry, call)
         route = piece_route(made.value, call)
         try:
             return route.run(call.args, call.kwargs)
@@ -365,7 +388,7 @@ class Dispatcher:
         try:
             if made.is_new:
                 return without_entry(self.capturer, call, made.value, failure)
-            return without_memory(call, route.bucket, failure)
+            return without_memory(self.registry, call, route.bucket, failure)
         finally:
             del failure
 
@@ -410,7 +433,7 @@ class Dispatcher:
             self.bucket_for(call), call.variant
         )
         with jax.ensure_compile_time_eval() if is_within else nullcontext():
-            outputs = run_eagerly(call)
+            outputs = eager_answer(self.registry, call)
         self.outcomes.add("eager", decision.reason, call.sizes)
         return Reply(outputs)
 
@@ -503,95 +526,3 @@ def overflow_notice(
         f'had to be compiled for that; {known}. With on_overflow="eager" every such call runs '
         f"operation by operation: {remedy}. Said once for this function"
     )
-
-
-def without_bucket(capturer: Capturer, call: Call, bucket: Bucket, error: CaptureError) -> PyTree:
-    """The answer where `bucket` could not be captured, which is remembered.
-
-    Raises:
-        PaddingLeakError: That is why.
-    """
-    failures, variant = capturer.failures, call.variant
-    if isinstance(error, PaddingLeakError):
-        failures.remember(bucket, variant, error)
-        raise error
-    # Before the answer, or others would try the same meanwhile; told of after it.
-    # One that is known comes from the same attempt, which was waited for.
-    is_new = failures.get(bucket, variant) is None and failures.note(bucket, variant, error)
-    try:
-        outputs = run_eagerly(call)
-    except BaseException:
-        # A mistake in the function itself surfaces here, as it would without this package, and may
-        # be gone the next time. What XLA could not compile has its pause all the same.
-        if is_new and is_final(error):
-            failures.forget(bucket, variant)
-        raise
-    if is_new:
-        failures.warn(bucket, variant, error)
-    return outputs
-
-
-def without_entry(
-    capturer: Capturer, call: Call, entry: CUDAGraphEntry, error: Exception
-) -> PyTree:
-    """The answer where the first run of a new entry failed; an entry that does not run is dropped.
-
-    Raises:
-        Exception: `error`, where the entry does run, so that the arguments are to blame, as under
-            `jit`: an array that is donated twice, say; or where the donated arrays are gone.
-    """
-    bucket = entry.bucket
-    # What several processes share none of them runs by itself to see whether it does.
-    if entry.is_shared or (not is_out_of_memory(error) and runs(entry)):
-        try:
-            raise error
-        finally:
-            del error  # whose traceback leads back to this frame
-    failure = CaptureError(
-        f"{bucket} was compiled, but does not run: {error_text(error)}", stage="run"
-    )
-    failure.__cause__ = error
-    capturer.registry.discard_broken(entry, failure)
-    if was_donated(call, call.target.donate_argnums):
-        capturer.failures.note(bucket, call.variant, failure)
-        raise error
-    return without_bucket(capturer, call, bucket, failure)
-
-
-def without_memory(call: Call, bucket: Bucket, error: BaseException) -> PyTree:
-    """The answer where there was no memory for a replay.
-
-    Raises:
-        BaseException: `error`, where it is another one, or the call's donated arrays are gone.
-    """
-    if not is_out_of_memory(error) or was_donated(call, call.target.donate_argnums):
-        raise error
-    logger.warning("%s runs eagerly at %s: %s", call.target.name, bucket, error_text(error))
-    return run_eagerly(call)
-
-
-def is_of_deleted(error: BaseException) -> bool:
-    """Whether an array was used whose buffer is gone; JAX has no one class for this."""
-    return isinstance(error, RuntimeError | ValueError) and "been deleted" in error_text(error)
-
-
-def refuse_deleted(call: Call, error: BaseException) -> None:
-    """Raises, in the place of JAX's words for it, where an array of `call` is gone.
-
-    Raises:
-        InputShapeError: One is; the message names it.
-    """
-    if not is_of_deleted(error):
-        return
-    names = argument_leaf_names(call.declared.argument_names, call.args, call.kwargs)
-    for name, leaf in zip(names, call.leaves, strict=True):
-        if isinstance(leaf, jax.Array | Padded) and leaf.is_deleted():
-            raise InputShapeError(
-                f"{name} is deleted, as an array is that was donated to an earlier call "
-                "(donate_argnums): pass what that call returned, or give it a copy"
-            ) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device had no memory for a run."""
-    return isinstance(error, Exception) and "RESOURCE_EXHAUSTED" in error_text(error)

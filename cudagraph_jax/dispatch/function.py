@@ -236,6 +236,24 @@ class BucketedFunction(Generic[P, R]):
         """On which side the padding of the arguments stands, with the structure of `in_axes`."""
         return jax.tree.map(attrgetter("side"), self._binder.in_axes)
 
+    @property
+    def target(self) -> Target:
+        """The function, and what is asked of its outputs."""
+        return self._target
+
+    @property
+    def declarations(self) -> dict[str, str]:
+        """What was declared for its arguments, by option, in words."""
+        binder = self._binder
+        return {
+            "in_axes": str(self.in_axes),
+            "pad_side": str(self.pad_side),
+            "pad_values": str(jax.tree.map(repr, binder.pad_values)),
+            "in_shardings": str(binder.in_shardings),
+            "static_argnames": str(sorted(binder.static_argnames)),
+            "donate_argnums": str(binder.donate_argnums),
+        }
+
     def describe(self, *args: PyTree, **kwargs: PyTree) -> Call:
         """A call with these arguments, described; nothing is run or compiled.
 
@@ -267,8 +285,8 @@ class BucketedFunction(Generic[P, R]):
                 and (route is not refused or bound is not written)
                 and route.checks.accept(bound.args, bound.kwargs)
             )
-        except BaseException:
-            self._outcomes.add("error", Reason.INPUT)
+        except BaseException as error:
+            dispatcher.refuse_input(self.called, (args, kwargs), error)
             raise
         if route is not None and is_taken:
             outputs = dispatcher.replay(
@@ -286,8 +304,8 @@ class BucketedFunction(Generic[P, R]):
                 bound, call = self._captured(written)
                 refuse_abstract(call)
                 key = self._key(bound)
-        except BaseException:
-            self._outcomes.add("error", Reason.INPUT)
+        except BaseException as error:
+            dispatcher.refuse_input(self.called, (args, kwargs), error)
             raise
         if call is None:
             return self._trace(written)

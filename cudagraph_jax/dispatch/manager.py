@@ -29,6 +29,7 @@ from cudagraph_jax.program.single_input import (
     any_function,
     capture_sizes,
     check_inputs,
+    function_name,
     request_sizes,
     route_key,
     single_call,
@@ -229,7 +230,7 @@ class CUDAGraphManager:
         def describe() -> Call:
             return single_call(execute_fn, inputs, sizes, output_shapes=output_shapes)
 
-        with outcomes.counting_input_errors():
+        with self.dispatcher.refusing_input(function_name(execute_fn), inputs):
             sizes = request_sizes(batch_size, seq_len)
             if input_shapes is not None:
                 check_inputs(inputs, input_shapes)
@@ -239,7 +240,7 @@ class CUDAGraphManager:
             outputs = self.dispatcher.replay(route, (inputs,), {}, describe)
             if outputs is not REFUSED:
                 return outputs
-        with outcomes.counting_input_errors():
+        with self.dispatcher.refusing_input(function_name(execute_fn), inputs):
             if has_tracers(inputs):
                 use_jax()  # as the operations will
                 call = None

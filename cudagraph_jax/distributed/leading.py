@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +18,7 @@ from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.text import error_line, one_line
 from cudagraph_jax.capture.cache_key import structure_to_json, tree_from_json
-from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS, digest_of
+from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS, function_facts, hash_of
 from cudagraph_jax.dispatch.decision import Decision
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.distributed.link import Link, Message, knock, open_door
@@ -31,11 +29,10 @@ from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.arguments import ArgumentPlaces
 from cudagraph_jax.program.call import Args, Call, is_key
-from cudagraph_jax.program.fingerprint import Source
+from cudagraph_jax.program.fingerprint import digest_of
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
-from cudagraph_jax.xla.settings import current_settings
 
 Function = BucketedFunction[..., PyTree]
 Tree = tuple[Any, list[Any], list[Array]]
@@ -194,7 +191,7 @@ def lead(function: Function, *passed: PyTree, timeout_s: float | None = None) ->
             "cudagraph_jax.distributed.follow here"
         )
     others = jax.process_count() - 1
-    with _only_one(function):
+    with PEERS.leading(function.called):
         links: list[Link] = []
         if others:
             with open_door() as door:
@@ -224,7 +221,7 @@ def follow(function: Function, *passed: PyTree, timeout_s: float | None = None) 
     index = jax.process_index()
     if index == 0:
         raise DistributedError("process 0 leads: call cudagraph_jax.distributed.lead here")
-    with _only_one(function):
+    with PEERS.leading(function.called):
         address = _meet(function, passed, timeout_s=wait_s)[0]
         link = knock(address, index, timeout_s=wait_s)
         _Follower(function, passed, link, timeout_s=wait_s).run()
@@ -400,41 +397,22 @@ def _checked(function: Function, passed: Args, timeout_s: float | None) -> float
     return wait_s
 
 
-@contextmanager
-def _only_one(function: Function) -> Iterator[None]:
-    """Has nothing of several processes run but by the leader."""
-    if PEERS.led is not None:
-        raise DistributedError(
-            f"{PEERS.led} is led already, and what is led besides would come in another order on "
-            "each process: lead one function at a time"
-        )
-    PEERS.led = function.called
-    try:
-        yield
-    finally:
-        PEERS.led = None
-
-
 def _meet(function: Function, passed: Args, *, timeout_s: float, said: str = "") -> list[str]:
     """What each process says, if all of them are to lead or follow the same.
 
     Raises:
         DistributedError: They are not.
     """
-    config, source = function.manager.config, Source(function.__wrapped__)
     captured = [
         f"{entry.bucket} {entry.variant}"
         for entry in function.registry.entries()
         if entry.variant.name == function.called
     ]
     facts = {
-        "function": source.where,
-        "code": source.read[0],
-        **{name: str(value) for name, value in config.to_dict().items() if name != "store"},
+        **function_facts(function.__wrapped__, function.target, function.manager.config),
+        **function.declarations,
         "mode": function.manager.mode.name,
-        "in_axes": str(function.in_axes),
-        "settings": str(current_settings()[1:]),
-        "captured": f"{len(captured)} buckets, {_hash(sorted(captured))}",
+        "captured": f"{len(captured)} buckets, {hash_of(sorted(captured))}",
         "parameters": digest_of(jax.tree.leaves(passed)),
         "timeout_s": str(timeout_s),  # the pulse of one goes by its own
     }
@@ -493,7 +471,3 @@ def _key(own: PyTree) -> object:
     if not all(type(leaf) is np.ndarray for leaf in leaves):
         return None
     return structure, tuple([(leaf.shape, leaf.dtype) for leaf in leaves])
-
-
-def _hash(texts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]

@@ -16,7 +16,7 @@ from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.text import error_text
 from cudagraph_jax._base.worker import LeftBehindError, run_aside
-from cudagraph_jax.errors import CaptureError, InputShapeError
+from cudagraph_jax.errors import CaptureError, DistributedError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.replay_counts import Fit
 from cudagraph_jax.graphs.route import Route
@@ -41,6 +41,7 @@ def run_idle(
     *,
     call: Call | None = None,
     tell: Told = lambda entry, seconds: None,
+    looks_on: Callable[[float], None] = lambda seconds: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Runs `entry` on rows that a request could have, and waits; records no replay.
@@ -58,11 +59,14 @@ def run_idle(
         call: A call of the entry's variant; None: what is known of those that captured it, which
             is the arrays that they passed through, while those are alive.
         tell: Told of a run that takes long, after it was logged, and how many seconds it has taken.
+        looks_on: Called every 50 ms of a run with how many seconds it has taken; what it raises
+            leaves the run behind.
         clock: Seconds.
 
     Raises:
         CaptureError: A run failed, or was left behind when the process exited.
         InputShapeError: A PRNG key is given as a shape.
+        DistributedError: What `looks_on` raises.
     """
     use_jax()
     rows = idle_call(entry.program, entry.program.example if call is None else call, entry.bucket)
@@ -71,9 +75,11 @@ def run_idle(
     route = entry.route_for(rows, fit=Fit.PADDED, outputs=outputs)
     run = partial(_timed, entry.program, route, rows)
     for _ in range(iterations):
-        watch = _Watch(entry, rows.sizes, tell)
+        watch = _Watch(entry, rows.sizes, tell, looks_on)
         try:
             seconds = run_aside(run, name="cudagraph-jax-run", looks_on=watch, clock=clock)
+        except DistributedError:
+            raise
         except LeftBehindError:
             raise CaptureError(
                 f"{entry.bucket} was still being run when its manager was closed or the process "
@@ -137,13 +143,21 @@ _REMEDY = "a warm-up with arrays in the place of shapes runs on their rows"
 class _Watch:
     """Says of a run that it takes long."""
 
-    def __init__(self, entry: CUDAGraphEntry, sizes: Bucket, tell: Told) -> None:
+    def __init__(
+        self,
+        entry: CUDAGraphEntry,
+        sizes: Bucket,
+        tell: Told,
+        looks_on: Callable[[float], None],
+    ) -> None:
         self._entry = entry
         self._sizes = sizes
         self._tell = tell
+        self._looks_on = looks_on
         self._next_s = LONG_S
 
     def __call__(self, seconds: float) -> None:
+        self._looks_on(seconds)
         if seconds < self._next_s:
             return
         self._next_s = 2 * seconds

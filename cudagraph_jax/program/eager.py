@@ -27,7 +27,7 @@ from cudagraph_jax.xla.shardings import dividing
 from cudagraph_jax.xla.stages import tracing_refusals
 
 
-def run_eagerly(call: Call, *, target: Target | None = None) -> PyTree:
+def run_eagerly(call: Call, *, target: Target | None = None, is_shared: bool = False) -> PyTree:
     """The plain function's answer; NumPy arrays where `unpad="host"`.
 
     NumPy inputs become JAX arrays first, since the function is written for those.
@@ -35,16 +35,17 @@ def run_eagerly(call: Call, *, target: Target | None = None) -> PyTree:
     Args:
         call: The call.
         target: What is asked of its outputs; as the call has it, if None.
+        is_shared: Whether it is known to span several processes, whatever its arrays say.
 
     Raises:
         DistributedError: It spans several processes.
         UnexpectedCompileError: An operation had to be compiled inside `no_compiles()`.
     """
     use_jax()
-    if spans_processes(call.variant.leaves):
+    if is_shared or spans_processes(call.variant.leaves):
         raise DistributedError(
             f"{call.target.name} at {call.sizes} spans several processes and would run eagerly, "
-            "which another one may not: warm its bucket up with enough memory"
+            "which another one may not: warm its bucket up"
         )
     target = call.target if target is None else target
     # As under `jit`, where arrays that are nowhere on purpose are on all devices of the mesh.

@@ -1,4 +1,4 @@
-"""By what a function is known to a store without being traced."""
+"""By what a function is known to a store without being traced, and arrays to other processes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from types import (
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cudagraph_jax.errors import CaptureError
@@ -358,3 +359,55 @@ def _of_a_class(value: object, kind: type) -> str | None:
 def _bracketed(name: str, items: Iterable[object]) -> str | None:
     inner = [written(item) for item in items]
     return None if None in inner else f"{name}{inner}"
+
+
+def digest_of(values: Sequence[object]) -> str:
+    """A hash of what must be equal on all processes; of arrays that lie on several, what they are.
+
+    It reads 1 GB/s, an array of JAX once, and waits for those that are being computed.
+    """
+    found = hashlib.blake2b(digest_size=_DIGEST)
+    for value in values:
+        found.update(_DIGESTS.of(value) if isinstance(value, jax.Array) else _hashed(value))
+    return found.hexdigest()
+
+
+class _Digests:
+    """The hashes of arrays of JAX, which do not change, for as long as these live."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[jax.Array], bytes]] = {}
+
+    def of(self, array: jax.Array) -> bytes:
+        """The hash of one.
+
+        Raises:
+            RuntimeError: It is deleted, and only here, perhaps.
+        """
+        if array.is_deleted():
+            raise RuntimeError("an array has been deleted")
+        key = id(array)
+        known = self._known.get(key)
+        if known is not None and known[0]() is array:
+            return known[1]
+        digest = _hashed(array)
+        self._known[key] = weakref.ref(array, lambda _: self._known.pop(key, None)), digest
+        return digest
+
+
+_DIGEST = 12
+_DIGESTS = _Digests()
+
+
+def _hashed(value: object) -> bytes:
+    if isinstance(value, jax.Array):
+        if not value.is_fully_addressable:
+            return _hash_of(f"{value.dtype}{value.shape}{value.sharding}")
+        is_key = jnp.issubdtype(value.dtype, jax.dtypes.extended)
+        value = jax.random.key_data(value) if is_key else value
+    array = np.asarray(value)
+    return _hash_of(f"{array.dtype}{array.shape}", array.tobytes())
+
+
+def _hash_of(about: str, data: bytes = b"") -> bytes:
+    return hashlib.blake2b(about.encode() + b"\0" + data, digest_size=_DIGEST).digest()

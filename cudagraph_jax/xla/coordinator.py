@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +11,8 @@ from cudagraph_jax._base.text import error_line
 from cudagraph_jax.errors import DistributedError
 
 _FOLDER = "cudagraph_jax"
-_RESTART = "end all processes of the job and start them again"
+RESTART = "end all processes of the job and start them again"
+"""What is left to do where they do not do the same any more."""
 
 
 class Coordinator:
@@ -23,47 +23,50 @@ class Coordinator:
     """
 
     def __init__(self) -> None:
-        self._turns = itertools.count()
-        self._inside: dict[str, object] = {}
+        self._turn = 0
         self._broken: str | None = None
 
     def exchange(self, text: str, *, timeout_s: float) -> list[str]:
         """What every process of the job says at this point, by its index.
 
-        All of them call this equally often. Once it has failed, it fails in each of them: who came
-        too late finds nobody to do the next thing with.
+        All of them call this equally often, one thread at a time. Once it has failed, it fails in
+        each of them: who came too late finds nobody to do the next thing with.
 
         Args:
             text: What this one says.
             timeout_s: How long it waits for the others.
 
         Raises:
-            DistributedError: One did not come in time, now or before, or another thread of this
-                process is here.
+            DistributedError: One did not come in time, now or before.
         """
-        own = object()
-        try:
-            if self._inside.setdefault("turn", own) is not own:
-                raise DistributedError(
-                    "two threads of this process run at once what several processes run together, "
-                    "in an order that may be another one elsewhere: call from one thread, or have "
-                    "process 0 decide with cudagraph_jax.distributed.lead, whose calls any thread "
-                    "may make"
-                )
-            if self._broken is not None:
-                raise DistributedError(self._broken)
-            return self._exchange(text, next(self._turns), timeout_s)
-        finally:
-            if self._inside.get("turn") is own:
-                del self._inside["turn"]
+        if self._broken is not None:
+            raise DistributedError(self._broken)
+        client = _client()
+        # Before it begins, since an interrupt may come anywhere, and the others would go on.
+        self._broken = f"this process was interrupted while it waited for the others: {RESTART}"
+        told = self._exchange(client, text, timeout_s)
+        self._broken = None
+        return told
 
-    def _exchange(self, text: str, turn: int, timeout_s: float) -> list[str]:
-        client, index, folder = _client(), jax.process_index(), f"{_FOLDER}/{turn}"
+    def break_off(self, why: str) -> None:
+        """Has every exchange from now on fail for this reason, unless they do already."""
+        self._broken = self._broken or why
+
+    def said_next(self) -> list[str]:
+        """What other processes say already at the next exchange; this one need not be there yet."""
+        told = _client().key_value_dir_get_bytes(f"{_FOLDER}/{self._turn}")
+        return [text.decode() for _, text in told]
+
+    def _exchange(self, client: Any, text: str, timeout_s: float) -> list[str]:
+        index, turn = jax.process_index(), self._turn
+        folder = f"{_FOLDER}/{turn}"
         try:
             client.key_value_set_bytes(f"{folder}/{index}", text.encode())
             # All get through, or none does: who would go on alone would wait for the others.
             client.wait_at_barrier(_FOLDER, timeout_in_ms=max(1, round(timeout_s * 1e3)))
             told = dict(client.key_value_dir_get_bytes(folder))
+            texts = [told[f"{folder}/{other}"].decode() for other in range(jax.process_count())]
+            self._turn += 1
             if turn:  # which all have read by now
                 client.key_value_delete(f"{_FOLDER}/{turn - 1}/{index}")
         except Exception as error:  # of a class that JAX does not make public
@@ -71,10 +74,10 @@ class Coordinator:
             self._broken = (
                 f"{missing or 'the coordinator of jax.distributed'} did not come within "
                 f"{timeout_s:g} s to what all processes run together ({error_line(error)}): have "
-                f"each call the same in one order, or raise process_timeout_s; {_RESTART}"
+                f"each call the same in one order, or raise process_timeout_s; {RESTART}"
             )
             raise DistributedError(self._broken) from error
-        return [told[f"{folder}/{other}"].decode() for other in range(jax.process_count())]
+        return texts
 
 
 def _missing(client: Any, folder: str) -> str:

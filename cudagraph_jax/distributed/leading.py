@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,18 +20,19 @@ from cudagraph_jax.capture.cache_key import structure_to_json, tree_from_json
 from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS, function_facts, hash_of
 from cudagraph_jax.dispatch.decision import Decision
 from cudagraph_jax.dispatch.function import BucketedFunction
-from cudagraph_jax.distributed.link import Link, Message, knock, open_door
+from cudagraph_jax.distributed.link import Link, Message, encoded, knock, open_door
 from cudagraph_jax.distributed.turns import Turns
 from cudagraph_jax.errors import ConfigError, CUDAGraphError, DistributedError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.arguments import ArgumentPlaces
-from cudagraph_jax.program.call import Args, Call, is_key
+from cudagraph_jax.program.call import Args, Call, is_key, is_weak
 from cudagraph_jax.program.fingerprint import digest_of
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.coordinator import RESTART
 
 Function = BucketedFunction[..., PyTree]
 Tree = tuple[Any, list[Any], list[Array]]
@@ -59,7 +59,7 @@ class Led:
         self._calls = _Calls(function, passed)
         self._links, self._timeout_s = links, timeout_s
         self._numbers = itertools.count(1)
-        self._left: queue.SimpleQueue[Link | None] = queue.SimpleQueue()
+        self._is_closed = False
         self._turns = Turns(links, timeout_s=timeout_s, received=self._receive)
         self._turns.start()
 
@@ -99,15 +99,19 @@ class Led:
         return self._turns.do(run)
 
     def close(self) -> None:
-        """Ends what is led, when what was asked before has ended; the others return then."""
-        with suppress(DistributedError):
+        """Ends what is led, when what was asked before has ended; the others return then.
+
+        Raises:
+            DistributedError: A process has failed, now or before, or does not end in time.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
             self._turns.do(self._tell_end)
-            for _ in self._links:
-                try:
-                    self._left.get(timeout=self._timeout_s)
-                except queue.Empty:
-                    logger.warning("%r: not all processes have said that they ended", self)
-        self._turns.close()
+            self._turns.wait_for_ends()
+        finally:
+            self._turns.close()
 
     def _call(self, arrays: Args) -> PyTree:
         own = jax.tree.map(_on_host, arrays)
@@ -131,7 +135,9 @@ class Led:
             outputs = run()
             jax.block_until_ready(outputs)
             return outputs
-        except Exception as error:
+        except BaseException as error:
+            if not self._links:
+                raise  # which nobody else has begun
             why = f"a call of {self.function.called} failed on process 0"
             raise self._turns.fail_with(why, cause=error) from error
 
@@ -142,13 +148,11 @@ class Led:
         self._turns.tell({**head, "captures": captures}, arrays, limit_s=limit_s)
 
     def _tell_end(self) -> None:
-        self._turns.is_closing = True  # from here on the others may be gone
+        self._turns.is_closing = True
         self._tell({"end": True}, ([], [], []))
 
     def _receive(self, link: Link, message: Message) -> None:
         self._turns.has_done(link)
-        if message.head.get("ended"):
-            self._left.put(link)
 
 
 @contextmanager
@@ -172,7 +176,7 @@ def lead(function: Function, *passed: PyTree, timeout_s: float | None = None) ->
 
     Raises:
         DistributedError: This is not process 0, the others do not come in time, or have another
-            function, configuration, grid or parameters.
+            function, configuration, grid or parameters; or one has failed, when the block ends.
         ConfigError: `function` is not what `bucket_jit` makes, or passes other arguments through.
 
     Example:
@@ -196,12 +200,18 @@ def lead(function: Function, *passed: PyTree, timeout_s: float | None = None) ->
         if others:
             with open_door() as door:
                 _meet(function, passed, timeout_s=wait_s, said=door.address)
-                links = door.let_in(others, timeout_s=wait_s)
+                with _together():
+                    links = door.let_in(others, timeout_s=wait_s)
         led = Led(function, passed, links, timeout_s=wait_s)
         try:
             yield led
-        finally:
-            led.close()
+        except BaseException:
+            try:
+                led.close()
+            except DistributedError as error:
+                logger.error("%r: %s", led, error)
+            raise
+        led.close()
 
 
 def follow(function: Function, *passed: PyTree, timeout_s: float | None = None) -> None:
@@ -223,7 +233,8 @@ def follow(function: Function, *passed: PyTree, timeout_s: float | None = None) 
         raise DistributedError("process 0 leads: call cudagraph_jax.distributed.lead here")
     with PEERS.leading(function.called):
         address = _meet(function, passed, timeout_s=wait_s)[0]
-        link = knock(address, index, timeout_s=wait_s)
+        with _together():
+            link = knock(address, index, timeout_s=wait_s)
         _Follower(function, passed, link, timeout_s=wait_s).run()
 
 
@@ -257,13 +268,13 @@ class _Follower:
         head = message.head
         try:
             if head.get("end"):
-                self._turns.finish({"ended": True})
+                self._turns.finish()
                 return
             if head["captures"]:
                 self._turns.allow(CAPTURES_TAKE * self._timeout_s)
             jax.block_until_ready(self._calls.obey(head, _untold(head, message.arrays)))
-            self._link.send({"done": head["number"]})
-        except Exception as error:
+            self._link.send(encoded({"done": head["number"]}))
+        except BaseException as error:
             self._turns.fail_with(f"a call of {self._name} failed there", cause=error)
 
 
@@ -304,7 +315,7 @@ class _Calls:
             if decision.mode is CUDAGraphMode.CAPTURE and not decision.piece_rows:
                 return self._capture(call, decision)
             route = self._decided(call, decision)
-            if key is not None:
+            if key is not None and not decision.is_passing:
                 draft.add(route, key=key)
         return _Plan(route.bucket, partial(route.run, args))
 
@@ -397,6 +408,16 @@ def _checked(function: Function, passed: Args, timeout_s: float | None) -> float
     return wait_s
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """What fails in the block ends it for all: they have agreed to lead and to follow."""
+    try:
+        yield
+    except BaseException as error:
+        PEERS.break_off(f"leading has failed ({error_line(error)}): {RESTART}")
+        raise
+
+
 def _meet(function: Function, passed: Args, *, timeout_s: float, said: str = "") -> list[str]:
     """What each process says, if all of them are to lead or follow the same.
 
@@ -452,9 +473,9 @@ def _untold(head: Mapping[str, Any], arrays: Sequence[Array]) -> PyTree:
 
 
 def _on_host(leaf: PyTree) -> PyTree:
-    """An array that can be told."""
+    """What can be told of an array, with the dtype that the function computes with."""
     if isinstance(leaf, np.generic):
-        return np.asarray(leaf)
+        return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
     if not isinstance(leaf, jax.Array) or is_key(leaf):
         return leaf
     if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
@@ -462,7 +483,8 @@ def _on_host(leaf: PyTree) -> PyTree:
             f"{leaf.aval} lies on the devices of several processes, but what is led is told by "
             "process 0 alone: give what it can read, or pass it through (None in in_axes)"
         )
-    return np.asarray(leaf)
+    # A number whose dtype gives way to that of others is one of Python's, on all processes.
+    return leaf.item() if is_weak(leaf) and not leaf.ndim else np.asarray(leaf)
 
 
 def _key(own: PyTree) -> object:

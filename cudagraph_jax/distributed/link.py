@@ -9,12 +9,13 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
+import selectors
 import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from cudagraph_jax.shapes.padding import Array
 _HEAD = struct.Struct("!IQ")
 _NONCE, _PROOF = 16, 32
 _HANDSHAKE_S = 5.0
+_PAUSE_S = 0.05
 
 
 class Message(NamedTuple):
@@ -60,20 +62,32 @@ class Link:
         self._sending = threading.Lock()
         self.peer = peer
 
-    def send(self, head: Mapping[str, Any], arrays: Sequence[Array] = ()) -> None:
-        """Tells the other process; it need not have read it by then.
+    def send(self, data: bytes) -> None:
+        """Tells the other process what `encoded` made; it need not have read it by then.
 
         Raises:
             OSError: It is gone, or has taken nothing for too long.
         """
-        # The other one reads a dtype's name, which does not say the order of its bytes.
-        arrays = [array.astype(array.dtype.newbyteorder("="), copy=False) for array in arrays]
-        parts = [array.tobytes() for array in arrays]
-        shapes = [[array.dtype.name, array.shape] for array in arrays]
-        text = json.dumps([head, shapes]).encode()
-        data = b"".join([_HEAD.pack(len(text), sum(map(len, parts))), text, *parts])
         with self._sending:
             self._connection.sendall(data)
+
+    def pulse(self) -> None:
+        """Shows that this process lives, unless something else does, or there is no room for it.
+
+        It never waits: while one process takes nothing, the others are to hear this one.
+
+        Raises:
+            OSError: The other process is gone.
+        """
+        if not self._sending.acquire(blocking=False):
+            return
+        try:
+            with selectors.DefaultSelector() as ready:
+                ready.register(self._connection, selectors.EVENT_WRITE)
+                if ready.select(0):
+                    self._connection.sendall(_PULSE)
+        finally:
+            self._sending.release()
 
     def receive(self) -> Message:
         """What the other process tells next.
@@ -102,6 +116,19 @@ class Link:
         self._connection.close()
 
 
+def encoded(head: Mapping[str, Any], arrays: Sequence[Array] = ()) -> bytes:
+    """A message, once for all processes that it is told to."""
+    # The other one reads a dtype's name, which does not say the order of its bytes.
+    arrays = [array.astype(array.dtype.newbyteorder("="), copy=False) for array in arrays]
+    parts = [array.tobytes() for array in arrays]
+    shapes = [[array.dtype.name, array.shape] for array in arrays]
+    text = json.dumps([head, shapes]).encode()
+    return b"".join([_HEAD.pack(len(text), sum(map(len, parts))), text, *parts])
+
+
+_PULSE = encoded({})
+
+
 class Door:
     """Where process 0 lets the others in.
 
@@ -113,49 +140,102 @@ class Door:
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         self._listening = socket.create_server(("", 0), family=family, dualstack_ipv6=dual)
+        self._listening.setblocking(False)
         self._key = secrets.token_bytes(_PROOF)
         self.address = json.dumps(
             [socket.gethostname(), _own_hosts(), self._listening.getsockname()[1], self._key.hex()]
         )
 
     def let_in(self, number: int, *, timeout_s: float) -> list[Link]:
-        """The links to so many other processes, by their index.
+        """The links to the processes 1 to `number`, in their order.
 
         Raises:
             DistributedError: They did not all come in time.
         """
-        links: dict[int, Link] = {}
         deadline = time.monotonic() + timeout_s
-        while len(links) < number:
-            self._listening.settimeout(max(0.001, deadline - time.monotonic()))
+        links: dict[int, Link] = {}
+        # All at once: a stranger who says nothing keeps nobody waiting.
+        with ExitStack() as visitors, selectors.DefaultSelector() as ready:
+            ready.register(self._listening, selectors.EVENT_READ)
             try:
-                connection, _ = self._listening.accept()
-            except TimeoutError:
-                there = sorted(links)
-                raise DistributedError(
-                    f"of {number} other processes {there} have come to be led within "
-                    f"{timeout_s:g} s: see what became of the others, or give a larger timeout_s"
-                ) from None
-            try:
-                peer = self._proved(connection)
-            except OSError:  # of somebody who cannot show that he belongs to the job
-                connection.close()
-            else:
-                links[peer] = Link(connection, peer, timeout_s=timeout_s)
+                while len(links) < number:
+                    if (left_s := deadline - time.monotonic()) <= 0:
+                        raise DistributedError(_missing(links, number, timeout_s))
+                    for key, _ in ready.select(left_s):
+                        if key.data is None:
+                            self._greet(ready, visitors)
+                            continue
+                        peer = self._peer(ready, key.data)
+                        if peer in links or not 0 < peer <= number:
+                            continue  # whose connection ends with this
+                        links[peer] = Link(key.data.leaves(), peer, timeout_s=timeout_s)
+            except BaseException:
+                for link in links.values():
+                    link.close()
+                raise
         return [links[peer] for peer in sorted(links)]
 
-    def _proved(self, connection: socket.socket) -> int:
-        connection.settimeout(_HANDSHAKE_S)
-        nonce = secrets.token_bytes(_NONCE)
-        connection.sendall(nonce + _proof(self._key, b"leader", nonce))
-        answer = bytes(_received(connection, 4 + _PROOF))
-        if not hmac.compare_digest(answer[4:], _proof(self._key, b"follower", nonce + answer[:4])):
-            raise ConnectionError("it does not know the key")
-        return int.from_bytes(answer[:4], "big")
+    def _greet(self, ready: selectors.BaseSelector, visitors: ExitStack) -> None:
+        with suppress(OSError):  # of one who is gone already
+            connection, _ = self._listening.accept()
+            visitor = _Visitor(connection)
+            visitors.callback(visitor.close)
+            connection.setblocking(False)
+            connection.send(visitor.nonce + _proof(self._key, b"leader", visitor.nonce))
+            ready.register(connection, selectors.EVENT_READ, visitor)
+
+    def _peer(self, ready: selectors.BaseSelector, visitor: _Visitor) -> int:
+        """Which process has shown that it belongs to the job; 0: none, or not yet."""
+        answer = visitor.read()
+        if answer is None:
+            return 0
+        ready.unregister(visitor.connection)
+        proof = _proof(self._key, b"follower", visitor.nonce + answer[:4])
+        is_known = hmac.compare_digest(answer[4:], proof)
+        return int.from_bytes(answer[:4], "big") if is_known else 0
 
     def close(self) -> None:
         """Lets nobody in any more."""
         self._listening.close()
+
+
+class _Visitor:
+    """Somebody at the door, who has to show that he belongs to the job."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection: socket.socket = connection
+        self.nonce = secrets.token_bytes(_NONCE)
+        self._said = b""
+        self._has_left = False
+
+    def read(self) -> bytes | None:
+        """What he has said when that is all of it, or when he is gone; None: there is more."""
+        missing = 4 + _PROOF - len(self._said)
+        try:
+            data = self.connection.recv(missing)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return self._said
+        self._said += data
+        return self._said if not data or len(data) == missing else None
+
+    def leaves(self) -> socket.socket:
+        """His connection, which is not closed with the door any more."""
+        self._has_left = True
+        return self.connection
+
+    def close(self) -> None:
+        """Ends the connection, if it is still here."""
+        if not self._has_left:
+            self.connection.close()
+
+
+def _missing(links: Mapping[int, Link], number: int, timeout_s: float) -> str:
+    return (
+        f"of {number} other processes {sorted(links)} have come to be led within {timeout_s:g} s: "
+        "see what became of the others, or give a larger timeout_s"
+    )
 
 
 @contextmanager
@@ -180,28 +260,51 @@ def knock(address: str, index: int, *, timeout_s: float) -> Link:
         DistributedError: It cannot be reached.
     """
     name, hosts, port, key = json.loads(address)
-    failures = []
     # On one machine by the loopback, which no firewall cuts off.
-    for host in ["localhost", *hosts] if name == socket.gethostname() else [*hosts, name]:
-        try:
-            connection = socket.create_connection((host, port), timeout=_HANDSHAKE_S)
-            _prove(connection, bytes.fromhex(key), index)
-            return Link(connection, 0, timeout_s=timeout_s)
-        except OSError as error:
-            failures.append(f"{host}: {error_line(error)}")
+    untried = ["localhost", *hosts] if name == socket.gethostname() else [*hosts, name]
+    deadline, failures = time.monotonic() + timeout_s, {}
+    while untried:
+        for host in list(untried):
+            left_s = min(_HANDSHAKE_S, max(0.001, deadline - time.monotonic()))
+            try:
+                connection = _entered(host, port, bytes.fromhex(key), index, timeout_s=left_s)
+                return Link(connection, 0, timeout_s=timeout_s)
+            except _StrangerError as error:
+                untried.remove(host)
+                failures[host] = error_line(error)
+            except OSError as error:
+                failures[host] = error_line(error)
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(_PAUSE_S)
+    reasons = "; ".join(f"{host}: {reason}" for host, reason in failures.items())
     raise DistributedError(
-        f"process 0 cannot be reached at port {port} ({'; '.join(failures)}): let processes of the "
-        "job connect to each other, as their collectives need it, too"
+        f"process 0 cannot be reached at port {port} ({reasons}): let processes of the job connect "
+        "to each other, as their collectives need it, too"
     )
 
 
-def _prove(connection: socket.socket, key: bytes, index: int) -> None:
-    greeting = bytes(_received(connection, _NONCE + _PROOF))
-    nonce, own = greeting[:_NONCE], index.to_bytes(4, "big")
-    if not hmac.compare_digest(greeting[_NONCE:], _proof(key, b"leader", nonce)):
+class _StrangerError(ConnectionError):
+    """Where process 0 should be is somebody else, as will be the next time."""
+
+
+def _entered(host: str, port: int, key: bytes, index: int, *, timeout_s: float) -> socket.socket:
+    """A connection whose ends have shown each other that they belong to one job.
+
+    Raises:
+        OSError: It could not be made.
+    """
+    connection = socket.create_connection((host, port), timeout=timeout_s)
+    try:
+        greeting = bytes(_received(connection, _NONCE + _PROOF))
+        nonce, own = greeting[:_NONCE], index.to_bytes(4, "big")
+        if not hmac.compare_digest(greeting[_NONCE:], _proof(key, b"leader", nonce)):
+            raise _StrangerError("another program listens there")
+        connection.sendall(own + _proof(key, b"follower", nonce + own))
+    except BaseException:
         connection.close()
-        raise ConnectionError("another program listens there")
-    connection.sendall(own + _proof(key, b"follower", nonce + own))
+        raise
+    return connection
 
 
 def _proof(key: bytes, role: bytes, said: bytes) -> bytes:

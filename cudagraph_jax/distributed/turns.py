@@ -15,7 +15,8 @@ import jax
 
 from cudagraph_jax._base.fork import put_right_in_child
 from cudagraph_jax._base.text import error_line
-from cudagraph_jax.distributed.link import Link, Message
+from cudagraph_jax.capture.peers import PEERS
+from cudagraph_jax.distributed.link import Link, Message, encoded
 from cudagraph_jax.errors import DistributedError
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -23,6 +24,7 @@ from cudagraph_jax.xla.settings import ThreadSettings
 
 _LONGEST_PULSE_S = 1.0
 _JOIN_S = 0.5
+_MOST_AHEAD = 16
 _REASON_S = 0.5
 _OVER = "it is over: end all processes of the job and start them again"
 
@@ -58,7 +60,7 @@ class Turns:
 
     Attributes:
         failure: Why nothing is done any more; None: all is well.
-        is_closing: Whether this is the end, so that the others may be gone.
+        is_closing: Whether nothing is begun any more.
     """
 
     def __init__(
@@ -73,18 +75,23 @@ class Turns:
         self._received, self._clock = received, clock
         self.failure: DistributedError | None = None
         self.is_closing = False
+        self._is_over = False  # so that the others may be gone
         self._over: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._ended: dict[Link, None] = {}
         self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
         self._pending: dict[Turn, None] = {}
         self._running: Turn | None = None
         # When the answer to each message is due that a process was told and has not done.
         self._due: dict[Link, deque[float]] = {link: deque() for link in links}
+        self._room = {link: threading.Semaphore(_MOST_AHEAD) for link in links}
         self._stop: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._settings = ThreadSettings()
         jobs: dict[str, Callable[[], None]] = {"turns": self._work, "pulse": self._watch}
         jobs |= {f"from-{link.peer}": partial(self._read, link) for link in links}
         self._threads = [
-            threading.Thread(target=job, name=f"cudagraph-jax-{name}", daemon=True)
+            threading.Thread(
+                target=partial(self._guard, name, job), name=f"cudagraph-jax-{name}", daemon=True
+            )
             for name, job in jobs.items()
         ]
         put_right_in_child(self)
@@ -130,17 +137,29 @@ class Turns:
             self._running.due_at = self._clock() + seconds
 
     def tell(self, head: Mapping[str, Any], arrays: Sequence[Array], *, limit_s: float) -> None:
-        """Tells all other processes what they have to do as well, within so many seconds."""
+        """Tells all other processes what they have to do as well, within so many seconds.
+
+        It waits while one of them is far behind, so that little is queued there.
+
+        Raises:
+            DistributedError: One of them could not be told; the others were.
+        """
+        data, problems = encoded(head, arrays), list[tuple[Link, OSError]]()
         for link in self._links:
-            self._due[link].append(self._clock() + limit_s)
             try:
-                link.send(head, arrays)
+                if not self._room[link].acquire(timeout=limit_s):
+                    raise TimeoutError("it is far behind")
+                self._due[link].append(self._clock() + limit_s)
+                link.send(data)
             except OSError as error:
-                raise self.fail(f"process {link.peer} cannot be told: {_reason(error)}") from error
+                problems.append((link, error))
+        for link, problem in problems:
+            raise self.fail(f"process {link.peer} cannot be told: {_reason(problem)}") from problem
 
     def has_done(self, link: Link) -> None:
         """Called when a process has done the first of the things that it has to do."""
         self._due[link].popleft()
+        self._room[link].release()
 
     def error(self) -> DistributedError:
         """Why nothing is done any more, to raise."""
@@ -149,10 +168,12 @@ class Turns:
 
     def fail(self, why: str, *, cause: BaseException | None = None) -> DistributedError:
         """Ends all of it, here and there; what to raise."""
-        if self.failure is None and not self.is_closing:
+        if self.failure is None and not self._is_over:
             failure = DistributedError(f"{why.rstrip('. ')}: {_OVER}")
             failure.__cause__ = cause
             self.failure = failure
+            if self._links:
+                PEERS.break_off(str(failure))
             for turn in list(self._pending):
                 self._settle(turn, error=self.error())
             self._turns.put(None)
@@ -181,15 +202,31 @@ class Turns:
         if self.failure is not None:
             raise self.error() from self.failure.__cause__
 
-    def finish(self, head: Mapping[str, Any]) -> None:
+    def wait_for_ends(self) -> None:
+        """Waits until all other processes have said that they ended.
+
+        Raises:
+            DistributedError: One of them has not in time, or all of it has failed.
+        """
+        deadline = self._clock() + self._timeout_s
+        while len(self._ended) < len(self._links) and self.failure is None:
+            try:
+                self._over.get(timeout=max(0.0, deadline - self._clock()))
+            except queue.Empty:
+                late = [str(link.peer) for link in self._links if link not in self._ended]
+                self.fail(f"process {', '.join(late)} has not said in time that it ended")
+        if self.failure is not None:
+            raise self.error() from self.failure.__cause__
+
+    def finish(self) -> None:
         """Tells the other processes that this is the end here."""
-        self.is_closing = True  # they may be gone next
-        self._say_last(head)
+        self.is_closing = self._is_over = True
+        self._say_last({"ended": True})
         self._over.put(None)
 
     def close(self) -> None:
         """Ends the threads; the one that is stuck is left behind."""
-        self.is_closing = True
+        self.is_closing = self._is_over = True
         self._turns.put(None)
         self._stop.put(None)
         self._say_last({})
@@ -204,9 +241,10 @@ class Turns:
             self._settle(turn, error=self.error())
 
     def _say_last(self, head: Mapping[str, Any]) -> None:
+        data = encoded(head)
         for link in self._links:
-            with suppress(OSError):
-                link.send(head)
+            with suppress(OSError):  # of one that is gone
+                link.send(data)
                 link.end()
 
     def _settle(
@@ -231,12 +269,22 @@ class Turns:
                 self._running = None
                 del turn
 
+    def _guard(self, name: str, job: Callable[[], None]) -> None:
+        """Does what a thread is for, without which nothing goes on here."""
+        try:
+            job()
+        except BaseException as error:
+            self.fail(f"its thread {name} has failed: {error_line(error)}", cause=error)
+
     def _read(self, link: Link) -> None:
         try:
-            while True:
+            while link not in self._ended:
                 message = link.receive()
                 if "failed" in message.head:
                     self.fail(f"process {link.peer} says: {message.head['failed']}")
+                elif "ended" in message.head:
+                    self._ended[link] = None
+                    self._over.put(None)
                 elif message.head:
                     self._received(link, message)
         except TimeoutError:
@@ -251,8 +299,10 @@ class Turns:
             with suppress(queue.Empty):
                 return self._stop.get(timeout=pulse_s)
             for link in self._links:
+                if link in self._ended:
+                    continue
                 try:
-                    link.send({})
+                    link.pulse()
                 except OSError as error:
                     self.fail(f"process {link.peer} does not listen: {_reason(error)}")
                 due = self._due[link]

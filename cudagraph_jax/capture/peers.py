@@ -93,11 +93,11 @@ class Peers:
         """Has nothing be compared any more: the processes do not do the same from here on."""
         self._coordinator.break_off(why)
 
-    def without_memory(self, where: str, error: BaseException) -> DistributedError:
-        """What is raised where this process has no memory for what all of them run now."""
+    def failed(self, where: str, error: BaseException) -> DistributedError:
+        """What is raised where a run fails here that all have begun; nothing is compared again."""
         why = (
-            f"{where} spans several processes, and this one has no memory for it "
-            f"({error_line(error)}), while others may wait for it: leave more free; {RESTART}"
+            f"{where} spans several processes and failed on this one ({error_line(error)}), while "
+            f"others may wait for it: {RESTART}"
         )
         self.break_off(why)
         return DistributedError(why)

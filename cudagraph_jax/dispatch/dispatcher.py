@@ -29,6 +29,7 @@ from cudagraph_jax.dispatch.fallback import (
     eager_answer,
     is_of_deleted,
     is_out_of_memory,
+    refuse_alone,
     refuse_deleted,
     without_bucket,
     without_entry,
@@ -211,7 +212,7 @@ class Dispatcher:
         try:
             call = describe()
             refuse_deleted(call, error)
-            outputs = without_memory(self.registry, call, route.bucket, error)
+            outputs = without_memory(call, route.bucket, error)
         except BaseException:
             self.outcomes.add("error", Reason.RUN, sizes)
             raise
@@ -253,6 +254,8 @@ class Dispatcher:
                 served = self._act(call, decision)()
             except BaseException as error:
                 self.outcomes.add("error", _error_reason(error, decision), call.sizes)
+                if decision.is_agreed and not isinstance(error, Exception):
+                    PEERS.failed(f"{call.target.name} at {call.sizes}", error)
                 refuse_deleted(call, error)
                 raise
         if served.route is not None and key is not None:
@@ -315,11 +318,12 @@ class Dispatcher:
         except Exception as error:
             failure = error
         try:
+            refuse_alone(entry, failure)
             if entry.is_loaded and not entry.replay_count:
                 outputs = without_entry(self.capturer, call, entry, failure)
                 reason = Reason.FAILED
             else:
-                outputs = without_memory(self.registry, call, route.bucket, failure)
+                outputs = without_memory(call, route.bucket, failure)
         finally:
             del failure
         self.outcomes.add("eager", reason, call.sizes)
@@ -345,6 +349,7 @@ class Dispatcher:
                     self.outcomes.add("capture", decision.reason, call.sizes)
                 return Reply(outputs, None if made.value.is_shared else route)
             except Exception as error:
+                refuse_alone(made.value, error)
                 answer = partial(without_entry, self.capturer, call, made.value, error)
         # Not within the `except`: a mistake in the function is to show its own traceback alone.
         try:
@@ -386,9 +391,10 @@ class Dispatcher:
         except Exception as error:
             failure = error
         try:
+            refuse_alone(made.value, failure)
             if made.is_new:
                 return without_entry(self.capturer, call, made.value, failure)
-            return without_memory(self.registry, call, route.bucket, failure)
+            return without_memory(call, route.bucket, failure)
         finally:
             del failure
 

@@ -30,6 +30,16 @@ def eager_answer(registry: CUDAGraphRegistry, call: Call) -> PyTree:
     return run_eagerly(call, is_shared=PEERS.spans(call, registry.entries))
 
 
+def refuse_alone(entry: CUDAGraphEntry, error: Exception) -> None:
+    """Raises where other processes run what failed here: there is no other answer for this one.
+
+    Raises:
+        DistributedError: They do. Their next collective would meet another one of this process.
+    """
+    if entry.is_shared:
+        raise PEERS.failed(f"{entry.variant.name} at {entry.bucket}", error) from error
+
+
 def without_bucket(capturer: Capturer, call: Call, bucket: Bucket, error: CaptureError) -> PyTree:
     """The answer where `bucket` could not be captured, which is remembered.
 
@@ -66,8 +76,7 @@ def without_entry(
             `jit`: an array that is donated twice, say; or where the donated arrays are gone.
     """
     bucket = entry.bucket
-    # What several processes share none of them runs by itself to see whether it does.
-    if entry.is_shared or (not is_out_of_memory(error) and runs(entry)):
+    if not is_out_of_memory(error) and runs(entry):
         try:
             raise error
         finally:
@@ -83,19 +92,14 @@ def without_entry(
     return without_bucket(capturer, call, bucket, failure)
 
 
-def without_memory(
-    registry: CUDAGraphRegistry, call: Call, bucket: Bucket, error: BaseException
-) -> PyTree:
+def without_memory(call: Call, bucket: Bucket, error: BaseException) -> PyTree:
     """The answer where there was no memory for a replay.
 
     Raises:
-        DistributedError: Other processes run it, too, and have begun.
         BaseException: `error`, where it is another one, or the call's donated arrays are gone.
     """
     if not is_out_of_memory(error) or was_donated(call, call.target.donate_argnums):
         raise error
-    if PEERS.spans(call, registry.entries):
-        raise PEERS.without_memory(f"{call.target.name} at {bucket}", error) from error
     logger.warning("%s runs eagerly at %s: %s", call.target.name, bucket, error_text(error))
     return run_eagerly(call)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -20,9 +21,13 @@ class Coordinator:
 
     Collectives could do the same, but have no limit of time: a process that does not come would
     have the others wait for ever.
+
+    Args:
+        connect: Gives the connection to the coordinator.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, connect: Callable[[], Any] | None = None) -> None:
+        self._connect = _client if connect is None else connect
         self._turn = 0
         self._broken: str | None = None
 
@@ -41,7 +46,7 @@ class Coordinator:
         """
         if self._broken is not None:
             raise DistributedError(self._broken)
-        client = _client()
+        client = self._connect()
         # Before it begins, since an interrupt may come anywhere, and the others would go on.
         self._broken = f"this process was interrupted while it waited for the others: {RESTART}"
         told = self._exchange(client, text, timeout_s)
@@ -54,7 +59,7 @@ class Coordinator:
 
     def said_next(self) -> list[str]:
         """What other processes say already at the next exchange; this one need not be there yet."""
-        told = _client().key_value_dir_get_bytes(f"{_FOLDER}/{self._turn}")
+        told = self._connect().key_value_dir_get_bytes(f"{_FOLDER}/{self._turn}")
         return [text.decode() for _, text in told]
 
     def _exchange(self, client: Any, text: str, timeout_s: float) -> list[str]:

@@ -50,6 +50,23 @@ def job():
         ("spread batcher", "cudagraph_jax.distributed.lead"),
         ("led with another", "capture_sizes is [1, 4] on process 0 and [1, 5] on process 1"),
         ("wrong side", "cudagraph_jax.distributed."),
+        ("outside alone", "outcome is BucketOverflowError: batch=9"),
+        ("eager alone", "sizes is 9x5 on process 0 and 3x5 on process 1"),
+        ("bad input alone", "outcome is ready on process 0 and InputShapeError: ids"),
+        ("bad call alone", "outcome is ready on process 0 and InputShapeError: embed(weights"),
+        ("sealed alone", "decision is NONE, bucket 4x8, miss"),
+        ("thread alone", "outcome is ready on process 0 and DistributedError: embed"),
+        ("piece alone", "in pieces: CAPTURE, bucket 1x8"),
+        ("sealed warm-up", "mode is CAPTURE on process 0 and REPLAY on process 1"),
+        ("room alone", "where it has failed (ConfigError"),
+        ("trace alone", "outcome is ready on process 0 and CaptureError"),
+        ("trace alone in a call", "outcome is ready on process 0 and CaptureError"),
+        ("code in a call", "function is"),
+        ("code led", "function is"),
+        ("padding in a call", "padding is"),
+        ("padding led", "pad_values is"),
+        ("side in a call", "axes is"),
+        ("side led", "pad_side is"),
     ],
 )
 def test_misuse_is_refused_everywhere(job, name, words):
@@ -62,10 +79,38 @@ def test_misuse_is_refused_everywhere(job, name, words):
         assert job[0][name] == job[1][name]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("outside alike", "BucketOverflowError", "batch=9"),
+        ("bad input alike", "InputShapeError", "float64"),
+    ],
+)
+def test_what_all_refuse_alike(job, name, kind, words):
+    """Each raises its own error, as it would without the others."""
+    for said in job:
+        assert said[name][0] == kind
+        assert words in said[name][1]
+
+
+def test_an_array_that_is_deleted_on_one_process_alone(job):
+    """Who has it deleted is told so, and the other one that it waits for nobody."""
+    assert job[0]["deleted alone"][0] == "DistributedError"
+    assert "outcome is ready on process 0 and RuntimeError" in job[0]["deleted alone"][1]
+    assert job[1]["deleted alone"][0] == "InputShapeError"
+    assert "is deleted" in job[1]["deleted alone"][1]
+
+
 def test_the_job_goes_on(job):
     """What is right is answered, before and after what is refused."""
     for said in job:
-        right = ("a call", "a call after them", "captured when asked for", "in pieces")
+        right = (
+            "a call",
+            "a call after them",
+            "a call behind what is refused",
+            "captured when asked for",
+            "in pieces",
+        )
         for name in (*right, "of its own size", "spread", "a last call"):
             assert said[name] is True
         assert said["left on the device"]

@@ -84,6 +84,79 @@ def calling(embed, head):
     say("a call after them", is_right(embed(WEIGHTS, ids(2, 8)), ids(2, 8)))
 
 
+def fragile(weights, ids, *, mask):
+    """A function that one process alone cannot trace."""
+    if jax.process_index():
+        raise ValueError("only here")
+    return mean(weights, ids, mask=mask)
+
+
+def crowding(function):
+    """Has the grid of a function have no room on one process alone; what takes that, to be kept."""
+    own = cg.bucket_jit(jnp.sum, in_axes="batch seq", manager=function.manager)
+    if INDEX:
+        own(np.ones((1, 4), np.float32))
+    return own
+
+
+def refusing(embed):
+    """What one process refuses and the others would do: they learn it, and the job goes on."""
+    rows = [ids(9, 5), ids(3, 5)]
+    strict = made(on_overflow="error", name="strict")
+    strict.warmup(WEIGHTS, ids(1, 3), progress=False)
+    say_error("outside alone", lambda: strict(WEIGHTS, rows[INDEX]))
+    say_error("outside alike", lambda: strict(WEIGHTS, ids(9, 5)))
+    say_error("eager alone", lambda: embed(WEIGHTS, rows[INDEX]))
+    say_error("bad input alone", lambda: embed(WEIGHTS, [ids(3, 5), ids(3, 5)[0]][INDEX]))
+    say_error("bad input alike", lambda: embed(WEIGHTS, np.ones((3, 5))))
+    say_error("bad call alone", lambda: embed(*[(WEIGHTS, ids(3, 5)), (WEIGHTS,)][INDEX]))
+    sealed = made(name="sealed", on_miss="error")
+    if INDEX:
+        sealed.seal()
+    say_error("sealed alone", lambda: sealed(WEIGHTS, ids(3, 5)))
+    call = partial(embed, WEIGHTS, ids(3, 5))
+    say_error("thread alone", [call, partial(in_thread, call)][INDEX])
+    held = jax.device_put(WEIGHTS, SPREAD) + 0
+    embed(held, ids(3, 5))
+    if INDEX:
+        held.delete()
+    say_error("deleted alone", lambda: embed(held, ids(3, 5)))
+    cut = made(name="cut", on_overflow="split")
+    cut(WEIGHTS, ids(5, 5))
+    if INDEX:
+        cut.registry.remove(1, 8)
+    say_error("piece alone", lambda: cut(WEIGHTS, ids(5, 5)))
+    say_error("sealed warm-up", partial(sealed.warmup, WEIGHTS, ids(1, 3), progress=False))
+    crowded = made(name="crowded", max_graphs=4)
+    own = crowding(crowded)
+    say_error("room alone", partial(crowded.warmup, WEIGHTS, ids(1, 3), progress=False))
+    del own
+    broken = made(fragile, name="fragile")
+    say_error("trace alone", partial(broken.warmup, WEIGHTS, ids(1, 3), progress=False))
+    say_error("trace alone in a call", lambda: broken(WEIGHTS, ids(3, 5)))
+    say("a call behind what is refused", is_right(embed(WEIGHTS, ids(3, 5)), ids(3, 5)))
+
+
+def declaring():
+    """Functions that are declared in another way, captured when they are called, or led."""
+    declared = [
+        ("code", made([mean, other][INDEX])),
+        ("padding", made(pad_values=(None, INDEX))),
+        ("side", made(pad_side=(None, ["right", "left"][INDEX]))),
+    ]
+    for name, function in declared:
+        say_error(f"{name} in a call", lambda function=function: function(WEIGHTS, ids(3, 5)))
+        say_error(f"{name} led", partial(led, function))
+
+
+def led(function):
+    """Leads or follows."""
+    if INDEX:
+        distributed.follow(function, WEIGHTS)
+    else:
+        distributed.lead(function, WEIGHTS).__enter__()
+
+
 def deciding(embed):
     """What a process would decide alone."""
     rows = ids(3, 5)
@@ -160,6 +233,8 @@ embed.warmup(WEIGHTS, ids(1, 3), progress=False)
 head.warmup(WEIGHTS, ids(1, 3), progress=False)
 calling(embed, head)
 deciding(embed)
+refusing(embed)
+declaring()
 spreading()
 alone()
 say("a last call", is_right(embed(WEIGHTS, ids(4, 8)), ids(4, 8)))

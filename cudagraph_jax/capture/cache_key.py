@@ -21,7 +21,7 @@ from cudagraph_jax.shapes.axes import LeafAxes, Length
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.store import Json, Stored
-from cudagraph_jax.xla.environment import host_fields, jaxlib_version
+from cudagraph_jax.xla.environment import are_own, host_fields, jaxlib_version
 from cudagraph_jax.xla.settings import default_device, mesh_of
 from cudagraph_jax.xla.stages import Executable, Lowering
 
@@ -94,11 +94,14 @@ def common_fields(program: Program, bucket: Bucket, *, options: Mapping[str, str
             "loading may lose its compiler options on this platform with a jaxlib before 0.12: "
             "JAX's persistent cache, which keeps them, can be on instead"
         )
-    target, masks, processes = program.target, program.mask_homes(bucket), jax.process_count()
+    target, masks = program.target, program.mask_homes(bucket)
+    # Of a program of several processes each has a part of its own, that of its devices.
+    part = (
+        {} if are_own(devices) else {"process": f"{jax.process_index()} of {jax.process_count()}"}
+    )
     return {
         "layout": _LAYOUT,
-        # Of a program of several processes each has a part of its own, that of its devices.
-        **({"process": f"{jax.process_index()} of {processes}"} if processes > 1 else {}),
+        **part,
         "name": target.name,
         "bucket": str(bucket),
         "arguments": _listed([leaf.placed for leaf in program.variant.leaves]),

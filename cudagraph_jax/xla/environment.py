@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -103,13 +103,18 @@ def host_fields(devices: Sequence[jax.Device]) -> dict[str, Json]:
         "xla": [str(kind.client.platform_version), *plugin_versions()],
         "platform": kind.platform,
         "device_kind": sorted({device.device_kind for device in devices}),
-        "device_count": jax.device_count(),
+        "device_count": jax.local_device_count() if are_own(devices) else jax.device_count(),
         "devices": [device.id for device in devices],
         "machine": platform.machine(),
         **(_cpu() if kind.platform == "cpu" else {}),
         "xla_flags": list(_xla_flags()),
         **_settings(),
     }
+
+
+def are_own(devices: Iterable[jax.Device]) -> bool:
+    """Whether all are of this process, so that it does not matter which others its job has."""
+    return all(device.process_index == jax.process_index() for device in devices)
 
 
 def cores() -> int:

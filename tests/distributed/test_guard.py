@@ -128,3 +128,23 @@ def test_a_process_that_does_not_call(job):
     assert "process 1 did not come within 0.5 s" in text
     assert job[0]["absent for"] < 10
     assert job[1]["late"][0] == "DistributedError"
+
+
+@pytest.mark.parametrize(
+    ("fails", "words"),
+    [
+        ("warm-up", "outcome is DistributedError: a run of squares 2x4 does not end here: Capture"),
+        ("call", "squares at 2x4 spans several processes and failed on this one (RuntimeError"),
+    ],
+)
+def test_a_run_that_fails(fails, words):
+    """On one process in a warm-up or on all in a call: none is left in it, nor runs it eagerly."""
+    ended = ran("job_broken.py", fails)
+    for process in ended:
+        assert process.status == 0, process.stderr
+        for name in ("fails", "then"):
+            kind, text = process.said[name]
+            assert kind == "DistributedError", text
+            assert words in text
+            assert "start them again" in text or name == "fails"
+            assert process.said[f"{name} after"] < (10 if name == "fails" else 0.5)

@@ -57,7 +57,13 @@ def test_a_mistake_is_its_callers_alone(job, name, kind, words):
     """It is raised on the leader, nobody is told, and the job goes on."""
     assert job[0][name][0] == kind
     assert words in job[0][name][1]
-    assert job[0]["closed"]
+    assert job[0]["left"] == ["nothing", ""]
+
+
+def test_calls_that_nobody_leads_after_it(job):
+    """When it is closed, the processes make calls of their own again."""
+    for said in job:
+        assert said["unled is right"]
 
 
 def test_a_batcher_of_a_led_function(job):
@@ -85,8 +91,12 @@ def test_another_process_ends(ending, processes, calls, words):
     assert said["failed after"] < 15
     assert said["again"][0] == "DistributedError"
     assert said["again after"] < 0.5
+    assert said["left"] == said["after"] == said["again"]
     for process in ended[1:-1]:
         assert process.said["followed"][0] == "DistributedError"
+    for process in ended[:-1]:  # each knows without asking the others
+        assert "start them again" in process.said["unled"][1]
+        assert process.said["unled after"] < 0.5
 
 
 @pytest.mark.parametrize("ending", ["leader killed", "leader stopped"])

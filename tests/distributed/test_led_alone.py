@@ -12,6 +12,7 @@ import pytest
 
 import cudagraph_jax as cg
 from cudagraph_jax import distributed
+from tests.helpers.faults import through_host
 
 CONFIG = cg.CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(8,), warmup_iterations=1)
 Pair = namedtuple("Pair", "one other")
@@ -142,10 +143,87 @@ def test_a_call_that_does_not_end():
         goes_on.set()
         stuck.warmup(np.ones((1, 3), np.float32), progress=False)
         goes_on.clear()
-        with distributed.lead(stuck, timeout_s=0.3) as led:
-            with pytest.raises(cg.DistributedError, match="has not ended in time"):
-                led(np.ones((1, 3), np.float32))
-            with pytest.raises(cg.DistributedError, match="has not ended in time"):
-                led(np.ones((1, 3), np.float32))
+        late = pytest.raises(cg.DistributedError, match="has not ended in time")
+        with late, distributed.lead(stuck, timeout_s=0.3) as led:
+            for _ in range(2):
+                with pytest.raises(cg.DistributedError, match="has not ended in time"):
+                    led(np.ones((1, 3), np.float32))
     finally:
         goes_on.set()
+
+
+def test_a_call_that_fails():
+    """Its error is its caller's alone, as nobody else has begun it; the next one is answered."""
+    trouble: list[str] = []
+    doubled = cg.bucket_jit(through_host(trouble), in_axes="batch seq", config=CONFIG)
+    x = np.ones((2, 3), np.float32)
+    with distributed.lead(doubled) as led:
+        np.testing.assert_array_equal(led(x), 2 * x)
+        trouble.append("the wire is broken")
+        with pytest.raises(jax.errors.JaxRuntimeError, match="the wire is broken"):
+            led(x)
+        trouble.clear()
+        np.testing.assert_array_equal(led(x), 2 * x)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [2, 2.5, True, np.float32(2.5), np.float64(2.5), np.int64(2), jnp.asarray(2.5), jnp.float32(2)],
+    ids=repr,
+)
+def test_dtypes_of_numbers(number):
+    """The answer has the dtype that the function itself gives it: numbers of Python give way."""
+
+    @cg.bucket_jit(in_axes="batch seq", config=CONFIG)
+    def scaled(x, scale):
+        return x * scale
+
+    x = np.ones((2, 3), jnp.bfloat16)
+    with distributed.lead(scaled) as led:
+        answer = led(x, number)
+        assert answer.dtype == scaled.__wrapped__(jnp.asarray(x), number).dtype
+        np.testing.assert_array_equal(answer, scaled(x, number))
+
+
+def test_a_bucket_that_is_there_by_now():
+    """A call that a larger bucket served is decided again, when its own may have been captured."""
+    config = cg.CUDAGraphConfig(capture_sizes=(1, 4), on_miss="background", warmup_iterations=0)
+    doubled = cg.bucket_jit(lambda x: x * 2, in_axes="batch seq", config=config)
+    x = np.ones((1, 3), np.float32)
+    doubled(np.ones((3, 3), np.float32))
+    doubled.manager.wait()
+    with distributed.lead(doubled) as led:
+        np.testing.assert_array_equal(led(x), 2 * x)
+        doubled(x)
+        doubled.manager.wait()
+        np.testing.assert_array_equal(led(x), 2 * x)
+    replays = {str(entry.bucket): entry.replay_count for entry in doubled.registry.entries()}
+    assert replays == {"4x3": 2, "1x3": 1}
+
+
+def test_many_threads_that_lead_at_once():
+    """One of them leads, the others are told so."""
+    functions = [
+        cg.bucket_jit(lambda x: x, in_axes="batch seq", config=CONFIG, name=f"f{index}")
+        for index in range(8)
+    ]
+    together, outcomes = threading.Barrier(8), []
+
+    def work(function):
+        together.wait()
+        try:
+            with distributed.lead(function):
+                outcomes.append("led")
+                together.wait()
+        except cg.DistributedError as error:
+            outcomes.append(str(error))
+            together.wait()
+
+    threads = [threading.Thread(target=work, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert outcomes.count("led") == 1
+    assert sum("is led already" in outcome for outcome in outcomes) == 7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import DistributedError
-from cudagraph_jax.distributed.link import knock, open_door
+from cudagraph_jax.distributed.link import encoded, knock, open_door
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_arrays_of_any_kind(links, dtype, shape):
     """Dtype, shape and content survive, several arrays in one message."""
     array = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
     with ThreadPoolExecutor(1) as pool:
-        sent = pool.submit(links[0].send, {"n": 1}, [array, array.T])
+        sent = pool.submit(links[0].send, encoded({"n": 1}, [array, array.T]))
         head, arrays = links[1].receive()
         sent.result()
     assert head == {"n": 1}
@@ -45,31 +46,96 @@ def test_arrays_of_any_kind(links, dtype, shape):
 
 def test_what_was_said_last_is_read(links):
     """A process that ends is heard to the end, and then seen to be gone."""
-    links[0].send({"failed": "why"})
+    links[0].send(encoded({"failed": "why"}))
     links[0].end()
     assert links[1].receive().head == {"failed": "why"}
     with pytest.raises(ConnectionError, match="has ended"):
         links[1].receive()
 
 
-def test_a_stranger_is_not_let_in():
-    """Who does not know the key is turned away, and those who do come in all the same."""
+def test_strangers_are_not_let_in():
+    """Who does not know the key is turned away; who says nothing keeps nobody waiting."""
     with open_door() as door, ThreadPoolExecutor(1) as pool:
         name, hosts, port, _ = json.loads(door.address)
         wrong = json.dumps([name, hosts, port, "00" * 32])
         waiting = pool.submit(door.let_in, 1, timeout_s=5)
-        with socket.create_connection(("localhost", port)) as stranger:
+        start = time.monotonic()
+        with (
+            socket.create_connection(("localhost", port)),
+            socket.create_connection(("localhost", port)) as stranger,
+        ):
             stranger.sendall(bytes(100))
-        with pytest.raises(DistributedError, match="another program listens there"):
-            knock(wrong, 1, timeout_s=5)
-        link = knock(door.address, 2, timeout_s=5)
-        (own,) = waiting.result()
-        assert own.peer == 2
+            with pytest.raises(DistributedError, match="another program listens there"):
+                knock(wrong, 1, timeout_s=5)
+            link = knock(door.address, 1, timeout_s=5)
+            (own,) = waiting.result()
+        assert own.peer == 1
+        assert time.monotonic() - start < 2
         own.close()
         link.close()
+
+
+def test_processes_that_are_not_expected():
+    """One of no such index, and a second one of the same, are turned away."""
+    with open_door() as door, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(door.let_in, 2, timeout_s=5)
+        others = [knock(door.address, index, timeout_s=5) for index in (7, 0, 1, 1, 2)]
+        first, second = waiting.result()
+        assert (first.peer, second.peer) == (1, 2)
+        for refused in (others[0], others[1], others[3]):
+            with pytest.raises(ConnectionError):
+                refused.receive()
+        first.send(encoded({"to": 1}))
+        assert others[2].receive().head == {"to": 1}
+        for link in (first, second, *others):
+            link.close()
+
+
+def test_a_connection_that_ends_is_made_again():
+    """Who finds nobody at first knocks until his time is over."""
+    with open_door() as door, socket.create_server(("127.0.0.1", 0)) as before:
+        key = json.loads(door.address)[3]
+        port = before.getsockname()[1]
+        address = json.dumps(["elsewhere", ["127.0.0.1"], port, key])
+        with ThreadPoolExecutor(2) as pool:
+            waiting = pool.submit(door.let_in, 1, timeout_s=10)
+            coming = pool.submit(knock, address, 1, timeout_s=10)
+            before.accept()[0].close()
+            visitor, _ = before.accept()
+            inside = socket.create_connection(("localhost", json.loads(door.address)[2]))
+            visitor.sendall(inside.recv(48))
+            inside.sendall(visitor.recv(36))
+            (own,) = waiting.result()
+            assert own.peer == 1
+            for link in (own, coming.result()):
+                link.close()
+            visitor.close()
+            inside.close()
+
+
+def test_a_pulse_waits_for_nobody(links):
+    """Neither for another message, nor for who takes nothing; none is cut in two."""
+    links[0]._connection.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        links[0].send(bytes(1 << 26))
+    start = time.monotonic()
+    links[0].pulse()
+    assert time.monotonic() - start < 0.1
 
 
 def test_nobody_comes():
     """Who waits for others is told how many came."""
     with open_door() as door, pytest.raises(DistributedError, match=r"of 1 other processes \[\]"):
         door.let_in(1, timeout_s=0.01)
+
+
+def test_not_all_of_them_come():
+    """Those who did are told at once, since their connections end."""
+    with open_door() as door, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(door.let_in, 2, timeout_s=0.3)
+        link = knock(door.address, 2, timeout_s=5)
+        with pytest.raises(DistributedError, match=r"of 2 other processes \[2\]"):
+            waiting.result()
+        with pytest.raises(ConnectionError, match="has ended"):
+            link.receive()
+        link.close()

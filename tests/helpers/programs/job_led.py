@@ -50,6 +50,7 @@ def crowd(led):
 
 def leading(embed):
     with distributed.lead(embed, WEIGHTS, timeout_s=TIMEOUT_S) as led:
+        LED.append(led)
         say("repr", repr(led))
         start = time.monotonic()
         say("wrong", crowd(led))
@@ -67,8 +68,6 @@ def leading(embed):
             say_error("update", lambda: batcher.update(WEIGHTS))
         say("compiled", embed.registry.capture_count)
         ending(led)
-    say("closed", True)
-    say_error("after", lambda: led(ids(1, 1)))
 
 
 def ending(led):
@@ -116,12 +115,17 @@ if ENDING == "closed":
     capturing()
 embed = made(warmup_iterations=1)
 embed.warmup(WEIGHTS, ids(1, 3), progress=False)
+LED: list[distributed.Led] = []
 if INDEX == 0:
-    leading(embed)
+    say_error("left", lambda: leading(embed))
+    say_error("after", lambda: LED[0](ids(1, 1)))
 else:
     if INDEX == COUNT - 1 and ENDING in ("killed", "stopped", "raised"):
         doom(after=CALLS + 150)
     say_error("followed", lambda: distributed.follow(embed, WEIGHTS, timeout_s=TIMEOUT_S))
     say("replays", embed.stats()["registry"]["total_replays"])
+start = time.monotonic()
+say_error("unled", lambda: say("unled is right", is_right(embed(WEIGHTS, ids(1, 2)), ids(1, 2))))
+say("unled after", time.monotonic() - start)
 say("end", True)
 leave()

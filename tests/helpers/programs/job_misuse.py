@@ -145,7 +145,7 @@ def declaring():
         ("side", made(pad_side=(None, ["right", "left"][INDEX]))),
     ]
     for name, function in declared:
-        say_error(f"{name} in a call", lambda function=function: function(WEIGHTS, ids(3, 5)))
+        say_error(f"{name} in a call", partial(function, WEIGHTS, ids(3, 5)))
         say_error(f"{name} led", partial(led, function))
 
 

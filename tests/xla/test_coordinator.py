@@ -1,0 +1,79 @@
+"""The coordinator of a job, as a process of one: what breaks an exchange breaks those behind it."""
+
+from __future__ import annotations
+
+import pytest
+
+from cudagraph_jax import DistributedError
+from cudagraph_jax.xla.coordinator import Coordinator
+
+
+class Store:
+    """A key-value store and a barrier, at which something may happen."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, bytes] = {}
+        self.at_barrier = lambda: None
+
+    def key_value_set_bytes(self, key, value):
+        self.told[key] = value
+
+    def key_value_dir_get_bytes(self, folder):
+        return [item for item in self.told.items() if item[0].startswith(f"{folder}/")]
+
+    def key_value_delete(self, key):
+        del self.told[key]
+
+    def wait_at_barrier(self, name, timeout_in_ms):
+        self.at_barrier()
+
+
+@pytest.fixture
+def store():
+    return Store()
+
+
+@pytest.fixture
+def coordinator(store):
+    return Coordinator(lambda: store)
+
+
+def test_what_is_said(store, coordinator):
+    """Each exchange gives what was said in it, before it what is said already; nothing is left."""
+    assert coordinator.said_next() == []
+    for text in ("one", "two", "three"):
+        assert coordinator.exchange(text, timeout_s=1) == [text]
+    assert list(store.told.values()) == [b"three"]
+    store.told["cudagraph_jax/3/1"] = b"four"
+    assert coordinator.said_next() == ["four"]
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt(store, coordinator, interrupt):
+    """It goes through, and nothing is exchanged again: the others may have gone on."""
+
+    def at_barrier():
+        raise interrupt
+
+    store.at_barrier = at_barrier
+    with pytest.raises(interrupt):
+        coordinator.exchange("one", timeout_s=1)
+    store.at_barrier = lambda: None
+    with pytest.raises(DistributedError, match="was interrupted while it waited"):
+        coordinator.exchange("two", timeout_s=1)
+
+
+def test_a_text_that_is_not_there(store, coordinator):
+    """The process that did not say it is named."""
+    store.at_barrier = store.told.clear
+    for _ in range(2):
+        with pytest.raises(DistributedError, match="process 0 did not come within 1 s"):
+            coordinator.exchange("one", timeout_s=1)
+
+
+def test_it_is_broken_off(coordinator):
+    """The first reason is the one that is given."""
+    coordinator.break_off("why")
+    coordinator.break_off("and so")
+    with pytest.raises(DistributedError, match=r"^why$"):
+        coordinator.exchange("one", timeout_s=1)

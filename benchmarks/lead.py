@@ -9,7 +9,9 @@ A tiny function with one collective (gloo) is called on both processes:
 - `broadcast + raw`: `multihost_utils.broadcast_one_to_all` of the same data, then the same call, as
   a leader of one's own is mostly written;
 - `broadcast`: that alone;
-- `compared`: the bucketed function itself, whose data the processes compare before each call.
+- `compared`: the bucketed function itself, whose data the processes compare before each call;
+- `compared, 64 MB`: the same beside 64 MB of parameters that each process has for itself;
+- `key-value store`: one exchange of the data by the coordinator, which is most of `compared`.
 
 Medians and 99th percentiles of process 0, in microseconds; both share the cores.
 """
@@ -47,7 +49,11 @@ def main() -> int:
         subprocess.Popen([*command, str(index)], env={**os.environ, "JAX_PLATFORMS": "cpu"})
         for index in range(2)
     ]
-    return max(process.wait() for process in processes)
+    ended = [process.wait() for process in processes]
+    for index, status in enumerate(ended):
+        if status:  # negative: the signal that ended it
+            print(f"process {index} ended with {status}", file=sys.stderr)
+    return int(any(ended))
 
 
 def timed(call: Callable[[], object], calls: int) -> str:
@@ -71,6 +77,7 @@ def measure(port: int, index: int, *, calls: int) -> None:
 
     import cudagraph_jax as cg
     from cudagraph_jax import distributed
+    from cudagraph_jax.capture.peers import PEERS
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=index)
@@ -89,6 +96,9 @@ def measure(port: int, index: int, *, calls: int) -> None:
     bucketed.warmup(weights, data[0], progress=False)
     raw = [jax.jit(embed).lower(weights, ids).compile() for ids in data]
 
+    def told(ids: np.ndarray) -> list[str]:
+        return PEERS.compare("a row of this table", {}, timeout_s=60, said=ids.tobytes().hex())
+
     def everywhere(name: str, call: Callable[[int], object]) -> None:
         row = [timed(lambda place=place: call(place), calls) for place in range(len(data))]
         if index == 0:
@@ -101,6 +111,14 @@ def measure(port: int, index: int, *, calls: int) -> None:
         lambda place: np.asarray(raw[place](weights, broadcast_one_to_all(data[place]))),
     )
     everywhere("compared", lambda place: bucketed(weights, data[place]))
+    large = jnp.ones(16 << 20)
+    beside = cg.bucket_jit(
+        lambda parameters, ids: embed(parameters[0], ids),
+        in_axes=(None, "batch seq"),
+        config=config,
+    )
+    everywhere("compared, 64 MB", lambda place: beside((weights, large), data[place]))
+    everywhere("key-value store", lambda place: told(data[place]))
     if index == 0:
         with distributed.lead(bucketed, weights) as led:
             everywhere("led", lambda place: led(data[place]))

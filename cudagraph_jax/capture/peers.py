@@ -59,12 +59,15 @@ class Peers:
     comes here. What spans processes is what has an argument, or an output, on the devices of
     several; nothing else is compared or refused.
 
+    Args:
+        coordinator: By which they tell each other.
+
     Attributes:
         led: The function that process 0 decides for; None: none.
     """
 
-    def __init__(self) -> None:
-        self._coordinator = Coordinator()
+    def __init__(self, coordinator: Coordinator | None = None) -> None:
+        self._coordinator = Coordinator() if coordinator is None else coordinator
         self._turn = threading.Lock()
         self._inside: threading.Thread | None = None
         self._caller: threading.Thread | None = None
@@ -178,25 +181,30 @@ class Peers:
 
     def tell_of_input(
         self,
-        name: str,
+        what: str,
         arguments: PyTree,
-        error: Exception,
-        held: Callable[[], Sequence[CUDAGraphEntry]],
-        config: CUDAGraphConfig,
+        error: BaseException,
+        *,
+        timeout_s: float,
+        is_shared: bool = False,
     ) -> None:
-        """Tells the others of a call that is refused before it can be described, if it spans them.
+        """Tells the others of what is refused before it can be described, if it spans them.
+
+        Args:
+            what: What it was to be.
+            arguments: What it was given, which shows that; or `is_shared` says so.
+            error: What it is refused with.
+            timeout_s: How long it waits for the others.
+            is_shared: Whether it spans them, whatever the arguments are.
 
         Raises:
             DistributedError: They do not refuse it alike.
             Exception: `error`, where they do.
         """
-        if jax.process_count() == 1 or self.led is not None:
+        if jax.process_count() == 1 or self.led is not None or not isinstance(error, Exception):
             return
-        if any(is_foreign(placement(leaf)) for leaf in jax.tree.leaves(arguments)) or any(
-            entry.is_shared and entry.variant.name == name for entry in held()
-        ):
-            wait_s = config.process_timeout_s
-            self.compare(f"a call of {name}", {}, timeout_s=wait_s, refused=error)
+        if is_shared or any(is_foreign(placement(leaf)) for leaf in jax.tree.leaves(arguments)):
+            self.compare(what, {}, timeout_s=timeout_s, refused=error)
 
     @contextmanager
     def agreeing_on_warmup(
@@ -240,6 +248,10 @@ class Peers:
         except Exception as error:
             if is_shared:
                 self.compare(what, facts, timeout_s=timeout_s, refused=error)
+            raise
+        except BaseException as error:  # an interrupt: nothing is waited for
+            if is_shared:
+                self.failed(what, error)
             raise
 
     def telling_of_capture(

@@ -178,8 +178,15 @@ class Dispatcher:
             DistributedError: They do not refuse it, too.
         """
         self.outcomes.add("error", Reason.INPUT)
-        if isinstance(error, Exception):
-            PEERS.tell_of_input(name, arguments, error, self.registry.entries, self.config)
+        PEERS.tell_of_input(
+            f"a call of {name}",
+            arguments,
+            error,
+            timeout_s=self.config.process_timeout_s,
+            is_shared=any(
+                it.is_shared and it.variant.name == name for it in self.registry.entries()
+            ),
+        )
 
     @contextmanager
     def refusing_input(self, name: str, arguments: PyTree) -> Iterator[None]:

@@ -45,7 +45,10 @@ def without_bucket(capturer: Capturer, call: Call, bucket: Bucket, error: Captur
 
     Raises:
         PaddingLeakError: That is why.
+        CaptureError: Several processes run it together, so that there is no other answer.
     """
+    if PEERS.spans(call, capturer.registry.entries):
+        raise error  # nothing is remembered, since each would try again in its own time
     failures, variant = capturer.failures, call.variant
     if isinstance(error, PaddingLeakError):
         failures.remember(bucket, variant, error)

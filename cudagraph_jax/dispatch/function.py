@@ -85,6 +85,7 @@ class BucketedFunction(Generic[P, R]):
 
     Attributes:
         manager: What decides and counts.
+        target: The function, and what is asked of its outputs.
     """
 
     __name__: str
@@ -101,7 +102,7 @@ class BucketedFunction(Generic[P, R]):
         self._holder = Holder(function)  # alone: what is captured goes with this object
         self._function = FunctionRef(self._holder)
         self._binder = binder
-        self._target = replace(target, function=self._function)
+        self.target = replace(target, function=self._function)
         self._routes = Routes()
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
         self._instead: dict[Form, Form] = {}
@@ -210,7 +211,7 @@ class BucketedFunction(Generic[P, R]):
         return MethodType(self, instance)
 
     def __repr__(self) -> str:
-        return one_line(f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)")
+        return one_line(f"BucketedFunction({self.target.name}, {self.registry.num_graphs} graphs)")
 
     def __reduce__(self) -> str:
         # By reference, as functions and `jax.jit` are: the other process has a manager of its own.
@@ -219,12 +220,12 @@ class BucketedFunction(Generic[P, R]):
     def _repr_html_(self) -> str:
         from cudagraph_jax.report.summary import stats_html
 
-        return stats_html(self._target.name, self.stats())
+        return stats_html(self.target.name, self.stats())
 
     @property
     def called(self) -> str:
         """What reports, logs and profiles call it."""
-        return self._target.name
+        return self.target.name
 
     @property
     def in_axes(self) -> PyTree:
@@ -235,11 +236,6 @@ class BucketedFunction(Generic[P, R]):
     def pad_side(self) -> PyTree:
         """On which side the padding of the arguments stands, with the structure of `in_axes`."""
         return jax.tree.map(attrgetter("side"), self._binder.in_axes)
-
-    @property
-    def target(self) -> Target:
-        """The function, and what is asked of its outputs."""
-        return self._target
 
     @property
     def declarations(self) -> dict[str, str]:
@@ -265,7 +261,7 @@ class BucketedFunction(Generic[P, R]):
     def with_manager(self, manager: CUDAGraphManager) -> BucketedFunction[P, R]:
         """The same function, decided and counted by another manager."""
         return BucketedFunction(
-            self._holder.function, binder=self._binder, target=self._target, manager=manager
+            self._holder.function, binder=self._binder, target=self.target, manager=manager
         )
 
     def _call_bound(
@@ -418,9 +414,9 @@ class BucketedFunction(Generic[P, R]):
         with suppress(TypeError, ValueError):  # what a pytree holds beside its leaves is no key
             known = self._declarations.get(key)
         if known is None:
-            fingerprint = self._target.fingerprint
+            fingerprint = self.target.fingerprint
             target = replace(
-                self._target,
+                self.target,
                 function=self._function if bound.statics else unbound(self._function, bound),
                 donate_argnums=self._binder.donated(bound.form),
                 fingerprint=fingerprint and fingerprint._replace(places=bound.form.places),
@@ -483,9 +479,10 @@ class BucketedFunction(Generic[P, R]):
             >>> double.warmup(np.ones((1, 3), np.float32), progress=False).captured
             2
         """
-        self._binder.check_keywords(kwargs, options=("progress", "workers"))
-        bound = self._bind(args, kwargs)
-        call = self._describe(bound)
+        with self.manager.dispatcher.capturer.refusing_input(self.called, (args, kwargs)):
+            self._binder.check_keywords(kwargs, options=("progress", "workers"))
+            bound = self._bind(args, kwargs)
+            call = self._describe(bound)
         # Here, because importing this package is to cost little.
         from cudagraph_jax.capture.warmup import warm_grid
         from cudagraph_jax.report.progress import Progress

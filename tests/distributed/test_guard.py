@@ -58,6 +58,7 @@ def job():
         ("thread alone", "outcome is ready on process 0 and DistributedError: embed"),
         ("piece alone", "in pieces: CAPTURE, bucket 1x8"),
         ("sealed warm-up", "mode is CAPTURE on process 0 and REPLAY on process 1"),
+        ("example alone", "outcome is ready on process 0 and InputShapeError: ids has"),
         ("room alone", "where it has failed (ConfigError"),
         ("trace alone", "outcome is ready on process 0 and CaptureError"),
         ("trace alone in a call", "outcome is ready on process 0 and CaptureError"),
@@ -84,6 +85,7 @@ def test_misuse_is_refused_everywhere(job, name, words):
     [
         ("outside alike", "BucketOverflowError", "batch=9"),
         ("bad input alike", "InputShapeError", "float64"),
+        ("trace alike", "CaptureError", "ValueError: nowhere"),
     ],
 )
 def test_what_all_refuse_alike(job, name, kind, words):

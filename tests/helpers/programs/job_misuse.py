@@ -91,6 +91,11 @@ def fragile(weights, ids, *, mask):
     return mean(weights, ids, mask=mask)
 
 
+def untraceable(weights, ids, *, mask):
+    """A function that no process can trace."""
+    raise ValueError("nowhere")
+
+
 def crowding(function):
     """Has the grid of a function have no room on one process alone; what takes that, to be kept."""
     own = cg.bucket_jit(jnp.sum, in_axes="batch seq", manager=function.manager)
@@ -131,6 +136,8 @@ def refusing(embed):
     own = crowding(crowded)
     say_error("room alone", partial(crowded.warmup, WEIGHTS, ids(1, 3), progress=False))
     del own
+    say_error("example alone", partial(embed.warmup, WEIGHTS, [ids(1, 3), ids(1, 3)[0]][INDEX]))
+    say_error("trace alike", lambda: made(untraceable, name="untraceable")(WEIGHTS, ids(3, 5)))
     broken = made(fragile, name="fragile")
     say_error("trace alone", partial(broken.warmup, WEIGHTS, ids(1, 3), progress=False))
     say_error("trace alone in a call", lambda: broken(WEIGHTS, ids(3, 5)))

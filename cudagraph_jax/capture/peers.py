@@ -68,8 +68,9 @@ class Peers:
 
     def __init__(self, coordinator: Coordinator | None = None) -> None:
         self._coordinator = Coordinator() if coordinator is None else coordinator
-        self._turn = threading.Lock()
-        self._inside: threading.Thread | None = None
+        self._turn = threading.RLock()  # for a signal handler comes in the middle of its thread
+        self._is_inside = False
+        self._claim = threading.Lock()
         self._caller: threading.Thread | None = None
         self.led: str | None = None
 
@@ -80,7 +81,7 @@ class Peers:
         Raises:
             DistributedError: Something is led already.
         """
-        with self._turn:
+        with self._claim:
             led, self.led = self.led, self.led or name
         if led is not None:
             raise DistributedError(
@@ -355,25 +356,22 @@ class Peers:
     @contextmanager
     def _in_turn(self) -> Iterator[DistributedError | None]:
         """One thread at a time; gives what is raised where another one is here already."""
-        own = threading.current_thread()
-        if self._inside is own:
-            raise DistributedError(
-                "a signal handler runs what several processes run together, in the middle of that: "
-                f"have it ask the thread to, or {_LEAD}"
-            )
         is_alone = self._turn.acquire(blocking=False)
-        if not is_alone:
-            self._turn.acquire()
-        try:
-            self._inside = own
-            yield (
-                None
-                if is_alone
-                else _crowd("two threads of this process run what several processes run together")
-            )
-        finally:
-            self._inside = None
+        if is_alone:
             self._turn.release()
+        # So taken, no interrupt can come between taking it and giving it back.
+        with self._turn:
+            if self._is_inside:
+                raise DistributedError(
+                    "a signal handler runs what several processes run together, in the middle of "
+                    f"that: have it ask the thread to, or {_LEAD}"
+                )
+            self._is_inside = True
+            try:
+                who = "two threads of this process run what several processes run together"
+                yield None if is_alone else _crowd(who)
+            finally:
+                self._is_inside = False
 
     def _refuse_led(self, name: str) -> None:
         if self.led is not None:

@@ -178,14 +178,13 @@ class Dispatcher:
             DistributedError: They do not refuse it, too.
         """
         self.outcomes.add("error", Reason.INPUT)
+        own = [entry.is_shared for entry in self.registry.entries() if entry.variant.name == name]
         PEERS.tell_of_input(
             f"a call of {name}",
             arguments,
             error,
             timeout_s=self.config.process_timeout_s,
-            is_shared=any(
-                it.is_shared and it.variant.name == name for it in self.registry.entries()
-            ),
+            is_shared=bool(own) and all(own),
         )
 
     @contextmanager

@@ -34,6 +34,9 @@ from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.coordinator import RESTART
 
+_UNKNOWN_S = 60.0
+"""How long to wait for the others where the arguments do not say."""
+
 Function = BucketedFunction[..., PyTree]
 Tree = tuple[Any, list[Any], list[Array]]
 """A pytree to be told: its structure, each leaf that is a number (None: an array), the arrays."""
@@ -188,20 +191,16 @@ def lead(function: Function, *passed: PyTree, timeout_s: float | None = None) ->
         ...     led(np.ones((3, 5), np.float32)).shape
         (3, 5)
     """
-    wait_s = _checked(function, passed, timeout_s)
-    if jax.process_index() != 0:
-        raise DistributedError(
-            f"process {jax.process_index()} cannot lead, as process 0 does: call "
-            "cudagraph_jax.distributed.follow here"
-        )
     others = jax.process_count() - 1
-    with PEERS.leading(function.called):
+    with PEERS.leading(_name(function)):
         links: list[Link] = []
         if others:
             with open_door() as door:
-                _meet(function, passed, timeout_s=wait_s, said=door.address)
+                wait_s, _ = _meet(function, passed, timeout_s, leads=True, said=door.address)
                 with _together():
                     links = door.let_in(others, timeout_s=wait_s)
+        else:
+            wait_s = _checked(function, passed, timeout_s, leads=True)
         led = Led(function, passed, links, timeout_s=wait_s)
         try:
             yield led
@@ -227,14 +226,10 @@ def follow(function: Function, *passed: PyTree, timeout_s: float | None = None) 
             have another function, configuration, grid or parameters.
         ConfigError: `function` is not what `bucket_jit` makes, or passes other arguments through.
     """
-    wait_s = _checked(function, passed, timeout_s)
-    index = jax.process_index()
-    if index == 0:
-        raise DistributedError("process 0 leads: call cudagraph_jax.distributed.lead here")
-    with PEERS.leading(function.called):
-        address = _meet(function, passed, timeout_s=wait_s)[0]
+    with PEERS.leading(_name(function)):
+        wait_s, said = _meet(function, passed, timeout_s, leads=False)
         with _together():
-            link = knock(address, index, timeout_s=wait_s)
+            link = knock(said[0], jax.process_index(), timeout_s=wait_s)
         _Follower(function, passed, link, timeout_s=wait_s).run()
 
 
@@ -385,11 +380,16 @@ class _Calls:
         return dispatcher.capturer.gate.within(lambda _: capture(call, bucket)).value
 
 
-def _checked(function: Function, passed: Args, timeout_s: float | None) -> float:
+def _name(function: Function) -> str:
+    return function.called if isinstance(function, BucketedFunction) else f"{function!r:.80}"
+
+
+def _checked(function: Function, passed: Args, timeout_s: float | None, *, leads: bool) -> float:
     """How long to wait, if the arguments are valid.
 
     Raises:
         ConfigError: One is not.
+        DistributedError: It is another process that does this.
     """
     if not isinstance(function, BucketedFunction):
         raise ConfigError(f"function={function!r:.80} is not what bucket_jit makes: decorate it")
@@ -405,6 +405,14 @@ def _checked(function: Function, passed: Args, timeout_s: float | None) -> float
     wait_s = waiting_time("timeout_s", timeout_s)
     if not wait_s:
         raise ConfigError("timeout_s=0 waits for nobody: give the seconds that a call may take")
+    index = jax.process_index()
+    if leads and index != 0:
+        raise DistributedError(
+            f"process {index} cannot lead, as process 0 does: call "
+            "cudagraph_jax.distributed.follow here"
+        )
+    if not leads and index == 0:
+        raise DistributedError("process 0 leads: call cudagraph_jax.distributed.lead here")
     return wait_s
 
 
@@ -418,18 +426,34 @@ def _together() -> Iterator[None]:
         raise
 
 
-def _meet(function: Function, passed: Args, *, timeout_s: float, said: str = "") -> list[str]:
-    """What each process says, if all of them are to lead or follow the same.
+def _meet(
+    function: Function, passed: Args, timeout_s: float | None, *, leads: bool, said: str = ""
+) -> tuple[float, list[str]]:
+    """How long to wait, and what each process says, if all are to lead or follow the same.
 
     Raises:
         DistributedError: They are not.
+        CUDAGraphError: What all of them refuse it with.
     """
+    wait_s, facts, refused = _UNKNOWN_S, dict[str, str](), None
+    try:
+        wait_s = _checked(function, passed, timeout_s, leads=leads)
+        facts = _facts(function, passed, wait_s)
+    except Exception as error:
+        refused = error  # which the others learn, too
+    if refused is not None and jax.process_count() == 1:
+        raise refused
+    what = f"lead of {_name(function)}"
+    return wait_s, PEERS.compare(what, facts, timeout_s=wait_s, said=said, refused=refused)
+
+
+def _facts(function: Function, passed: Args, timeout_s: float) -> dict[str, str]:
     captured = [
         f"{entry.bucket} {entry.variant}"
         for entry in function.registry.entries()
         if entry.variant.name == function.called
     ]
-    facts = {
+    return {
         **function_facts(function.__wrapped__, function.target, function.manager.config),
         **function.declarations,
         "mode": function.manager.mode.name,
@@ -437,7 +461,6 @@ def _meet(function: Function, passed: Args, *, timeout_s: float, said: str = "")
         "parameters": digest_of(jax.tree.leaves(passed)),
         "timeout_s": str(timeout_s),  # the pulse of one goes by its own
     }
-    return PEERS.compare(f"lead of {function.called}", facts, timeout_s=timeout_s, said=said)
 
 
 def _told(tree: PyTree) -> Tree:

@@ -62,6 +62,8 @@ def job():
         ("room alone", "where it has failed (ConfigError"),
         ("trace alone", "outcome is ready on process 0 and CaptureError"),
         ("trace alone in a call", "outcome is ready on process 0 and CaptureError"),
+        ("both lead", "ready on process 0 and DistributedError: process 1 cannot lead"),
+        ("nothing passed", "ready on process 0 and ConfigError: embed passes 1 argument"),
         ("code in a call", "function is"),
         ("code led", "function is"),
         ("padding in a call", "padding is"),

@@ -154,14 +154,17 @@ def declaring():
     for name, function in declared:
         say_error(f"{name} in a call", partial(function, WEIGHTS, ids(3, 5)))
         say_error(f"{name} led", partial(led, function))
+    function = declared[1][1]
+    say_error("both lead", distributed.lead(function, WEIGHTS).__enter__)
+    say_error("nothing passed", partial(led, function, [(WEIGHTS,), ()][INDEX]))
 
 
-def led(function):
+def led(function, passed=(WEIGHTS,)):
     """Leads or follows."""
     if INDEX:
-        distributed.follow(function, WEIGHTS)
+        distributed.follow(function, *passed)
     else:
-        distributed.lead(function, WEIGHTS).__enter__()
+        distributed.lead(function, *passed).__enter__()
 
 
 def deciding(embed):

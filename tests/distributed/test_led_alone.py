@@ -125,8 +125,16 @@ def test_calls_while_it_closes(scaled):
     assert set(outcomes) <= {(2, 3), "what was led is closed: lead it again"}
 
 
-def test_a_call_that_does_not_end():
-    """It is given up after the stated time, and so are those behind it."""
+def twice_late(led):
+    """Two calls that do not end, and a caller who fails for another reason."""
+    for _ in range(2):
+        with pytest.raises(cg.DistributedError, match="has not ended in time"):
+            led(np.ones((1, 3), np.float32))
+    raise cg.InputShapeError("of the caller")
+
+
+def test_a_call_that_does_not_end(caplog):
+    """It is given up in the stated time, as those behind it; an error of the block goes first."""
     goes_on = threading.Event()
 
     def wait(x):
@@ -143,11 +151,9 @@ def test_a_call_that_does_not_end():
         goes_on.set()
         stuck.warmup(np.ones((1, 3), np.float32), progress=False)
         goes_on.clear()
-        late = pytest.raises(cg.DistributedError, match="has not ended in time")
-        with late, distributed.lead(stuck, timeout_s=0.3) as led:
-            for _ in range(2):
-                with pytest.raises(cg.DistributedError, match="has not ended in time"):
-                    led(np.ones((1, 3), np.float32))
+        with pytest.raises(cg.InputShapeError), distributed.lead(stuck, timeout_s=0.3) as led:
+            twice_late(led)
+        assert "Led(stuck, 1 processes): a call has not ended in time" in caplog.text
     finally:
         goes_on.set()
 

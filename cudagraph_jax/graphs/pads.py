@@ -393,8 +393,10 @@ def direct_call(
     )
     if pads.trees or pads.donated or len(zero_pads) < len(pads.arrays):
         return None
+    # A method takes 0.05 us less than its object.
+    run: Callable[..., PyTree] = call.__call__ if isinstance(call, jax.stages.Compiled) else call
     if not pads.arrays:
-        return call if masks is None else lambda *args: call(*args, **masks())
+        return run if masks is None else lambda *args: run(*args, **masks())
     zeros = np.zeros
 
     def padded_call(*args: PyTree) -> PyTree:
@@ -402,6 +404,6 @@ def direct_call(
         for position, shape, dtype, index in zero_pads:
             padded[position] = buffer = zeros(shape, dtype)
             buffer[index] = args[position]
-        return call(*padded) if masks is None else call(*padded, **masks())
+        return run(*padded) if masks is None else run(*padded, **masks())
 
     return padded_call

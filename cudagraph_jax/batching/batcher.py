@@ -83,7 +83,7 @@ class Batcher:
         put: Brings the inputs of the next call to the device while another computes.
 
     Raises:
-        ConfigError: The function cannot be batched, or an argument is not valid.
+        ConfigError: The function cannot be batched as it was declared, or an argument is not valid.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, cudagraph_jax
@@ -124,7 +124,7 @@ class Batcher:
         wait_s = waiting_time("max_wait_ms", max_wait_ms) / 1e3
         self.name = function.called if name is None else str(name)
         self._function, self._clock = function, clock
-        self._arguments = ItemArguments(function.in_axes, name=self.name)
+        self._arguments = ItemArguments(function, name=self.name)
         self._arguments.check_passed(passed)
         self._shared = SharedArguments(passed)
         self._queue = ItemQueue(
@@ -181,7 +181,7 @@ class Batcher:
 
         Raises:
             InputShapeError: The row does not fit the function, or what is captured of it.
-            ConfigError: The function cannot be batched, as the first item shows.
+            ConfigError: An output has no row for each item, as tracing the function shows.
             PaddingLeakError: In `debug_mode`: a row gets another answer in company than alone.
             BucketOverflowError: It is larger than every captured bucket.
             QueueFullError: As many wait as may.

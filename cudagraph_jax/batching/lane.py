@@ -164,7 +164,6 @@ class Lane:
 
     Raises:
         InputShapeError: The row does not fit the function.
-        ConfigError: The function cannot be batched.
         PaddingLeakError: In `debug_mode`: a row gets another answer in company than alone.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
@@ -101,7 +102,9 @@ class BucketedFunction(Generic[P, R]):
         self._holder = Holder(function)  # alone: what is captured goes with this object
         self._function = FunctionRef(self._holder)
         self._binder = binder
-        self._target = replace(target, function=self._function)
+        self._target = replace(
+            target, function=self._function, donate_argnums=binder.donate_argnums
+        )
         self._routes = Routes()
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
         self._instead: dict[Form, Form] = {}
@@ -227,9 +230,19 @@ class BucketedFunction(Generic[P, R]):
         return self._target.name
 
     @property
+    def target(self) -> Target:
+        """What was declared of its outputs, its masks and the arguments that it may use up."""
+        return self._target
+
+    @property
     def in_axes(self) -> PyTree:
         """Which dimensions of the arguments carry which size, as declared."""
         return jax.tree.map(attrgetter("text"), self._binder.in_axes)
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """What callers may give: the function's own arguments, without its masks."""
+        return self._binder.signature
 
     @property
     def pad_side(self) -> PyTree:

@@ -135,7 +135,7 @@ class Policies:
         answers = iter(self._rows.map(item for packed in packs for item in packed.items()))
         vectors: list[Vectors] = []
         for packed in packs:
-            vectors += packed.unpack(np.stack([next(answers) for _ in packed.ids]))
+            vectors += packed.unpack([next(answers) for _ in packed.ids])
         return Answers(np.stack(vectors), self._rows.stats()["computed_elements"] - before)
 
     def close(self) -> None:

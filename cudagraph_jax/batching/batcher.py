@@ -209,7 +209,7 @@ class Batcher:
         except BaseException:
             self.figures.count(Outcome.REFUSED)
             raise
-        lane.lengths.append(sizes.seq_len)
+        lane.recent.append(sizes)
         if not self._runner.wake() and self._queue.drop(item):
             self.figures.count(Outcome.REFUSED)
             raise CUDAGraphError(
@@ -288,7 +288,7 @@ class Batcher:
         Args:
             max_graphs: The most buckets; as many as the grid has now if None.
             **options: Keywords of `plan_for_batcher`: cost, waiting, capture_sizes, seq_multiple,
-                headroom. Costs are those measured, and lengths go as far as now, if None.
+                multiples, headroom. Costs are those measured, and sizes go as far as now, if None.
 
         Raises:
             ConfigError: No item came yet, an option is not valid, or there is no grid to plan.

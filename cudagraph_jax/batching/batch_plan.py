@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations, product
 from typing import NamedTuple, TypedDict, Unpack
@@ -14,6 +14,7 @@ import numpy as np
 from cudagraph_jax._base.checks import names_nearest, positive_size, require_arguments
 from cudagraph_jax.batching.composition import Part, Priced, Prices, compose
 from cudagraph_jax.batching.lane import Lane
+from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.dispatch.replan import replan_later
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
@@ -226,21 +227,7 @@ def change_grid(
     manager = function.manager
     config = manager.config
     came = Counter(sizes for lane in lanes for sizes in lane.recent.copy())
-    if not came:
-        raise ConfigError("no items came yet: plan after there were some")
-    if config.capture_seq_lens is None and any(sizes.seq_len > 1 for sizes in came):
-        raise ConfigError(
-            "a batcher plans rows and lengths, but with capture_seq_lens=None each length is a "
-            "bucket of its own: give capture_seq_lens"
-        )
-    named = tuple(config.capture_axes)
-    for axis in named:
-        if any(axis not in sizes.named for sizes in came):
-            raise ConfigError(
-                f"capture_axes has {axis!r}, and items of {function.called} have not: a batcher "
-                "plans the axes of its items alone, so use the function's own replan"
-            )
-    axes = named if named and config.capture_seq_lens is None else ("seq", *named)
+    axes = _axes_to_plan(config, came, name=function.called)
     ladders = {axis: config.ladder(axis) or (1,) for axis in axes}
     keeps_limits = options.get("headroom") is None
     if keeps_limits:
@@ -253,13 +240,10 @@ def change_grid(
     if max_graphs is None:
         max_graphs = len(config.capture_sizes) * math.prod(map(len, ladders.values()))
     meshes = manager.multiples
-    given = {"seq": options.pop("seq_multiple", 1), **(options.get("multiples") or {})}
-    options["multiples"] = {
-        axis: math.lcm(
-            positive_size(given.get(axis, 1), name=f"multiple of {axis}"), meshes.get(axis, 1)
-        )
-        for axis in axes
-    }
+    given = options.get("multiples") or {}
+    if "seq" in axes and "seq" not in given:
+        given = {**given, "seq": options.pop("seq_multiple", 1)}
+    options["multiples"] = {**given, **{axis: _multiple(given, meshes, axis) for axis in axes}}
     plan = plan_for_batcher(
         came,
         max_graphs=max_graphs,
@@ -277,6 +261,37 @@ def change_grid(
             "another plan came after it: call replan again"
         )
     return plan
+
+
+def _axes_to_plan(
+    config: CUDAGraphConfig, came: Collection[Bucket], *, name: str
+) -> tuple[str, ...]:
+    """The axes of items that came, which are all that the grid has beside the batch.
+
+    Raises:
+        ConfigError: They are not, or there were no items.
+    """
+    if not came:
+        raise ConfigError("no items came yet: plan after there were some")
+    if config.capture_seq_lens is None and any(sizes.seq_len > 1 for sizes in came):
+        raise ConfigError(
+            "a batcher plans rows and lengths, but with capture_seq_lens=None each length is a "
+            "bucket of its own: give capture_seq_lens"
+        )
+    named = tuple(config.capture_axes)
+    for axis in named:
+        if any(axis not in sizes.named for sizes in came):
+            raise ConfigError(
+                f"capture_axes has {axis!r}, and items of {name} have not: a batcher plans the "
+                "axes of its items alone, so use the function's own replan"
+            )
+    return named if named and config.capture_seq_lens is None else ("seq", *named)
+
+
+def _multiple(given: Mapping[str, int], meshes: Mapping[str, int], axis: str) -> int:
+    """What sizes of an axis are multiples of, as was asked for and as the meshes need it."""
+    asked = positive_size(given.get(axis, 1), name=f"multiple of {axis}")
+    return math.lcm(asked, meshes.get(axis, 1))
 
 
 def _plan_of(

@@ -161,10 +161,11 @@ class Batcher:
     def expected_s(self, more: int = 1) -> float:
         """Seconds until so many more would be answered, behind what waits and runs now.
 
-        By what rows took of late; 0 where nothing waits and runs, or none was timed.
+        By what rows took of late, before the first call by what the warm-up measured; 0 where
+        nothing waits and runs, or nothing was measured.
         """
         before = self.waiting + len(self._runner.under_way)
-        return (before + more - 1) * (self.figures.seconds_each or 0.0) if before else 0.0
+        return (before + more - 1) * (self._queue.seconds_each() or 0.0) if before else 0.0
 
     def __repr__(self) -> str:
         return one_line(f"Batcher({self.name}, {self.waiting} waiting)")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import jax
 
-from cudagraph_jax._base.checks import positive_size, waiting_time
+from cudagraph_jax._base.checks import names_nearest, positive_size, waiting_time
 from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.text import one_line
@@ -100,6 +100,7 @@ class Batcher:
         [2.0, 4.0]
     """
 
+    @names_nearest
     def __init__(
         self,
         function: BucketedFunction[..., PyTree] | Led,

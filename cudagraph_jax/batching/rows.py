@@ -59,6 +59,9 @@ class ItemArguments:
                     f"donate_argnums of {name} has {place}, which all items share: after one call "
                     "it would be gone; donate what has rows alone"
                 )
+        masks = [f"{mask.name} is built for each row" for mask in function.target.masks]
+        passed = ["what is passed through was given to the Batcher"] if self.places.passed else []
+        self._given_elsewhere = "".join(f"; {each}" for each in (*masks, *passed))
         _check_values(function.signature, self._entries, name)
         _check_target(function.target, name)
 
@@ -89,24 +92,31 @@ class ItemArguments:
             raise InputShapeError(
                 f"an item of {self._name} is {len(prefixes) or 'at least one'} array(s), those "
                 f"that in_axes={self._entries or self._for_all!r} names axes for, but {len(item)} "
-                "came: give each without its batch dimension"
+                f"came: give each without its batch dimension{self._given_elsewhere}"
             )
         leaves, structure = flatten_arguments(item)
         patterns = broadcast_prefix(tuple(prefixes), item, name="in_axes")
         return tuple(jax.tree.unflatten(structure, list(map(self._one_row, leaves, patterns))))
 
     def _one_row(self, array: PyTree, text: str) -> jax.ShapeDtypeStruct:
+        if isinstance(array, jax.core.Tracer):
+            raise InputShapeError(
+                f"an item of {self._name} is traced, as within jax.jit, and has no values yet: "
+                "call the function itself there"
+            )
         if not (is_array(array) or isinstance(array, np.generic)):
             raise InputShapeError(
-                f"an item of {self._name} has a {type(array).__name__} where its axes are "
-                f"{text!r}: pass a NumPy or JAX array of one row, without the batch dimension"
+                f"an item of {self._name} holds a value of type {type(array).__name__} where its "
+                f"axes are {text!r}: pass a NumPy or JAX array of one row, without the batch "
+                "dimension (of a list of numbers numpy.asarray(row, dtype))"
             )
         try:
             place = AxisPattern.parse(text).resolve(array.ndim + 1, name="it").batch or 0
         except InputShapeError:
             raise InputShapeError(
                 f"an item of {self._name} has an array of shape {array.shape}, but one row of "
-                f"{text!r} has no such number of dimensions: leave out the batch alone"
+                f"{text!r} has no such number of dimensions: leave out the batch alone (map takes "
+                "a sequence of rows)"
             ) from None
         shape = (*array.shape[:place], 1, *array.shape[place:])
         return jax.ShapeDtypeStruct(shape, array.dtype)

@@ -174,12 +174,17 @@ def test_jax_arrays_and_wide_integers(pooled):
 @pytest.mark.parametrize(
     ("item", "error", "message"),
     [
-        (([1, 2],), InputShapeError, "a int where its axes are 'batch seq'"),
+        ((np.int32(1),), InputShapeError, r"shape \(\), .*map takes a sequence of rows"),
+        (([1, 2],), InputShapeError, r"of type int where its axes .*: pass .*numpy.asarray\(row"),
         ((tokens(0, 1, 3),), InputShapeError, r"shape \(1, 3\), but one row of 'batch seq'"),
         ((tokens(0, 0),), InputShapeError, "no elements"),
         ((floats(0, 3),), InputShapeError, "no bucket is captured for items like"),
         ((tokens(0, 6),), BucketOverflowError, "seq_len=6, which no .*: seq_len fits up to 5: cut"),
-        ((tokens(0, 2), tokens(0, 2)), InputShapeError, r"is 1 array\(s\).*but 2 came"),
+        (
+            (tokens(0, 2), tokens(0, 2)),
+            InputShapeError,
+            r"is 1 array\(s\).*but 2 came.*; mask is built for each row; what is passed through",
+        ),
         ((), InputShapeError, r"is 1 array\(s\).*but 0 came"),
     ],
 )
@@ -316,6 +321,18 @@ def test_what_it_is_made_of():
         Batcher(function, PARAMS, max_waiting=0)
     with pytest.raises(ConfigError, match="max_wait_ms=-1"):
         Batcher(function, PARAMS, max_wait_ms=-1)
+    with pytest.raises(TypeError, match=r"'max_wating'.*max_waiting"):
+        Batcher(function, PARAMS, max_wating=3)  # type: ignore[call-arg]
+
+
+def test_within_a_transformation(pooled):
+    """A row that is traced has no values to wait with: it is refused."""
+    with Batcher(pooled, TABLE) as batcher:
+        with pytest.raises(InputShapeError, match=r"is traced, .*: call the function itself there"):
+            jax.jit(batcher.submit)(tokens(1, 3))
+        batcher.submit(tokens(1, 3)).result()
+        with pytest.raises(InputShapeError, match="is traced"):
+            jax.jit(batcher.submit)(tokens(1, 3))
 
 
 def test_repr():

@@ -168,8 +168,8 @@ def _check_target(target: Target, name: str) -> None:
                 'their axes in out_axes, or use unpad="host"'
             )
         return
-    for entry in jax.tree.leaves(target.out_axes, is_leaf=_is_none):
-        if entry is None or not _has_rows(AxisPattern.parse(entry).lengths):
+    for entry in jax.tree.leaves(target.out_axes):  # None may stand for an output that is None
+        if not _has_rows(AxisPattern.parse(entry).lengths):
             raise ConfigError(
                 f"out_axes of {name} has {entry!r}, an output without a row for each item, which a "
                 "batcher cannot hand out: return arrays with the batch in one dimension"

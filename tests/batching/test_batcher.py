@@ -265,7 +265,6 @@ def test_nothing_is_captured_for_an_item():
         (lambda p, x: x, {"unpad": "none"}, "nobody to know the rows .*: name their axes in out_"),
         (lambda p, x: x, {"unpad": ("none", ["none"])}, "nobody to know the rows"),
         (lambda p, x: x[0], {"out_axes": "seq"}, "out_axes of .* has 'seq', an output without a"),
-        (lambda p, x: (x, p), {"out_axes": ("batch seq", None)}, "out_axes of .* has None, an"),
         (lambda p, x: x, {"out_axes": {"y": "2*batch seq"}}, r"has '2\*batch seq', an output"),
         (lambda p, x, *, by: x, {"static_argnames": "by"}, r"a value for 'by', .*partial\(f, by="),
         (lambda p, x, *, by: x, {"in_axes": "batch ..."}, "a value for 'by', and a batcher passes"),
@@ -281,18 +280,20 @@ def test_functions_that_cannot_be_batched(fn, options, message):
 
 
 def test_values_that_have_a_default_or_are_passed():
-    """A static argument with a default, or with an entry in `in_axes`, is no reason to refuse."""
+    """A static argument with a default, or with an entry in `in_axes`, is no reason to refuse, nor
+    is an output that is None."""
     function = bucket_jit(
-        lambda by, x, *, plus=0.0: x * by + plus,
+        lambda by, x, *, plus=0.0: (x * by + plus, None),
         in_axes=(None, "batch seq"),
         static_argnames=("by", "plus"),
         unpad="none",
-        out_axes="batch seq",
+        out_axes=("batch seq", None),
         config=GRID,
     )
     function.warmup(2, floats(0, 1, 2), progress=False)
     with Batcher(function, 2) as batcher:
-        assert batcher.submit(np.ones(2, np.float32)).result().tolist() == [2, 2]
+        doubled, nothing = batcher.submit(np.ones(2, np.float32)).result()
+        assert (doubled.tolist(), nothing) == ([2, 2], None)
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,8 @@ def simulated(overload, *, deadline, seconds=20.0, max_waiting=300):
             continue
         claimed = [item for item in chosen.items if queue.claim(item)]
         clock.now += chosen.cost_s
+        rows = len(claimed)
+        queue.figures.add_call(chosen.bucket, rows=rows, real_elements=rows, seconds=chosen.cost_s)
         for item in claimed:
             assert clock.now <= item.expires_at
             item.set_result(clock.now - item.came_at)

@@ -62,7 +62,7 @@ class ItemArguments:
         masks = [f"{mask.name} is built for each row" for mask in function.target.masks]
         passed = ["what is passed through was given to the Batcher"] if self.places.passed else []
         self._given_elsewhere = "".join(f"; {each}" for each in (*masks, *passed))
-        _check_values(function.signature, self._entries, name)
+        _check_values(function, self._entries, name)
         _check_target(function.target, name)
 
     def check_passed(self, passed: Args) -> None:
@@ -132,10 +132,12 @@ def _has_rows(lengths: Sequence[Length]) -> bool:
 
 
 def _check_values(
-    signature: inspect.Signature, entries: Sequence[PyTree] | None, name: str
+    function: BucketedFunction[..., PyTree], entries: Sequence[PyTree] | None, name: str
 ) -> None:
     """Raises where an argument has neither a default nor an entry of `in_axes`."""
-    parameters = signature.parameters.values()
+    masks = [mask.name for mask in function.target.masks]
+    signature = inspect.signature(function).parameters.values()
+    parameters = [each for each in signature if each.name not in masks]
     by_place = [
         each.name
         for each in parameters

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
@@ -86,6 +85,7 @@ class BucketedFunction(Generic[P, R]):
 
     Attributes:
         manager: What decides and counts.
+        target: The function, and what is asked of its outputs.
     """
 
     __name__: str
@@ -102,9 +102,7 @@ class BucketedFunction(Generic[P, R]):
         self._holder = Holder(function)  # alone: what is captured goes with this object
         self._function = FunctionRef(self._holder)
         self._binder = binder
-        self._target = replace(
-            target, function=self._function, donate_argnums=binder.donate_argnums
-        )
+        self.target = replace(target, function=self._function)
         self._routes = Routes()
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
         self._instead: dict[Form, Form] = {}
@@ -213,7 +211,7 @@ class BucketedFunction(Generic[P, R]):
         return MethodType(self, instance)
 
     def __repr__(self) -> str:
-        return one_line(f"BucketedFunction({self._target.name}, {self.registry.num_graphs} graphs)")
+        return one_line(f"BucketedFunction({self.target.name}, {self.registry.num_graphs} graphs)")
 
     def __reduce__(self) -> str:
         # By reference, as functions and `jax.jit` are: the other process has a manager of its own.
@@ -222,27 +220,17 @@ class BucketedFunction(Generic[P, R]):
     def _repr_html_(self) -> str:
         from cudagraph_jax.report.summary import stats_html
 
-        return stats_html(self._target.name, self.stats())
+        return stats_html(self.target.name, self.stats())
 
     @property
     def called(self) -> str:
         """What reports, logs and profiles call it."""
-        return self._target.name
-
-    @property
-    def target(self) -> Target:
-        """What was declared of its outputs, its masks and the arguments that it may use up."""
-        return self._target
+        return self.target.name
 
     @property
     def in_axes(self) -> PyTree:
         """Which dimensions of the arguments carry which size, as declared."""
         return jax.tree.map(attrgetter("text"), self._binder.in_axes)
-
-    @property
-    def signature(self) -> inspect.Signature:
-        """What callers may give: the function's own arguments, without its masks."""
-        return self._binder.signature
 
     @property
     def pad_side(self) -> PyTree:
@@ -260,7 +248,7 @@ class BucketedFunction(Generic[P, R]):
     def with_manager(self, manager: CUDAGraphManager) -> BucketedFunction[P, R]:
         """The same function, decided and counted by another manager."""
         return BucketedFunction(
-            self._holder.function, binder=self._binder, target=self._target, manager=manager
+            self._holder.function, binder=self._binder, target=self.target, manager=manager
         )
 
     def _call_bound(
@@ -413,9 +401,9 @@ class BucketedFunction(Generic[P, R]):
         with suppress(TypeError, ValueError):  # what a pytree holds beside its leaves is no key
             known = self._declarations.get(key)
         if known is None:
-            fingerprint = self._target.fingerprint
+            fingerprint = self.target.fingerprint
             target = replace(
-                self._target,
+                self.target,
                 function=self._function if bound.statics else unbound(self._function, bound),
                 donate_argnums=self._binder.donated(bound.form),
                 fingerprint=fingerprint and fingerprint._replace(places=bound.form.places),

@@ -45,7 +45,6 @@ class Binder:
         in_shardings: As given.
         static_argnames: As given.
         donate_argnums: As given.
-        signature: The function's, without the masks.
 
     Raises:
         ConfigError: One of these does not fit the function.
@@ -79,7 +78,7 @@ class Binder:
         signature = _signature(function, name)
         self._masks = tuple(masks)
         self._check_names(signature)
-        self.signature = signature.replace(
+        self._signature = signature.replace(
             parameters=[
                 parameter
                 for parameter in signature.parameters.values()
@@ -89,7 +88,7 @@ class Binder:
         self._check_places()
         self._defaults = {
             name: parameter.default
-            for name, parameter in self.signature.parameters.items()
+            for name, parameter in self._signature.parameters.items()
             if parameter.default is not parameter.empty
         }
 
@@ -107,13 +106,13 @@ class Binder:
         self.check_keywords(keywords)
         named = {keyword: count + index for index, keyword in enumerate(keywords)}
         try:
-            bound = self.signature.bind(*range(count), **named)
+            bound = self._signature.bind(*range(count), **named)
         except TypeError as error:
             raise self._not_callable(str(error)) from None
         first = count + len(keywords)
         defaults = self._static_defaults(bound.arguments)
         given = {**bound.arguments, **{name: first + i for i, name in enumerate(defaults)}}
-        ordered = {name: given[name] for name in self.signature.parameters if name in given}
+        ordered = {name: given[name] for name in self._signature.parameters if name in given}
         return self._sorted(ordered, tuple(defaults.values()))
 
     def _static_defaults(self, given: Mapping[str, object]) -> dict[str, Hashable]:
@@ -123,7 +122,7 @@ class Binder:
         """
         found: dict[str, Hashable] = {}
         has_gap = False
-        for name, parameter in self.signature.parameters.items():
+        for name, parameter in self._signature.parameters.items():
             if name in given:
                 continue
             default = self._defaults.get(name, parameter.empty)
@@ -174,7 +173,7 @@ class Binder:
         Raises:
             InputShapeError: It has none; the nearest one is named.
         """
-        parameters = self.signature.parameters.values()
+        parameters = self._signature.parameters.values()
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             return
         known = [parameter.name for parameter in parameters]
@@ -190,12 +189,12 @@ class Binder:
             why += ": it is a method: its object is the first argument"
         elif self._masks:
             why += f" ({' and '.join(self._masks)} not given by callers)"
-        return InputShapeError(f"{self.name}{self.signature} cannot be called like this: {why}")
+        return InputShapeError(f"{self.name}{self._signature} cannot be called like this: {why}")
 
     @property
     def is_method(self) -> bool:
         """Whether its first argument is an object's `self`."""
-        first = next(iter(self.signature.parameters.values()), None)
+        first = next(iter(self._signature.parameters.values()), None)
         return first is not None and first.name == "self" and first.kind in _POSITIONAL
 
     def declared(self, bound: Bound) -> Declared:
@@ -300,7 +299,7 @@ class Binder:
         statics: list[tuple[str, int]] = []
         static_places: list[tuple[int, str]] = []
         for name, value in given.items():
-            kind = self.signature.parameters[name].kind
+            kind = self._signature.parameters[name].kind
             place = self._place(name)
             if name in self.static_argnames:
                 statics.append((name, value))
@@ -328,7 +327,7 @@ class Binder:
         )
 
     def _place(self, name: str) -> int:
-        return list(self.signature.parameters).index(name)
+        return list(self._signature.parameters).index(name)
 
     def _check_names(self, signature: inspect.Signature) -> None:
         known = signature.parameters
@@ -379,7 +378,7 @@ class Binder:
 
     def _check_places(self) -> None:
         """Raises unless all that is declared by position is of positional arguments."""
-        signature, count = self.signature, len(self.signature.parameters)
+        signature, count = self._signature, len(self._signature.parameters)
         for place in self.donate_argnums:
             if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < count:
                 raise ConfigError(
@@ -402,7 +401,7 @@ class Binder:
                     self._check_place(option, place)
 
     def _check_place(self, option: str, place: int) -> None:
-        parameters = list(self.signature.parameters.values())
+        parameters = list(self._signature.parameters.values())
         kinds = [parameter.kind for parameter in parameters]
         if inspect.Parameter.VAR_POSITIONAL in kinds[: place + 1]:
             return
@@ -415,7 +414,7 @@ class Binder:
             stars = "**" if kinds[place] is inspect.Parameter.VAR_KEYWORD else ""
             raise ConfigError(
                 f"{option} has an entry for '{stars}{parameters[place].name}', which is passed by "
-                f"keyword to {self.name}{self.signature}: make it positional, since keywords are "
+                f"keyword to {self.name}{self._signature}: make it positional, since keywords are "
                 "passed through as they are; what says which elements are real can be named in "
                 "mask_argname instead"
             )

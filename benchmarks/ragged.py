@@ -11,7 +11,8 @@ sentence-transformers and ONNX Runtime take part where they are installed:
 
 Every contender tokenizes. Ratios are what to look at: a machine that is slower for a while is
 slower for all. `--tiny` instead measures what the batcher itself costs: an item of a function that
-computes next to nothing, and the decision which rows share a call.
+computes next to nothing, and the decision which rows share a call. `--requests` instead measures
+what a server of the default grids would gain by packing the texts of each request into rows.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class Policies:
         answers = iter(self._rows.map(item for packed in packs for item in packed.items()))
         vectors: list[Vectors] = []
         for packed in packs:
-            vectors += packed.unpack(np.stack([next(answers) for _ in packed.ids]))
+            vectors += packed.unpack([next(answers) for _ in packed.ids])
         return Answers(np.stack(vectors), self._rows.stats()["computed_elements"] - before)
 
     def close(self) -> None:
@@ -292,6 +293,32 @@ def measure(texts: int, *, chunk: int) -> dict[str, dict[str, float]]:
     }
 
 
+def measure_requests(texts: int) -> dict[str, dict[str, float]]:
+    """How many times as fast texts are embedded in packed rows, by how many come at a time."""
+    passages = [passage.text for passage in numpy_passages()]
+    order = np.random.default_rng(0).permutation(len(passages))[:texts]
+    stream = [passages[place] for place in order]
+    encoders = {name: Encoder(packing=name == "packed") for name in ("composed", "packed")}
+    for encoder in encoders.values():
+        encoder.warmup(progress=False, workers=2)
+    found = {}
+    for at_once in (1, 2, 8, 64, 256):
+        requests = [stream[start : start + at_once] for start in range(0, texts, at_once)]
+        clock, cpu = dict.fromkeys(encoders, 0.0), dict.fromkeys(encoders, 0.0)
+        for part in np.array_split(np.arange(len(requests)), min(16, len(requests))):
+            for name, encoder in encoders.items():
+                start, cpu_start = time.perf_counter(), time.process_time()
+                for place in part:
+                    encoder.embed(requests[place])
+                clock[name] += time.perf_counter() - start
+                cpu[name] += time.process_time() - cpu_start
+        found[f"{at_once} at a time"] = {
+            "by the clock": clock["composed"] / clock["packed"],
+            "by CPU time": cpu["composed"] / cpu["packed"],
+        }
+    return found
+
+
 def measure_tiny(items: int = 20_000) -> dict[str, float]:
     """Microseconds for an item of a function that computes next to nothing, in a batcher or not."""
     function = cg.bucket_jit(
@@ -356,16 +383,24 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=1024)
     parser.add_argument("--chunk", type=int, default=512, help="texts before the next contender")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--requests", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    found: object
     if options.tiny:
-        found = measure_tiny()
-        found |= {f"deciding, {n} waiting": measure_deciding(n) for n in (128, 512)}
-        lines = [f"{name:>24}: {us:8.1f} us" for name, us in found.items()]
+        found = tiny = measure_tiny()
+        tiny |= {f"deciding, {n} waiting": measure_deciding(n) for n in (128, 512)}
+        lines = [f"{name:>24}: {us:8.1f} us" for name, us in tiny.items()]
+    elif options.requests:
+        found = requests = measure_requests(options.texts)
+        lines = [
+            f"{name:>16}: " + ", ".join(f"{ratio:.2f} {how}" for how, ratio in ratios.items())
+            for name, ratios in requests.items()
+        ]
     else:
-        table = measure(options.texts, chunk=options.chunk)
+        found = table = measure(options.texts, chunk=options.chunk)
         lines = _lines(table)
-    print(json.dumps(found if options.tiny else table) if options.json else "\n".join(lines))
+    print(json.dumps(found) if options.json else "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class QueueFullError(CUDAGraphError, RuntimeError):
     """As many items wait for a batcher as may.
 
     Attributes:
-        retry_after_s: Seconds in which those that wait now are answered, as far as is known.
+        retry_after_s: Seconds in which those that wait now are answered, as measured; 1 if unknown.
     """
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:

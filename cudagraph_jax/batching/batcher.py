@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import jax
 
-from cudagraph_jax._base.checks import positive_size, waiting_time
+from cudagraph_jax._base.checks import names_nearest, positive_size, waiting_time
 from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.text import one_line
@@ -83,7 +83,7 @@ class Batcher:
         put: Brings the inputs of the next call to the device while another computes.
 
     Raises:
-        ConfigError: The function cannot be batched, or an argument is not valid.
+        ConfigError: The function cannot be batched as it was declared, or an argument is not valid.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, cudagraph_jax
@@ -100,6 +100,7 @@ class Batcher:
         [2.0, 4.0]
     """
 
+    @names_nearest
     def __init__(
         self,
         function: BucketedFunction[..., PyTree] | Led,
@@ -124,7 +125,7 @@ class Batcher:
         wait_s = waiting_time("max_wait_ms", max_wait_ms) / 1e3
         self.name = function.called if name is None else str(name)
         self._function, self._clock = function, clock
-        self._arguments = ItemArguments(function.in_axes, name=self.name)
+        self._arguments = ItemArguments(function, name=self.name)
         self._arguments.check_passed(passed)
         self._shared = SharedArguments(passed)
         self._queue = ItemQueue(
@@ -161,10 +162,11 @@ class Batcher:
     def expected_s(self, more: int = 1) -> float:
         """Seconds until so many more would be answered, behind what waits and runs now.
 
-        By what rows took of late; 0 where nothing waits and runs, or none was timed.
+        By what rows took of late, before the first call by what the warm-up measured; 0 where
+        nothing waits and runs, or nothing was measured.
         """
         before = self.waiting + len(self._runner.under_way)
-        return (before + more - 1) * (self.figures.seconds_each or 0.0) if before else 0.0
+        return (before + more - 1) * (self._queue.seconds_each() or 0.0) if before else 0.0
 
     def __repr__(self) -> str:
         return one_line(f"Batcher({self.name}, {self.waiting} waiting)")
@@ -181,7 +183,7 @@ class Batcher:
 
         Raises:
             InputShapeError: The row does not fit the function, or what is captured of it.
-            ConfigError: The function cannot be batched, as the first item shows.
+            ConfigError: An output has no row for each item, as tracing the function shows.
             PaddingLeakError: In `debug_mode`: a row gets another answer in company than alone.
             BucketOverflowError: It is larger than every captured bucket.
             QueueFullError: As many wait as may.
@@ -209,7 +211,7 @@ class Batcher:
         except BaseException:
             self.figures.count(Outcome.REFUSED)
             raise
-        lane.lengths.append(sizes.seq_len)
+        lane.recent.append(sizes)
         if not self._runner.wake() and self._queue.drop(item):
             self.figures.count(Outcome.REFUSED)
             raise CUDAGraphError(
@@ -288,7 +290,7 @@ class Batcher:
         Args:
             max_graphs: The most buckets; as many as the grid has now if None.
             **options: Keywords of `plan_for_batcher`: cost, waiting, capture_sizes, seq_multiple,
-                headroom. Costs are those measured, and lengths go as far as now, if None.
+                multiples, headroom. Costs are those measured, and sizes go as far as now, if None.
 
         Raises:
             ConfigError: No item came yet, an option is not valid, or there is no grid to plan.

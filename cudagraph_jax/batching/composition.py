@@ -113,6 +113,11 @@ class Prices:
         fitting = (option for option in options if option[2] >= sizes.batch_size)
         return next((Priced(bucket, cost) for bucket, cost, _ in fitting), None)
 
+    def share(self, sizes: Bucket) -> float:
+        """The least that a row of these sizes costs as one of a full call; 0 if none holds it."""
+        found = self.class_of(sizes)
+        return 0.0 if found is None else min(cost / rows for _, cost, rows in found.options)
+
     def fitting(self, sizes: Bucket) -> tuple[dict[str, int], bool]:
         """How large a row may be, by axis, where one of `sizes` is larger than every bucket.
 

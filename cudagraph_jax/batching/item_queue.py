@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from enum import Enum
 from itertools import islice
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from cudagraph_jax._base.changes import counted
@@ -38,6 +39,12 @@ More company saves hardly any padding, and to compose 512 rows takes 0.2 ms.
 
 _PATIENT_CALLS = 2
 """So many calls may go by before the oldest is passed no more: what ran as it came, and one."""
+
+_UNKNOWN_S = 1.0
+"""When to try again where nobody measured anything."""
+
+_TYPICAL = 8
+"""So many of those that wait say what one takes where no call has ended: 25 us for a refusal."""
 
 _GONE = object()
 
@@ -194,13 +201,26 @@ class ItemQueue:
         if self.is_closed and self.drop(item):  # maybe by another thread, just now
             self.check_open()
         if len(self.waiting) > self._max_waiting and self.drop(item):
-            waiting = len(self.waiting)
-            retry_after_s = self.figures.seconds_for(waiting)
+            waiting, each = len(self.waiting), self.seconds_each()
+            retry_after_s = _UNKNOWN_S if each is None else waiting * each
             raise QueueFullError(
                 f"{waiting} items wait already, as many as max_waiting={self._max_waiting} allows: "
                 f"try again in {retry_after_s:.2g} s, or let fewer come",
                 retry_after_s=retry_after_s,
             )
+
+    def seconds_each(self) -> float | None:
+        """What an item takes: as in the last calls, or before any as in full ones of what waits.
+
+        Those cost what was measured in the warm-up; None where nothing was, or nothing waits.
+        """
+        if self.figures.seconds_each is not None or not self.waiting:
+            return self.figures.seconds_each
+        some = list(self.waiting)[:_TYPICAL]
+        grids = {lane: lane.grid() for lane in {item.lane for item in some}}
+        if not all(grid.is_measured for grid in grids.values()):
+            return None
+        return fmean(grids[item.lane].prices.share(item.sizes) for item in some) * 1e-3
 
     def drop(self, item: Item) -> bool:
         """Takes it out; whether it was there."""
@@ -447,10 +467,6 @@ class Figures:
         before = each if self.seconds_each is None else self.seconds_each
         # Each row weighs the same: one alone takes longer than one of many.
         self.seconds_each = before + (each - before) * rows / (rows + _REMEMBERED_ROWS)
-
-    def seconds_for(self, items: int) -> float:
-        """How long so many take, as measured; a second where nothing was."""
-        return 1.0 if self.seconds_each is None else items * self.seconds_each
 
     def stats(self) -> dict[str, Any]:
         """The figures, in values that JSON can hold."""

@@ -160,11 +160,10 @@ class Lane:
         variant: What identifies the program.
         sizes: Those of the row.
         layout: How rows stand in its calls.
-        lengths: The lengths of the items that came last.
+        recent: The sizes of the items that came last.
 
     Raises:
         InputShapeError: The row does not fit the function.
-        ConfigError: The function cannot be batched.
         PaddingLeakError: In `debug_mode`: a row gets another answer in company than alone.
     """
 
@@ -187,7 +186,7 @@ class Lane:
         self.variant = call.variant
         self.sizes = call.sizes
         self.layout = RowLayout(call)
-        self.lengths: deque[int] = deque(maxlen=_REMEMBERED_ITEMS)
+        self.recent: deque[Bucket] = deque(maxlen=_REMEMBERED_ITEMS)
         self._holding = _Holding((), [], {}, grid_of([], made_at=clock()))
         self._item = item if function.manager.config.debug_mode else None
 

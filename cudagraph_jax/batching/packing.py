@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple
 
 import jax
@@ -51,46 +52,84 @@ class Packed:
         return f"Packed({len(self.places)} rows in {batch}x{seq})"
 
     def unpack(self, outputs: PyTree) -> list[PyTree]:
-        """The output of each given row, in their order, from `(batch, max_segments, …)` arrays."""
-        leaves, structure = jax.tree.flatten(outputs)
-        arrays = [self._checked(leaf, self.max_segments, "max_segments") for leaf in leaves]
-        return [
-            jax.tree.unflatten(structure, [array[at.row, at.segment] for array in arrays])
-            for at in self.places
-        ]
+        """The output of each given row, in their order.
+
+        Args:
+            outputs: Of one call, `(batch, max_segments, …)` arrays; or a list of those for each
+                packed row, `(max_segments, …)`, as `Batcher.map(packed.items())` gives. A call
+                whose outputs are a list gives them as a tuple.
+
+        Raises:
+            InputShapeError: They are of other rows.
+        """
+        rows = self._by_row(outputs, "max_segments", [{self.max_segments}] * len(self.ids))
+        return [_part_of(rows[at.row], at.segment) for at in self.places]
 
     def unpack_tokens(self, outputs: PyTree) -> list[PyTree]:
-        """The outputs for the elements of each given row, from `(batch, seq, …)` arrays."""
-        leaves, structure = jax.tree.flatten(outputs)
-        arrays = [self._checked(leaf, self.ids.shape[1], "seq") for leaf in leaves]
-        return [
-            jax.tree.unflatten(
-                structure, [array[at.row, at.start : at.start + at.length] for array in arrays]
-            )
-            for at in self.places
-        ]
+        """The outputs for the elements of each given row, in their order.
+
+        Args:
+            outputs: Of one call, `(batch, seq, …)` arrays; or a list of those for each packed row,
+                as long as it is, as `Batcher.map(packed.items())` gives. A call whose outputs are a
+                list gives them as a tuple.
+
+        Raises:
+            InputShapeError: They are of other rows.
+        """
+        seq = self.ids.shape[1]
+        rows = self._by_row(outputs, "seq", [{length, seq} for length in self._lengths])
+        return [_part_of(rows[at.row], slice(at.start, at.start + at.length)) for at in self.places]
 
     def items(self) -> list[tuple[Array, Array, Array]]:
         """What each row holds, `(ids, positions, segments)`, as items of a `Batcher`.
 
-        Without the padding behind: the batcher finds a bucket for each. `numpy.stack` makes of its
-        answers what `unpack` takes.
+        Without the padding behind: the batcher finds a bucket for each. `unpack` and
+        `unpack_tokens` take the list of its answers.
         """
-        lengths = np.count_nonzero(self.segments, axis=1)
         whole = zip(self.ids, self.positions, self.segments, strict=True)
         return [
             (ids[:length], positions[:length], segments[:length])
-            for (ids, positions, segments), length in zip(whole, lengths, strict=True)
+            for (ids, positions, segments), length in zip(whole, self._lengths, strict=True)
         ]
 
-    def _checked(self, leaf: PyTree, second: int, name: str) -> Array:
-        array, rows = on_host(leaf), len(self.ids)
-        if array.shape[:2] != (rows, second):
+    @property
+    def _lengths(self) -> list[int]:
+        """How much of each packed row is real."""
+        lengths: list[int] = np.count_nonzero(self.segments, axis=1).tolist()
+        return lengths
+
+    def _by_row(self, outputs: PyTree, name: str, held: Sequence[set[int]]) -> list[PyTree]:
+        """The outputs for each packed row.
+
+        Args:
+            outputs: Of one call, or a list of those for each row.
+            name: What errors call the first dimension of a row.
+            held: How long that may be, row by row.
+        """
+        arrays, count = jax.tree.map(on_host, outputs), len(self.ids)
+        is_list = isinstance(arrays, list)
+        counts = (
+            [arrays] if is_list else [leaf if leaf.ndim else () for leaf in jax.tree.leaves(arrays)]
+        )
+        if other := {*map(len, counts)} - {count}:
             raise InputShapeError(
-                f"an output has the shape {array.shape}, but the packed rows give "
-                f"(batch, {name}, …)=({rows}, {second}, …): give the outputs of this very call"
+                f"there are outputs of {max(other)} rows, but {count} are packed: give those of "
+                "one call of these, as a tuple where they are a list, or a list with one for each "
+                "row, as Batcher.map(packed.items()) gives"
             )
-        return array
+        rows = list(arrays) if is_list else [_part_of(arrays, row) for row in range(count)]
+        for row, sizes in enumerate(held):
+            for array in jax.tree.leaves(rows[row]):
+                if not array.ndim or len(array) not in sizes:
+                    raise InputShapeError(
+                        f"packed row {row} has an output of the shape {array.shape}, expected "
+                        f"({name}, …)=({max(sizes)}, …): give the outputs for these very rows"
+                    )
+        return rows
+
+
+def _part_of(outputs: PyTree, index: int | slice) -> PyTree:
+    return jax.tree.map(itemgetter(index), outputs)
 
 
 def pack(

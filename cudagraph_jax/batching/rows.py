@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -9,10 +10,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.errors import ConfigError, InputShapeError
 from cudagraph_jax.graphs.route import on_host
 from cudagraph_jax.program.arguments import ArgumentPlaces, is_passed
-from cudagraph_jax.program.call import Args, Call, Mask, is_array
+from cudagraph_jax.program.call import Args, Call, Mask, Target, is_array
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs, RealOutputs
 from cudagraph_jax.program.padded import flatten_arguments
 from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes, Length, side
@@ -27,30 +29,41 @@ class ItemArguments:
     """Which arguments of a function are an item's, and which are the same for all.
 
     Args:
-        in_axes: As `BucketedFunction.in_axes`.
-        name: What errors call the function.
+        function: What is called.
+        name: What errors call it.
 
     Attributes:
         places: Where those are that all items share, and the others.
 
     Raises:
-        ConfigError: An argument has no row for each item.
+        ConfigError: The function cannot be batched, whatever its arguments are.
     """
 
-    def __init__(self, in_axes: PyTree, *, name: str) -> None:
+    def __init__(self, function: BucketedFunction[..., PyTree], *, name: str) -> None:
         self._name = name
+        in_axes = function.in_axes
         self.places = ArgumentPlaces(in_axes)
         self._entries = self.places.entries
         self._for_all = in_axes if self._entries is None else None
         for entry in jax.tree.leaves(in_axes):
             _check_pattern(AxisPattern.parse(entry), name)
         for place, entry in enumerate(self._entries or ()):
-            kinds = {leaf is None for leaf in jax.tree.leaves(entry, is_leaf=lambda x: x is None)}
+            kinds = set(map(_is_none, jax.tree.leaves(entry, is_leaf=_is_none)))
             if len(kinds) > 1:
                 raise ConfigError(
                     f"in_axes[{place}]={entry!r} of {name} is batched in part: pass what all "
                     "items share as an argument of its own, with None in in_axes"
                 )
+            if place in function.target.donate_argnums and is_passed(entry):
+                raise ConfigError(
+                    f"donate_argnums of {name} has {place}, which all items share: after one call "
+                    "it would be gone; donate what has rows alone"
+                )
+        masks = [f"{mask.name} is built for each row" for mask in function.target.masks]
+        passed = ["what is passed through was given to the Batcher"] if self.places.passed else []
+        self._given_elsewhere = "".join(f"; {each}" for each in (*masks, *passed))
+        _check_values(function, self._entries, name)
+        _check_target(function.target, name)
 
     def check_passed(self, passed: Args) -> None:
         """Raises unless there is one for each argument that all items share.
@@ -79,32 +92,94 @@ class ItemArguments:
             raise InputShapeError(
                 f"an item of {self._name} is {len(prefixes) or 'at least one'} array(s), those "
                 f"that in_axes={self._entries or self._for_all!r} names axes for, but {len(item)} "
-                "came: give each without its batch dimension"
+                f"came: give each without its batch dimension{self._given_elsewhere}"
             )
         leaves, structure = flatten_arguments(item)
         patterns = broadcast_prefix(tuple(prefixes), item, name="in_axes")
         return tuple(jax.tree.unflatten(structure, list(map(self._one_row, leaves, patterns))))
 
     def _one_row(self, array: PyTree, text: str) -> jax.ShapeDtypeStruct:
+        if isinstance(array, jax.core.Tracer):
+            raise InputShapeError(
+                f"an item of {self._name} is traced, as within jax.jit, and has no values yet: "
+                "call the function itself there"
+            )
         if not (is_array(array) or isinstance(array, np.generic)):
             raise InputShapeError(
-                f"an item of {self._name} has a {type(array).__name__} where its axes are "
-                f"{text!r}: pass a NumPy or JAX array of one row, without the batch dimension"
+                f"an item of {self._name} holds a value of type {type(array).__name__} where its "
+                f"axes are {text!r}: pass a NumPy or JAX array of one row, without the batch "
+                "dimension (of a list of numbers numpy.asarray(row, dtype))"
             )
         try:
             place = AxisPattern.parse(text).resolve(array.ndim + 1, name="it").batch or 0
         except InputShapeError:
             raise InputShapeError(
                 f"an item of {self._name} has an array of shape {array.shape}, but one row of "
-                f"{text!r} has no such number of dimensions: leave out the batch alone"
+                f"{text!r} has no such number of dimensions: leave out the batch alone (map takes "
+                "a sequence of rows)"
             ) from None
         shape = (*array.shape[:place], 1, *array.shape[place:])
         return jax.ShapeDtypeStruct(shape, array.dtype)
 
 
+def _is_none(leaf: object) -> bool:
+    return leaf is None
+
+
+def _has_rows(lengths: Sequence[Length]) -> bool:
+    """Whether the batch itself is one dimension of an array, and no other follows it."""
+    return [length for length in lengths if length.axis == "batch"] == [_BATCH]
+
+
+def _check_values(
+    function: BucketedFunction[..., PyTree], entries: Sequence[PyTree] | None, name: str
+) -> None:
+    """Raises where an argument has neither a default nor an entry of `in_axes`."""
+    masks = [mask.name for mask in function.target.masks]
+    signature = inspect.signature(function).parameters.values()
+    parameters = [each for each in signature if each.name not in masks]
+    by_place = [
+        each.name
+        for each in parameters
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    given = by_place if entries is None else by_place[: len(entries)]
+    starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for each in parameters:
+        if each.name in given or each.kind in starred or each.default is not each.empty:
+            continue
+        raise ConfigError(
+            f"{name} needs a value for {each.name!r}, and a batcher passes what in_axes has an "
+            "entry for: make it part of the function, as "
+            f"bucket_jit(functools.partial(f, {each.name}=…), …) does, or give it an entry"
+        )
+
+
+def _check_target(target: Target, name: str) -> None:
+    """Raises where masks or outputs are declared to have no row for each item."""
+    for mask in target.masks:
+        if mask.axes is not None and "batch" not in mask.axes:
+            raise ConfigError(
+                f"the mask {mask.name} of {name} has no rows: a batcher's calls have rows of their "
+                "own lengths, so name batch among its axes in mask_argname"
+            )
+    if target.out_axes is None:
+        if set(jax.tree.leaves(target.unpad)) == {"none"}:
+            raise ConfigError(
+                f'unpad="none" of {name} leaves nobody to know the rows of its outputs: name '
+                'their axes in out_axes, or use unpad="host"'
+            )
+        return
+    for entry in jax.tree.leaves(target.out_axes):  # None may stand for an output that is None
+        if not _has_rows(AxisPattern.parse(entry).lengths):
+            raise ConfigError(
+                f"out_axes of {name} has {entry!r}, an output without a row for each item, which a "
+                "batcher cannot hand out: return arrays with the batch in one dimension"
+            )
+
+
 def _check_pattern(pattern: AxisPattern, name: str) -> None:
-    batches = [length for length in pattern.lengths if length.axis == "batch"]
-    if batches != [_BATCH]:
+    if not _has_rows(pattern.lengths):
         raise ConfigError(
             f"in_axes={pattern!r} of {name} has no row for each item: a batcher needs the batch in "
             "every array that is not passed through (None)"
@@ -128,10 +203,6 @@ class RowLayout:
 
     Attributes:
         dtypes: What the arrays of an item are converted to.
-
-    Raises:
-        ConfigError: The function cannot be batched: a mask without rows, say, or an argument that
-            it donates although all calls share it.
     """
 
     def __init__(self, call: Call) -> None:
@@ -153,17 +224,6 @@ class RowLayout:
             if any(not call.axes[index].passes_through for index in argument.indices)
         ]
         self._structure = jax.tree.structure([call.args[place] for place in self._places])
-        for mask in self._masks:
-            if "batch" not in self._axes(mask):
-                raise ConfigError(
-                    f"the mask {mask.name} has no rows: a batcher's calls have rows of their own "
-                    "lengths, so name batch among its axes in mask_argname"
-                )
-        if shared := set(call.target.donate_argnums).difference(self._places):
-            raise ConfigError(
-                f"donate_argnums has {min(shared)}, which all items share: after one call it would "
-                "be gone; donate what has rows alone"
-            )
 
     def _axes(self, mask: Mask) -> Sequence[str]:
         return self._carried if mask.axes is None else mask.axes
@@ -285,13 +345,13 @@ class RowOutputs:
 
 
 def _check_output(leaf: OutputLeaf, outputs: Outputs) -> None:
-    batches = [length for _, length in leaf.axes.dims if length.axis == "batch"]
+    has_rows = _has_rows([length for _, length in leaf.axes.dims])
     follows = {size for _, size in leaf.follows}
     if not leaf.comparable:
         raise ConfigError(
             f'nobody knows the rows of {leaf.name}: name its axes in out_axes, or use unpad="host"'
         )
-    if batches != [_BATCH] or "batch" in follows or outputs.structure_follows:
+    if not has_rows or "batch" in follows or outputs.structure_follows:
         raise ConfigError(
             f"{leaf.name} has no row for each item, so that a batcher cannot hand it out: return "
             "arrays with the batch in one dimension"

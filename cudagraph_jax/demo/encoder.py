@@ -246,7 +246,7 @@ class Encoder:
                 max_segments=MAX_SEGMENTS,
                 row_len=PACKED_ROW_LEN,
             )
-            vectors += packed.unpack(np.stack(self._answers(packed.items())))
+            vectors += packed.unpack(self._answers(packed.items()))
         return np.stack(vectors)
 
     def _answers(self, items: Sequence[tuple[Array, ...]]) -> Sequence[Embeddings]:

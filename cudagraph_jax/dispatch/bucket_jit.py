@@ -216,6 +216,7 @@ def bucket_jit(
             called,
             unpad=jax.tree.map(_unpad, unpad, is_leaf=is_declaration),
             out_axes=jax.tree.map(_out_axes, out_axes, is_leaf=is_declaration),
+            donate_argnums=binder.donate_argnums,
             masks=masks,
             fingerprint=_fingerprint(function, fingerprint),
         )

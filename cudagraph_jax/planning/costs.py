@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Protocol, TypeAlias, TypeGuard
@@ -85,7 +85,8 @@ class Formula:
         return float(self.each(*[np.array([size]) for size in sizes])[0])
 
 
-def _elements(*sizes: Ints) -> Floats:
+def elements_of(*sizes: Ints) -> Floats:
+    """The product of sizes on each axis, float64, by NumPy's rules of broadcasting."""
     total: Floats = sizes[0].astype(np.float64)
     for size in sizes[1:]:
         total = total * size
@@ -100,7 +101,7 @@ def chosen_cost(cost: Cost | None, axes: Sequence[str] = BATCH_SEQ) -> Cost:
             for other axes.
     """
     if cost is None:
-        return Formula(_elements)
+        return Formula(elements_of)
     names = ", ".join(argument_names(axes))
     if isinstance(cost, PolynomialCost) and tuple(axes) != BATCH_SEQ:
         raise ConfigError(
@@ -141,7 +142,7 @@ def avoiding(cost: Cost, *, more_elements_than: float) -> Cost:
     """`cost`, by which buckets of more elements are so dear that a plan has none for a request."""
 
     def factor(*sizes: Ints) -> Floats:
-        return np.where(_elements(*sizes) > more_elements_than, DEAR, 1.0)
+        return np.where(elements_of(*sizes) > more_elements_than, DEAR, 1.0)
 
     if is_formula(cost):
         return Formula(lambda *sizes: cost.each(*sizes) * factor(*sizes))
@@ -278,6 +279,26 @@ def measured_cost(entries: Iterable[Timed]) -> PolynomialCost:
     terms = np.stack([batch * seq, np.ones_like(batch), batch, batch * seq**2], axis=1)
     elements, constant, rows, pairs = _nonnegative_fit(terms / times[:, None])
     return PolynomialCost(constant=constant, rows=rows, elements=elements, pairs=pairs)
+
+
+def fitted_cost(times_ms: Mapping[tuple[int, ...], float]) -> Formula:
+    """Milliseconds of a run of any size, fitted to what some took: for each run, row and element.
+
+    As `measured_cost`, over any axes of which the first is the batch.
+
+    Raises:
+        ConfigError: There are fewer than two.
+    """
+    if len(times_ms) < 2:
+        raise ConfigError(
+            f"cost has times of {len(times_ms)} different buckets, too few to fit a cost to: give "
+            "two or more"
+        )
+    columns = np.array(list(times_ms), np.int64).T
+    times = np.array(list(times_ms.values()), np.float64)
+    terms = np.stack([elements_of(*columns), np.ones_like(times), columns[0]], axis=1)
+    each, constant, rows = _nonnegative_fit(terms / times[:, None])
+    return Formula(lambda *sizes: constant + rows * sizes[0] + each * elements_of(*sizes))
 
 
 def _time_ms(entry: Timed) -> float:

@@ -89,7 +89,7 @@ def assert_batching_preserves(
             "that nothing is tried: add a larger size"
         )
     tolerance = Tolerance(rtol, atol)
-    arguments = ItemArguments(subject.bucketed.in_axes, name=subject.bucketed.called)
+    arguments = ItemArguments(subject.bucketed, name=subject.bucketed.called)
 
     def check(drawn: tuple[PyTree, ...]) -> None:
         args, sizes = drawn

@@ -1,7 +1,7 @@
 """The grid for a batcher: what it costs against every other, and what is refused."""
 
 import json
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from tests.helpers.examples import examples
 
 SKEWED = np.clip(30 * np.random.default_rng(3).lognormal(0.0, 0.9, 400), 3, 250).astype(int)
+IMAGE = ("height", "width")
 costs = strategies.builds(
     PolynomialCost,
     constant=strategies.sampled_from((0.0, 3.0, 30.0, 300.0)),
@@ -33,26 +34,31 @@ histograms = strategies.dictionaries(
 )
 
 
-def spent(lengths, cost, rows, seq_lens, *, waiting):
+def spent(lengths, cost, rows, *ladders, waiting):
     """What windows of items cost on a grid, those of `plan_for_batcher`: written once more."""
     if isinstance(lengths, dict):
         lengths = [length for length, count in lengths.items() for _ in range(count)]
-    items = np.sort(lengths)
+    axes = ("seq",) if len(ladders) == 1 else IMAGE
+    items = [dict(zip(axes, each, strict=True)) for each in sorted(map(tuple, np.c_[lengths]))]
     count = -(-1024 // waiting) * waiting
-    drawn = items[((np.arange(count) + 0.5) * len(items) / count).astype(int)]
+    drawn = ((np.arange(count) + 0.5) * len(items) / count).astype(int)
     windows = np.random.default_rng(0).permutation(drawn).reshape(-1, waiting)
     prices = Prices(
-        Priced(Bucket(batch, length), cost(batch, length)) for batch in rows for length in seq_lens
+        Priced(
+            Bucket.of({"batch": batch, **dict(zip(axes, sizes, strict=True))}), cost(batch, *sizes)
+        )
+        for batch in rows
+        for sizes in product(*ladders)
     )
     total = 0.0
     for window in windows:
-        classes = [prices.class_of(Bucket(1, length)) for length in window.tolist()]
+        classes = [prices.class_of(Bucket.of(items[place])) for place in window]
         total += sum(part.cost for part in compose([each for each in classes if each], prices))
     return total
 
 
 def spent_by(plan, lengths, cost, *, waiting):
-    return spent(lengths, cost, plan.batch_sizes, plan.seq_lens, waiting=waiting)
+    return spent(lengths, cost, *plan.sizes.values(), waiting=waiting)
 
 
 def all_grids(lengths, max_graphs, waiting):
@@ -77,6 +83,85 @@ def test_as_good_as_all_grids(lengths, cost, max_graphs, waiting):
         for grid in all_grids(lengths, max_graphs, waiting)
     )
     assert spent_by(plan, lengths, cost, waiting=waiting) <= 1.03 * least
+
+
+def ladders_up_to(sizes, most):
+    *others, largest = sorted(set(sizes))
+    for count in range(min(len(others) + 1, most)):
+        for chosen in combinations(others, count):
+            yield (*chosen, largest)
+
+
+@examples(6, thorough=40)
+@given(
+    strategies.dictionaries(
+        strategies.tuples(strategies.integers(1, 30), strategies.integers(1, 30)),
+        strategies.integers(1, 20),
+        min_size=1,
+        max_size=4,
+    ),
+    strategies.sampled_from((0.0, 30.0, 300.0)),
+    strategies.integers(1, 6),
+    strategies.sampled_from((2, 32)),
+)
+def test_as_good_as_all_grids_of_two_axes(sizes, constant, max_graphs, waiting):
+    """Of all products of ladders with the rows that are tried none is cheaper by three in 100."""
+
+    def cost(rows, height, width):
+        return constant + rows * height * width
+
+    plan = plan_for_batcher(sizes, axes=IMAGE, max_graphs=max_graphs, cost=cost, waiting=waiting)
+    assert plan.num_graphs <= max_graphs
+    powers = [rows for rows in (2, 4, 8, 16, 32, 64) if rows <= waiting]
+    every = [(1, *more) for count in range(3) for more in combinations(powers, count)]
+    heights, widths = zip(*sizes, strict=True)
+    least = min(
+        spent(sizes, cost, rows, first, second, waiting=waiting)
+        for rows in (*every, USUAL_ROWS)
+        if len(rows) <= max_graphs
+        for first in ladders_up_to(heights, max_graphs // len(rows))
+        for second in ladders_up_to(widths, max_graphs // len(rows) // len(first))
+    )
+    assert spent_by(plan, sizes, cost, waiting=waiting) <= 1.03 * least
+
+
+DRAW = np.random.default_rng(5)
+TALL = np.clip(40 * DRAW.lognormal(0.0, 0.7, 300), 3, 250).astype(int)
+IMAGES = {"height": TALL, "width": np.clip(4000 / TALL * DRAW.lognormal(0.0, 0.3, 300), 3, 250)}
+IMAGES = {axis: sizes.astype(int) for axis, sizes in IMAGES.items()}
+PIXELS = list(zip(*IMAGES.values(), strict=True))
+
+
+def test_sizes_on_several_axes():
+    """A plan over two axes serves images that are tall or wide at less than two thirds of what as
+    many buckets cost by powers of two or `plan_buckets`, and is a plan like any other."""
+
+    def cost(rows, height, width):
+        return 500 + rows * height * width
+
+    measured = {Bucket(n, 1, height=h, width=h): cost(n, h, h) for n in (1, 8) for h in (9, 90)}
+    plan = plan_for_batcher(
+        IMAGES, axes=IMAGE, max_graphs=8, cost=measured, multiples={"height": 2}
+    )
+    own = spent_by(plan, PIXELS, cost, waiting=64)
+    assert own < 0.67 * spent(PIXELS, cost, (1, 8), (64, 256), (64, 256), waiting=64)
+    of_items = plan_buckets(IMAGES, axes=IMAGE, max_graphs=4).sizes
+    assert own < 0.7 * spent(PIXELS, cost, (1, 8), *of_items.values(), waiting=64)
+    assert all(height % 2 == 0 for height in plan.sizes["height"])
+    config = CUDAGraphConfig.from_plan(plan)
+    assert config.capture_axes == {axis: plan.sizes[axis] for axis in IMAGE}
+    assert BucketPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert [point.graphs for point in plan.curve] == sorted({point.graphs for point in plan.curve})
+    assert plan.requests == 300
+
+
+def test_several_axes_within_a_budget():
+    """Each image is held by a bucket within the budget."""
+    plan = plan_for_batcher(IMAGES, axes=IMAGE, max_graphs=12, max_bucket_elements=16_000)
+    config = CUDAGraphConfig.from_plan(plan, max_bucket_elements=16_000)
+    for height, width in PIXELS:
+        buckets = [bucket.named for bucket in config.buckets()]
+        assert any(height <= each["height"] and width <= each["width"] for each in buckets)
 
 
 @examples(4, thorough=10)
@@ -181,6 +266,13 @@ def wrong(**options):
         ([3], wrong(cost={(1, 8): 0.1}), "too few to fit a cost to"),
         ([3], wrong(cost={1: 0.1}), "something else than costs of"),
         ([3], wrong(capture_sizes=()), "capture_sizes"),
+        ([3], wrong(axes=("batch", "seq")), "has the batch, whose sizes are the batcher's"),
+        ([3], wrong(axes=IMAGE), "the axes are height, width"),
+        ([(3, 4)], wrong(axes=IMAGE, cost=lambda rows, height: 1.0), "not a size on each of the"),
+        ([(3, 4)], wrong(axes=IMAGE, cost={(1, 3): 1.0}), r"else than costs of \(rows, height, w"),
+        ([(3, 4)], wrong(axes=IMAGE, cost={(1, 3, 4): 1.0}), "1 different buckets, too few"),
+        ([(3, 4)], wrong(axes=IMAGE, seq_multiple=2), "no axis 'seq'"),
+        ([(3, 4)], wrong(axes=IMAGE, multiples={"hight": 2}), "multiples has 'hight'"),
         (
             [3],
             wrong(capture_sizes=(1, 2, 3), max_graphs=2),

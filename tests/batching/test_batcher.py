@@ -174,12 +174,17 @@ def test_jax_arrays_and_wide_integers(pooled):
 @pytest.mark.parametrize(
     ("item", "error", "message"),
     [
-        (([1, 2],), InputShapeError, "a int where its axes are 'batch seq'"),
+        ((np.int32(1),), InputShapeError, r"shape \(\), .*map takes a sequence of rows"),
+        (([1, 2],), InputShapeError, r"of type int where its axes .*: pass .*numpy.asarray\(row"),
         ((tokens(0, 1, 3),), InputShapeError, r"shape \(1, 3\), but one row of 'batch seq'"),
         ((tokens(0, 0),), InputShapeError, "no elements"),
         ((floats(0, 3),), InputShapeError, "no bucket is captured for items like"),
         ((tokens(0, 6),), BucketOverflowError, "seq_len=6, which no .*: seq_len fits up to 5: cut"),
-        ((tokens(0, 2), tokens(0, 2)), InputShapeError, r"is 1 array\(s\).*but 2 came"),
+        (
+            (tokens(0, 2), tokens(0, 2)),
+            InputShapeError,
+            r"is 1 array\(s\).*but 2 came.*; mask is built for each row; what is passed through",
+        ),
         ((), InputShapeError, r"is 1 array\(s\).*but 0 came"),
     ],
 )
@@ -251,33 +256,58 @@ def test_nothing_is_captured_for_an_item():
 
 
 @pytest.mark.parametrize(
-    ("in_axes", "options", "message"),
+    ("fn", "options", "message"),
     [
-        (("batch seq", "seq"), {}, "has no row for each item"),
-        (({"a": "batch seq", "b": None},), {}, "batched in part"),
+        (lambda x, y: x, {"in_axes": ("batch seq", "seq")}, "has no row for each item"),
+        (lambda x: x, {"in_axes": ({"a": "batch seq", "b": None},)}, "batched in part"),
+        (lambda p, x: x, {"donate_argnums": 0}, "donate_argnums of .* has 0, which all items"),
+        (lambda p, x, *, m: x, {"mask_argname": {"m": "seq"}}, "the mask m of .* has no rows"),
+        (lambda p, x: x, {"unpad": "none"}, "nobody to know the rows .*: name their axes in out_"),
+        (lambda p, x: x, {"unpad": ("none", ["none"])}, "nobody to know the rows"),
+        (lambda p, x: x[0], {"out_axes": "seq"}, "out_axes of .* has 'seq', an output without a"),
+        (lambda p, x: x, {"out_axes": {"y": "2*batch seq"}}, r"has '2\*batch seq', an output"),
+        (lambda p, x, *, by: x, {"static_argnames": "by"}, r"a value for 'by', .*partial\(f, by="),
+        (lambda p, x, *, by: x, {"in_axes": "batch ..."}, "a value for 'by', and a batcher passes"),
+        (lambda p, x, y: x, {}, "needs a value for 'y'"),
+        (lambda p, x, y, /, *more, z=1, **others: x, {}, "needs a value for 'y'"),
     ],
 )
-def test_functions_that_cannot_be_batched(in_axes, options, message):
-    """What has no rows of its own is refused when the batcher is made."""
-    function = bucket_jit(lambda *args: args, in_axes=in_axes, config=GRID, **options)
+def test_functions_that_cannot_be_batched(fn, options, message):
+    """What no item can ever be answered by is refused when the batcher is made."""
+    function = bucket_jit(fn, **{"in_axes": (None, "batch seq"), "config": GRID, **options})
     with pytest.raises(ConfigError, match=message):
         Batcher(function)
 
 
+def test_values_that_have_a_default_or_are_passed():
+    """A static argument with a default, or with an entry in `in_axes`, is no reason to refuse, nor
+    is an output that is None."""
+    function = bucket_jit(
+        lambda by, x, *, plus=0.0: (x * by + plus, None),
+        in_axes=(None, "batch seq"),
+        static_argnames=("by", "plus"),
+        unpad="none",
+        out_axes=("batch seq", None),
+        config=GRID,
+    )
+    function.warmup(2, floats(0, 1, 2), progress=False)
+    with Batcher(function, 2) as batcher:
+        doubled, nothing = batcher.submit(np.ones(2, np.float32)).result()
+        assert (doubled.tolist(), nothing) == ([2, 2], None)
+
+
 @pytest.mark.parametrize(
-    ("fn", "options", "message"),
-    [
-        (lambda p, x: jnp.sum(x, 0) * p, {}, "has no row for each item"),
-        (lambda p, x: x * p, {"unpad": "none"}, "nobody knows the rows"),
-        (lambda p, x: (x * p, p), {"donate_argnums": 0}, "donate_argnums has 0"),
-        (lambda p, x, *, m: x * m, {"mask_argname": {"m": "seq"}}, "the mask m has no rows"),
-    ],
+    "fn",
+    [lambda p, x: jnp.sum(x, 0) * p, lambda p, x: (x * p, p), lambda p, x: jnp.tile(x, (2, 1))],
 )
-def test_outputs_and_options_that_have_no_rows(fn, options, message):
-    """What the items of a call would share is refused with the first item."""
-    function = bucket_jit(fn, in_axes=(None, "batch seq"), config=GRID, **options)
+def test_outputs_that_have_no_rows(fn):
+    """What an output is like shows when it is traced: one without rows is refused by `submit`."""
+    function = bucket_jit(fn, in_axes=(None, "batch seq"), config=GRID)
     function.warmup(np.float32(1), floats(0, 1, 2), progress=False)
-    with Batcher(function, np.float32(1)) as batcher, pytest.raises(ConfigError, match=message):
+    with (
+        Batcher(function, np.float32(1)) as batcher,
+        pytest.raises(ConfigError, match="has no row"),
+    ):
         batcher.submit(floats(0, 2))
 
 
@@ -292,6 +322,18 @@ def test_what_it_is_made_of():
         Batcher(function, PARAMS, max_waiting=0)
     with pytest.raises(ConfigError, match="max_wait_ms=-1"):
         Batcher(function, PARAMS, max_wait_ms=-1)
+    with pytest.raises(TypeError, match=r"'max_wating'.*max_waiting"):
+        Batcher(function, PARAMS, max_wating=3)  # type: ignore[call-arg]
+
+
+def test_within_a_transformation(pooled):
+    """A row that is traced has no values to wait with: it is refused."""
+    with Batcher(pooled, TABLE) as batcher:
+        with pytest.raises(InputShapeError, match=r"is traced, .*: call the function itself there"):
+            jax.jit(batcher.submit)(tokens(1, 3))
+        batcher.submit(tokens(1, 3)).result()
+        with pytest.raises(InputShapeError, match="is traced"):
+            jax.jit(batcher.submit)(tokens(1, 3))
 
 
 def test_repr():

@@ -10,6 +10,7 @@ import pytest
 
 from cudagraph_jax import Batcher, BucketPlan, ConfigError, CUDAGraphConfig, SealedError, bucket_jit
 from cudagraph_jax.errors import CUDAGraphError, CUDAGraphWarning
+from cudagraph_jax.testing import assert_no_compiles
 from tests.helpers.functions import double, floats
 
 POWERS = CUDAGraphConfig(
@@ -177,3 +178,57 @@ def test_a_grid_that_cannot_be_captured_leaves_the_old_one(layered):
             batcher.replan(headroom=0.0)
         np.testing.assert_array_equal(batcher.submit(floats(0, 20)).result(), floats(0, 20) * 2)
     assert function.manager.config == POWERS
+
+
+def test_several_axes():
+    """A grid of two named axes follows the items that came: each gets its own answer from it, and
+    nothing compiles in a request."""
+    grid = CUDAGraphConfig(
+        capture_sizes=(1, 4), capture_axes={"height": (16, 32), "width": (16, 32)}, on_miss="error"
+    )
+    function = bucket_jit(
+        lambda image, *, mask: (image * 2, jnp.sum(image * mask, axis=(1, 2))),
+        in_axes="batch height width",
+        mask_argname="mask",
+        config=grid,
+    )
+    function.warmup(floats(0, 1, 3, 3), progress=False)
+    sizes = [(30, 3), (4, 28), (9, 9), (29, 2)] * 12
+    images = [floats(seed, *size) for seed, size in enumerate(sizes)]
+
+    def assert_own_answers():
+        with assert_no_compiles():
+            answers = batcher.map(images)
+        for image, (doubled, total) in zip(images, answers, strict=True):
+            np.testing.assert_array_equal(doubled, image * 2)
+            np.testing.assert_allclose(total, image.sum(), rtol=1e-4, atol=1e-4)
+
+    with Batcher(function) as batcher:
+        assert_own_answers()
+        plan = batcher.replan(
+            cost=lambda rows, height, width: 1 + rows * height * width,
+            headroom=0.0,
+            multiples={"height": 2},
+        )
+        assert plan.axes == ("batch", "height", "width")
+        assert plan.num_graphs <= 8
+        assert (plan.sizes["height"][-1], plan.sizes["width"][-1]) == (30, 28)
+        assert {entry.bucket for entry in function.registry.entries()} == set(plan.buckets())
+        assert_own_answers()
+        measured = batcher.replan(headroom={"height": 30, "width": 64})
+        assert measured.sizes["width"][-1] == 64
+        assert batcher.submit(floats(0, 8, 60)).result()[0].shape == (8, 60)
+        assert_own_answers()
+
+
+def test_axes_that_items_have_not():
+    """A batcher of a manager whose grid has further axes says that it cannot plan those."""
+    config = CUDAGraphConfig(
+        capture_sizes=(1,), capture_seq_lens=(8,), capture_axes={"height": (4,)}
+    )
+    function = bucket_jit(double, in_axes="batch seq", config=config)
+    function.warmup(floats(0, 1, 3), progress=False)
+    with Batcher(function) as batcher:
+        batcher.submit(floats(0, 3)).result()
+        with pytest.raises(ConfigError, match="capture_axes has 'height', and items of double"):
+            batcher.replan()

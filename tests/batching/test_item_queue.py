@@ -194,12 +194,13 @@ def test_items_of_other_programs():
 
 
 def test_more_than_may_wait():
-    """One more than max_waiting is refused, and told when to come again, as measured."""
+    """One more than max_waiting is refused, and told when to come again, as calls took; before the
+    first of them, as full calls of those that wait were measured in the warm-up."""
     queue = queue_of(HeldClock(), max_waiting=2)
-    items = [added(queue, 5), added(queue, 5)]
+    items = [added(queue, 5), added(queue, 30)]
     with pytest.raises(QueueFullError, match="max_waiting=2") as caught:
         added(queue, 5)
-    assert caught.value.retry_after_s == 1.0
+    assert caught.value.retry_after_s == pytest.approx((11.2 / 4 + 20.8 / 4) * 1e-3)
     queue.figures.add_call(Bucket(4, 8), rows=2, real_elements=10, seconds=0.5)
     with pytest.raises(QueueFullError) as caught:
         added(queue, 5)
@@ -209,6 +210,17 @@ def test_more_than_may_wait():
     assert queue.figures.items() == {
         **dict.fromkeys((outcome.value for outcome in Outcome), 0), "cancelled": 1
     }  # fmt: skip
+
+
+def test_more_than_may_wait_where_nothing_was_measured():
+    """Without any time at all the answer is a second."""
+    queue, lane = queue_of(HeldClock(), max_waiting=1), FixedLane(is_measured=False)
+    for other in (lane, LANE):
+        added(queue, 5, lane=lane)
+        with pytest.raises(QueueFullError, match="try again in 1 s") as caught:
+            added(queue, 5, lane=other)
+        assert caught.value.retry_after_s == 1.0
+        queue.clear()
 
 
 def test_percentiles():
@@ -243,6 +255,8 @@ def simulated(overload, *, deadline, seconds=20.0, max_waiting=300):
             continue
         claimed = [item for item in chosen.items if queue.claim(item)]
         clock.now += chosen.cost_s
+        rows = len(claimed)
+        queue.figures.add_call(chosen.bucket, rows=rows, real_elements=rows, seconds=chosen.cost_s)
         for item in claimed:
             assert clock.now <= item.expires_at
             item.set_result(clock.now - item.came_at)

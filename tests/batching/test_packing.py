@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from cudagraph_jax import BucketOverflowError, CUDAGraphConfig, InputShapeError, pack
+from cudagraph_jax import (
+    Batcher,
+    BucketOverflowError,
+    CUDAGraphConfig,
+    InputShapeError,
+    bucket_jit,
+    pack,
+)
 from cudagraph_jax.testing import assert_packing_preserves
+from tests.helpers.examples import examples
 
 GRID = CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(8, 16, 32))
 TABLE = np.random.default_rng(0).standard_normal((100, 4)).astype(np.float32)
@@ -116,8 +124,62 @@ def test_rows_that_cannot_be_packed(rows, error, message):
 
 
 def test_outputs_of_another_call():
-    """Outputs of another shape are refused."""
-    packed = pack([np.ones(5, np.int32)], config=GRID, max_segments=3)
-    with pytest.raises(InputShapeError, match=r"\(batch, max_segments, …\)=\(1, 3, …\)"):
-        packed.unpack(np.zeros((1, 8, 2)))
-    assert packed.unpack((np.ones((1, 3, 2)), np.ones((1, 3))))[0][0].shape == (2,)
+    """Outputs of other rows, or of another shape, are refused; what is expected is said."""
+    packed = pack([np.ones(5, np.int32)] * 2, config=GRID, max_segments=3, row_len=8)
+    for outputs, message in (
+        (np.zeros((2, 8, 2)), r"row 0 .* \(8, 2\), expected \(max_segments, …\)=\(3, …\)"),
+        (np.zeros((3, 3, 2)), "outputs of 3 rows, but 2 are packed"),
+        ((np.zeros((2, 3)), np.float32(1)), "outputs of 0 rows, but 2 are packed"),
+        ([np.zeros(3)], "outputs of 1 rows, but 2 are packed"),
+        ([np.zeros(3), np.zeros(2)], r"row 1 has an output of the shape \(2,\), expected"),
+        ([np.zeros(3), np.float32(1)], r"row 1 has an output of the shape \(\), expected"),
+    ):
+        with pytest.raises(InputShapeError, match=message):
+            packed.unpack(outputs)
+    with pytest.raises(InputShapeError, match=r"row 1 .* \(6,\), expected \(seq, …\)=\(8, …\)"):
+        packed.unpack_tokens([np.zeros(5), np.zeros(6)])
+    assert packed.unpack((np.ones((2, 3, 2)), np.ones((2, 3))))[0][0].shape == (2,)
+
+
+@pytest.fixture(scope="module")
+def packing():
+    """A batcher of a model that gives a vector for each segment, and something for each token."""
+
+    def both(ids, positions, segments, *, mask):
+        vectors = model(ids, positions, segments)["mean"]
+        return {"mean": vectors, "tokens": (ids * 2, jnp.where(mask, positions, -1))}
+
+    config = CUDAGraphConfig.from_dict({**GRID.to_dict(), "warmup_iterations": 1})
+    function = bucket_jit(both, in_axes="batch seq", mask_argname="mask", config=config)
+    function.warmup(*[np.ones((1, 8), np.int32)] * 3, progress=False)
+    with Batcher(function) as batcher:
+        yield batcher
+
+
+@examples(10, thorough=40)
+@given(
+    strategies.lists(strategies.integers(1, 32), min_size=1, max_size=12),
+    strategies.integers(1, 32),
+)
+def test_the_way_through_a_batcher(packing, lengths, row_len):
+    """What a batcher gives for packed rows is taken apart as the outputs of one call of them are:
+    each row has its own tokens, and the vector that it gets alone."""
+    rows = [np.arange(n, dtype=np.int32) + place for place, n in enumerate(lengths)]
+    packed = pack(rows, config=GRID, max_segments=SEGMENTS, row_len=row_len)
+    answers = packing.map(packed.items())
+    vectors = packed.unpack([answer["mean"] for answer in answers])
+    tokens = packed.unpack_tokens([answer["tokens"] for answer in answers])
+    for row, vector, (doubled, positions) in zip(rows, vectors, tokens, strict=True):
+        np.testing.assert_array_equal(doubled, row * 2)
+        np.testing.assert_array_equal(positions, np.arange(len(row)))
+        alone = packing.submit(row, positions, np.ones_like(row)).result()
+        np.testing.assert_allclose(vector, alone["mean"][0], rtol=1e-4, atol=1e-5)
+    whole = {"ids": packed.ids, "positions": packed.positions}
+    one_by_one = [
+        {name: array[row] for name, array in whole.items()} for row in range(len(answers))
+    ]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        packed.unpack_tokens(one_by_one),
+        packed.unpack_tokens(whole),
+    )

@@ -661,7 +661,7 @@ def test_batchers(chain):
         for row, answer in zip(ids, batcher.map(ids), strict=True):
             assert isinstance(answer, np.ndarray)
             np.testing.assert_allclose(answer, np.asarray(chain.table)[row] + 1)
-        with pytest.raises(InputShapeError, match=r"has a Padded where its axes are"):
+        with pytest.raises(InputShapeError, match=r"of type Padded where its axes are"):
             batcher.submit(Padded(jnp.zeros(8, jnp.int32), (5,)))
         chain.hidden.manager.mode = CUDAGraphMode.NONE
         try:

@@ -85,6 +85,7 @@ class BucketedFunction(Generic[P, R]):
 
     Attributes:
         manager: What decides and counts.
+        binder: What may be given, and what was declared of it.
         target: The function, and what is asked of its outputs.
     """
 
@@ -101,7 +102,7 @@ class BucketedFunction(Generic[P, R]):
         self.manager = manager
         self._holder = Holder(function)  # alone: what is captured goes with this object
         self._function = FunctionRef(self._holder)
-        self._binder = binder
+        self.binder = binder
         self.target = replace(target, function=self._function)
         self._routes = Routes()
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
@@ -206,7 +207,7 @@ class BucketedFunction(Generic[P, R]):
 
         Of a class that holds it beside its methods, it stays itself: only what has a `self` binds.
         """
-        if instance is None or not self._binder.is_method:
+        if instance is None or not self.binder.is_method:
             return self
         return MethodType(self, instance)
 
@@ -230,25 +231,12 @@ class BucketedFunction(Generic[P, R]):
     @property
     def in_axes(self) -> PyTree:
         """Which dimensions of the arguments carry which size, as declared."""
-        return jax.tree.map(attrgetter("text"), self._binder.in_axes)
+        return jax.tree.map(attrgetter("text"), self.binder.in_axes)
 
     @property
     def pad_side(self) -> PyTree:
         """On which side the padding of the arguments stands, with the structure of `in_axes`."""
-        return jax.tree.map(attrgetter("side"), self._binder.in_axes)
-
-    @property
-    def declarations(self) -> dict[str, str]:
-        """What was declared for its arguments, by option, in words."""
-        binder = self._binder
-        return {
-            "in_axes": str(self.in_axes),
-            "pad_side": str(self.pad_side),
-            "pad_values": str(jax.tree.map(repr, binder.pad_values)),
-            "in_shardings": str(binder.in_shardings),
-            "static_argnames": str(sorted(binder.static_argnames)),
-            "donate_argnums": str(binder.donate_argnums),
-        }
+        return jax.tree.map(attrgetter("side"), self.binder.in_axes)
 
     def describe(self, *args: PyTree, **kwargs: PyTree) -> Call:
         """A call with these arguments, described; nothing is run or compiled.
@@ -261,7 +249,7 @@ class BucketedFunction(Generic[P, R]):
     def with_manager(self, manager: CUDAGraphManager) -> BucketedFunction[P, R]:
         """The same function, decided and counted by another manager."""
         return BucketedFunction(
-            self._holder.function, binder=self._binder, target=self.target, manager=manager
+            self._holder.function, binder=self.binder, target=self.target, manager=manager
         )
 
     def _call_bound(
@@ -329,7 +317,7 @@ class BucketedFunction(Generic[P, R]):
     def _as_known(self, bound: Bound) -> Bound:
         """The call as that one was served which was written like it before."""
         form = self._instead.get(bound.form)
-        other = None if form is None else self._binder.rewritten(bound, form)
+        other = None if form is None else self.binder.rewritten(bound, form)
         return bound if other is None else other
 
     def _captured(self, bound: Bound) -> tuple[Bound, Call]:
@@ -347,7 +335,7 @@ class BucketedFunction(Generic[P, R]):
             if form.given == bound.form.given:
                 continue
             with suppress(InputShapeError):  # a default that JAX does not take as an argument
-                other = self._binder.rewritten(bound, form)
+                other = self.binder.rewritten(bound, form)
                 described = call if other is None else self._describe(other)
                 if other is not None and decide(described).mode is CUDAGraphMode.REPLAY:
                     self._instead[bound.form] = form
@@ -361,7 +349,7 @@ class BucketedFunction(Generic[P, R]):
         written = (len(args), tuple(kwargs))
         form = self._forms.get(written)
         if form is None:
-            form = self._forms[written] = self._binder.form(*written)
+            form = self._forms[written] = self.binder.form(*written)
         if form.plain:
             return Bound(form, (*args, *kwargs.values()), {}, ())
         return form.bind(args, kwargs)
@@ -371,7 +359,7 @@ class BucketedFunction(Generic[P, R]):
         form = bound.form
         pick = self._picks.get(form)
         if pick is None:
-            pick = self._picks[form] = picker(self._binder.bucketed(form))
+            pick = self._picks[form] = picker(self.binder.bucketed(form))
         picked = pick(bound.args)
         arrays: Hashable
         placed: tuple[object, ...] = ()
@@ -418,10 +406,10 @@ class BucketedFunction(Generic[P, R]):
             target = replace(
                 self.target,
                 function=self._function if bound.statics else unbound(self._function, bound),
-                donate_argnums=self._binder.donated(bound.form),
+                donate_argnums=self.binder.donated(bound.form),
                 fingerprint=fingerprint and fingerprint._replace(places=bound.form.places),
             )
-            declared = self._binder.declared(bound)._replace(bare=bare_leaves(structure))
+            declared = self.binder.declared(bound)._replace(bare=bare_leaves(structure))
             known = (target, declared)
             if len(self._declarations) >= MAX_DECLARATIONS:
                 self._declarations.clear()
@@ -480,7 +468,7 @@ class BucketedFunction(Generic[P, R]):
             2
         """
         with self.manager.dispatcher.capturer.refusing_input(self.called, (args, kwargs)):
-            self._binder.check_keywords(kwargs, options=("progress", "workers"))
+            self.binder.check_keywords(kwargs, options=("progress", "workers"))
             bound = self._bind(args, kwargs)
             call = self._describe(bound)
         # Here, because importing this package is to cost little.

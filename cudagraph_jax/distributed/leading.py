@@ -453,9 +453,15 @@ def _facts(function: Function, passed: Args, timeout_s: float) -> dict[str, str]
         for entry in function.registry.entries()
         if entry.variant.name == function.called
     ]
+    binder = function.binder
     return {
         **function_facts(function.__wrapped__, function.target, function.manager.config),
-        **function.declarations,
+        "in_axes": str(function.in_axes),
+        "pad_side": str(function.pad_side),
+        "pad_values": str(jax.tree.map(repr, binder.pad_values)),
+        "in_shardings": str(binder.in_shardings),
+        "static_argnames": str(sorted(binder.static_argnames)),
+        "donate_argnums": str(binder.donate_argnums),
         "mode": function.manager.mode.name,
         "captured": f"{len(captured)} buckets, {hash_of(sorted(captured))}",
         "parameters": digest_of(jax.tree.leaves(passed)),

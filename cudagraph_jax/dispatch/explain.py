@@ -69,8 +69,9 @@ def _ways_of_padded(call: Call, decision: Decision) -> Iterator[str]:
     """What becomes of each `Padded` among the arguments of a call."""
     if decision.error is not None:
         return
-    bucket = decision.serving_bucket
-    for name, way_in in ways_in(call, call.sizes if bucket is None else bucket):
+    bucket, entry = decision.serving_bucket, decision.entry
+    homes = None if entry is None else entry.homes
+    for name, way_in in ways_in(call, call.sizes if bucket is None else bucket, homes):
         if bucket is None:
             yield f"the real part of {name} goes through the host, which waits for it"
         else:

@@ -40,6 +40,7 @@ from cudagraph_jax.program.call import (
     describe_call,
     has_tracers,
     is_array,
+    is_committed,
     placement,
     refuse_abstract,
 )
@@ -136,7 +137,10 @@ class BucketedFunction(Generic[P, R]):
             if (
                 route.x64 is not X64.value
                 or route.precision != PRECISION.value
-                or (MESHES.seen and route.mesh is not get_abstract_mesh())
+                or (
+                    MESHES.seen
+                    and (route.mesh is not get_abstract_mesh() or not route.has_its_devices())
+                )
             ):
                 sure = False
             for position, shape, dtypes in route.others:
@@ -367,7 +371,9 @@ class BucketedFunction(Generic[P, R]):
             leaves, structure = jax.tree.flatten(picked)
             if not all(map(is_array, leaves)):
                 return None
-            arrays = tuple(map(_shape_and_dtype, leaves))
+            # Over several devices JAX compiles how an array is cut that lies somewhere by chance,
+            # and one in NumPy it cuts on the host.
+            arrays = (tuple(map(_shape_and_dtype, leaves)), tuple(map(is_committed, leaves)))
             if not jax.tree_util.all_leaves(picked):
                 arrays = (structure, arrays)
             placed = tuple(map(placement, leaves))

@@ -219,7 +219,8 @@ def _put(
     Raises:
         ConfigError: One cannot be there.
     """
-    homes = settled([leaf.sharding for leaf in leaves], declared.usual)
+    own, shapes = [leaf.sharding for leaf in leaves], [leaf.shape for leaf in leaves]
+    homes = settled(own, declared.usual, shapes)
     for index, declaration in enumerate(declared.shardings):
         if declaration is not None and (problem := misfit(declaration, leaves[index].shape)):
             name = leaf_names(declared.argument_names, args, is_leaf=is_padded)[index]
@@ -556,6 +557,11 @@ def computed_dtype(dtype: np.dtype[np.generic], *, name: str) -> np.dtype[np.gen
             f"pass {name}.astype(numpy.{computed}), or turn jax_enable_x64 on"
         )
     return computed
+
+
+def is_committed(array: object) -> bool | None:
+    """Whether an array of JAX's was put where it is on purpose; None of NumPy's, which is not."""
+    return getattr(array, "committed", None)
 
 
 def placement(value: object) -> Sharding | None:

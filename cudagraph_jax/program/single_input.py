@@ -13,7 +13,7 @@ import numpy as np
 
 from cudagraph_jax._base.checks import require_arrays_from
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.program.call import Call, Declared, Target, describe_call, is_array
+from cudagraph_jax.program.call import Call, Declared, Target, describe_call, is_array, is_committed
 from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.padded import flatten_arguments
 from cudagraph_jax.program.program import Program
@@ -153,7 +153,7 @@ def route_key(
     if not all(map(is_array, leaves)):
         return None  # a Python number, or what JAX does not take as it is
     known_by = weakref.ref if type(function) is FunctionType else FunctionRef
-    arrays = [(leaf.shape, leaf.dtype) for leaf in leaves]
+    arrays = [(leaf.shape, leaf.dtype, is_committed(leaf)) for leaf in leaves]
     key = (known_by(function), sizes, structure, current_settings(), *arrays)
     try:
         hash(key)

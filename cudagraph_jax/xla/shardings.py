@@ -49,6 +49,11 @@ def is_spread(sharding: Sharding | None) -> bool:
     return sharding is not None and len(sharding.device_set) > 1
 
 
+def is_cut(sharding: Sharding | None) -> bool:
+    """Whether an array is in parts over several devices, and not whole on each."""
+    return sharding is not None and is_spread(sharding) and not sharding.is_fully_replicated
+
+
 def is_foreign(sharding: object) -> bool:
     """Whether devices of other processes take part in it."""
     try:
@@ -97,17 +102,28 @@ def along(sharding: Sharding | None, places: Sequence[int]) -> NamedSharding | N
 
 
 def settled(
-    own: Sequence[Sharding | None], usual: Sequence[Sharding | None]
+    own: Sequence[Sharding | None],
+    usual: Sequence[Sharding | None],
+    shapes: Sequence[Sequence[int | None]],
 ) -> list[Sharding | None]:
     """Where arrays go: where they are on purpose, else where others like them were.
 
-    Not so beside arrays on other devices than those: one program runs on the same.
+    Not so beside arrays on other devices than those: one program runs on the same. Nor can one be
+    there that has fewer dimensions than the others had.
+
+    Args:
+        own: Where each was put on purpose.
+        usual: Where those were that were warmed up with.
+        shapes: Their shapes; None where the sizes of a bucket go.
     """
     homes = [sharding.device_set for sharding in usual if sharding is not None]
     known = [sharding for sharding in own if sharding is not None]
     if not homes or any(sharding.device_set not in homes for sharding in known):
         return list(own)
-    return [first or second for first, second in zip(own, usual, strict=True)]
+    return [
+        first or (second if len(parts(second)) <= len(shape) else None)
+        for first, second, shape in zip(own, usual, shapes, strict=True)
+    ]
 
 
 def misfit(sharding: NamedSharding, shape: Sequence[int | None]) -> str:

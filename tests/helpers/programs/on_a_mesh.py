@@ -29,6 +29,7 @@ from cudagraph_jax import (
     CUDAGraphConfig,
     CUDAGraphManager,
     GraphStore,
+    InputShapeError,
     Ladder,
     Padded,
     SealedError,
@@ -459,6 +460,122 @@ def what_is_padded_ahead_is_where_it_is_declared():
     assert function.stats()["misses"] == 0
 
 
+def ways_to_give(array: np.ndarray) -> list[Any]:
+    """In NumPy, somewhere by chance, and on one device on purpose."""
+    return [array, jnp.asarray(array), jax.device_put(array, jax.devices()[0])]
+
+
+@check
+def what_is_given_in_numpy_and_by_jax_has_routes_of_its_own():
+    def of_two(x, y):
+        return x * 2 + y
+
+    def of_a_tree(tree):
+        return tree["x"] * 2 + tree["y"]
+
+    x = np.arange(32, dtype=np.float32).reshape(4, 8)
+    pairs = [(one, other) for one in ways_to_give(x) for other in ways_to_give(x)]
+    for order in (pairs, pairs[::-1]):
+        jax.clear_caches()  # or what was compiled for another function would do
+        two = bucket_jit(of_two, in_axes="batch seq", in_shardings=ROWS, config=CONFIG)
+        tree = bucket_jit(of_a_tree, in_axes="batch seq", in_shardings=ROWS, config=CONFIG)
+        two.warmup(x, x, progress=False)
+        tree.warmup({"x": x, "y": x}, progress=False)
+        two.seal()
+        tree.seal()
+        for one, other in [*order, *order[::-1]]:
+            with no_compiles():
+                for found in (two(one, other), two(one, y=other), tree({"x": one, "y": other})):
+                    np.testing.assert_array_equal(found, x * 3)
+                part = two(one[:4], other)
+            np.testing.assert_array_equal(part, x * 3)
+        assert two.stats()["misses"] == tree.stats()["misses"] == 0
+
+
+@check
+def what_xla_cuts_by_itself_is_cut_on_the_host():
+    def cuts(w, x, mask):
+        mask = jax.lax.with_sharding_constraint(mask, ROWS)
+        return jnp.where(mask, jax.lax.with_sharding_constraint(x, ROWS) * w, 0)
+
+    x = np.arange(32, dtype=np.float32).reshape(4, 8)
+    w = jax.device_put(np.float32(2), WHOLE)
+    for order in (ways_to_give(x), ways_to_give(x)[::-1]):
+        jax.clear_caches()
+        function = bucket_jit(cuts, in_axes=(None, "batch seq"), mask_argname="mask", config=CONFIG)
+        function.warmup(w, x, progress=False)
+        (entry, *_) = function.registry.entries()
+        assert entry.executable.call.input_shardings[0][1].is_equivalent_to(ROWS, 2)
+        for given in [*order, *order[::-1]]:
+            with no_compiles():
+                np.testing.assert_array_equal(function(w, given), x * 2)
+                np.testing.assert_array_equal(function(w, Padded(given, (3, 5))), x[:3, :5] * 2)
+                np.testing.assert_array_equal(function(w, np.asarray(given)[:3]), x[:3] * 2)
+        by_chance = jnp.asarray(x[:3])
+        with jax.transfer_guard("disallow"), no_compiles():
+            np.testing.assert_array_equal(function(w, by_chance), x[:3] * 2)
+        assert function.stats()["misses"] == 0
+        manager = CUDAGraphManager(CONFIG)
+        for given in [*order, *order[::-1]]:
+            np.testing.assert_array_equal(
+                manager.execute_or_capture(4, 8, single_cut, {"x": given, "w": w}), x * 2
+            )
+        with no_compiles():
+            for given in order:
+                manager.execute_or_capture(4, 8, single_cut, {"x": given, "w": w})
+
+
+def single_cut(inputs):
+    return jax.lax.with_sharding_constraint(inputs["x"], ROWS) * inputs["w"]
+
+
+@check
+def meshes_of_one_shape_and_other_devices_are_told_apart():
+    turned = Mesh(MESH.devices[::-1, ::-1], MESH.axis_names)
+    assert turned.abstract_mesh is MESH.abstract_mesh
+    x = np.arange(32, dtype=np.float32).reshape(4, 8)
+    function = bucket_jit(constrained, in_axes="batch seq", config=CONFIG, unpad="none")
+    for given in (x, x[:3], jnp.asarray(x), x):
+        for mesh in (MESH, turned, MESH):
+            with jax.set_mesh(mesh):
+                found = function(given)
+                assert found.sharding.mesh == mesh
+                np.testing.assert_array_equal(np.asarray(found)[: len(given)], given * 2 + 1)
+    assert function.registry.num_graphs == 2
+    with no_compiles():
+        for given in (x, x[:3]):
+            for mesh in (MESH, turned, MESH):
+                with jax.set_mesh(mesh):
+                    assert function(given).sharding.mesh == mesh
+
+
+@check
+def nothing_is_copied_that_is_not_to_be():
+    config = dataclasses.replace(CONFIG, cudagraph_copy_inputs=False)
+    function = bucket_jit(jnp.sin, in_axes="batch seq", in_shardings=ROWS, config=config)
+    x = np.ones((4, 8), np.float32)
+    for _ in range(2):
+        for given in (x, jax.device_put(x, ROWS)):
+            np.testing.assert_allclose(function(given), np.sin(x), rtol=1e-5)
+        for given in (jnp.asarray(x), jax.device_put(x, WHOLE), Padded(jnp.asarray(x), (4, 8))):
+            refused(
+                "x lies elsewhere.*cudagraph_copy_inputs", partial(function, given), InputShapeError
+            )
+
+
+@check
+def a_warm_up_with_more_dimensions_says_nothing_of_fewer():
+    function = bucket_jit(lambda x: x * 2, in_axes="batch ...", config=CONFIG)
+    three = jax.device_put(
+        np.ones((2, 3, 4), np.float32), NamedSharding(MESH, P("data", None, "model"))
+    )
+    function.warmup(three, progress=False)
+    for shape in ((2, 3, 4), (3, 5), (4,)):
+        x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        np.testing.assert_array_equal(function(x), x * 2)
+    assert not function.manager.dispatcher.capturer.failures.remembered
+
+
 # Together with the rest.
 
 
@@ -486,9 +603,11 @@ def a_call_within_a_trace_has_its_mesh():
     x = np.ones((3, 5), np.float32)
     with jax.set_mesh(MESH):
         for _ in range(2):
-            found = jax.jit(lambda y: y + function(x))(jnp.ones(()))
-            np.testing.assert_array_equal(found, np.full((3, 5), 4.0))
+            found = jax.jit(lambda y: y + function(x) + function(x=x))(jnp.ones(()))
+            np.testing.assert_array_equal(found, np.full((3, 5), 7.0))
         np.testing.assert_array_equal(function(x), np.full((3, 5), 3.0))
+        np.testing.assert_array_equal(function(x=x), np.full((3, 5), 3.0))
+    assert function.registry.num_graphs == 1  # within a trace it is the same program
 
 
 @check

@@ -138,7 +138,7 @@ class BucketedFunction(Generic[P, R]):
                 route.x64 is not X64.value
                 or route.precision != PRECISION.value
                 or (
-                    MESHES.seen
+                    MESHES.matter
                     and (route.mesh is not get_abstract_mesh() or not route.has_its_devices())
                 )
             ):

@@ -399,3 +399,8 @@ class CUDAGraphEntry:
                 "cudagraph_copy_inputs on"
             )
         return replace(call, sizes=sizes)
+
+
+def homes_in(entry: CUDAGraphEntry | None) -> Homes | None:
+    """Where a captured bucket takes what it is given; None where none is captured."""
+    return None if entry is None else entry.homes

@@ -560,8 +560,9 @@ def computed_dtype(dtype: np.dtype[np.generic], *, name: str) -> np.dtype[np.gen
 
 
 def is_committed(array: object) -> bool | None:
-    """Whether an array of JAX's was put where it is on purpose; None of NumPy's, which is not."""
-    return getattr(array, "committed", None)
+    """Whether an array of JAX's was put where it is on purpose; None of NumPy's, and of tracers."""
+    is_placed = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+    return array.committed if is_placed else None  # type: ignore[attr-defined]  # an array of JAX's
 
 
 def placement(value: object) -> Sharding | None:

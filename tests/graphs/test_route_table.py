@@ -9,8 +9,14 @@ import numpy as np
 
 from cudagraph_jax.graphs.route import MAX_ROUTES, Routes
 
-FITS: Any = cast(Any, SimpleNamespace(pads_nothing=True, sizes_in_arrays=True, lead_decides=True))
-PADS: Any = cast(Any, SimpleNamespace(pads_nothing=False, sizes_in_arrays=True, lead_decides=True))
+FITS: Any = cast(
+    Any,
+    SimpleNamespace(pads_nothing=True, sizes_in_arrays=True, lead_decides=True),
+)
+PADS: Any = cast(
+    Any,
+    SimpleNamespace(pads_nothing=False, sizes_in_arrays=True, lead_decides=True),
+)
 NESTED: Any = cast(
     Any, SimpleNamespace(pads_nothing=False, sizes_in_arrays=False, lead_decides=True)
 )

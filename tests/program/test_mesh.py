@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.processes import run_script
+
 PROGRAM = Path(__file__).parents[1] / "helpers" / "programs" / "on_a_mesh.py"
 CHECKS = re.findall(r"^@check\ndef (\w+)", PROGRAM.read_text(encoding="utf-8"), re.MULTILINE)
 
@@ -47,3 +49,27 @@ def raised(tmp_path_factory):
 def test_on_eight_devices(check, raised):
     """What the check's name says is so on a mesh of two by four."""
     assert not raised[check], raised[check]
+
+
+def test_the_first_mesh_of_a_process():
+    """Hits under the first mesh that a process has are not served by what was captured without."""
+    done = run_script(
+        """
+        import jax, jax.numpy as jnp, numpy as np
+        from jax.sharding import Mesh, get_abstract_mesh
+        import cudagraph_jax
+
+        @cudagraph_jax.bucket_jit(in_axes="batch")
+        def devices(x):
+            return x * get_abstract_mesh().shape.get("data", 1)
+
+        for x in (np.ones(4, np.float32), jnp.ones(4)):
+            assert devices(x)[0] == devices(x)[0] == 1
+        for x in (np.ones(4, np.float32), jnp.ones(4)):
+            with jax.set_mesh(Mesh(jax.devices(), ("data",))):
+                assert devices(x)[0] == 8
+            assert devices(x)[0] == 1
+        """,
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+    )
+    assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 import warnings
 from collections import Counter
@@ -32,7 +33,7 @@ from cudagraph_jax.report.words import things
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.memory import pool_bytes
-from cudagraph_jax.xla.shardings import check_grid
+from cudagraph_jax.xla.shardings import check_grid, divided_grid
 
 if TYPE_CHECKING:
     from cudagraph_jax.store import GraphStore
@@ -134,7 +135,6 @@ class CUDAGraphRegistry:
         config: Limits, compiler options and the grid; re-planning sets another grid.
         shelf: The executables in the store; None without one.
         sizes: How often each size was asked for, up to the last time that totals were.
-        multiples: What the sizes of the grid are multiples of, by axis, so that meshes divide them.
         observers: Who watches captures and replays.
         restarts: How often `reset` set the counts to zero.
 
@@ -160,7 +160,9 @@ class CUDAGraphRegistry:
                 f"a store keeps what XLA compiles, not what {compiler!r} makes: {_ONE}"
             )
         self.sizes = SizeHistogram()
-        self.multiples: dict[str, int] = {}
+        self._grid_lock = threading.Lock()
+        # Of each function, axis and multiple what tells that the function is gone.
+        self._required: dict[tuple[FunctionRef, str, int], object] = {}
         self._ledger = Ledger(self.sizes)
         self._watchers = Watchers()
         self.observers: Observers = Observers(self._watchers.forget)
@@ -220,15 +222,49 @@ class CUDAGraphRegistry:
         """What all replays add up to, those of dropped buckets included."""
         return self._ledger.totals()
 
-    def require(self, multiples: Mapping[str, int]) -> None:
-        """Has the sizes of the grid be multiples of these, by axis, after re-planning, too.
+    @property
+    def multiples(self) -> dict[str, int]:
+        """What the sizes of the grid are multiples of, by axis, so that meshes divide them."""
+        found: dict[str, int] = {}
+        for _, axis, multiple in list(self._required):
+            found[axis] = math.lcm(found.get(axis, 1), multiple)
+        return found
+
+    def require(self, function: FunctionRef, multiples: Mapping[str, int]) -> None:
+        """Has the sizes of the grid be multiples of these, after re-planning, too.
+
+        Default sizes are rounded up to them, as long as nothing is captured.
+
+        Args:
+            function: For how long: until it is gone.
+            multiples: By axis.
 
         Raises:
-            ConfigError: One of them is not.
+            ConfigError: A size is not, or a limit is below what the default ones are rounded to.
         """
-        check_grid(self.config, multiples)
-        for axis, multiple in multiples.items():
-            self.multiples[axis] = math.lcm(self.multiples.get(axis, 1), multiple)
+        with self._grid_lock:
+            config = self.config if self.num_graphs else divided_grid(self.config, multiples)
+            check_grid(config, multiples)
+            self.config = config
+            for axis, multiple in multiples.items():
+                known = (function, axis, multiple)
+                if known not in self._required:
+                    forget = partial(self._forget, self._required, known)
+                    self._required[known] = function.when_gone(forget)
+
+    @staticmethod
+    def _forget(required: dict[tuple[FunctionRef, str, int], object], known: Any) -> None:
+        required.pop(known, None)
+
+    def change_grid(self, config: CUDAGraphConfig) -> None:
+        """Serves by another grid from now on.
+
+        Raises:
+            ConfigError: A mesh does not divide it, of a function that came meanwhile, say.
+        """
+        with self._grid_lock:
+            check_grid(config, self.multiples)
+            self.config = config
 
     def asked_sizes(self) -> dict[Bucket, int]:
         """How often each size was asked for; see `CUDAGraphManager.sizes`."""

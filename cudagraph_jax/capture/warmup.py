@@ -169,7 +169,8 @@ def warm_grid(
     def warm(is_admitted: bool) -> WarmupReport:
         if not is_admitted:
             raise sealed_error(capturer.gate.mode)
-        capturer.registry.require(capturer.program_of(call).multiples)
+        multiples = capturer.program_of(call).multiples
+        capturer.registry.require(call.variant.function, multiples)
         while True:
             config = capturer.registry.config
             report = _warm_grid(capturer, call, progress, workers)

@@ -55,7 +55,15 @@ from cudagraph_jax.program.padded import (
     without_padding,
 )
 from cudagraph_jax.shapes.pytrees import PyTree
-from cudagraph_jax.xla.settings import DEVICE, MESHES, PRECISION, X64, Settings, current_settings
+from cudagraph_jax.xla.settings import (
+    DEVICE,
+    MESHES,
+    PRECISION,
+    X64,
+    Settings,
+    current_mesh,
+    current_settings,
+)
 from cudagraph_jax.xla.shardings import is_spread
 
 if TYPE_CHECKING:
@@ -116,7 +124,7 @@ class BucketedFunction(Generic[P, R]):
         self._settings: Settings | None = None  # of the first call, which the tables stand for
         self._outcomes = manager.dispatcher.outcomes
         manager.registry.watch(self._routes)
-        manager.registry.require(binder.multiples)
+        manager.registry.require(self._function, binder.multiples)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's outputs, trimmed to the real sizes and handed out as `unpad` says."""
@@ -139,7 +147,10 @@ class BucketedFunction(Generic[P, R]):
                 or route.precision != PRECISION.value
                 or (
                     MESHES.matter
-                    and (route.mesh is not get_abstract_mesh() or not route.has_its_devices())
+                    and (
+                        route.mesh is not get_abstract_mesh()  # which names no devices
+                        or (route.devices is not None and route.devices != current_mesh())
+                    )
                 )
             ):
                 sure = False

@@ -27,7 +27,6 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, Index, own_part, real_index
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.profile import REPLAY
-from cudagraph_jax.xla.settings import current_mesh
 from cudagraph_jax.xla.shardings import dividing, parts
 
 NO_KWARGS: Mapping[str, PyTree] = {}
@@ -68,6 +67,7 @@ class Route:
         device_array: The class of JAX's arrays.
         device, precision, x64, mesh: JAX's settings in the threads that it serves, the mesh without
             its devices.
+        devices: That mesh with them; None without one.
         lead_decides: Whether the array that leads is all that is cut over several devices.
         finish: What turns its outputs into the caller's; None where they are handed out as is.
         tally: Counts the replays.
@@ -80,12 +80,12 @@ class Route:
         "_mask_homes",
         "_masks",
         "_pads",
-        "_placed_mesh",
         "_wait",
         "bucket",
         "checks",
         "device",
         "device_array",
+        "devices",
         "direct",
         "finish",
         "kinds",
@@ -142,7 +142,7 @@ class Route:
         self.lead_type = None if self._cut else self.device_array
         self.lead_decides = len(self._cut) < 2 or not self.others
         self.device, self.precision, self.x64, self.mesh = program.settings.always_read
-        self._placed_mesh = program.settings.values[-1]
+        self.devices = program.settings.values[-1]
         self._direct = direct_call(call, self._pads, self._masks)
         self.direct = None if wait or any(self.checks.numbers) else self._direct
 
@@ -161,10 +161,6 @@ class Route:
             return False
         cut = (args[position] for position in self._cut)
         return all(type(value) is not kind or value.committed for value in cut)
-
-    def has_its_devices(self) -> bool:
-        """Whether this thread has the mesh that it is for: others of its shape are equal to JAX."""
-        return self._placed_mesh is None or self._placed_mesh == current_mesh()
 
     def run(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
         """The outputs for `args`, trimmed; recorded as a replay."""

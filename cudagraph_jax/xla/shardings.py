@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar, cast
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.config import DEFAULT_CAPTURE_SIZES, CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError, InputShapeError
 from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes, Length
 from cudagraph_jax.shapes.ladder import Ladder
@@ -241,6 +242,25 @@ def _multiple(length: Length, count: int) -> int:
     return next(
         (n for n in sizes if not any(extent(n * times) % count for times in range(1, whole + 1))), 1
     )
+
+
+def divided_grid(config: CUDAGraphConfig, multiples: Mapping[str, int]) -> CUDAGraphConfig:
+    """`config`, whose batch sizes, if nobody chose them, are rounded up to what the mesh asks for.
+
+    Raises:
+        ConfigError: A limit that was chosen is below the largest of them.
+    """
+    multiple = multiples.get("batch", 1)
+    if multiple == 1 or config.capture_sizes != DEFAULT_CAPTURE_SIZES:
+        return config
+    sizes, largest = DEFAULT_CAPTURE_SIZES.rounded(multiple), config.max_batch_size
+    if DEFAULT_CAPTURE_SIZES.max < largest < sizes.max:
+        raise ConfigError(
+            f"max_capture_batch_size={largest} is below {sizes.max}, the largest of the default "
+            f"capture_sizes where the mesh cuts batch into {multiple} parts: give {sizes.max} or "
+            f"more, or capture_sizes of your own, as multiples of {multiple}"
+        )
+    return replace(config, capture_sizes=sizes, max_capture_batch_size=max(largest, sizes.max))
 
 
 def check_grid(config: CUDAGraphConfig, multiples: Mapping[str, int]) -> None:

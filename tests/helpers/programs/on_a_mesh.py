@@ -245,9 +245,80 @@ def sizes_that_the_mesh_does_not_divide_are_refused_with_the_multiple():
 @check
 def the_default_grid_is_rounded_up():
     function = embedder(config=None)
-    assert function.manager.config.capture_sizes == Ladder.powers_of_two(256).rounded(2)
+    even = Ladder.powers_of_two(256).rounded(2)
+    assert function.manager.config.capture_sizes == even
     assert function.manager.multiples == {"batch": 2}
     assert Ladder((1, 3, 10, 12)).rounded(4) == (4, 12)
+    # Whoever made the manager.
+    config = CUDAGraphConfig(capture_seq_lens=(8,), warmup_iterations=0)
+    manager = CUDAGraphManager(config)
+    shared = embedder(config=config, manager=manager)
+    assert manager.config.capture_sizes == even
+    assert embedder(config=config, manager=manager).manager is manager
+    assert shared.manager.multiples == {"batch": 2}
+    first_call = bucket_jit(
+        lambda x: x["ids"] * 2,
+        in_axes={"ids": "batch seq"},
+        in_shardings={"ids": NamedSharding(MESH, P("data"))},
+        manager=CUDAGraphManager(config),
+    )
+    np.testing.assert_array_equal(first_call({"ids": ids_of(1, 5)}), 2 * ids_of(1, 5))
+    assert first_call.manager.config.capture_sizes == even
+    # But not beside what is captured.
+    taken = CUDAGraphManager(config)
+    captured = bucket_jit(jnp.sin, in_axes="batch seq", manager=taken)
+    captured(np.ones((1, 8), np.float32))
+    refused("multiples of 2", lambda: embedder(config=None, manager=taken))
+    assert (taken.multiples, taken.config) == ({}, config)
+    # What somebody chose is not raised.
+    six = Mesh(np.array(jax.devices()[:6]), ("data",))
+    by_six = NamedSharding(six, P("data"))
+    for largest in (257, 300, None):
+        limited = dataclasses.replace(config, max_capture_batch_size=largest)
+
+        def make(limited=limited):
+            return bucket_jit(jnp.sin, in_axes="batch seq", in_shardings=by_six, config=limited)
+
+        if largest == 257:
+            refused("max_capture_batch_size=257 is below 258.*multiples of 6", make)
+        else:
+            assert make().manager.config.max_batch_size == (largest or 258)
+
+
+@check
+def multiples_go_with_their_function():
+    config = config_of(2, 4)
+    manager = CUDAGraphManager(config)
+    first = embedder(config=None, manager=manager)
+    cut = NamedSharding(MESH, P(None, "model"))
+    second = bucket_jit(jnp.sin, in_axes="batch seq", in_shardings=cut, manager=manager)
+    quarters = (None, NamedSharding(MESH, P("model")))
+    with pytest.raises(ConfigError, match="multiples of 4"):
+        embedder(config=None, manager=manager, in_shardings=quarters)
+    second(np.ones((1, 1), np.float32))
+    assert manager.multiples == {"batch": 2, "seq": 4}
+    del first
+    assert manager.multiples == {"seq": 4}
+    del second
+    assert manager.multiples == {}
+
+
+@check
+def lengths_that_nobody_pads_are_no_part_of_a_plan():
+    config = CUDAGraphConfig(capture_sizes=(2, 4, 8), warmup_iterations=0)
+    function = bucket_jit(
+        lambda x: x * 2,
+        in_axes="batch seq",
+        in_shardings=NamedSharding(MESH, P("data", "model")),
+        config=config,
+    )
+    for rows in (1, 3, 6, 6):
+        function(np.ones((rows, 1), np.float32))
+    plan = function.replan(max_graphs=2)
+    assert plan.seq_lens == (1,), plan
+    with function.manager:
+        function.manager.wait()
+    assert function.manager.config.capture_sizes == plan.batch_sizes
 
 
 @check
@@ -552,7 +623,7 @@ def meshes_of_one_shape_and_other_devices_are_told_apart():
 @check
 def nothing_is_copied_that_is_not_to_be():
     config = dataclasses.replace(CONFIG, cudagraph_copy_inputs=False)
-    function = bucket_jit(jnp.sin, in_axes="batch seq", in_shardings=ROWS, config=config)
+    function: Any = bucket_jit(jnp.sin, in_axes="batch seq", in_shardings=ROWS, config=config)
     x = np.ones((4, 8), np.float32)
     for _ in range(2):
         for given in (x, jax.device_put(x, ROWS)):

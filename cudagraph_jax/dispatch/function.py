@@ -29,7 +29,7 @@ from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.pads import padded_leaves
 from cudagraph_jax.graphs.route import NO_KWARGS, Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.arguments import leading_leaf
+from cudagraph_jax.program.arguments import is_committed, leading_leaf
 from cudagraph_jax.program.binding import Binder, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.program.call import (
     Args,
@@ -40,7 +40,6 @@ from cudagraph_jax.program.call import (
     describe_call,
     has_tracers,
     is_array,
-    is_committed,
     placement,
     refuse_abstract,
 )

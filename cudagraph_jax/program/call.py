@@ -37,6 +37,7 @@ from cudagraph_jax.shapes.pytrees import (
 )
 from cudagraph_jax.xla.settings import Settings, current_settings, default_device, with_device
 from cudagraph_jax.xla.shardings import is_foreign, misfit, settled
+from cudagraph_jax.xla.stages import Wholes
 
 Args = tuple[PyTree, ...]
 Statics = tuple[tuple[str, type, Hashable], ...]
@@ -116,6 +117,8 @@ class Target:
         single_input: Whether it takes one pytree (the specification's calls).
         output_shapes: What it is expected to give at a call's own sizes, which is checked before
             a bucket is compiled; None: anything.
+        wholes: The programs by which it runs where no bucket serves it, and not operation by
+            operation.
     """
 
     function: Callable[..., PyTree]
@@ -127,6 +130,7 @@ class Target:
     fingerprint: Fingerprint | None = None
     single_input: bool = False
     output_shapes: PyTree = None
+    wholes: Wholes = field(default_factory=Wholes, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -557,12 +561,6 @@ def computed_dtype(dtype: np.dtype[np.generic], *, name: str) -> np.dtype[np.gen
             f"pass {name}.astype(numpy.{computed}), or turn jax_enable_x64 on"
         )
     return computed
-
-
-def is_committed(array: object) -> bool | None:
-    """Whether an array of JAX's was put where it is on purpose; None of NumPy's, and of tracers."""
-    is_placed = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
-    return array.committed if is_placed else None  # type: ignore[attr-defined]  # an array of JAX's
 
 
 def placement(value: object) -> Sharding | None:

@@ -13,7 +13,8 @@ import numpy as np
 
 from cudagraph_jax._base.checks import require_arrays_from
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.program.call import Call, Declared, Target, describe_call, is_array, is_committed
+from cudagraph_jax.program.arguments import is_committed
+from cudagraph_jax.program.call import Call, Declared, Target, describe_call, is_array
 from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.padded import flatten_arguments
 from cudagraph_jax.program.program import Program

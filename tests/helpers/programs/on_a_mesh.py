@@ -379,6 +379,29 @@ def is_rows(sharding) -> bool:
 
 
 @check
+def an_uneven_eager_answer_is_traced_once():
+    ran: list[int] = []
+
+    def counted(x):
+        ran.append(len(x))
+        return constrained(x)
+
+    function = bucket_jit(counted, in_axes="batch seq", config=config_of(2, on_miss="eager"))
+    with jax.set_mesh(MESH):
+        for size in (3, 3, 5, 5, 3):
+            x = np.full((size, 5), size, np.float32)
+            np.testing.assert_array_equal(function(x), x * 2 + 1)
+        assert ran == [3, 3, 5], ran  # once to see that it takes no uneven parts
+        with no_compiles():
+            function(x)
+        for size in range(7, 41, 2):
+            function(np.ones((size, 5), np.float32))
+        ran.clear()
+        function(x)
+        assert ran == [3]  # it is not kept for ever
+
+
+@check
 def a_warm_up_and_a_plan_have_the_mesh_of_their_caller():
     config = config_of(2, 4, 8)
     function = bucket_jit(constrained, in_axes="batch seq", config=config)

@@ -43,17 +43,18 @@ class Homes(NamedTuple):
     masks: Mapping[str, Sharding]
     are_several: bool = True
 
-    def cut(self, program: Program) -> list[int]:
-        """The positions of the arguments that carry sizes and are cut over several devices."""
-        return [
-            position
+    def cut(self, program: Program) -> dict[int, Sharding]:
+        """The arguments that carry sizes and are cut over several devices, or have such a leaf.
+
+        By their positions how that one is cut.
+        """
+        return {
+            position: home
             for position, argument in enumerate(program.argument_leaves)
-            if any(
-                is_cut(self.leaves[index])
-                for index in argument.indices
-                if not program.axes[index].passes_through
-            )
-        ]
+            for index in argument.indices
+            if (home := self.leaves[index]) is not None
+            if is_cut(home) and not program.axes[index].passes_through
+        }
 
 
 def homes_of(program: Program, call: Callable[..., PyTree], bucket: Bucket) -> Homes:

@@ -151,7 +151,7 @@ class Route:
         self.tally.is_open = False
 
     def takes(self, lead: PyTree, args: Sequence[PyTree]) -> bool:
-        """Whether arrays are where it can be that several devices have parts of them.
+        """Whether arrays of which several devices have parts are where it takes them.
 
         What was put elsewhere on purpose the compiled function refuses. Of what was not, it has JAX
         compile how that is cut; what a pytree holds is not looked at here.
@@ -159,8 +159,12 @@ class Route:
         kind: Any = self.device_array
         if not self.sizes_in_arrays or type(lead) is not kind:
             return False
-        cut = (args[position] for position in self._cut)
-        return all(type(value) is not kind or value.committed for value in cut)
+        for position, home in self._cut.items():
+            if type(value := args[position]) is kind:
+                own = value.sharding
+                if not (own == home or own.is_equivalent_to(home, value.ndim)):
+                    return False
+        return True
 
     def run(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
         """The outputs for `args`, trimmed; recorded as a replay."""

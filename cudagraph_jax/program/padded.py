@@ -22,6 +22,7 @@ from cudagraph_jax.shapes.axes import Shape, side
 from cudagraph_jax.shapes.padding import Array, Index, PadValue, own_part
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.serialize import output_leaves
+from cudagraph_jax.xla.shardings import dividing
 from cudagraph_jax.xla.stages import Executable, lower_function
 
 _ADVICE: Final = (
@@ -340,7 +341,8 @@ def real_part(value: PyTree) -> PyTree:
     part = fetched(padded)
     if not isinstance(padded.array, jax.Array):
         return part
-    return jax.device_put(part, padded.array.sharding if padded.array.committed else None)
+    home = dividing(padded.array.sharding, part.shape) if padded.array.committed else None
+    return jax.device_put(part, home)
 
 
 def fetched(padded: Padded) -> Array:

@@ -469,6 +469,29 @@ def a_batcher_cuts_its_calls_as_declared():
         assert not any(size % 2 for size in plan.batch_sizes), plan
 
 
+@check
+def a_batcher_puts_parameters_in_their_place_once():
+    compiled: list[object] = []
+
+    def listen(event: str, duration_secs: float, **about: str | int) -> None:
+        if "backend_compile" in event:
+            compiled.append(about)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    function = embedder(config=config_of(2, lengths=(4, 8)))
+    function.warmup(TABLE, ids_of(1, 1), progress=False)
+    rows = [ids_of(1, n, seed=n)[0] for n in (3, 8, 1, 5, 2)]
+    for table in (TABLE, jax.device_put(TABLE)):
+        with Batcher(function, table) as batcher:
+            for _ in range(2):
+                jax.clear_caches()
+                compiled.clear()
+                for row, answer in zip(rows, batcher.map(rows), strict=True):
+                    np.testing.assert_allclose(answer, expected(row[None])[0], rtol=1e-5, atol=1e-6)
+                assert not compiled, compiled
+                batcher.update(table)
+
+
 # What the caller gets.
 
 
@@ -514,6 +537,34 @@ def a_chain_stays_on_its_devices():
     same.warmup(np.ones((1, 1), np.float32), progress=False)
     with jax.transfer_guard_device_to_host("disallow"), no_compiles():
         jax.block_until_ready(first(np.ones((3, 5), np.float32)))
+
+
+@check
+def what_is_passed_on_and_divides_no_longer_is_answered_without_a_bucket():
+    first = bucket_jit(
+        lambda x: x + 1, in_axes="batch seq", in_shardings=ROWS, unpad="padded", config=CONFIG
+    )
+    eager = dataclasses.replace(CONFIG, on_miss="eager")
+    second = bucket_jit(lambda h: h * 2, in_axes="batch seq", config=eager)
+    passed = first(np.ones((3, 5), np.float32))
+    np.testing.assert_array_equal(second(passed), np.full((3, 5), 4.0))
+    np.testing.assert_array_equal(jax.jit(second)(passed), np.full((3, 5), 4.0))
+
+
+@check
+def arrays_put_elsewhere_on_purpose_leave_the_routes_of_others():
+    function = bucket_jit(jnp.sin, in_axes="batch seq", in_shardings=ROWS, config=CONFIG)
+    x = np.ones((4, 8), np.float32)
+    placed = jax.device_put(x, ROWS)
+    function(x)
+    function(placed)
+    remembered = dict(function._routes.exact), dict(function._routes.numpy)
+    assert all(remembered), remembered
+    with jax.set_mesh(MESH):
+        whole = jnp.asarray(x)  # on all devices
+    for _ in range(3):
+        np.testing.assert_allclose(function(whole), np.sin(x), rtol=1e-5)
+    assert (function._routes.exact, function._routes.numpy) == remembered
 
 
 @check

@@ -356,7 +356,7 @@ class Lane:
         self, entry: CUDAGraphEntry, inputs: PyTree, *, put: Callable[[PyTree], PyTree]
     ) -> PyTree:
         """The padded inputs of a call that is to follow the one that computes."""
-        if entry.program.is_sharded:
+        if entry.homes.are_several:
             return inputs  # they are cut on the host; from one device to several, JAX compiles that
         try:
             with entry.program.settings.applied(), jax.transfer_guard("allow"):

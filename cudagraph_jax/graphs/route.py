@@ -68,7 +68,7 @@ class Route:
         device, precision, x64, mesh: JAX's settings in the threads that it serves, the mesh without
             its devices.
         devices: That mesh with them; None without one.
-        lead_decides: Whether the array that leads is all that is cut over several devices.
+        lead_decides: Whether no other array than the one that leads is cut over several devices.
         finish: What turns its outputs into the caller's; None where they are handed out as is.
         tally: Counts the replays.
     """
@@ -140,7 +140,7 @@ class Route:
         self.device_array = device_array_type()
         self._cut = homes.cut(program)
         self.lead_type = None if self._cut else self.device_array
-        self.lead_decides = len(self._cut) < 2 or not self.others
+        self.lead_decides = not any(place in self._cut for place, _, _ in self.others)
         self.device, self.precision, self.x64, self.mesh = program.settings.always_read
         self.devices = program.settings.values[-1]
         self._direct = direct_call(call, self._pads, self._masks)

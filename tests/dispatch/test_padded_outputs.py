@@ -28,10 +28,10 @@ from cudagraph_jax import (
     no_compiles,
 )
 from cudagraph_jax.testing import FakeCompiler
+from tests.helpers.functions import CHAINED as CONFIG
+from tests.helpers.functions import ONE_BUCKET as ONE
 from tests.helpers.functions import floats, tokens
 
-CONFIG = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), warmup_iterations=1)
-ONE = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0)
 SIZES = [(3, 5), (4, 8), (1, 1), (2, 13)]
 
 

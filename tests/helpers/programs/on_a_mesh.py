@@ -37,6 +37,7 @@ from cudagraph_jax import (
     no_compiles,
     plan_buckets,
 )
+from cudagraph_jax.program.donation import on_device
 from cudagraph_jax.report.warmup_report import WarmupReport
 
 MESH = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
@@ -624,13 +625,18 @@ def what_is_given_in_numpy_and_by_jax_has_routes_of_its_own():
         jax.clear_caches()  # or what was compiled for another function would do
         two = bucket_jit(of_two, in_axes="batch seq", in_shardings=ROWS, config=CONFIG)
         tree = bucket_jit(of_a_tree, in_axes="batch seq", in_shardings=ROWS, config=CONFIG)
+        other_cut = bucket_jit(
+            of_two, in_axes="batch seq", in_shardings=(WHOLE, ROWS), config=CONFIG
+        )
+        other_cut.warmup(x, x, progress=False)
         two.warmup(x, x, progress=False)
         tree.warmup({"x": x, "y": x}, progress=False)
         two.seal()
         tree.seal()
         for one, other in [*order, *order[::-1]]:
             with no_compiles():
-                for found in (two(one, other), two(one, y=other), tree({"x": one, "y": other})):
+                answers = [two(one, other), two(one, y=other), tree({"x": one, "y": other})]
+                for found in (*answers, other_cut(one, other)):
                     np.testing.assert_array_equal(found, x * 3)
                 part = two(one[:4], other)
             np.testing.assert_array_equal(part, x * 3)
@@ -805,6 +811,11 @@ def donated_arrays_are_used_up():
         again, _ = function(found, np.ones((4, 8), np.float32))
         assert found.is_deleted()
         np.testing.assert_array_equal(again, 3.0)
+    # What the executable does not take stays where it was given.
+    for place in (jax.devices()[2], None):
+        given = jax.device_put(np.ones(3, np.float32), place)
+        copies = on_device([given], [np.zeros(4, np.float32)], [0], homes=[[None]])
+        assert copies[0].sharding == given.sharding
 
 
 @check

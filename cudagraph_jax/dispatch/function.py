@@ -381,9 +381,11 @@ class BucketedFunction(Generic[P, R]):
             leaves, structure = jax.tree.flatten(picked)
             if not all(map(is_array, leaves)):
                 return None
-            # Over several devices JAX compiles how an array is cut that lies somewhere by chance,
-            # and one in NumPy it cuts on the host.
-            arrays = (tuple(map(_shape_and_dtype, leaves)), tuple(map(is_committed, leaves)))
+            arrays = tuple(map(_shape_and_dtype, leaves))
+            if MESHES.matter:
+                # JAX compiles how it cuts an array that lies on one of several devices by chance,
+                # and one in NumPy it cuts on the host.
+                arrays = (arrays, tuple(map(is_committed, leaves)))
             if not jax.tree_util.all_leaves(picked):
                 arrays = (structure, arrays)
             placed = tuple(map(placement, leaves))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 import warnings
 from collections import Counter
@@ -160,9 +159,9 @@ class CUDAGraphRegistry:
                 f"a store keeps what XLA compiles, not what {compiler!r} makes: {_ONE}"
             )
         self.sizes = SizeHistogram()
-        self._grid_lock = threading.Lock()
-        # Of each function, axis and multiple what tells that the function is gone.
-        self._required: dict[tuple[FunctionRef, str, int], object] = {}
+        self._given, self._is_given = self.config, True
+        # With what tells that the function is gone. Without a lock: each is there or not.
+        self._required: dict[_Required, object] = {}
         self._ledger = Ledger(self.sizes)
         self._watchers = Watchers()
         self.observers: Observers = Observers(self._watchers.forget)
@@ -233,7 +232,7 @@ class CUDAGraphRegistry:
     def require(self, function: FunctionRef, multiples: Mapping[str, int]) -> None:
         """Has the sizes of the grid be multiples of these, after re-planning, too.
 
-        Default sizes are rounded up to them, as long as nothing is captured.
+        Default sizes are rounded up to them, as long as nothing is captured or planned.
 
         Args:
             function: For how long: until it is gone.
@@ -242,19 +241,26 @@ class CUDAGraphRegistry:
         Raises:
             ConfigError: A size is not, or a limit is below what the default ones are rounded to.
         """
-        with self._grid_lock:
-            config = self.config if self.num_graphs else divided_grid(self.config, multiples)
+        every = [(function, axis, multiple) for axis, multiple in multiples.items()]
+        new = [required for required in every if required not in self._required]
+        for required in new:
+            forget = partial(_forget, self._required, required)
+            self._required[required] = function.when_gone(forget)
+        try:
+            # First told, then looked at: of two that come at once the last one sees both.
+            while (config := self._rounded()) != self.config:
+                check_grid(config, multiples)
+                self.config = config
             check_grid(config, multiples)
-            self.config = config
-            for axis, multiple in multiples.items():
-                known = (function, axis, multiple)
-                if known not in self._required:
-                    forget = partial(self._forget, self._required, known)
-                    self._required[known] = function.when_gone(forget)
+        except ConfigError:
+            for required in new:
+                _forget(self._required, required)
+            raise
 
-    @staticmethod
-    def _forget(required: dict[tuple[FunctionRef, str, int], object], known: Any) -> None:
-        required.pop(known, None)
+    def _rounded(self) -> CUDAGraphConfig:
+        """The configuration; default sizes are such as all meshes divide, while they may change."""
+        is_open = self._is_given and not self.num_graphs
+        return divided_grid(self._given, self.multiples) if is_open else self.config
 
     def change_grid(self, config: CUDAGraphConfig) -> None:
         """Serves by another grid from now on.
@@ -262,9 +268,13 @@ class CUDAGraphRegistry:
         Raises:
             ConfigError: A mesh does not divide it, of a function that came meanwhile, say.
         """
-        with self._grid_lock:
+        before, self._is_given = (self.config, self._is_given), False
+        self.config = config
+        try:
             check_grid(config, self.multiples)
-            self.config = config
+        except ConfigError:
+            self.config, self._is_given = before
+            raise
 
     def asked_sizes(self) -> dict[Bucket, int]:
         """How often each size was asked for; see `CUDAGraphManager.sizes`."""
@@ -521,6 +531,14 @@ class CUDAGraphRegistry:
     def has(self, batch_size: int, seq_len: int, *, variant: Variant | None = None) -> bool:
         """Whether `get` would find an entry."""
         return self.get(batch_size, seq_len, variant=variant) is not None
+
+
+_Required = tuple[FunctionRef, str, int]
+"""A function, an axis, and what the sizes of that are to be multiples of."""
+
+
+def _forget(all_required: dict[_Required, object], required: _Required) -> None:
+    all_required.pop(required, None)
 
 
 def inventory(

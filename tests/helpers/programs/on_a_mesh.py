@@ -257,6 +257,9 @@ def the_default_grid_is_rounded_up():
     assert manager.config.capture_sizes == even
     assert embedder(config=config, manager=manager).manager is manager
     assert shared.manager.multiples == {"batch": 2}
+    quarters = NamedSharding(MESH, P("model"))
+    fourth = bucket_jit(jnp.sin, in_axes="batch seq", in_shardings=quarters, manager=manager)
+    assert fourth.manager.config.capture_sizes == Ladder.powers_of_two(256).rounded(4)
     first_call = bucket_jit(
         lambda x: x["ids"] * 2,
         in_axes={"ids": "batch seq"},

@@ -28,7 +28,7 @@ from cudagraph_jax.shapes.ladder import Bucket, axis_name
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.settings import ThreadSettings
-from cudagraph_jax.xla.shardings import is_spread
+from cudagraph_jax.xla.shardings import is_foreign, is_spread
 
 _COSTS_LAST_S = 0.25
 """How long costs are taken for true: to ask all buckets takes 0.1 ms."""
@@ -138,7 +138,9 @@ def _at_home(call: Call) -> Args:
 
     def placed(leaf: PyTree, home: Sharding | None) -> PyTree:
         is_by_chance = isinstance(leaf, jax.Array) and not leaf.committed
-        return jax.device_put(np.asarray(leaf), home) if is_by_chance and is_spread(home) else leaf
+        if not (is_by_chance and is_spread(home)) or is_foreign(home):
+            return leaf  # what several processes share, none of them puts there alone
+        return jax.device_put(np.asarray(leaf), home)
 
     homes = [
         leaf.sharding if axes.passes_through else None

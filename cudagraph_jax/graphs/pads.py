@@ -21,7 +21,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import ANY, Padder, PadValue, is_zero, mask_of, padder
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments
 from cudagraph_jax.xla.serialize import input_shardings
-from cudagraph_jax.xla.shardings import is_cut, is_spread
+from cudagraph_jax.xla.shardings import is_cut, is_foreign, is_spread
 
 Take = Callable[[Padded], PyTree]
 """What makes an argument of a `Padded`."""
@@ -447,6 +447,8 @@ def masks_for(program: Program, homes: Homes, sizes: Bucket, bucket: Bucket) -> 
 
     if sizes != bucket or homes.are_several > bool(homes.masks):
         return make  # a route that kept its masks would keep the bucket's bytes
+    if any(map(is_foreign, homes.masks.values())):
+        return make  # JAX would ask the other processes now, which make theirs at another time
     full = put_masks(make(), homes.masks)
     return lambda: full
 

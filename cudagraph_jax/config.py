@@ -90,7 +90,8 @@ class CUDAGraphConfig:
             that functions close over), plus the largest temporary memory among them: a run gives
             it back, so that it is no sum. The least recently used bucket goes first.
         cudagraph_copy_inputs: Copy inputs into the library's own padded buffers. False: inputs
-            must already have a bucket's shape and are passed through untouched.
+            must already have a bucket's shape, and lie where it takes them or in NumPy, and are
+            passed through untouched.
         warmup_iterations: Runs of a bucket after it is compiled, so that a GPU has recorded its
             command buffers before the first request (docs/xla.md: three).
         command_buffers: Which XLA operations may be recorded.

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from cudagraph_jax._base.log import log_in_worker
 from cudagraph_jax.batching.company import check_company
@@ -27,6 +28,7 @@ from cudagraph_jax.shapes.ladder import Bucket, axis_name
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.settings import ThreadSettings
+from cudagraph_jax.xla.shardings import is_foreign, is_spread
 
 _COSTS_LAST_S = 0.25
 """How long costs are taken for true: to ask all buckets takes 0.1 ms."""
@@ -126,6 +128,28 @@ def _on_device(leaf: PyTree) -> PyTree:
         return leaf
     is_numeric = leaf.dtype == np.bool_ or jnp.issubdtype(leaf.dtype, jnp.number)
     return jax.device_put(np.array(leaf)) if is_numeric else leaf
+
+
+def _at_home(call: Call) -> Args:
+    """The arguments of a call, what is passed through where it is declared to be: put there once.
+
+    From one device to several JAX would copy it in each call, and compile how it is cut.
+    """
+
+    def placed(leaf: PyTree, home: Sharding | None) -> PyTree:
+        is_by_chance = isinstance(leaf, jax.Array) and not leaf.committed
+        if not (is_by_chance and is_spread(home)) or is_foreign(home):
+            return leaf  # what several processes share, none of them puts there alone
+        return jax.device_put(np.asarray(leaf), home)
+
+    homes = [
+        leaf.sharding if axes.passes_through else None
+        for leaf, axes in zip(call.variant.leaves, call.axes, strict=True)
+    ]
+    leaves = map(placed, call.leaves, homes)
+    args, _ = jax.tree.unflatten(call.variant.structure, list(leaves))
+    found: Args = args
+    return found
 
 
 class _Holding(NamedTuple):
@@ -326,14 +350,14 @@ class Lane:
         now = self._shared.now
         args = now.bound.get(self)
         if args is None:
-            args = now.bound[self] = self._describe(now.values).args
+            args = now.bound[self] = _at_home(self._describe(now.values))
         return self.layout.arguments(args, arrays)
 
     def put(
         self, entry: CUDAGraphEntry, inputs: PyTree, *, put: Callable[[PyTree], PyTree]
     ) -> PyTree:
         """The padded inputs of a call that is to follow the one that computes."""
-        if entry.program.is_sharded:
+        if entry.homes.are_several:
             return inputs  # they are cut on the host; from one device to several, JAX compiles that
         try:
             with entry.program.settings.applied(), jax.transfer_guard("allow"):

@@ -123,7 +123,7 @@ class Capturer:
             program = self._first_calls.setdefault(call.variant, Program(call))
             try:
                 if program.shardings:
-                    self.registry.require(program.multiples)
+                    self.registry.require(call.variant.function, program.multiples)
                 return self._programs.setdefault(call.variant, program)
             finally:
                 if self._first_calls.get(call.variant) is program:

@@ -31,7 +31,7 @@ from cudagraph_jax.report.words import things
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.memory import pool_bytes
-from cudagraph_jax.xla.shardings import check_grid
+from cudagraph_jax.xla.shardings import check_grid, divided_grid
 
 if TYPE_CHECKING:
     from cudagraph_jax.store import GraphStore
@@ -133,7 +133,6 @@ class CUDAGraphRegistry:
         config: Limits, compiler options and the grid; re-planning sets another grid.
         shelf: The executables in the store; None without one.
         sizes: How often each size was asked for, up to the last time that totals were.
-        multiples: What the sizes of the grid are multiples of, by axis, so that meshes divide them.
         observers: Who watches captures and replays.
         restarts: How often `reset` set the counts to zero.
 
@@ -159,7 +158,9 @@ class CUDAGraphRegistry:
                 f"a store keeps what XLA compiles, not what {compiler!r} makes: {_ONE}"
             )
         self.sizes = SizeHistogram()
-        self.multiples: dict[str, int] = {}
+        self._given, self._is_given = self.config, True
+        # With what tells that the function is gone. Without a lock: each is there or not.
+        self._required: dict[_Required, object] = {}
         self._ledger = Ledger(self.sizes)
         self._watchers = Watchers()
         self.observers: Observers = Observers(self._watchers.forget)
@@ -219,15 +220,60 @@ class CUDAGraphRegistry:
         """What all replays add up to, those of dropped buckets included."""
         return self._ledger.totals()
 
-    def require(self, multiples: Mapping[str, int]) -> None:
-        """Has the sizes of the grid be multiples of these, by axis, after re-planning, too.
+    @property
+    def multiples(self) -> dict[str, int]:
+        """What the sizes of the grid are multiples of, by axis, so that meshes divide them."""
+        found: dict[str, int] = {}
+        for _, axis, multiple in list(self._required):
+            found[axis] = math.lcm(found.get(axis, 1), multiple)
+        return found
+
+    def require(self, function: FunctionRef, multiples: Mapping[str, int]) -> None:
+        """Has the sizes of the grid be multiples of these, after re-planning, too.
+
+        Default sizes are rounded up to them, as long as nothing is captured or planned.
+
+        Args:
+            function: For how long: until it is gone.
+            multiples: By axis.
 
         Raises:
-            ConfigError: One of them is not.
+            ConfigError: A size is not, or a limit is below what the default ones are rounded to.
         """
-        check_grid(self.config, multiples)
-        for axis, multiple in multiples.items():
-            self.multiples[axis] = math.lcm(self.multiples.get(axis, 1), multiple)
+        every = [(function, axis, multiple) for axis, multiple in multiples.items()]
+        new = [required for required in every if required not in self._required]
+        for required in new:
+            forget = partial(_forget, self._required, required)
+            self._required[required] = function.when_gone(forget)
+        try:
+            # First told, then looked at: of two that come at once the last one sees both.
+            while (config := self._rounded()) != self.config:
+                check_grid(config, multiples)
+                self.config = config
+            check_grid(config, multiples)
+        except ConfigError:
+            for required in new:
+                _forget(self._required, required)
+            raise
+
+    def _rounded(self) -> CUDAGraphConfig:
+        """The configuration; default sizes are such as all meshes divide, while they may change."""
+        is_open = self._is_given and not self.num_graphs
+        return divided_grid(self._given, self.multiples) if is_open else self.config
+
+    def change_grid(self, config: CUDAGraphConfig) -> None:
+        """Serves by another grid from now on.
+
+        Raises:
+            ConfigError: A mesh does not divide it, of a function that came meanwhile, say.
+        """
+        before, self._is_given = (self.config, self._is_given), False
+        self.config = config
+        try:
+            check_grid(config, self.multiples)
+        except ConfigError:
+            self.config, self._is_given = before
+            raise
 
     def asked_sizes(self) -> dict[Bucket, int]:
         """How often each size was asked for; see `CUDAGraphManager.sizes`."""
@@ -479,6 +525,14 @@ class CUDAGraphRegistry:
     def has(self, batch_size: int, seq_len: int, *, variant: Variant | None = None) -> bool:
         """Whether `get` would find an entry."""
         return self.get(batch_size, seq_len, variant=variant) is not None
+
+
+_Required = tuple[FunctionRef, str, int]
+"""A function, an axis, and what the sizes of that are to be multiples of."""
+
+
+def _forget(all_required: dict[_Required, object], required: _Required) -> None:
+    all_required.pop(required, None)
 
 
 def inventory(

@@ -187,7 +187,8 @@ def _warm(
 ) -> WarmupReport:
     if not is_admitted:
         raise sealed_error(capturer.gate.mode)
-    capturer.registry.require(capturer.program_of(call).multiples)
+    multiples = capturer.program_of(call).multiples
+    capturer.registry.require(call.variant.function, multiples)
     while True:
         config = capturer.registry.config
         report = _warm_grid(capturer, call, progress, workers)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, overload
 
 import jax
 
 from cudagraph_jax._base.checks import names_nearest, nearest, require_arrays_from
-from cudagraph_jax.config import DEFAULT_CAPTURE_SIZES, CUDAGraphConfig, checked_config
+from cudagraph_jax.config import CUDAGraphConfig, checked_config
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.dispatch.manager import CUDAGraphManager
 from cudagraph_jax.errors import ConfigError
@@ -22,6 +21,7 @@ from cudagraph_jax.program.single_input import function_name
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.padding import UNCHOSEN
 from cudagraph_jax.shapes.pytrees import PyTree, is_declaration
+from cudagraph_jax.xla.shardings import divided_grid
 
 if TYPE_CHECKING:
     from cudagraph_jax.store import GraphStore
@@ -220,7 +220,7 @@ def bucket_jit(
             masks=masks,
             fingerprint=_fingerprint(function, fingerprint),
         )
-        shared = _manager(config, manager, store, multiples=binder.multiples)
+        shared = _manager(config, manager, store)
         _check_axes(binder.in_axes, target, shared.config)
         return BucketedFunction(function, binder=binder, target=target, manager=shared)
 
@@ -290,17 +290,17 @@ def _manager(
     config: CUDAGraphConfig | None,
     manager: CUDAGraphManager | None,
     store: GraphStore | str | os.PathLike[str] | None,
-    *,
-    multiples: Mapping[str, int],
 ) -> CUDAGraphManager:
     if store is not None and config is not None and config.store is not None:
         raise ConfigError(f"store={store!r} and the config's {config.store!r}: give one of the two")
     if manager is None:
-        divided = _divided(checked_config(config), multiples.get("batch", 1))
-        return CUDAGraphManager(divided, store=_opened(store))
+        return CUDAGraphManager(config, store=_opened(store))
     if not isinstance(manager, CUDAGraphManager):
         raise ConfigError(f"manager={manager!r} is no CUDAGraphManager: give one, or a config")
-    if config is not None and config != manager.config:
+    if config is not None and manager.config not in (
+        config,
+        divided_grid(checked_config(config), manager.multiples),
+    ):
         raise ConfigError(
             f"config={config} is not the manager's, {manager.config}: give one of the two"
         )
@@ -309,15 +309,6 @@ def _manager(
             f"store={store!r} is not the manager's, {manager.store!r}: give it to the manager"
         )
     return manager
-
-
-def _divided(config: CUDAGraphConfig, multiple: int) -> CUDAGraphConfig:
-    """`config`, whose batch sizes, if nobody chose them, are rounded up to a multiple."""
-    if multiple == 1 or config.capture_sizes != DEFAULT_CAPTURE_SIZES:
-        return config
-    sizes = DEFAULT_CAPTURE_SIZES.rounded(multiple)
-    largest = max(config.max_batch_size, sizes.max)
-    return replace(config, capture_sizes=sizes, max_capture_batch_size=largest)
 
 
 def _opened(store: GraphStore | str | os.PathLike[str] | None) -> GraphStore | None:

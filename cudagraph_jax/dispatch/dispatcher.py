@@ -46,7 +46,7 @@ from cudagraph_jax.dispatch.split import (
 )
 from cudagraph_jax.dispatch.stats import Outcomes
 from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError, PaddingLeakError
-from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.entry import CUDAGraphEntry, homes_in
 from cudagraph_jax.graphs.pads import Way, fits_untouched, ways_in
 from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
@@ -138,7 +138,9 @@ class Dispatcher:
             failed=lambda bucket: self._failure(bucket, call.variant),
             is_capturing_here=lambda bucket: self.registry.is_capturing_here(bucket, call.variant),
             queues=lambda bucket: self.capturer.background.accepts((bucket, call.variant)),
-            fits_untouched=lambda bucket: fits_untouched(call, bucket),
+            fits_untouched=lambda bucket: fits_untouched(
+                call, bucket, homes_in(self.registry.find(bucket, call.variant))
+            ),
         )
         while True:
             config = self.config
@@ -271,7 +273,8 @@ class Dispatcher:
     def _tell_of_host(self, call: Call, decision: Decision) -> None:
         """Says once of each argument that a `Padded` does not stay on the device, and why."""
         bucket, name = decision.serving_bucket, call.target.name
-        for argument, way_in in () if bucket is None else ways_in(call, bucket):
+        homes = homes_in(decision.entry)
+        for argument, way_in in () if bucket is None else ways_in(call, bucket, homes):
             if way_in.way is Way.HOST and self._is_news(call, argument):
                 logger.warning("%s at %s: %s %s. Said once", name, call.sizes, argument, way_in)
 

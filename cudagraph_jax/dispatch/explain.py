@@ -8,7 +8,7 @@ from itertools import zip_longest
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import Decision, Reason, larger_limits, limits
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
-from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.entry import CUDAGraphEntry, homes_in
 from cudagraph_jax.graphs.pads import ways_in
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.call import AbstractLeaf, Call, Variant, argument_leaf_names
@@ -69,8 +69,8 @@ def _ways_of_padded(call: Call, decision: Decision) -> Iterator[str]:
     """What becomes of each `Padded` among the arguments of a call."""
     if decision.error is not None:
         return
-    bucket = decision.serving_bucket
-    for name, way_in in ways_in(call, call.sizes if bucket is None else bucket):
+    bucket, homes = decision.serving_bucket, homes_in(decision.entry)
+    for name, way_in in ways_in(call, call.sizes if bucket is None else bucket, homes):
         if bucket is None:
             yield f"the real part of {name} goes through the host, which waits for it"
         else:

@@ -29,7 +29,7 @@ from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.pads import padded_leaves
 from cudagraph_jax.graphs.route import NO_KWARGS, Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.arguments import leading_leaf
+from cudagraph_jax.program.arguments import is_committed, leading_leaf
 from cudagraph_jax.program.binding import Binder, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.program.call import (
     Args,
@@ -54,7 +54,15 @@ from cudagraph_jax.program.padded import (
     without_padding,
 )
 from cudagraph_jax.shapes.pytrees import PyTree
-from cudagraph_jax.xla.settings import DEVICE, MESHES, PRECISION, X64, Settings, current_settings
+from cudagraph_jax.xla.settings import (
+    DEVICE,
+    MESHES,
+    PRECISION,
+    X64,
+    Settings,
+    current_mesh,
+    current_settings,
+)
 from cudagraph_jax.xla.shardings import is_spread
 
 if TYPE_CHECKING:
@@ -117,7 +125,7 @@ class BucketedFunction(Generic[P, R]):
         self._settings: Settings | None = None  # of the first call, which the tables stand for
         self._outcomes = manager.dispatcher.outcomes
         manager.registry.watch(self._routes)
-        manager.registry.require(binder.multiples)
+        manager.registry.require(self._function, binder.multiples)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's outputs, trimmed to the real sizes and handed out as `unpad` says."""
@@ -138,7 +146,13 @@ class BucketedFunction(Generic[P, R]):
             if (
                 route.x64 is not X64.value
                 or route.precision != PRECISION.value
-                or (MESHES.seen and route.mesh is not get_abstract_mesh())
+                or (
+                    MESHES.matter
+                    and (
+                        route.mesh is not get_abstract_mesh()  # which names no devices
+                        or (route.devices is not None and route.devices != current_mesh())
+                    )
+                )
             ):
                 sure = False
             for position, shape, dtypes in route.others:
@@ -370,6 +384,10 @@ class BucketedFunction(Generic[P, R]):
             if not all(map(is_array, leaves)):
                 return None
             arrays = tuple(map(_shape_and_dtype, leaves))
+            if MESHES.matter:
+                # JAX compiles how it cuts an array that lies on one of several devices by chance,
+                # and one in NumPy it cuts on the host.
+                arrays = (arrays, tuple(map(is_committed, leaves)))
             if not jax.tree_util.all_leaves(picked):
                 arrays = (structure, arrays)
             placed = tuple(map(placement, leaves))

@@ -74,6 +74,8 @@ def plan_from(
         largest = [ladder[-1] for ladder in ladders]
         asked = (*most, *[math.inf] * (len(axes) - 2))
         headroom = tuple(int(min(pair)) for pair in zip(largest, asked, strict=True))
+    # The lengths of an axis without a ladder are nobody's to choose.
+    planned = {axis: parts for axis, parts in divided.items() if config.ladder(axis)}
     if max_graphs is None:
         # Not those that the budget leaves: it leaves some of the new ones out, too.
         max_graphs = math.prod(map(len, ladders))
@@ -82,7 +84,7 @@ def plan_from(
         axes=axes,
         max_graphs=max_graphs,
         cost=cost,
-        **_multiples(batch_multiple, seq_multiple, multiples, divided),
+        **_multiples(batch_multiple, seq_multiple, multiples, planned),
         headroom=headroom,
         max_padding=max_padding,
         max_bucket_elements=config.max_bucket_elements,
@@ -314,13 +316,14 @@ def _switch(
     registry: CUDAGraphRegistry, config: CUDAGraphConfig, new: Entries, generation: int
 ) -> None:
     old = registry.config
+    check_grid(config, registry.multiples)  # as a function may ask that came meanwhile
     leaving = _leaving(registry, config, new)
     # In this order, whoever looks meanwhile finds the bucket of one grid or of the other.
     if not registry.adopt(new, generation=generation):
         raise CUDAGraphError(
             "the buckets were dropped meanwhile, by clear() or reset(): plan again"
         )
-    registry.config = config
+    registry.change_grid(config)
     registry.changed()
     for entry in registry.entries():
         if entry in leaving or is_stale(entry.program, entry.bucket, old, config):

@@ -14,7 +14,7 @@ from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax.errors import DistributedError, InputShapeError
 from cudagraph_jax.graphs.observers import Observers, annotation
-from cudagraph_jax.graphs.pads import fits_untouched
+from cudagraph_jax.graphs.pads import Homes, fits_untouched, homes_of, refuse_elsewhere
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, ReplayTotals, Request
 from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.modes import CommandBufferScope, GraphState
@@ -54,6 +54,7 @@ class CUDAGraphEntry:
         journal: The records of its replays.
         observers: Who watches it.
         is_shared: Whether it runs on the devices of several processes, all of which run it.
+        homes: Where its executable takes what it is given.
     """
 
     bucket: Bucket
@@ -68,6 +69,11 @@ class CUDAGraphEntry:
     journal: Journal = field(repr=False)
     observers: Observers = field(repr=False)
     is_shared: bool = False
+    homes: Homes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        homes = homes_of(self.program, self.executable.call, self.bucket)
+        object.__setattr__(self, "homes", homes)
 
     def __repr__(self) -> str:
         return one_line(f"CUDAGraphEntry({self.bucket}, {self.variant}, graph_id={self.graph_id})")
@@ -266,8 +272,11 @@ class CUDAGraphEntry:
 
         Raises:
             InputShapeError: Only the function can say what its outputs are at the call's sizes, and
-                it does not take those.
+                it does not take those; or an array would have to be copied to other devices, and
+                nothing is to be copied.
         """
+        if not self.copies_inputs:
+            refuse_elsewhere(self.program, call.leaves, self.homes)
         if fit is None:
             fit = Fit.EXACT if call.sizes == self.bucket else Fit.PADDED
         make: Callable[..., Route] = Route
@@ -287,6 +296,7 @@ class CUDAGraphEntry:
             request=Request(call.sizes, fit),
             outputs=outputs,
             real=None if is_known else self.real_outputs(outputs, call.sizes),
+            homes=self.homes,
             refills=self.refills,
             journal=self.journal,
             wait=self.waits,
@@ -382,10 +392,15 @@ class CUDAGraphEntry:
                 "larger bucket"
             )
         may_copy = self.copies_inputs
-        if not (may_copy or sizes == self.bucket or fits_untouched(call, self.bucket)):
+        if not (may_copy or sizes == self.bucket or fits_untouched(call, self.bucket, self.homes)):
             raise InputShapeError(
                 f"the inputs have {sizes.described}, not the bucket's {self.bucket}, and "
                 "cudagraph_copy_inputs=False forbids to copy them: pad them, or leave "
                 "cudagraph_copy_inputs on"
             )
         return replace(call, sizes=sizes)
+
+
+def homes_in(entry: CUDAGraphEntry | None) -> Homes | None:
+    """Where a captured bucket takes what it is given; None where none is captured."""
+    return None if entry is None else entry.homes

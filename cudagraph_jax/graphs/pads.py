@@ -9,22 +9,77 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Sharding
+from jax.stages import Compiled
 
+from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.call import Call, argument_leaf_names, is_key
 from cudagraph_jax.program.donation import on_device
 from cudagraph_jax.program.padded import Padded, Refill, fetched, is_padded, without_padding
-from cudagraph_jax.program.program import Program
+from cudagraph_jax.program.program import Program, declared_homes
 from cudagraph_jax.shapes.axes import LeafAxes, Shape
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import ANY, Padder, PadValue, is_zero, mask_of, padder
-from cudagraph_jax.shapes.pytrees import PyTree
-from cudagraph_jax.xla.shardings import dividing, is_spread
+from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments
+from cudagraph_jax.xla.serialize import input_shardings
+from cudagraph_jax.xla.shardings import is_cut, is_foreign, is_spread
 
 Take = Callable[[Padded], PyTree]
 """What makes an argument of a `Padded`."""
 
 Pad = Padder | Take
 """What makes an argument of the bucket's size."""
+
+
+class Homes(NamedTuple):
+    """Where an executable takes what it is given.
+
+    Attributes:
+        leaves: The place of each leaf of a call; None: anywhere.
+        masks: Those of masks, by their keywords.
+        are_several: Whether they are on several devices.
+    """
+
+    leaves: Sequence[Sharding | None]
+    masks: Mapping[str, Sharding]
+    are_several: bool = True
+
+    def cut(self, program: Program) -> dict[int, Sharding]:
+        """The arguments that carry sizes and are cut over several devices, or have such a leaf.
+
+        By their positions how that one is cut.
+        """
+        return {
+            position: home
+            for position, argument in enumerate(program.argument_leaves)
+            for index in argument.indices
+            if (home := self.leaves[index]) is not None
+            if is_cut(home) and not program.axes[index].passes_through
+        }
+
+
+def homes_of(program: Program, call: Callable[..., PyTree], bucket: Bucket) -> Homes:
+    """Where an executable takes what it is given: as was declared, or as XLA has chosen.
+
+    Args:
+        program: What it was compiled from.
+        call: The compiled function.
+        bucket: Its sizes.
+    """
+    declared = Homes(program.homes(bucket), program.mask_homes(bucket), program.is_sharded)
+    if not isinstance(call, Compiled):  # of a compiler that compiles nothing
+        return declared
+    chosen = input_shardings(call)
+    if not any(map(is_spread, chosen)):
+        return declared._replace(are_several=False)
+    args, kwargs = leaves_of_arguments(call.in_tree)
+    names = {mask.name for mask in program.target.masks}
+    masks = {name: kwargs.pop(name).indices[0] for name in names}
+    indices = [index for each in (*args, *kwargs.values()) for index in each.indices]
+    pairs = zip([chosen[index] for index in indices], declared.leaves, strict=True)
+    return Homes(
+        [home or wanted for home, wanted in pairs],
+        {name: home for name, index in masks.items() if (home := chosen[index]) is not None},
+    )
 
 
 class Pads(NamedTuple):
@@ -80,25 +135,26 @@ def _on_host(leaf: PyTree) -> PyTree:
     return leaf if is_padded(leaf) else jax.device_get(leaf)
 
 
-def pads_for(program: Program, leaves: Sequence[object], *, sizes: Bucket, bucket: Bucket) -> Pads:
+def pads_for(
+    program: Program, leaves: Sequence[object], homes: Homes, *, sizes: Bucket, bucket: Bucket
+) -> Pads:
     """What a request with leaves like these needs padded."""
     arrays: list[tuple[int, Pad]] = []
     trees: list[tuple[int, tuple[Pad | None, ...]]] = []
-    homes = program.homes(bucket) if program.is_sharded else [None] * len(leaves)
 
     def pad_of(index: int) -> Pad | None:
-        leaf, axes = leaves[index], program.axes[index]
-        abstract = program.variant.leaves[index]
+        leaf, axes, home = leaves[index], program.axes[index], homes.leaves[index]
         pad = leaf_pad(
             leaf,
-            abstract.dtype,
+            program.variant.leaves[index].dtype,
             axes=axes,
             sizes=sizes,
             bucket=bucket,
             value=program.pad_values[index],
-            sharding=abstract.sharding,
+            home=home,
         )
-        if pad is None and not axes.passes_through and is_elsewhere(leaf, homes[index]):
+        may_move = homes.are_several and not axes.passes_through
+        if pad is None and may_move and is_elsewhere(leaf, home):
             return jax.device_get  # else JAX refuses it, or compiles how it is cut
         return pad
 
@@ -112,19 +168,42 @@ def pads_for(program: Program, leaves: Sequence[object], *, sizes: Bucket, bucke
     padded = {position for position, _ in (*arrays, *trees)}
     donated = padded.intersection(program.target.donate_argnums)
     is_leaf = is_padded if trees and any(map(is_padded, leaves)) else None
-    own = [[homes[index] for index in each.indices] for each in program.argument_leaves]
+    own = [[homes.leaves[index] for index in each.indices] for each in program.argument_leaves]
     return Pads(
         tuple(arrays),
         tuple(trees),
         tuple(sorted(donated)),
         is_leaf,
-        own if program.is_sharded else (),
+        own if homes.are_several else (),
     )
 
 
+def refuse_elsewhere(program: Program, leaves: Sequence[object], homes: Homes) -> None:
+    """Raises where an array would have to be copied to be where an executable takes it.
+
+    Raises:
+        InputShapeError: One would; the message names it.
+    """
+    for index, (leaf, home) in enumerate(zip(leaves, homes.leaves, strict=True)):
+        if homes.are_several and is_elsewhere(without_padding(leaf), home):
+            example = program.example
+            names = argument_leaf_names(program.argument_names, example.args, example.kwargs)
+            raise InputShapeError(
+                f"{names[index]} lies elsewhere than {home}, where the bucket takes it, and "
+                "cudagraph_copy_inputs=False forbids to copy it: put it there by jax.device_put, "
+                "or leave cudagraph_copy_inputs on"
+            )
+
+
 def is_elsewhere(leaf: object, home: Sharding | None) -> bool:
-    """Whether an array of JAX's is not where the program takes it."""
+    """Whether an array of JAX's is not where the program takes it.
+
+    What lies somewhere by chance is where it is taken whole by each device: JAX copies it there,
+    and compiles nothing for that.
+    """
     if home is None or not isinstance(leaf, jax.Array) or is_key(leaf):
+        return False
+    if not leaf.committed and not is_cut(home):
         return False
     return not leaf.sharding.is_equivalent_to(home, leaf.ndim)
 
@@ -137,13 +216,13 @@ def leaf_pad(
     sizes: Bucket,
     bucket: Bucket,
     value: PadValue,
-    sharding: Sharding | None,
+    home: Sharding | None,
 ) -> Pad | None:
     """What brings a leaf of a call of `sizes` to `bucket`; None where it is at its size already."""
     if axes.passes_through:
         return without_padding if is_padded(leaf) else None
     if isinstance(leaf, Padded):
-        way_in = way_in_of(leaf, axes=axes, bucket=bucket, value=value, sharding=sharding)
+        way_in = way_in_of(leaf, axes=axes, bucket=bucket, value=value, home=home)
         return take_of(leaf, way_in, axes=axes, sizes=sizes, bucket=bucket)
     shape = getattr(leaf, "shape", ())
     return padder(shape, np.dtype(dtype), axes=axes, sizes=sizes, bucket=bucket, value=value)
@@ -183,7 +262,7 @@ def way_in_of(
     axes: LeafAxes,
     bucket: Bucket,
     value: PadValue,
-    sharding: Sharding | None,
+    home: Sharding | None,
 ) -> WayIn:
     """The way of `padded` into a bucket.
 
@@ -192,13 +271,13 @@ def way_in_of(
         axes: Which of its dimensions follow a size.
         bucket: That of the call.
         value: What the function has its padding filled with.
-        sharding: Where the function takes it; None: anywhere.
+        home: Where the bucket takes it; None: anywhere.
     """
     layout, whole = padded.layout, padded.array.shape
     wanted = axes.resize(layout.shape, bucket)
     if whole != wanted:
         return WayIn(Way.HOST, value, f"it is {list(whole)}, and the bucket takes {list(wanted)}")
-    if is_elsewhere(padded.array, dividing(sharding, wanted)):
+    if is_elsewhere(padded.array, home):
         return WayIn(Way.HOST, value, "it lies on other devices, or is cut in another way")
     left = {place for place, length in axes.dims if length.left}
     short = {place for place, size in enumerate(layout.shape) if size != whole[place]}
@@ -213,16 +292,26 @@ def way_in_of(
     return WayIn(Way.REFILLED, value)
 
 
-def ways_in(call: Call, bucket: Bucket) -> Iterator[tuple[str, WayIn]]:
-    """The name of each `Padded` among the arguments of a call, and its way into a bucket."""
+def ways_in(call: Call, bucket: Bucket, homes: Homes | None = None) -> Iterator[tuple[str, WayIn]]:
+    """The name of each `Padded` among the arguments of a call, and its way into a bucket.
+
+    Args:
+        call: The call.
+        bucket: What serves it.
+        homes: Where that takes its arguments; None: as they were declared, as far as it is known.
+    """
     if not any(map(is_padded, call.leaves)):
         return
     names = argument_leaf_names(call.declared.argument_names, call.args, call.kwargs)
-    described = zip(call.leaves, call.axes, _values(call), call.variant.leaves, strict=True)
-    for name, (leaf, axes, value, own) in zip(names, described, strict=True):
+    places = _declared(call, bucket) if homes is None else homes.leaves
+    described = zip(call.leaves, call.axes, _values(call), places, strict=True)
+    for name, (leaf, axes, value, home) in zip(names, described, strict=True):
         if is_padded(leaf):
-            sharding = own.sharding
-            yield name, way_in_of(leaf, axes=axes, bucket=bucket, value=value, sharding=sharding)
+            yield name, way_in_of(leaf, axes=axes, bucket=bucket, value=value, home=home)
+
+
+def _declared(call: Call, bucket: Bucket) -> list[Sharding | None]:
+    return declared_homes(call.variant.leaves, call.axes, bucket)
 
 
 def _values(call: Call) -> tuple[PadValue, ...]:
@@ -231,10 +320,10 @@ def _values(call: Call) -> tuple[PadValue, ...]:
     return (*given, *[0] * (len(call.leaves) - len(given)))
 
 
-def fits_untouched(call: Call, bucket: Bucket) -> bool:
+def fits_untouched(call: Call, bucket: Bucket, homes: Homes | None = None) -> bool:
     """Whether the arrays of a call are at the bucket's size, so that none has to be copied."""
     leaves: Sequence[PyTree] = call.leaves
-    return all(way_in.way is Way.AS_IS for _, way_in in ways_in(call, bucket)) and all(
+    return all(way_in.way is Way.AS_IS for _, way_in in ways_in(call, bucket, homes)) and all(
         is_padded(leaf) or axes.resize(leaf.shape, bucket) == leaf.shape
         for leaf, axes in zip(leaves, call.axes, strict=True)
         if not axes.passes_through
@@ -302,24 +391,16 @@ def padded_leaves(call: Call, bucket: Bucket) -> list[PyTree]:
     """The leaves of a call, each that carries axes as a `Padded` of the bucket, on the device."""
     found: list[PyTree] = []
     leaves: Sequence[PyTree] = call.leaves
-    for leaf, axes, abstract, value in zip(
-        leaves, call.axes, call.variant.leaves, _values(call), strict=True
+    places = _declared(call, bucket)
+    for leaf, axes, abstract, value, place in zip(
+        leaves, call.axes, call.variant.leaves, _values(call), places, strict=True
     ):
         if axes.passes_through:
             found.append(leaf)
             continue
         dtype, sizes = abstract.dtype, call.sizes
-        pad = leaf_pad(
-            leaf,
-            dtype,
-            axes=axes,
-            sizes=sizes,
-            bucket=bucket,
-            value=value,
-            sharding=abstract.sharding,
-        )
-        home = abstract.sharding if is_spread(abstract.sharding) else None
-        home = dividing(home, axes.resize(leaf.shape, bucket))
+        pad = leaf_pad(leaf, dtype, axes=axes, sizes=sizes, bucket=bucket, value=value, home=place)
+        home = place if is_spread(place) else None
         if pad is None and is_elsewhere(leaf, home):
             pad = np.asarray
         if pad is None or pad is _whole:
@@ -348,7 +429,7 @@ Masks = Callable[[], Mapping[str, PyTree]]
 """What makes the masks of a call, by the keywords that they are passed under."""
 
 
-def masks_for(program: Program, sizes: Bucket, bucket: Bucket) -> Masks | None:
+def masks_for(program: Program, homes: Homes, sizes: Bucket, bucket: Bucket) -> Masks | None:
     """What makes the masks of calls of `sizes` in `bucket`; None where the function takes none."""
     if not program.target.masks:
         return None
@@ -364,10 +445,11 @@ def masks_for(program: Program, sizes: Bucket, bucket: Bucket) -> Masks | None:
     def make() -> dict[str, PyTree]:
         return {name: mask_of(shape, index) for name, shape, index in parts}
 
-    homes = program.mask_homes(bucket)
-    if sizes != bucket or (program.is_sharded and not homes):
+    if sizes != bucket or homes.are_several > bool(homes.masks):
         return make  # a route that kept its masks would keep the bucket's bytes
-    full = put_masks(make(), homes)
+    if any(map(is_foreign, homes.masks.values())):
+        return make  # JAX would ask the other processes now, which make theirs at another time
+    full = put_masks(make(), homes.masks)
     return lambda: full
 
 
@@ -394,7 +476,7 @@ def direct_call(
     if pads.trees or pads.donated or len(zero_pads) < len(pads.arrays):
         return None
     # A method takes 0.05 us less than its object.
-    run: Callable[..., PyTree] = call.__call__ if isinstance(call, jax.stages.Compiled) else call
+    run: Callable[..., PyTree] = call.__call__ if isinstance(call, Compiled) else call
     if not pads.arrays:
         return run if masks is None else lambda *args: run(*args, **masks())
     zeros = np.zeros

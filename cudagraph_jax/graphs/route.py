@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 
 from cudagraph_jax._base.fork import put_right_in_child
 from cudagraph_jax.graphs.observers import Observers, annotation
-from cudagraph_jax.graphs.pads import direct_call, masks_for, pads_for, put_masks
+from cudagraph_jax.graphs.pads import Homes, direct_call, masks_for, pads_for, put_masks
 from cudagraph_jax.graphs.replay_counts import Journal, Request
 from cudagraph_jax.program.arguments import device_array_type
 from cudagraph_jax.program.donation import refuses_transfer, use_up
@@ -45,6 +45,7 @@ class Route:
         request: What is served: its sizes and how they fit.
         outputs: The program's outputs.
         real: The caller's part of them; None where the axes say it.
+        homes: Where it takes what it is given.
         refills: What re-fills those that are handed out as a `Padded`.
         journal: Where replays are recorded.
         wait: Whether to wait for the device on each run.
@@ -64,13 +65,17 @@ class Route:
             as are pytrees, or a `Padded`.
         kinds: The types of arguments that need no second look.
         device_array: The class of JAX's arrays.
-        device, precision, x64, mesh: JAX's settings in the threads that it serves.
+        device, precision, x64, mesh: JAX's settings in the threads that it serves, the mesh without
+            its devices.
+        devices: That mesh with them; None without one.
+        lead_decides: Whether no other array than the one that leads is cut over several devices.
         finish: What turns its outputs into the caller's; None where they are handed out as is.
         tally: Counts the replays.
     """
 
     __slots__ = (
         "_call",
+        "_cut",
         "_direct",
         "_mask_homes",
         "_masks",
@@ -80,9 +85,11 @@ class Route:
         "checks",
         "device",
         "device_array",
+        "devices",
         "direct",
         "finish",
         "kinds",
+        "lead_decides",
         "lead_type",
         "mesh",
         "others",
@@ -104,16 +111,17 @@ class Route:
         request: Request,
         outputs: Outputs,
         real: RealOutputs | None,
+        homes: Homes,
         refills: Refills,
         journal: Journal,
         wait: bool,
     ) -> None:
         self.bucket, self.request, sizes = bucket, request, request.sizes
         self._call, self._wait = call, wait
-        self._pads = pads_for(program, leaves, sizes=sizes, bucket=bucket)
+        self._pads = pads_for(program, leaves, homes, sizes=sizes, bucket=bucket)
         self.pads_nothing = not (self._pads.arrays or self._pads.trees)
-        self._masks = masks_for(program, sizes, bucket)
-        self._mask_homes = program.mask_homes(bucket)
+        self._masks = masks_for(program, homes, sizes, bucket)
+        self._mask_homes = homes.masks
         self.finish = finisher(outputs, refills, sizes=sizes, bucket=bucket, real=real)
         # All outputs are there as soon as one of them is on the host.
         waits = wait or any(leaf.unpad == "host" for leaf in outputs.leaves)
@@ -130,8 +138,11 @@ class Route:
         )
         self.kinds = self.checks.kinds
         self.device_array = device_array_type()
-        self.lead_type = None if program.is_cut else self.device_array
+        self._cut = homes.cut(program)
+        self.lead_type = None if self._cut else self.device_array
+        self.lead_decides = not any(place in self._cut for place, _, _ in self.others)
         self.device, self.precision, self.x64, self.mesh = program.settings.always_read
+        self.devices = program.settings.values[-1]
         self._direct = direct_call(call, self._pads, self._masks)
         self.direct = None if wait or any(self.checks.numbers) else self._direct
 
@@ -140,15 +151,20 @@ class Route:
         self.tally.is_open = False
 
     def takes(self, lead: PyTree, args: Sequence[PyTree]) -> bool:
-        """Whether arrays are where it can be that several devices have them.
+        """Whether arrays of which several devices have parts are where it takes them.
 
         What was put elsewhere on purpose the compiled function refuses. Of what was not, it has JAX
-        compile how that is cut.
+        compile how that is cut; what a pytree holds is not looked at here.
         """
         kind: Any = self.device_array
-        if self.lead_type is not None or type(lead) is not kind or not lead.committed:
+        if not self.sizes_in_arrays or type(lead) is not kind:
             return False
-        return all(type(value) is not kind or value.committed for value in args)
+        for position, home in self._cut.items():
+            if type(value := args[position]) is kind:
+                own = value.sharding
+                if not (own == home or own.is_equivalent_to(home, value.ndim)):
+                    return False
+        return True
 
     def run(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree] = NO_KWARGS) -> PyTree:
         """The outputs for `args`, trimmed; recorded as a replay."""
@@ -220,6 +236,7 @@ class WatchedRoute(Route):
         request: Request,
         outputs: Outputs,
         real: RealOutputs | None,
+        homes: Homes,
         refills: Refills,
         journal: Journal,
         wait: bool,
@@ -234,6 +251,7 @@ class WatchedRoute(Route):
             request=request,
             outputs=outputs,
             real=real,
+            homes=homes,
             refills=refills,
             journal=journal,
             wait=wait,
@@ -465,7 +483,7 @@ class Draft(NamedTuple):
             return
         if route.pads_nothing:
             self.exact[lead.shape] = route
-        if type(lead) is np.ndarray and route.sizes_in_arrays:
+        if type(lead) is np.ndarray and route.sizes_in_arrays and route.lead_decides:
             self.numpy[lead.shape, lead.dtype] = route
 
 

@@ -93,6 +93,12 @@ Dtypes = tuple[np.dtype[np.generic], ...]
 """Of NumPy arrays that the compiled function takes without losing digits."""
 
 
+def is_committed(array: object) -> bool | None:
+    """Whether an array of JAX's was put where it is on purpose; None of NumPy's, and of tracers."""
+    is_placed = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+    return array.committed if is_placed else None  # type: ignore[attr-defined]  # an array of JAX's
+
+
 class ArgumentPlaces:
     """Which positional arguments of a function are passed through, and which carry axes.
 

@@ -37,6 +37,7 @@ from cudagraph_jax.shapes.pytrees import (
 )
 from cudagraph_jax.xla.settings import Settings, current_settings, default_device, with_device
 from cudagraph_jax.xla.shardings import is_foreign, misfit, settled
+from cudagraph_jax.xla.stages import Wholes
 
 Args = tuple[PyTree, ...]
 Statics = tuple[tuple[str, type, Hashable], ...]
@@ -116,6 +117,8 @@ class Target:
         single_input: Whether it takes one pytree (the specification's calls).
         output_shapes: What it is expected to give at a call's own sizes, which is checked before
             a bucket is compiled; None: anything.
+        wholes: The programs by which it runs where no bucket serves it, and not operation by
+            operation.
     """
 
     function: Callable[..., PyTree]
@@ -127,6 +130,7 @@ class Target:
     fingerprint: Fingerprint | None = None
     single_input: bool = False
     output_shapes: PyTree = None
+    wholes: Wholes = field(default_factory=Wholes, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +223,8 @@ def _put(
     Raises:
         ConfigError: One cannot be there.
     """
-    homes = settled([leaf.sharding for leaf in leaves], declared.usual)
+    own, shapes = [leaf.sharding for leaf in leaves], [leaf.shape for leaf in leaves]
+    homes = settled(own, declared.usual, shapes)
     for index, declaration in enumerate(declared.shardings):
         if declaration is not None and (problem := misfit(declaration, leaves[index].shape)):
             name = leaf_names(declared.argument_names, args, is_leaf=is_padded)[index]

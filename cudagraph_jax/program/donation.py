@@ -25,19 +25,17 @@ def on_device(
         given: The arguments of the call.
         padded: The same in the bucket's size, padded ones on the host.
         positions: Those to be placed.
-        homes: Where the leaves of each argument go, wherever the given ones are; empty: there.
+        homes: Where the leaves of each argument go, wherever the given ones are; None, or empty:
+            there.
     """
     placed = list(padded)
     with jax.ensure_compile_time_eval():  # also while another function is traced
         for position in positions:
-            if homes:
-                leaves, structure = jax.tree.flatten(padded[position])
-                moved = map(jax.device_put, leaves, homes[position])
-                placed[position] = jax.tree.unflatten(structure, moved)
-                continue
-            placed[position] = jax.tree.map(
-                _placed_like, given[position], padded[position], is_leaf=is_padded
-            )
+            own = jax.tree.leaves(given[position], is_leaf=is_padded)
+            copies, structure = jax.tree.flatten(padded[position])
+            places = homes[position] if homes else [None] * len(copies)
+            moved = map(_placed, own, copies, places)
+            placed[position] = jax.tree.unflatten(structure, moved)
     return placed
 
 
@@ -57,8 +55,10 @@ def use_up(given: Sequence[PyTree], padded: Sequence[PyTree], positions: Sequenc
                 leaf.delete()
 
 
-def _placed_like(leaf: PyTree, padded: PyTree) -> PyTree:
-    """The padded copy of an array, where that is; of a sharded one on the host."""
+def _placed(leaf: PyTree, padded: PyTree, home: Sharding | None) -> PyTree:
+    """The padded copy of an array, at home, or else where that is; of a sharded one on the host."""
+    if home is not None:
+        return jax.device_put(padded, home)
     leaf = leaf.array if is_padded(leaf) else leaf
     if isinstance(padded, jax.Array):
         return padded  # it has never left

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def run_eagerly(call: Call, *, target: Target | None = None, is_shared: bool = F
     args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
     masks = jax.device_put(_full_masks(target, call.carried, call.sizes), everywhere)
     with tracing_refusals(f"an operation of {target.name}, which runs eagerly,"):
-        result = _called(target.function, args, {**kwargs, **masks})
+        result = _called(call, args, {**kwargs, **masks})
     # Of a bucketed function that it calls: within a bucket that gives an array.
     result = jax.tree.map(real_part, result, is_leaf=is_padded)
     if target.unpad == "host":
@@ -67,21 +67,18 @@ def run_eagerly(call: Call, *, target: Target | None = None, is_shared: bool = F
     return jax.tree.unflatten(structure, handed_out)
 
 
-def _called(
-    function: Callable[..., PyTree], args: Sequence[PyTree], kwargs: Mapping[str, PyTree]
-) -> PyTree:
-    try:
-        return function(*args, **kwargs)
-    except ValueError as error:
-        # A class that JAX does not show.
-        if type(error).__name__ != "IndivisibleError":
-            raise
-
+def _called(call: Call, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> PyTree:
+    function, wholes, variant = call.target.function, call.target.wholes, call.variant
+    if variant not in wholes:
+        try:
+            return function(*args, **kwargs)
+        except ValueError as error:
+            # A class that JAX does not show.
+            if type(error).__name__ != "IndivisibleError":
+                raise
     # `with_sharding_constraint` takes no uneven parts but within a trace, where they are no arrays.
-    def once(*args: PyTree, **kwargs: PyTree) -> PyTree:
-        return function(*args, **kwargs)
-
-    return jax.jit(once)(*args, **kwargs)  # which goes, and what was compiled with it
+    # From the first time on that is known of the function.
+    return wholes.of(variant, call.sizes, function)(*args, **kwargs)
 
 
 def _handed_out(leaf: PyTree, unpad: object) -> PyTree:

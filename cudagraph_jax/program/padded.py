@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 import weakref
@@ -22,6 +23,7 @@ from cudagraph_jax.shapes.axes import Shape, side
 from cudagraph_jax.shapes.padding import Array, Index, PadValue, own_part
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.serialize import output_leaves
+from cudagraph_jax.xla.shardings import dividing
 from cudagraph_jax.xla.stages import Executable, lower_function
 
 _ADVICE: Final = (
@@ -110,8 +112,9 @@ class Padded:
     it wherever it takes an array: the sizes of the call are the real ones. `numpy.asarray` waits
     for it and gives the real part. It is a pytree of its one array, for `jax.block_until_ready`,
     `jax.device_get` and the like; what a function of pytrees makes of it has the same real
-    sizes, and padding that nobody knows. Everything else that would mix the padding in, such as
-    arithmetic, an index or a function of `jax.numpy`, is refused.
+    sizes, and padding that nobody knows. A copy is one like it; one that was pickled goes through
+    the host where its padding has to be filled anew. Everything else that would mix the padding in,
+    such as arithmetic, an index or a function of `jax.numpy`, is refused.
 
     Args:
         array: The array.
@@ -223,7 +226,16 @@ class Padded:
         part = own_part(np.asarray(self._array), self._layout.index)
         return np.array(part, dtype=dtype, copy=copy)
 
+    def __copy__(self) -> Self:
+        return self.laid_out(self._array, self._layout)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        array, own = copy.deepcopy(self._array, memo), self._layout
+        fill = own.of(self._array).fill
+        return self.laid_out(array, Layout(own.shape, own.left, fill, own.refill, filled=array))
+
     def __reduce__(self) -> tuple[object, ...]:
+        # Without what fills it anew: an executable of this process.
         layout = self._layout
         return _padded, (self._array, layout.shape, layout.left, layout.fill)
 
@@ -340,7 +352,8 @@ def real_part(value: PyTree) -> PyTree:
     part = fetched(padded)
     if not isinstance(padded.array, jax.Array):
         return part
-    return jax.device_put(part, padded.array.sharding if padded.array.committed else None)
+    home = dividing(padded.array.sharding, part.shape) if padded.array.committed else None
+    return jax.device_put(part, home)
 
 
 def fetched(padded: Padded) -> Array:

@@ -147,10 +147,7 @@ class Program:
 
     def homes(self, bucket: Bucket) -> list[Sharding | None]:
         """Where each leaf is in a call of `bucket`; None: where JAX puts it."""
-        return [
-            _struct(leaf, axes, bucket).sharding
-            for leaf, axes in zip(self.variant.leaves, self.axes, strict=True)
-        ]
+        return declared_homes(self.variant.leaves, self.axes, bucket)
 
     @property
     def donated_leaves(self) -> list[int]:
@@ -476,6 +473,14 @@ def _constants(leaf: OutputLeaf, array: jax.ShapeDtypeStruct) -> tuple[object, l
     """What of an output follows no size: its dtype, and the other dimensions."""
     following = dict(leaf.axes.dims) | dict(leaf.follows)
     return array.dtype, [size for axis, size in enumerate(array.shape) if axis not in following]
+
+
+def declared_homes(
+    leaves: Sequence[AbstractLeaf], axes: Sequence[LeafAxes], bucket: Bucket
+) -> list[Sharding | None]:
+    """Where the leaves of a call of `bucket` are declared to be, or were put; None: nowhere."""
+    pairs = zip(leaves, axes, strict=True)
+    return [_struct(leaf, follows, bucket).sharding for leaf, follows in pairs]
 
 
 def _struct(leaf: AbstractLeaf, axes: LeafAxes, bucket: Bucket) -> jax.ShapeDtypeStruct:

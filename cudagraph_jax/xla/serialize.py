@@ -76,6 +76,18 @@ def output_leaves(compiled: Compiled) -> list[jax.ShapeDtypeStruct]:
     return leaves
 
 
+def input_shardings(compiled: Compiled) -> list[jax.sharding.Sharding | None]:
+    """Where an executable takes each leaf of `(args, kwargs)`; None: it does not take that one.
+
+    Without the pytree that they come in, as for `output_leaves`.
+    """
+    flat = copy.copy(compiled)
+    structure: jax.tree_util.PyTreeDef = compiled.in_tree
+    flat.args_info = [0] * structure.num_leaves
+    shardings: list[jax.sharding.Sharding | None] = flat.input_shardings
+    return shardings
+
+
 _OF_JAX = frozenset({"jax", "jaxlib"})
 _OF_PYTHON = {
     "builtins": frozenset({"bytearray", "complex", "frozenset", "range", "set", "slice"}),

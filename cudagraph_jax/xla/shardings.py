@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar, cast
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from cudagraph_jax.config import CUDAGraphConfig
+from cudagraph_jax.config import DEFAULT_CAPTURE_SIZES, CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError, InputShapeError
 from cudagraph_jax.shapes.axes import AxisPattern, LeafAxes, Length
 from cudagraph_jax.shapes.ladder import Ladder
@@ -47,6 +48,11 @@ def _is_spec(entry: object) -> bool:
 def is_spread(sharding: Sharding | None) -> bool:
     """Whether it is over several devices."""
     return sharding is not None and len(sharding.device_set) > 1
+
+
+def is_cut(sharding: Sharding | None) -> bool:
+    """Whether an array is in parts over several devices, and not whole on each."""
+    return sharding is not None and is_spread(sharding) and not sharding.is_fully_replicated
 
 
 def is_foreign(sharding: object) -> bool:
@@ -97,17 +103,28 @@ def along(sharding: Sharding | None, places: Sequence[int]) -> NamedSharding | N
 
 
 def settled(
-    own: Sequence[Sharding | None], usual: Sequence[Sharding | None]
+    own: Sequence[Sharding | None],
+    usual: Sequence[Sharding | None],
+    shapes: Sequence[Sequence[int | None]],
 ) -> list[Sharding | None]:
     """Where arrays go: where they are on purpose, else where others like them were.
 
-    Not so beside arrays on other devices than those: one program runs on the same.
+    Not so beside arrays on other devices than those: one program runs on the same. Nor can one be
+    there that has fewer dimensions than the others had.
+
+    Args:
+        own: Where each was put on purpose.
+        usual: Where those were that were warmed up with.
+        shapes: Their shapes; None where the sizes of a bucket go.
     """
     homes = [sharding.device_set for sharding in usual if sharding is not None]
     known = [sharding for sharding in own if sharding is not None]
     if not homes or any(sharding.device_set not in homes for sharding in known):
         return list(own)
-    return [first or second for first, second in zip(own, usual, strict=True)]
+    return [
+        first or (second if len(parts(second)) <= len(shape) else None)
+        for first, second, shape in zip(own, usual, shapes, strict=True)
+    ]
 
 
 def misfit(sharding: NamedSharding, shape: Sequence[int | None]) -> str:
@@ -225,6 +242,25 @@ def _multiple(length: Length, count: int) -> int:
     return next(
         (n for n in sizes if not any(extent(n * times) % count for times in range(1, whole + 1))), 1
     )
+
+
+def divided_grid(config: CUDAGraphConfig, multiples: Mapping[str, int]) -> CUDAGraphConfig:
+    """`config`, whose batch sizes, if nobody chose them, are rounded up to what the mesh asks for.
+
+    Raises:
+        ConfigError: A limit that was chosen is below the largest of them.
+    """
+    multiple = multiples.get("batch", 1)
+    if multiple == 1 or config.capture_sizes != DEFAULT_CAPTURE_SIZES:
+        return config
+    sizes, largest = DEFAULT_CAPTURE_SIZES.rounded(multiple), config.max_batch_size
+    if DEFAULT_CAPTURE_SIZES.max < largest < sizes.max:
+        raise ConfigError(
+            f"max_capture_batch_size={largest} is below {sizes.max}, the largest of the default "
+            f"capture_sizes where the mesh cuts batch into {multiple} parts: give {sizes.max} or "
+            f"more, or capture_sizes of your own, as multiples of {multiple}"
+        )
+    return replace(config, capture_sizes=sizes, max_capture_batch_size=max(largest, sizes.max))
 
 
 def check_grid(config: CUDAGraphConfig, multiples: Mapping[str, int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -186,6 +186,33 @@ def lower_function(
     outputs = unflatten_shapes(lowered.out_tree, shapes)
     took_ms = (clock() - start) * 1e3
     return Lowering(lowered, outputs, name, took_ms, closed_over_bytes(traced.jaxpr))
+
+
+class Wholes:
+    """Functions that are compiled whole, as by `jax.jit`, and freed after others were called.
+
+    Other than operations that run one by one, they take arrays that a mesh does not divide.
+    """
+
+    KEPT = 8
+    """Of how many sizes what was compiled is kept, for each kind of call."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, dict[Hashable, Callable[..., PyTree]]] = {}
+
+    def __contains__(self, kind: Hashable) -> bool:
+        return kind in self._known
+
+    def of(
+        self, kind: Hashable, sizes: Hashable, function: Callable[..., PyTree]
+    ) -> Callable[..., PyTree]:
+        """`function`, compiled whole; of one kind and sizes it is the same again."""
+        own = self._known.setdefault(kind, {})
+        whole = own.pop(sizes, None) or jax.jit(_fresh(function, "whole"))
+        own[sizes] = whole  # the last one now
+        for oldest in list(own)[: -self.KEPT]:
+            own.pop(oldest, None)
+        return whole
 
 
 def evaluate_shapes(

@@ -13,17 +13,15 @@ from hypothesis import strategies as st
 
 from cudagraph_jax import (
     BucketOverflowError,
-    CUDAGraphConfig,
     CUDAGraphMode,
     InputShapeError,
     Padded,
     bucket_jit,
     no_compiles,
 )
+from tests.helpers.functions import CHAINED as CONFIG
+from tests.helpers.functions import ONE_BUCKET as ONE
 from tests.helpers.functions import floats, tokens
-
-CONFIG = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), warmup_iterations=1)
-ONE = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0)
 
 
 def identity(params, x, rows, *, mask):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
+import pickle
 import threading
 from typing import Any
 
@@ -26,10 +28,10 @@ from cudagraph_jax import (
     no_compiles,
 )
 from cudagraph_jax.testing import FakeCompiler
+from tests.helpers.functions import CHAINED as CONFIG
+from tests.helpers.functions import ONE_BUCKET as ONE
 from tests.helpers.functions import floats, tokens
 
-CONFIG = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), warmup_iterations=1)
-ONE = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0)
 SIZES = [(3, 5), (4, 8), (1, 1), (2, 13)]
 
 
@@ -188,6 +190,28 @@ def test_what_stands_in_the_padding(made, asked, side):
         expected = expected_padding(x, asked, made, left=side == "left")
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
+
+
+def test_copies():
+    """A copy is filled anew on the device as it is itself; one that was pickled on the host."""
+    first = bucket_jit(lambda x: x + 1, in_axes="batch seq", unpad="padded", config=ONE)
+    second = bucket_jit(lambda x: x * 1, in_axes="batch seq", unpad="none", config=ONE)
+    x = floats(0, 3, 5)
+    padded: Any = first(x)
+    second(padded)
+    for same in (copy.copy(padded), copy.deepcopy(padded), copy.copy(copy.deepcopy(padded))):
+        assert "x has its padding filled with 0 on the device" in second.explain(same).reason
+        with no_compiles():
+            found = np.asarray(second(same))
+        np.testing.assert_array_equal(found, np.pad(x + 1, ((0, 1), (0, 3))))
+    pickled = pickle.loads(pickle.dumps(padded))
+    assert "x goes through the host" in second.explain(pickled).reason
+    np.testing.assert_array_equal(second(pickled), found)
+    filled = Padded(jnp.asarray(x), (2, 3), fill=7)
+    for same in (copy.copy(filled), copy.deepcopy(filled)):
+        assert same.layout.of(same.array).fill == 7
+    assert copy.copy(filled).array is filled.array
+    assert copy.deepcopy(filled).array is not filled.array
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "bool", "complex64", "float8_e4m3fn"])

@@ -9,9 +9,17 @@ import numpy as np
 
 from cudagraph_jax.graphs.route import MAX_ROUTES, Routes
 
-FITS: Any = cast(Any, SimpleNamespace(pads_nothing=True, sizes_in_arrays=True))
-PADS: Any = cast(Any, SimpleNamespace(pads_nothing=False, sizes_in_arrays=True))
-NESTED: Any = cast(Any, SimpleNamespace(pads_nothing=False, sizes_in_arrays=False))
+FITS: Any = cast(
+    Any,
+    SimpleNamespace(pads_nothing=True, sizes_in_arrays=True, lead_decides=True),
+)
+PADS: Any = cast(
+    Any,
+    SimpleNamespace(pads_nothing=False, sizes_in_arrays=True, lead_decides=True),
+)
+NESTED: Any = cast(
+    Any, SimpleNamespace(pads_nothing=False, sizes_in_arrays=False, lead_decides=True)
+)
 FLOAT = np.dtype(np.float32)
 
 

@@ -19,6 +19,11 @@ VOCABULARY = 11
 GRID = CUDAGraphConfig(capture_sizes=(1, 3, 4), capture_seq_lens=(2, 5), warmup_iterations=1)
 """Every limit is small, so that the whole grid compiles in a moment."""
 
+CHAINED = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), warmup_iterations=1)
+"""Of functions that pass arrays on to each other."""
+
+ONE_BUCKET = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0)
+
 
 def floats(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

@@ -1,7 +1,7 @@
 """Run by test_mesh.py on eight devices: ragged calls of functions over a mesh of two by four.
 
-Prints what each check raised, as JSON by its name. With a second argument it is the process before
-a restart, which fills a store.
+Prints what each check raised that is named behind the store's path, in that order, as JSON by its
+name. With "before" in the place of names it is the process before a restart, which fills the store.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from cudagraph_jax import (
     CUDAGraphConfig,
     CUDAGraphManager,
     GraphStore,
+    InputShapeError,
     Ladder,
     Padded,
     SealedError,
@@ -36,6 +37,7 @@ from cudagraph_jax import (
     no_compiles,
     plan_buckets,
 )
+from cudagraph_jax.program.donation import on_device
 from cudagraph_jax.report.warmup_report import WarmupReport
 
 MESH = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
@@ -244,9 +246,83 @@ def sizes_that_the_mesh_does_not_divide_are_refused_with_the_multiple():
 @check
 def the_default_grid_is_rounded_up():
     function = embedder(config=None)
-    assert function.manager.config.capture_sizes == Ladder.powers_of_two(256).rounded(2)
+    even = Ladder.powers_of_two(256).rounded(2)
+    assert function.manager.config.capture_sizes == even
     assert function.manager.multiples == {"batch": 2}
     assert Ladder((1, 3, 10, 12)).rounded(4) == (4, 12)
+    # Whoever made the manager.
+    config = CUDAGraphConfig(capture_seq_lens=(8,), warmup_iterations=0)
+    manager = CUDAGraphManager(config)
+    shared = embedder(config=config, manager=manager)
+    assert manager.config.capture_sizes == even
+    assert embedder(config=config, manager=manager).manager is manager
+    assert shared.manager.multiples == {"batch": 2}
+    quarters = NamedSharding(MESH, P("model"))
+    fourth = bucket_jit(jnp.sin, in_axes="batch seq", in_shardings=quarters, manager=manager)
+    assert fourth.manager.config.capture_sizes == Ladder.powers_of_two(256).rounded(4)
+    first_call = bucket_jit(
+        lambda x: x["ids"] * 2,
+        in_axes={"ids": "batch seq"},
+        in_shardings={"ids": NamedSharding(MESH, P("data"))},
+        manager=CUDAGraphManager(config),
+    )
+    np.testing.assert_array_equal(first_call({"ids": ids_of(1, 5)}), 2 * ids_of(1, 5))
+    assert first_call.manager.config.capture_sizes == even
+    # But not beside what is captured.
+    taken = CUDAGraphManager(config)
+    captured = bucket_jit(jnp.sin, in_axes="batch seq", manager=taken)
+    captured(np.ones((1, 8), np.float32))
+    refused("multiples of 2", lambda: embedder(config=None, manager=taken))
+    assert (taken.multiples, taken.config) == ({}, config)
+    # What somebody chose is not raised.
+    six = Mesh(np.array(jax.devices()[:6]), ("data",))
+    by_six = NamedSharding(six, P("data"))
+    for largest in (257, 300, None):
+        limited = dataclasses.replace(config, max_capture_batch_size=largest)
+
+        def make(limited=limited):
+            return bucket_jit(jnp.sin, in_axes="batch seq", in_shardings=by_six, config=limited)
+
+        if largest == 257:
+            refused("max_capture_batch_size=257 is below 258.*multiples of 6", make)
+        else:
+            assert make().manager.config.max_batch_size == (largest or 258)
+
+
+@check
+def multiples_go_with_their_function():
+    config = config_of(2, 4)
+    manager = CUDAGraphManager(config)
+    first = embedder(config=None, manager=manager)
+    cut = NamedSharding(MESH, P(None, "model"))
+    second = bucket_jit(jnp.sin, in_axes="batch seq", in_shardings=cut, manager=manager)
+    quarters = (None, NamedSharding(MESH, P("model")))
+    with pytest.raises(ConfigError, match="multiples of 4"):
+        embedder(config=None, manager=manager, in_shardings=quarters)
+    second(np.ones((1, 1), np.float32))
+    assert manager.multiples == {"batch": 2, "seq": 4}
+    del first
+    assert manager.multiples == {"seq": 4}
+    del second
+    assert manager.multiples == {}
+
+
+@check
+def lengths_that_nobody_pads_are_no_part_of_a_plan():
+    config = CUDAGraphConfig(capture_sizes=(2, 4, 8), warmup_iterations=0)
+    function = bucket_jit(
+        lambda x: x * 2,
+        in_axes="batch seq",
+        in_shardings=NamedSharding(MESH, P("data", "model")),
+        config=config,
+    )
+    for rows in (1, 3, 6, 6):
+        function(np.ones((rows, 1), np.float32))
+    plan = function.replan(max_graphs=2)
+    assert plan.seq_lens == (1,), plan
+    with function.manager:
+        function.manager.wait()
+    assert function.manager.config.capture_sizes == plan.batch_sizes
 
 
 @check
@@ -304,6 +380,29 @@ def the_mesh_of_the_request_holds_wherever_the_function_runs():
 
 def is_rows(sharding) -> bool:
     return sharding.is_equivalent_to(ROWS, 2)
+
+
+@check
+def an_uneven_eager_answer_is_traced_once():
+    ran: list[int] = []
+
+    def counted(x):
+        ran.append(len(x))
+        return constrained(x)
+
+    function = bucket_jit(counted, in_axes="batch seq", config=config_of(2, on_miss="eager"))
+    with jax.set_mesh(MESH):
+        for size in (3, 3, 5, 5, 3):
+            x = np.full((size, 5), size, np.float32)
+            np.testing.assert_array_equal(function(x), x * 2 + 1)
+        assert ran == [3, 3, 5], ran  # once to see that it takes no uneven parts
+        with no_compiles():
+            function(x)
+        for size in range(7, 41, 2):
+            function(np.ones((size, 5), np.float32))
+        ran.clear()
+        function(x)
+        assert ran == [3]  # it is not kept for ever
 
 
 @check
@@ -374,6 +473,29 @@ def a_batcher_cuts_its_calls_as_declared():
         assert not any(size % 2 for size in plan.batch_sizes), plan
 
 
+@check
+def a_batcher_puts_parameters_in_their_place_once():
+    compiled: list[object] = []
+
+    def listen(event: str, duration_secs: float, **about: str | int) -> None:
+        if "backend_compile" in event:
+            compiled.append(about)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    function = embedder(config=config_of(2, lengths=(4, 8)))
+    function.warmup(TABLE, ids_of(1, 1), progress=False)
+    rows = [ids_of(1, n, seed=n)[0] for n in (3, 8, 1, 5, 2)]
+    for table in (TABLE, jax.device_put(TABLE)):
+        with Batcher(function, table) as batcher:
+            for _ in range(2):
+                jax.clear_caches()
+                compiled.clear()
+                for row, answer in zip(rows, batcher.map(rows), strict=True):
+                    np.testing.assert_allclose(answer, expected(row[None])[0], rtol=1e-5, atol=1e-6)
+                assert not compiled, compiled
+                batcher.update(table)
+
+
 # What the caller gets.
 
 
@@ -422,6 +544,34 @@ def a_chain_stays_on_its_devices():
 
 
 @check
+def what_is_passed_on_and_divides_no_longer_is_answered_without_a_bucket():
+    first = bucket_jit(
+        lambda x: x + 1, in_axes="batch seq", in_shardings=ROWS, unpad="padded", config=CONFIG
+    )
+    eager = dataclasses.replace(CONFIG, on_miss="eager")
+    second = bucket_jit(lambda h: h * 2, in_axes="batch seq", config=eager)
+    passed = first(np.ones((3, 5), np.float32))
+    np.testing.assert_array_equal(second(passed), np.full((3, 5), 4.0))
+    np.testing.assert_array_equal(jax.jit(second)(passed), np.full((3, 5), 4.0))
+
+
+@check
+def arrays_put_elsewhere_on_purpose_leave_the_routes_of_others():
+    function = bucket_jit(jnp.sin, in_axes="batch seq", in_shardings=ROWS, config=CONFIG)
+    x = np.ones((4, 8), np.float32)
+    placed = jax.device_put(x, ROWS)
+    function(x)
+    function(placed)
+    remembered = dict(function._routes.exact), dict(function._routes.numpy)
+    assert all(remembered), remembered
+    with jax.set_mesh(MESH):
+        whole = jnp.asarray(x)  # on all devices
+    for _ in range(3):
+        np.testing.assert_allclose(function(whole), np.sin(x), rtol=1e-5)
+    assert (function._routes.exact, function._routes.numpy) == remembered
+
+
+@check
 def a_warm_up_with_cut_arrays_serves_numpy():
     function = bucket_jit(embed, in_axes=(None, "batch seq"), mask_argname="mask", config=CONFIG)
     table = jax.device_put(TABLE, COLUMNS)
@@ -459,6 +609,141 @@ def what_is_padded_ahead_is_where_it_is_declared():
     assert function.stats()["misses"] == 0
 
 
+def ways_to_give(array: np.ndarray) -> list[Any]:
+    """In NumPy, somewhere by chance, and on one device on purpose."""
+    return [array, jnp.asarray(array), jax.device_put(array, jax.devices()[0])]
+
+
+@check
+def what_is_given_in_numpy_and_by_jax_has_routes_of_its_own():
+    def of_two(x, y):
+        return x * 2 + y
+
+    def of_a_tree(tree):
+        return tree["x"] * 2 + tree["y"]
+
+    x = np.arange(32, dtype=np.float32).reshape(4, 8)
+    pairs = [(one, other) for one in ways_to_give(x) for other in ways_to_give(x)]
+    for order in (pairs, pairs[::-1]):
+        jax.clear_caches()  # or what was compiled for another function would do
+        two = bucket_jit(of_two, in_axes="batch seq", in_shardings=ROWS, config=CONFIG)
+        tree = bucket_jit(of_a_tree, in_axes="batch seq", in_shardings=ROWS, config=CONFIG)
+        other_cut = bucket_jit(
+            of_two, in_axes="batch seq", in_shardings=(WHOLE, ROWS), config=CONFIG
+        )
+        other_cut.warmup(x, x, progress=False)
+        two.warmup(x, x, progress=False)
+        tree.warmup({"x": x, "y": x}, progress=False)
+        two.seal()
+        tree.seal()
+        for one, other in [*order, *order[::-1]]:
+            with no_compiles():
+                answers = [two(one, other), two(one, y=other), tree({"x": one, "y": other})]
+                for found in (*answers, other_cut(one, other)):
+                    np.testing.assert_array_equal(found, x * 3)
+                part = two(one[:4], other)
+            np.testing.assert_array_equal(part, x * 3)
+        assert two.stats()["misses"] == tree.stats()["misses"] == 0
+
+
+@check
+def what_xla_cuts_by_itself_is_cut_on_the_host():
+    def cuts(w, x, mask):
+        mask = jax.lax.with_sharding_constraint(mask, ROWS)
+        return jnp.where(mask, jax.lax.with_sharding_constraint(x, ROWS) * w, 0)
+
+    x = np.arange(32, dtype=np.float32).reshape(4, 8)
+    w = jax.device_put(np.float32(2), WHOLE)
+    for order in (ways_to_give(x), ways_to_give(x)[::-1]):
+        jax.clear_caches()
+        function = bucket_jit(cuts, in_axes=(None, "batch seq"), mask_argname="mask", config=CONFIG)
+        function.warmup(w, x, progress=False)
+        (entry, *_) = function.registry.entries()
+        assert entry.executable.call.input_shardings[0][1].is_equivalent_to(ROWS, 2)
+        for given in [*order, *order[::-1]]:
+            with no_compiles():
+                np.testing.assert_array_equal(function(w, given), x * 2)
+                np.testing.assert_array_equal(function(w, Padded(given, (3, 5))), x[:3, :5] * 2)
+                np.testing.assert_array_equal(function(w, np.asarray(given)[:3]), x[:3] * 2)
+        by_chance = jnp.asarray(x[:3])
+        with jax.transfer_guard("disallow"), no_compiles():
+            np.testing.assert_array_equal(function(w, by_chance), x[:3] * 2)
+        assert function.stats()["misses"] == 0
+        manager = CUDAGraphManager(CONFIG)
+        for given in [*order, *order[::-1]]:
+            np.testing.assert_array_equal(
+                manager.execute_or_capture(4, 8, single_cut, {"x": given, "w": w}), x * 2
+            )
+        with no_compiles():
+            for given in order:
+                manager.execute_or_capture(4, 8, single_cut, {"x": given, "w": w})
+
+
+def single_cut(inputs):
+    return jax.lax.with_sharding_constraint(inputs["x"], ROWS) * inputs["w"]
+
+
+@check
+def meshes_of_one_shape_and_other_devices_are_told_apart():
+    turned = Mesh(MESH.devices[::-1, ::-1], MESH.axis_names)
+    assert turned.abstract_mesh is MESH.abstract_mesh
+    x = np.arange(32, dtype=np.float32).reshape(4, 8)
+    function = bucket_jit(constrained, in_axes="batch seq", config=CONFIG, unpad="none")
+    for given in (x, x[:3], jnp.asarray(x), x):
+        for mesh in (MESH, turned, MESH):
+            with jax.set_mesh(mesh):
+                found = function(given)
+                assert found.sharding.mesh == mesh
+                np.testing.assert_array_equal(np.asarray(found)[: len(given)], given * 2 + 1)
+    assert function.registry.num_graphs == 2
+    with no_compiles():
+        for given in (x, x[:3]):
+            for mesh in (MESH, turned, MESH):
+                with jax.set_mesh(mesh):
+                    assert function(given).sharding.mesh == mesh
+
+
+@check
+def nothing_is_copied_that_is_not_to_be():
+    config = dataclasses.replace(CONFIG, cudagraph_copy_inputs=False)
+    function: Any = bucket_jit(jnp.sin, in_axes="batch seq", in_shardings=ROWS, config=config)
+    x = np.ones((4, 8), np.float32)
+    for _ in range(2):
+        for given in (x, jax.device_put(x, ROWS)):
+            np.testing.assert_allclose(function(given), np.sin(x), rtol=1e-5)
+        for given in (jnp.asarray(x), jax.device_put(x, WHOLE), Padded(jnp.asarray(x), (4, 8))):
+            refused(
+                "x lies elsewhere.*cudagraph_copy_inputs", partial(function, given), InputShapeError
+            )
+
+
+@check
+def a_warm_up_with_more_dimensions_says_nothing_of_fewer():
+    function = bucket_jit(lambda x: x * 2, in_axes="batch ...", config=CONFIG)
+    three = jax.device_put(
+        np.ones((2, 3, 4), np.float32), NamedSharding(MESH, P("data", None, "model"))
+    )
+    function.warmup(three, progress=False)
+    for shape in ((2, 3, 4), (3, 5), (4,)):
+        x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        np.testing.assert_array_equal(function(x), x * 2)
+    assert not function.manager.dispatcher.capturer.failures.remembered
+
+
+@check
+def a_warm_up_with_what_jax_makes_under_a_mesh_serves_numpy():
+    function = bucket_jit(jnp.sin, in_axes="batch seq", config=CONFIG)
+    x = np.ones((4, 8), np.float32)
+    with jax.set_mesh(MESH):
+        made = jnp.asarray(x)
+        function.warmup(made, progress=False)
+        function.seal()
+        with no_compiles():
+            for given in (made, x, x[:3], jax.device_put(x), made, x):
+                np.testing.assert_allclose(function(given), np.sin(x[: len(given)]), rtol=1e-5)
+    assert function.stats()["misses"] == 0
+
+
 # Together with the rest.
 
 
@@ -486,9 +771,11 @@ def a_call_within_a_trace_has_its_mesh():
     x = np.ones((3, 5), np.float32)
     with jax.set_mesh(MESH):
         for _ in range(2):
-            found = jax.jit(lambda y: y + function(x))(jnp.ones(()))
-            np.testing.assert_array_equal(found, np.full((3, 5), 4.0))
+            found = jax.jit(lambda y: y + function(x) + function(x=x))(jnp.ones(()))
+            np.testing.assert_array_equal(found, np.full((3, 5), 7.0))
         np.testing.assert_array_equal(function(x), np.full((3, 5), 3.0))
+        np.testing.assert_array_equal(function(x=x), np.full((3, 5), 3.0))
+    assert function.registry.num_graphs == 1  # within a trace it is the same program
 
 
 @check
@@ -527,6 +814,11 @@ def donated_arrays_are_used_up():
         again, _ = function(found, np.ones((4, 8), np.float32))
         assert found.is_deleted()
         np.testing.assert_array_equal(again, 3.0)
+    # What the executable does not take stays where it was given.
+    for place in (jax.devices()[2], None):
+        given = jax.device_put(np.ones(3, np.float32), place)
+        copies = on_device([given], [np.zeros(4, np.float32)], [0], homes=[[None]])
+        assert copies[0].sharding == given.sharding
 
 
 @check
@@ -616,11 +908,9 @@ def main() -> None:
     if sys.argv[2:] == ["before"]:
         print(json.dumps([str(report) for report in warm(stored())]))
         return
-    only = sys.argv[2:]
+    checks = {function.__name__: function for function in CHECKS}
     found: dict[str, str] = {}
-    for function in CHECKS:
-        if only and function.__name__ not in only:
-            continue
+    for function in map(checks.__getitem__, sys.argv[2:]):
         try:
             function()
         except BaseException:

@@ -13,7 +13,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
 
 import jax
-from jax.sharding import Sharding, get_abstract_mesh
+from jax.sharding import Sharding
 from jax.tree_util import PyTreeDef
 from numpy import ndarray
 
@@ -54,15 +54,7 @@ from cudagraph_jax.program.padded import (
     without_padding,
 )
 from cudagraph_jax.shapes.pytrees import PyTree
-from cudagraph_jax.xla.settings import (
-    DEVICE,
-    MESHES,
-    PRECISION,
-    X64,
-    Settings,
-    current_mesh,
-    current_settings,
-)
+from cudagraph_jax.xla.settings import DEVICE, MESHES, PRECISION, X64, Settings, current_settings
 from cudagraph_jax.xla.shardings import is_spread
 
 if TYPE_CHECKING:
@@ -146,13 +138,7 @@ class BucketedFunction(Generic[P, R]):
             if (
                 route.x64 is not X64.value
                 or route.precision != PRECISION.value
-                or (
-                    MESHES.matter
-                    and (
-                        route.mesh is not get_abstract_mesh()  # which names no devices
-                        or (route.devices is not None and route.devices != current_mesh())
-                    )
-                )
+                or (MESHES.matter and not route.has_mesh())
             ):
                 sure = False
             for position, shape, dtypes in route.others:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, NamedSharding, get_abstract_mesh
 
 from cudagraph_jax._base.fork import put_right_in_child
 from cudagraph_jax.graphs.observers import Observers, annotation
@@ -27,6 +27,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, Index, own_part, real_index
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.profile import REPLAY
+from cudagraph_jax.xla.settings import current_mesh
 from cudagraph_jax.xla.shardings import dividing, parts
 
 NO_KWARGS: Mapping[str, PyTree] = {}
@@ -149,6 +150,12 @@ class Route:
     def __del__(self) -> None:
         # Whoever runs a route holds it, so that nothing is counted after this.
         self.tally.is_open = False
+
+    def has_mesh(self) -> bool:
+        """Whether this thread's mesh is that of the threads that it serves."""
+        if self.mesh is not get_abstract_mesh():  # which names no devices
+            return False
+        return self.devices is None or self.devices == current_mesh()
 
     def takes(self, lead: PyTree, args: Sequence[PyTree]) -> bool:
         """Whether arrays of which several devices have parts are where it takes them.

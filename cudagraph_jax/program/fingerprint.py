@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import enum
 import functools
 import hashlib
 import sys
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from types import (
@@ -17,10 +18,11 @@ from types import (
     CodeType,
     EllipsisType,
     FunctionType,
+    MappingProxyType,
     MethodDescriptorType,
     MethodType,
+    MethodWrapperType,
     ModuleType,
-    SimpleNamespace,
     WrapperDescriptorType,
 )
 from typing import NamedTuple
@@ -34,11 +36,13 @@ from cudagraph_jax.program.function_ref import FunctionRef
 
 _UNSURE = "?"
 _DEEPEST = 100
-_BUILT_IN = (BuiltinFunctionType, WrapperDescriptorType, MethodDescriptorType)
+_BUILT_IN = (BuiltinFunctionType, MethodWrapperType, WrapperDescriptorType, MethodDescriptorType)
 _VERSIONED = frozenset({"jax", "jaxlib"})
 """Packages whose globals are not read: their versions are part of what identifies an executable."""
 _WRAPPERS = frozenset({"PjitFunction", "_lru_cache_wrapper"})
 """Kinds of callable objects that do what they wrap, and nothing else: `jax.jit`'s and a cache's."""
+_REDUCED = (sys.stdlib_module_names | {"numpy"}) - {"itertools"}
+"""Packages whose objects are pickled as all that they are; those of itertools warn of it."""
 
 
 class Fingerprint(NamedTuple):
@@ -83,11 +87,12 @@ class Fingerprint(NamedTuple):
 class Source:
     """The code and the constants of a function.
 
-    They are its bytecode, its defaults, what it closes over, and what it reads of its module by a
-    global name, as far as that can be written; the same of the functions of its package that it
-    calls by such a name. They notice edits that the author forgot to name. Not seen are functions
-    of other packages, what is reached by an attribute (of a module, a class, or an object that is
-    no plain value), and arrays on a device.
+    They are its bytecode, its defaults and attributes, what it closes over, and what it reads of
+    its module by a global name; the same of what it calls by such a name, unless that is known as
+    another package's: by its own name there. They notice edits that the author forgot to name. What
+    a name leads to and cannot be written makes them unsure: objects of somebody's own classes, and
+    arrays on a device. Not seen is what is reached by an attribute (of a module, a class, or such
+    an object).
 
     Args:
         function: Read once, and late: globals may be defined below it. Held weakly.
@@ -161,6 +166,9 @@ class _Reader:
         elif id(value) in self._seen:
             yield f"again {self._seen[id(value)][0]}"
         elif callable(value) and not isinstance(value, type):
+            if _home(value) in _VERSIONED:
+                yield f"calls {_name(value)}"
+                return
             self._meet(value)
             yield from self._all("function", list(_held(value)))
             if isinstance(value, FunctionType):
@@ -202,7 +210,7 @@ class _Reader:
                 yield from self._parts(value)
             else:
                 yield f"{name} calls {_name(value)}"
-                if not _is_of_others(value, space):
+                if _home(value) in (None, _package(space.get("__name__"))):
                     self._called.append(value)
 
 
@@ -212,15 +220,24 @@ def _names(code: CodeType) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
-def _is_of_others(value: object, space: dict[str, object]) -> bool:
-    """Whether a callable is a function of another package than the module `space` belongs to."""
-    # Of an object, the name of its class says nothing about its data; of a method neither.
-    if isinstance(value, MethodType) or not hasattr(value, "__qualname__"):
-        return False
-    package = _package(getattr(value, "__module__", None))
-    return package != _package(space.get("__name__")) and (
-        getattr(value, "__globals__", None) is not space
-    )
+def _home(value: object) -> str | None:
+    """The package that has a callable under its own name; None where none has.
+
+    The names alone say nothing: a wrapper has those of what it wraps, or of `functools`.
+    """
+    module = getattr(value, "__module__", None)
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    if not (isinstance(module, str) and isinstance(name, str)):
+        return None
+    return _package(module) if _named(module, name) is value else None
+
+
+def _named(module: str, qualified: str) -> object:
+    """What a module has under a name; None where there is nothing."""
+    found: object = sys.modules.get(module)
+    for name in qualified.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def _package(module: object) -> str:
@@ -241,13 +258,28 @@ def _text(value: object) -> str | None:
 def _items(value: object) -> Sequence[object] | None:
     """What a container holds that has no text itself, such as a list of functions; else None."""
     # Of these kinds alone: a subclass may hold more than its items.
-    if type(value) in (dict, OrderedDict) and isinstance(value, Mapping):
+    if type(value) in (dict, MappingProxyType) and isinstance(value, Mapping):
         return [part for item in list(value.items()) for part in item]
     if type(value) in (tuple, list) and isinstance(value, tuple | list):
         return list(value)
-    if type(value) is SimpleNamespace:
-        return [part for item in sorted(vars(value).items()) for part in item]
-    return None
+    return _reduced(value)
+
+
+def _reduced(value: object) -> Sequence[object] | None:
+    """What an object of Python's or NumPy's own classes is made of anew; None where it is not."""
+    kind = type(value)
+    # The order of a set is another one in each process, and an object() is only itself.
+    if _package(kind.__module__) not in _REDUCED or kind in (set, frozenset, object):
+        return None
+    try:
+        reduce = copyreg.dispatch_table.get(kind)
+        reduced = value.__reduce_ex__(4) if reduce is None else reduce(value)
+        if isinstance(reduced, str):
+            return None  # a name, which does not say what it leads to
+        make, args, state, items, pairs = (*reduced, None, None, None)[:5]
+        return [_name(make), args, state, list(items or ()), list(pairs or ())]
+    except Exception:  # a lock, a generator, one that another thread changes: nothing can be read
+        return None
 
 
 def _held(function: Callable[..., object]) -> Iterator[object]:
@@ -257,20 +289,44 @@ def _held(function: Callable[..., object]) -> Iterator[object]:
         yield from function.__defaults__ or ()
         yield from sorted((function.__kwdefaults__ or {}).items())
         yield from map(_content, function.__closure__ or ())
+        yield from _attributes(function)
     elif isinstance(function, functools.partial):
         yield function.func
         yield from function.args
         yield from sorted(function.keywords.items())
     elif isinstance(function, MethodType):
         yield function.__func__
-        yield _data(function.__self__)
+        owner = function.__self__
+        yield _data(owner) if callable(owner) else owner
     elif isinstance(function, _BUILT_IN):
         yield f"{getattr(function, '__module__', '')} {function.__qualname__}"
+        owner = getattr(function, "__self__", None)
+        yield None if isinstance(owner, ModuleType) else owner
     elif hasattr(function, "__wrapped__") and type(function).__name__ in _WRAPPERS:
         yield function.__wrapped__
+        yield from _attributes(function)
+    elif hasattr(function, "__wrapped__") and _home(type(function)) in _VERSIONED:
+        yield _name(type(function))  # such as `jax.custom_vjp`'s: a function and its rules
+        yield function.__wrapped__
+        yield from _attributes(function)
+    elif (parts := _reduced(function)) is not None:
+        yield from parts
     else:
         yield attrgetter("__call__")(type(function))
         yield _data(function)
+
+
+def _attributes(function: Callable[..., object]) -> list[tuple[str, object]]:
+    """What somebody has set on a function, and JAX on what it wraps; not what is said about it."""
+    return sorted(
+        item
+        for item in vars(function).items()
+        if not item[0].startswith("__") and item[0] not in _ABOUT
+    )
+
+
+_ABOUT = frozenset({"_fun", "_jit_info", "cache_parameters"})
+"""What `jax.jit` and a cache set on what they give, beside the names and the wrapped function."""
 
 
 def _data(value: object) -> object:
@@ -318,10 +374,11 @@ def written(value: object) -> str | None:
 
 def imported(kind: type) -> str | None:
     """The name of a class by which it can be imported; None where it has none."""
-    found: object = sys.modules.get(kind.__module__)
-    for name in kind.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return f"{kind.__module__}.{kind.__qualname__}" if found is kind else None
+    return (
+        f"{kind.__module__}.{kind.__qualname__}"
+        if _named(kind.__module__, kind.__qualname__) is kind
+        else None
+    )
 
 
 def written_structure(structure: jax.tree_util.PyTreeDef) -> str | None:

@@ -10,10 +10,13 @@ import itertools
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
+import threading
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -138,16 +141,139 @@ def in_a_module(name: str, source: str, **more: object) -> dict[str, Any]:
     return space
 
 
-def test_callees_of_a_package():
+def imported_module(monkeypatch, name: str, source: str) -> ModuleType:
+    """A module of this name, imported."""
+    module = ModuleType(name)
+    exec(compile(source, "source", "exec"), vars(module))
+    monkeypatch.setitem(sys.modules, name, module)
+    return module
+
+
+def test_callees_of_a_package(monkeypatch):
     """Functions of the same package are read wherever they stand, those of others not."""
 
     def code(name: str, factor: int) -> str:
-        helper = in_a_module(name, f"def helper(x): return x * {factor}")["helper"]
+        source = f"def helper(x): return x * {factor}"
+        helper = imported_module(monkeypatch, name, source).helper
         source = "def f(x): return helper(x)"
         return fingerprint_of(in_a_module("mine.model", source, helper=helper)["f"], "v1").code
 
     assert code("mine.layers", 2) != code("mine.layers", 3)
     assert code("theirs.layers", 2) == code("theirs.layers", 3) != code("theirs.heads", 2)
+
+
+MADE = """
+import functools
+def made(factor): return lambda x: x * factor
+def helper(x): return x
+"""
+
+
+def test_callables_that_another_package_made(monkeypatch):
+    """Only what is found there by its own name is another package's; what is not is read."""
+    theirs = imported_module(monkeypatch, "theirs.layers", MADE)
+
+    def code(helper: Callable[..., object]) -> str:
+        space = in_a_module("mine.model", "def f(x): return helper(x)", helper=helper)
+        return fingerprint_of(space["f"], "v1").code
+
+    disguised = [functools.wraps(theirs.helper)(closing_over(factor)) for factor in (2, 3)]
+    assert len({code(theirs.made(2)), code(theirs.made(3)), *map(code, disguised)}) == 4
+    assert code(theirs.made(2)) == code(theirs.made(2))
+
+
+WRAPPING = [
+    jax.jit, jax.vmap, jax.checkpoint, jax.grad, jnp.vectorize,
+    functools.partial(jax.named_call, name="g"), functools.lru_cache,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("partial", [functools.partial, jax.tree_util.Partial])
+@pytest.mark.parametrize("wrap", WRAPPING)
+def test_globals_that_wrap_a_partial(wrap, partial):
+    """They are read, though they have the name of no function."""
+    codes = set()
+    for scale, factor in ((2, 3), (2, 4), (3, 3)):
+        space = in_a_module("mine", f"def scaled(k, x): return x * k * {factor}", wrap=wrap)
+        exec("def f(x): return g(x)", space)
+        space["g"] = wrap(partial(space["scaled"], scale))
+        codes.add(fingerprint_of(space["f"], "v1").code)
+    assert len(codes) == 3
+
+
+RULES = """
+import jax
+@jax.custom_{kind}
+def h(x): return x * {factor}
+{rules}
+def f(x): return h(x)
+"""
+JVP = "h.defjvp(lambda primals, tangents: (h(*primals), tangents[0] * {slope}))"
+VJP = "h.defvjp(lambda x: (h(x), None), lambda _, cotangent: (cotangent * {slope},))"
+
+
+@pytest.mark.parametrize(("kind", "rules"), [("jvp", JVP), ("vjp", VJP)])
+@pytest.mark.parametrize("name", ["f", "h"])
+def test_functions_with_rules_of_their_own(kind, rules, name):
+    """A function with derivatives of its own is read, and so are these."""
+    found = []
+    for factor, slope in ((2, 2), (3, 2), (2, 3)):
+        source = RULES.format(kind=kind, factor=factor, rules=rules.format(slope=slope))
+        found.append(fingerprint_of(in_a_module("mine", source)[name], "v1"))
+    assert len({fingerprint.code for fingerprint in found}) == 3
+    assert all(fingerprint.unsure is None for fingerprint in found)
+
+
+def test_what_jax_has_is_known_by_name():
+    """Its own functions are not read: the versions tell them apart."""
+    for act in (jnp.add, jnp.tanh, jax.nn.relu, jax.nn.gelu, jnp.linalg.norm):
+        assert fingerprint_of(closing_over(act), "v1").unsure is None
+
+
+VALUES = [
+    "slice(0, {})", "types.MappingProxyType({{'k': {}}})", "collections.deque([{}])",
+    "fractions.Fraction({}, 7)", "np.array([{}, None], object)", "operator.itemgetter({})",
+    "{{'k': {}}}.get", "np.full(3, {}).sum", "[{}].__len__", "collections.deque([{}]).count",
+    "decimal.Decimal({})", "datetime.timedelta({})", "re.compile('{}')", "pathlib.Path('{}')",
+    "range({})", "collections.Counter([{}])", "collections.defaultdict(int, k={})",
+    "fractions.Fraction({}).limit_denominator", "np.ma.masked_array([{}])",
+]  # fmt: skip
+NAMESPACE = "import types, collections, fractions, operator, decimal, datetime, re, pathlib"
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_values_of_pythons_own_kinds(value):
+    """Whatever a global name leads to that Python or NumPy made is read, and not unsure."""
+    found = []
+    for number in (2, 3, 2):
+        source = f"W = {value.format(number)}\ndef f(x): return W"
+        space = in_a_module("mine", f"{NAMESPACE}\nimport numpy as np\n{source}")
+        found.append(fingerprint_of(space["f"], "v1"))
+    assert found[0].code == found[2].code
+    assert found[0].code != found[1].code
+    assert found[0].unsure is None
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_attributes_of_functions(wrap):
+    """What is set on a function is a part of it."""
+    codes = set()
+    for factor in (2, 3):
+        space = in_a_module("mine", "def f(x): return x * f.k", wrap=wrap)
+        space["f"] = wrap(space["f"])
+        space["f"].k = factor
+        codes.add(fingerprint_of(space["f"], "v1").code)
+    assert len(codes) == 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [threading.Lock(), memoryview(b""), itertools.count(), jnp.arange(2), {len, max}, [object()]],
+)
+def test_globals_that_are_not_sure(value):
+    """What cannot be read is known to be so."""
+    space = in_a_module("mine", "def f(x): return W", W=value)
+    assert fingerprint_of(space["f"], "v1").unsure is not None
 
 
 def test_a_long_chain_of_calls():

@@ -219,7 +219,7 @@ def variant_differences(variant: Variant, call: Call) -> Iterator[str]:
             yield f"{name} of {_field(captured_leaf, leaf)}"
 
 
-def _static(static: tuple[str, type, object] | None) -> str:
+def _static(static: tuple[str, object, object] | None) -> str:
     return "absent" if static is None else f"{static[0]}={static[2]!r}"
 
 

@@ -14,6 +14,7 @@ from cudagraph_jax._base.checks import nearest
 from cudagraph_jax.errors import ConfigError, InputShapeError
 from cudagraph_jax.program.advice import can_be_hashed, static_advice
 from cudagraph_jax.program.call import Declared, Statics
+from cudagraph_jax.program.equality import are_one, kind_of
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.pad_sides import padded_on_sides
 from cudagraph_jax.shapes.padding import ANY, EDGE, UNCHOSEN, PadValue
@@ -155,7 +156,7 @@ class Binder:
             == len(bound.args) + len(bound.kwargs)  # or a keyword is called like an `x, /`
             and [name for name, _ in form.statics] == [name for name, _, _ in bound.statics]
             and all(name in self._defaults for name in (*left_out, *filled_in))
-            and all(_are_one(given[name], self._defaults[name]) for name in left_out)
+            and all(are_one(given[name], self._defaults[name]) for name in left_out)
         )
         if not is_same:
             return None
@@ -480,7 +481,7 @@ class Bound(NamedTuple):
         form: How the call was written.
         args: The positional arguments without the static ones.
         kwargs: Those that are passed by keyword, likewise: keyword-only ones and `**kwargs`.
-        statics: The name, the type and the value of each static argument.
+        statics: The name, the kind and the value of each static argument.
     """
 
     form: Form
@@ -569,23 +570,13 @@ def unbound(function: Callable[..., PyTree], bound: Bound) -> Callable[..., PyTr
     return call
 
 
-def _static(name: str, value: object) -> tuple[str, type, Hashable]:
+def _static(name: str, value: object) -> tuple[str, object, Hashable]:
     if not can_be_hashed(value):
         raise InputShapeError(
             f"static argument {name} is a {type(value).__name__}, which cannot be hashed: "
             + static_advice(value)
         )
-    # The type too: 1, 1.0 and True are equal, but do not trace alike.
-    return (name, type(value), value)
-
-
-def _are_one(value: object, default: object) -> bool:
-    """Whether a value is the default: the same object, or a plain one that is written like it."""
-    if value is default:
-        return True
-    is_plain = isinstance(value, bool | int | float | complex | str | bytes)
-    # 0.0 and -0.0 are equal, but not one.
-    return is_plain and type(value) is type(default) and repr(value) == repr(default)
+    return (name, kind_of(value), value)
 
 
 def picker(places: Sequence[int]) -> Pick:

@@ -40,7 +40,7 @@ from cudagraph_jax.xla.shardings import is_foreign, misfit, settled
 from cudagraph_jax.xla.stages import Wholes
 
 Args = tuple[PyTree, ...]
-Statics = tuple[tuple[str, type, Hashable], ...]
+Statics = tuple[tuple[str, object, Hashable], ...]
 Pattern = AxisPattern | LeafAxes | None
 """The axes of a leaf: as they were declared, as known, or None where it is passed through."""
 
@@ -405,7 +405,7 @@ class Variant:
         name: The function's name.
         structure: The pytree of the arguments.
         leaves: Their arrays.
-        statics: The static arguments: name, type and value.
+        statics: The static arguments: name, kind and value.
         places: Where the arguments stand in the function's signature.
         settings: JAX's settings of the thread that calls.
     """
@@ -414,7 +414,7 @@ class Variant:
     name: str
     structure: jax.tree_util.PyTreeDef
     leaves: tuple[AbstractLeaf, ...]
-    statics: tuple[tuple[str, type, Hashable], ...] = ()
+    statics: Statics = ()
     places: tuple[int, ...] = ()
     settings: Settings = ()
     _hash: int = field(init=False, repr=False, compare=False, default=0)

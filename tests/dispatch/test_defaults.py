@@ -1,6 +1,9 @@
 """Defaults, written out or left out: the same call, and the same program."""
 
+import copy
+import dataclasses
 import itertools
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +16,6 @@ from cudagraph_jax import CUDAGraphConfig, CUDAGraphMode, InputShapeError, bucke
 from tests.helpers.functions import GRID, assert_close, floats
 
 X = floats(0, 2, 3)
-SHIFT = np.array([1.0], np.float32)
 WEIGHTS = jnp.array([2.0])
 
 
@@ -122,8 +124,12 @@ def array(x, weights=WEIGHTS):
     return x * weights
 
 
-def host_array(x, shift=SHIFT):
-    return x + shift
+def numpy_scalar(x, scale=np.float32(2)):  # noqa: B008
+    return x * scale
+
+
+def numbers(x, pair=(1.0, (np.int8(2), None))):  # noqa: B008
+    return x * pair[0] * pair[1][0]
 
 
 PASSED: dict[str, tuple[Callable[..., Any], str, Any]] = {
@@ -131,7 +137,8 @@ PASSED: dict[str, tuple[Callable[..., Any], str, Any]] = {
     "number by keyword": (number_by_keyword, "scale", 2.0),
     "None": (nothing, "shift", None),
     "array": (array, "weights", WEIGHTS),
-    "NumPy array": (host_array, "shift", SHIFT),
+    "NumPy scalar": (numpy_scalar, "scale", np.float32(2)),
+    "tuple": (numbers, "pair", (1.0, (np.int8(2), None))),
 }
 
 
@@ -164,6 +171,96 @@ def test_a_passed_default_is_one_program(case, is_first_written, warm, on_device
             assert function.explain(x).mode is CUDAGraphMode.REPLAY
             assert function.explain(x, **{name: default}).mode is CUDAGraphMode.REPLAY
     assert function.registry.capture_count == captures
+
+
+@dataclasses.dataclass
+class Weight:
+    """A pytree of one number that can be set."""
+
+    value: Any
+
+    def __getitem__(self, _):
+        return self.value
+
+    def __setitem__(self, _, value):
+        self.value = value
+
+
+jax.tree_util.register_dataclass(Weight, ["value"], [])
+CHANGING = [
+    np.full(1, 2, np.float32), [np.float32(2)], {0: np.float32(2)}, Weight(np.float32(2)),
+    (np.full(1, 2, np.float32),),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("default", CHANGING, ids=lambda default: type(default).__name__)
+def test_a_default_that_has_changed(default):
+    """A default that can be changed in place is computed with as it is when it is passed."""
+
+    def scaled(x, weight=default):
+        weight = weight[0] if isinstance(weight, tuple) else weight
+        return x * weight[0]
+
+    function = bucket_jit(scaled, in_axes=("batch seq", None), config=GRID)
+    function.warmup(X, progress=False)
+    assert_close(function(X), X * 2)
+    (default[0] if isinstance(default, tuple) else default)[0] = np.float32(5)
+    try:
+        for _ in range(2):
+            assert_close(function(X, default), X * 5)
+            assert_close(function(X, weight=default), X * 5)
+    finally:
+        (default[0] if isinstance(default, tuple) else default)[0] = np.float32(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    size: Any
+    about: str = ""
+
+
+ALIKE = [
+    ((0, 0), (0.0, 0.0)), ((0.0,), (-0.0,)), (0.0, -0.0), ((1, (2, True)), (1, (2, 1))),
+    (frozenset({1}), frozenset({1.0})), (Options(1), Options(1.0)),
+    (Options((0,)), Options((0.0,))), (np.float32(0), np.float32(-0.0)), (0j, complex(0, -0.0)),
+]  # fmt: skip
+
+
+def described(value: Any) -> int:
+    return zlib.crc32(repr(value).encode()) % 1000
+
+
+@pytest.mark.parametrize(("default", "other"), ALIKE, ids=repr)
+def test_static_values_that_are_equal_and_not_alike(default, other):
+    """Equal static values of other types, or signs of zero, are other programs, however nested."""
+
+    def added(x, value=default):
+        return x + described(value)
+
+    function = bucket_jit(added, in_axes="batch seq", static_argnames="value", config=GRID)
+    for value in (default, other):
+        assert_close(function(X, value=value), X + described(value))
+    with no_compiles():
+        assert_close(function(X), X + described(default))
+        assert_close(function(X, value=copy.deepcopy(other)), X + described(other))
+
+
+NESTED = [((0, 0), (0.0, 0.0)), ((0.0,), (-0.0,)), (np.float32(2), np.float16(2))]
+
+
+@pytest.mark.parametrize(("default", "other"), NESTED, ids=repr)
+def test_passed_values_that_are_equal_and_not_alike(default, other):
+    """Nor is such a value taken for the default where it is passed through."""
+
+    def added(x, value=default):
+        first = value[0] if isinstance(value, tuple) else value
+        return x.astype(jnp.int32) + jnp.copysign(1, first)
+
+    function = bucket_jit(added, in_axes=("batch seq", None), config=GRID)
+    for value in (default, other):
+        function(X, default)
+        expected = jax.jit(added)(X, value)
+        assert_close(function(X, value), expected)
 
 
 @pytest.mark.parametrize("other", [3.0, 2, -2.0, np.float32(3), True])

@@ -15,7 +15,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
-_FINAL = ("trace", "check", "budget")
+_FINAL = ("trace", "lower", "check", "budget")
 
 MAX_REMEMBERED = 1024
 """Failures kept; beyond that the oldest is forgotten, and may be tried again."""
@@ -38,7 +38,7 @@ class Failure(NamedTuple):
 class Failures:
     """The failed captures of one manager.
 
-    A function that cannot be traced is not tried again for that bucket, and neither is a bucket
+    A function that cannot be traced or lowered is not tried again for that bucket, nor is a bucket
     that needs more than the whole memory budget. What failed to compile or to run may work later,
     when there is memory again: the pause before the next try doubles each time, so that a failing
     bucket cannot eat the server.

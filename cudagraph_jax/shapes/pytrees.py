@@ -108,7 +108,8 @@ def leaves_of_arguments(
 
 
 def unflatten_shapes(
-    structure: jax.tree_util.PyTreeDef, leaves: Sequence[jax.ShapeDtypeStruct]
+    structure: jax.tree_util.PyTreeDef,
+    leaves: Sequence[jax.ShapeDtypeStruct | jax.stages.ArgInfo],
 ) -> PyTree:
     """The pytree of `leaves`; with arrays in their place where a class of it takes nothing else."""
     try:
@@ -119,7 +120,8 @@ def unflatten_shapes(
 
 def _weightless(leaf: PyTree) -> PyTree:
     """An array in the place of a shape, which takes the memory of one element."""
-    if type(leaf) is not jax.ShapeDtypeStruct or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+    is_shape = type(leaf) in (jax.ShapeDtypeStruct, jax.stages.ArgInfo)
+    if not is_shape or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         return leaf
     return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 

@@ -16,6 +16,7 @@ from jax.stages import Compiled
 
 from cudagraph_jax._base.text import error_line
 from cudagraph_jax.errors import StoreError
+from cudagraph_jax.shapes.pytrees import PyTree, unflatten_shapes
 
 
 def dump(compiled: Compiled) -> bytes:
@@ -24,8 +25,10 @@ def dump(compiled: Compiled) -> bytes:
     Raises:
         StoreError: It cannot be written, or its pickle names what `load` would refuse.
     """
+    described = copy.copy(compiled)
+    described.args_info = list(map(_described, jax.tree.leaves(compiled.args_info)))
     try:
-        data: bytes = serialize_executable.serialize(compiled)[0]
+        data: bytes = serialize_executable.serialize(described)[0]
     except Exception as error:
         raise StoreError(f"JAX cannot write it: {_reason(error)}") from error
     check_pickle(data)
@@ -56,11 +59,33 @@ def load(
     check_pickle(data)
     try:
         compiled: Compiled = serialize_executable.deserialize_and_load(
-            data, inputs, outputs, backend=devices[0].platform, execution_devices=list(devices)
+            data,
+            _Inputs(inputs),
+            outputs,
+            backend=devices[0].platform,
+            execution_devices=list(devices),
         )
     except Exception as error:
         raise StoreError(f"JAX cannot load it: {_reason(error)}") from error
     return compiled
+
+
+def _described(info: PyTree) -> PyTree:
+    """What JAX knows of an argument; of an array that stands for it, its shape alone."""
+    if isinstance(info, np.ndarray):
+        return jax.ShapeDtypeStruct(info.shape, info.dtype)
+    return info
+
+
+class _Inputs:
+    """A pytree of arguments, also one whose classes refuse what JAX knows of its arrays."""
+
+    def __init__(self, structure: jax.tree_util.PyTreeDef) -> None:
+        self._structure = structure
+
+    def unflatten(self, infos: Sequence[jax.stages.ArgInfo]) -> PyTree:
+        """The pytree, of these or of arrays that stand for them."""
+        return unflatten_shapes(self._structure, infos)
 
 
 def output_leaves(compiled: Compiled) -> list[jax.ShapeDtypeStruct]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -88,7 +89,7 @@ class Lowering:
             if operation.attributes["sym_name"].value == "main"
         )
         taken = main.regions[0].blocks[0].arguments
-        return len(taken) < len(jax.tree.leaves(self.lowered.in_avals))
+        return len(taken) < len(jax.tree.leaves(self.lowered.args_info))
 
     @property
     def partitions(self) -> int:
@@ -175,6 +176,11 @@ def lower_function(
     start = clock()
     # JAX keeps an executable for as long as the function object lives: a new one for each bucket
     # is freed together with its entry (docs/xla.md, "Compiling, freeing, counting").
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    is_flat = not _takes_infos(structure, leaves)
+    if is_flat:
+        function, donate_argnums = _of_leaves(function, structure), _leaves_at(args, donate_argnums)
+        args, kwargs = leaves, {}
     fresh = _fresh(function, name)
     donated = tuple(donate_argnums)
     with stage_errors("trace", name), tracing_refusals(name):
@@ -182,10 +188,45 @@ def lower_function(
         traced = jitted.trace(*args, **kwargs)
     with stage_errors("lower", name), tracing_refusals(name):
         lowered = traced.lower()
+        if is_flat:  # what it compiles to takes the arguments in the pytree of these
+            lowered.args_info = unflatten_shapes(structure, jax.tree.leaves(lowered.args_info))
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in traced.jaxpr.out_avals]
     outputs = unflatten_shapes(lowered.out_tree, shapes)
     took_ms = (clock() - start) * 1e3
     return Lowering(lowered, outputs, name, took_ms, closed_over_bytes(traced.jaxpr))
+
+
+def _takes_infos(structure: jax.tree_util.PyTreeDef, leaves: Sequence[PyTree]) -> bool:
+    """Whether the arguments can hold what JAX puts in the place of arrays while it lowers.
+
+    That has a shape and a dtype and nothing else, which a class of the caller's may refuse.
+    """
+    infos = [
+        jax.stages.ArgInfo(jax.core.ShapedArray(leaf.shape, leaf.dtype), False) for leaf in leaves
+    ]
+    try:
+        jax.tree.unflatten(structure, infos)
+    except Exception:  # whatever the class raises; what is wrong otherwise is raised by the trace
+        return False
+    return True
+
+
+def _of_leaves(
+    function: Callable[..., PyTree], structure: jax.tree_util.PyTreeDef
+) -> Callable[..., PyTree]:
+    """`function` as one of the leaves of its arguments."""
+
+    def flat(*leaves: PyTree) -> PyTree:
+        args, kwargs = jax.tree.unflatten(structure, leaves)
+        return function(*args, **kwargs)
+
+    return flat
+
+
+def _leaves_at(args: Sequence[PyTree], places: Sequence[int]) -> list[int]:
+    """The numbers of the leaves of those arguments."""
+    ends = list(accumulate((len(jax.tree.leaves(arg)) for arg in args), initial=0))
+    return [number for place in places for number in range(ends[place], ends[place + 1])]
 
 
 class Wholes:

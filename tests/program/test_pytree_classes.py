@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, CUDAGraphWarning, bucket_jit
+from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, bucket_jit
 
 
 @jax.tree_util.register_pytree_node_class
@@ -34,13 +34,23 @@ class Checked(Boxes):
         super().__init__(corners)
 
 
+@jax.tree_util.register_pytree_node_class
+class Flat(Boxes):
+    """The same, of what has a number of dimensions."""
+
+    def __init__(self, corners):
+        assert corners.ndim == 2
+        super().__init__(corners)
+
+
 CONFIG = CUDAGraphConfig(capture_sizes=(2, 4), capture_seq_lens=(4,), warmup_iterations=1)
 CORNERS = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
-@pytest.fixture
-def boxes():
-    return Boxes
+@pytest.fixture(params=[Boxes, Flat, Checked])
+def boxes(request):
+    """Classes that refuse more and more of what JAX puts in the place of arrays."""
+    return request.param
 
 
 def grown(boxes):
@@ -100,10 +110,28 @@ def test_debug_mode(boxes):
     np.testing.assert_array_equal(function(boxes(CORNERS)).corners, CORNERS + 1)
 
 
-def test_one_that_jax_cannot_lower_either():
-    """What ahead-of-time compilation refuses runs eagerly, which is said once."""
+@pytest.mark.parametrize("fingerprint", [None, "v1"])
+def test_a_store(boxes, tmp_path, fingerprint):
+    """What was compiled for such a class is loaded for it."""
+    loaded = []
+    for _ in range(2):
+        function = bucket_jit(
+            lambda boxes, x: x * boxes.corners.sum(),
+            in_axes=(None, "batch seq"),
+            config=CONFIG,
+            store=tmp_path / "store",
+            fingerprint=fingerprint,
+        )
+        x = np.ones((3, 4), np.float32)
+        for _ in range(2):
+            np.testing.assert_array_equal(function(boxes(CORNERS), x), x * CORNERS.sum())
+        loaded.append(function.registry.load_count)
+    assert loaded == [0, 1]
+
+
+def test_another_structure_is_another_program(boxes):
+    """Classes of one shape do not answer for each other."""
     function = bucket_jit(grown, in_axes="batch _", config=CONFIG)
-    with pytest.warns(CUDAGraphWarning, match="grown runs eagerly at 4x1: cannot lower"):
-        answer = function(Checked(CORNERS))
-    np.testing.assert_array_equal(answer.corners, CORNERS + 1)
-    np.testing.assert_array_equal(function(Checked(CORNERS)).corners, CORNERS + 1)
+    others = [Boxes, Flat, Checked]
+    for kind in (boxes, *others):
+        assert type(function(kind(CORNERS))) is kind

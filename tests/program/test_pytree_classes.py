@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, bucket_jit
+from cudagraph_jax.xla.stages import lower_function
 
 
 @jax.tree_util.register_pytree_node_class
@@ -135,3 +136,22 @@ def test_another_structure_is_another_program(boxes):
     others = [Boxes, Flat, Checked]
     for kind in (boxes, *others):
         assert type(function(kind(CORNERS))) is kind
+
+
+def test_it_lowers_to_the_same(boxes):
+    """Leaves, masks and donated arguments are those of a class that takes anything."""
+
+    def scaled(x, boxes, *, mask):
+        return x + 1, boxes["a"].corners * 2, boxes["b"].corners * mask
+
+    def lowered(kind):
+        args = (np.zeros(3, np.float32), {"a": kind(CORNERS), "b": kind(CORNERS)})
+        kwargs = {"mask": jax.ShapeDtypeStruct((4,), np.bool_)}
+        lowering = lower_function(scaled, args, kwargs, name="scaled", donate_argnums=(1,))
+        assert lowering.lowered.in_tree == jax.tree.structure((args, kwargs))
+        return lowering
+
+    plain, own = lowered(Boxes), lowered(boxes)
+    assert own.text == plain.text
+    assert own.text.count("tf.aliasing_output") == 2
+    assert plain.drops_arguments is own.drops_arguments is False

@@ -148,7 +148,8 @@ def test_it_lowers_to_the_same(boxes):
         args = (np.zeros(3, np.float32), {"a": kind(CORNERS), "b": kind(CORNERS)})
         kwargs = {"mask": jax.ShapeDtypeStruct((4,), np.bool_)}
         lowering = lower_function(scaled, args, kwargs, name="scaled", donate_argnums=(1,))
-        assert lowering.lowered.in_tree == jax.tree.structure((args, kwargs))
+        taken: jax.tree_util.PyTreeDef = lowering.lowered.in_tree
+        assert taken == jax.tree.structure((args, kwargs))
         return lowering
 
     plain, own = lowered(Boxes), lowered(boxes)

@@ -36,7 +36,9 @@ from cudagraph_jax.dispatch.fallback import (
     without_memory,
 )
 from cudagraph_jax.dispatch.split import (
+    check_joined,
     delete_donated,
+    has_distinct_rows,
     joined,
     piece_route,
     piece_rows,
@@ -91,6 +93,7 @@ class Dispatcher:
         self.outcomes = Outcomes(registry.sizes)
         # What a function is known by, which does not keep it.
         self._told: dict[tuple[FunctionRef, str], object] = {}
+        self._independent: set[tuple[Variant, Bucket]] = set()
         self._is_child = False
         put_right_in_child(self)
 
@@ -386,10 +389,19 @@ class Dispatcher:
         rows = [part.sizes.batch_size for part in parts]
         with jax.transfer_guard("allow"):  # pieces are cut and joined on the host
             results = [self._run_piece(part, held[part.sizes]) for part in parts]
-            whole = joined(results, outputs, rows, sizes=call.sizes)
+            whole = joined(results, first.value, rows, sizes=call.sizes)
+            self._check_split(call, first.value, whole)
         delete_donated(call, donated)
         self.outcomes.add("split", Reason.OVERFLOW, call.sizes)
         return Reply(whole)
+
+    def _check_split(self, call: Call, entry: CUDAGraphEntry, whole: PyTree) -> None:
+        """In debug_mode: raises where rows depend on each other, until they have proved not to."""
+        config, tried = self.config, (call.variant, entry.bucket)
+        if config.debug_mode and tried not in self._independent:
+            check_joined(whole, entry, call, compare_where=config.compare_where)
+            if has_distinct_rows(call):
+                self._independent.add(tried)
 
     def _run_piece(self, call: Call, made: Cached[CUDAGraphEntry] | None) -> PyTree:
         if made is None:

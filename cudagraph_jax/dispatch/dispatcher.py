@@ -392,7 +392,8 @@ class Dispatcher:
             whole = joined(results, first.value, rows, sizes=call.sizes)
             self._check_split(call, first.value, whole)
         delete_donated(call, donated)
-        self.outcomes.add("split", Reason.OVERFLOW, call.sizes)
+        is_hit = all(made is not None and not made.is_new for made in held.values())
+        self.outcomes.add("split", Reason.OVERFLOW if is_hit else Reason.MISS, call.sizes)
         return Reply(whole)
 
     def _check_split(self, call: Call, entry: CUDAGraphEntry, whole: PyTree) -> None:

@@ -174,7 +174,11 @@ def test_pieces_are_captured_where_they_are_missing():
     assert_close(function(floats(0, 9, 2)), floats(0, 9, 2) * 2)
     assert {entry.key for entry in function.registry.entries()} == {(4, 2), (1, 2)}
     stats = stats_of(function)
-    assert (stats["calls"], stats["splits"], stats["captures"]) == (1, 1, 0)
+    assert (stats["calls"], stats["splits"], stats["captures"], stats["misses"]) == (1, 1, 0, 1)
+    assert stats["splits_by_reason"] == {"miss": 1}
+    function(floats(0, 9, 2))
+    stats = stats_of(function)
+    assert (stats["splits_by_reason"], stats["misses"]) == ({"miss": 1, "overflow": 1}, 1)
 
 
 @pytest.mark.parametrize("batch", [2, 9])
@@ -286,6 +290,9 @@ def test_a_last_piece_that_cannot_be_captured_runs_eagerly():
         assert_close(function(x), x * 2)
     stats = stats_of(function)
     assert (stats["calls"], stats["splits"], stats["pieces"]) == (1, 1, 2)
+    with no_compiles():  # but for the piece that runs eagerly, which has its shape by now
+        function(x)
+    assert stats_of(function)["splits_by_reason"] == {"miss": 2}
 
 
 @pytest.mark.parametrize("mode", [CUDAGraphMode.NONE, CUDAGraphMode.DISABLED])

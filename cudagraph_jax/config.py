@@ -84,7 +84,7 @@ class CUDAGraphConfig:
         on_overflow: What happens outside the limits: `"eager"`, `"split"` (a batch in pieces of
             the largest bucket that its other sizes allow, for functions whose rows are independent
             of each other; a row that is too large is an error), `"exact"` (compile that very
-            size), `"error"`.
+            size; an error once sealed), `"error"`.
         max_graphs: How many buckets are held; the least recently used goes first. None: no limit.
         use_memory_pool: Whether `memory_pool_size_mb` limits anything.
         memory_pool_size_mb: Budget in MiB over all that the executables keep (code, and the arrays

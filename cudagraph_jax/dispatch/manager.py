@@ -341,7 +341,7 @@ class CUDAGraphManager:
         self.close()
 
     def reset(self) -> None:
-        """Drops all buckets, counts and remembered failures; the mode stays, sealed as it may be."""
+        """Drops all buckets, counts and remembered failures; the mode stays, if sealed, too."""
         # What waits goes first, so that none of it begins between the two.
         self._capturer.reset()
         self.registry.reset()

@@ -22,7 +22,7 @@ from cudagraph_jax.program.outputs import OutputLeaf, Outputs
 from cudagraph_jax.program.padded import Padded
 from cudagraph_jax.shapes.axes import LeafAxes, Length, side
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import Array, real_index
+from cudagraph_jax.shapes.padding import Array, read_only, real_index
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments
 from cudagraph_jax.xla.shardings import dividing
 
@@ -218,7 +218,7 @@ def _join(parts: Sequence[PyTree], leaf: OutputLeaf, rows: Sequence[int], sizes:
         [np.asarray(part)[index] for part, index in zip(parts, indices, strict=True)], axis=batch
     )
     if leaf.unpad == "host":
-        return whole
+        return read_only(whole)
     placed = _placed_like(parts[0], whole)
     return Padded(placed, whole.shape) if leaf.unpad == "padded" else placed
 

@@ -56,6 +56,7 @@ from cudagraph_jax.program.call import Args, Call, Variant
 from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.settings import refuse_not_finite
 
 
 class Reply(NamedTuple):
@@ -205,10 +206,14 @@ class Dispatcher:
         """Whether a replay failed for want of memory, or of an array; counts what failed otherwise.
 
         Of an array that is gone `rescue` says which.
+
+        Raises:
+            FloatingPointError: It is what `jax.debug_nans` stops at.
         """
         if is_out_of_memory(error) or is_of_deleted(error):
             return True
         self.outcomes.add("error", Reason.RUN, route.request.sizes)
+        refuse_not_finite(error, f"{route.request.sizes} in the bucket {route.bucket}")
         return False
 
     def rescue(self, describe: Callable[[], Call], route: Route, error: BaseException) -> PyTree:
@@ -268,6 +273,7 @@ class Dispatcher:
                 if decision.is_agreed and not isinstance(error, Exception):
                     PEERS.failed(f"{call.target.name} at {call.sizes}", error)
                 refuse_deleted(call, error)
+                refuse_not_finite(error, f"{call.target.name} at {call.sizes}")
                 raise
         if served.route is not None and key is not None:
             draft.add(served.route, key=key, lead=lead)

@@ -173,27 +173,41 @@ def _other_values(value: Array, axes: LeafAxes, turn: int) -> Array:
 
     They are its own, from `turn` places later on, in their order: ids stay valid, and what is
     sorted stays so. Where they are the same everywhere they become smaller, towards 0 or, of
-    integers, 1; ones that may be a mask are a shorter one.
+    integers, 1; ones that may be a mask are a shorter one. Integers of 1 stay: no other is surely
+    valid, and of 0 a loop may not end.
     """
     if not turn or not value.size or looks_like_mask(value, axes):
         return value
     later = value
     for place, length in axes.dims:
         if length.axis != "batch":
-            size = value.shape[place]
-            later = np.take(later, np.minimum(np.arange(size) + turn, size - 1), place)
+            later = _from_later_on(later, place, turn)
     if not np.array_equal(later, value):
         return later
-    if is_binary(value) and axes.along is not None:
+    is_integer = jnp.issubdtype(value.dtype, np.integer)
+    if is_binary(value) and axes.along is not None and not is_integer:
         return _shorter_mask(value, axes, turn)
     smaller: Array = value
     if jnp.issubdtype(value.dtype, np.inexact):
         smaller = np.multiply(value, 1 - turn / _PARTS)
-    elif value.dtype != np.bool_:
+    elif is_integer:
         whole, rest = np.divmod(value.astype(np.int64), _PARTS)
         kept = whole * (_PARTS - turn) + rest * (_PARTS - turn) // _PARTS
         smaller = np.where(np.greater(value, 1), np.maximum(kept, 1), value)
     return smaller.astype(value.dtype)
+
+
+def _from_later_on(value: Array, place: int, turn: int) -> Array:
+    """What stands `turn` places later along a dimension; the same values at its end stay there.
+
+    They may be padding of the item's own, which its mask or its length says.
+    """
+    size, along = value.shape[place], np.moveaxis(value, place, 0)
+    is_last = np.reshape(np.equal(along, along[-1:]), (size, -1)).all(axis=1)
+    end = size - int(np.argmin(np.flip(is_last)))
+    places = np.arange(size)
+    moved = np.where(places < end, np.minimum(places + turn, end - 1), places)
+    return np.take(value, moved, place)
 
 
 def _shorter_mask(value: Array, axes: LeafAxes, turn: int) -> Array:

@@ -82,8 +82,9 @@ class CUDAGraphConfig:
             (block and compile), `"background"` (compile in a worker; meanwhile serve from a larger
             captured bucket, else eagerly), `"eager"`, `"error"`.
         on_overflow: What happens outside the limits: `"eager"`, `"split"` (a batch in pieces of
-            the largest bucket that its other sizes allow; a row that is too large is an error),
-            `"exact"` (compile that very size), `"error"`.
+            the largest bucket that its other sizes allow, for functions whose rows are independent
+            of each other; a row that is too large is an error), `"exact"` (compile that very
+            size; an error once sealed), `"error"`.
         max_graphs: How many buckets are held; the least recently used goes first. None: no limit.
         use_memory_pool: Whether `memory_pool_size_mb` limits anything.
         memory_pool_size_mb: Budget in MiB over all that the executables keep (code, and the arrays
@@ -98,7 +99,8 @@ class CUDAGraphConfig:
         per_layer_graphs: The specification's name for `command_buffers=PIECEWISE`.
         compiler_options: Further XLA options for every bucket; values are kept as text.
         debug_mode: At each capture compare with the eager function and prove that the padding does
-            not leak; wait for the device on every replay, so that times are device times.
+            not leak, and at the first split that rows are independent of each other; wait for the
+            device on every replay, so that times are device times.
         compare_where: What `debug_mode` and the testing kit compare: `"all"` (each element at the
             real sizes), or `"mask"` (only where the function's mask is true: see docs/testing.md).
         store: Directory of persisted executables.

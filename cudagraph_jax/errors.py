@@ -55,7 +55,7 @@ class CaptureError(CUDAGraphError, RuntimeError):
 
 
 class PaddingLeakError(CaptureError):
-    """The content of the padding changed the answer for the real rows."""
+    """What is no part of a row, padding or other rows, changed its answer (`debug_mode`)."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, stage="check")

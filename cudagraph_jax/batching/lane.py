@@ -27,7 +27,7 @@ from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket, axis_name
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
-from cudagraph_jax.xla.settings import ThreadSettings
+from cudagraph_jax.xla.settings import ThreadSettings, refuse_not_finite
 from cudagraph_jax.xla.shardings import is_foreign, is_spread
 
 _COSTS_LAST_S = 0.25
@@ -371,7 +371,11 @@ class Lane:
     ) -> PyTree:
         """The outputs of a call of one of the buckets, not waited for."""
         with entry.program.settings.applied(), jax.transfer_guard("allow"):
-            return self._begin(entry, args, {**self._call.kwargs, **masks})
+            try:
+                return self._begin(entry, args, {**self._call.kwargs, **masks})
+            except Exception as error:
+                refuse_not_finite(error, f"{self.name} in the bucket {entry.bucket}")
+                raise
 
     def answers(
         self, entry: CUDAGraphEntry, result: PyTree, rows: Sequence[Bucket]

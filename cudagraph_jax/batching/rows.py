@@ -317,9 +317,10 @@ class RowOutputs:
 
     def __init__(self, outputs: Outputs, real: Callable[[Bucket], RealOutputs]) -> None:
         self._outputs = outputs
-        self._is_one = jax.tree_util.treedef_is_leaf(outputs.structure)
+        is_leaf = jax.tree_util.treedef_is_leaf(outputs.structure)
+        self._is_one = is_leaf and not outputs.structure_follows
         for leaf in outputs.leaves:
-            _check_output(leaf, outputs)
+            _check_output(leaf)
         self._real = lru_cache(maxsize=4096)(real)
 
     def check(self, sizes: Bucket) -> None:
@@ -341,17 +342,17 @@ class RowOutputs:
             index: list[slice | int] = [*real_index]
             index[leaf.axes.batch or 0] = row
             parts.append(own_part(array, (*index, ...)))
-        return parts[0] if self._is_one else jax.tree.unflatten(self._outputs.structure, parts)
+        return parts[0] if self._is_one else jax.tree.unflatten(real.structure, parts)
 
 
-def _check_output(leaf: OutputLeaf, outputs: Outputs) -> None:
+def _check_output(leaf: OutputLeaf) -> None:
     has_rows = _has_rows([length for _, length in leaf.axes.dims])
     follows = {size for _, size in leaf.follows}
     if not leaf.comparable:
         raise ConfigError(
             f'nobody knows the rows of {leaf.name}: name its axes in out_axes, or use unpad="host"'
         )
-    if not has_rows or "batch" in follows or outputs.structure_follows:
+    if not has_rows or "batch" in follows:
         raise ConfigError(
             f"{leaf.name} has no row for each item, so that a batcher cannot hand it out: return "
             "arrays with the batch in one dimension"

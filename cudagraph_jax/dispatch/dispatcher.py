@@ -36,7 +36,9 @@ from cudagraph_jax.dispatch.fallback import (
     without_memory,
 )
 from cudagraph_jax.dispatch.split import (
+    check_joined,
     delete_donated,
+    has_distinct_rows,
     joined,
     piece_route,
     piece_rows,
@@ -54,6 +56,7 @@ from cudagraph_jax.program.call import Args, Call, Variant
 from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.settings import refuse_not_finite
 
 
 class Reply(NamedTuple):
@@ -91,6 +94,7 @@ class Dispatcher:
         self.outcomes = Outcomes(registry.sizes)
         # What a function is known by, which does not keep it.
         self._told: dict[tuple[FunctionRef, str], object] = {}
+        self._independent: set[tuple[Variant, Bucket]] = set()
         self._is_child = False
         put_right_in_child(self)
 
@@ -202,10 +206,14 @@ class Dispatcher:
         """Whether a replay failed for want of memory, or of an array; counts what failed otherwise.
 
         Of an array that is gone `rescue` says which.
+
+        Raises:
+            FloatingPointError: It is what `jax.debug_nans` stops at.
         """
         if is_out_of_memory(error) or is_of_deleted(error):
             return True
         self.outcomes.add("error", Reason.RUN, route.request.sizes)
+        refuse_not_finite(error, f"{route.request.sizes} in the bucket {route.bucket}")
         return False
 
     def rescue(self, describe: Callable[[], Call], route: Route, error: BaseException) -> PyTree:
@@ -265,6 +273,7 @@ class Dispatcher:
                 if decision.is_agreed and not isinstance(error, Exception):
                     PEERS.failed(f"{call.target.name} at {call.sizes}", error)
                 refuse_deleted(call, error)
+                refuse_not_finite(error, f"{call.target.name} at {call.sizes}")
                 raise
         if served.route is not None and key is not None:
             draft.add(served.route, key=key, lead=lead)
@@ -386,10 +395,20 @@ class Dispatcher:
         rows = [part.sizes.batch_size for part in parts]
         with jax.transfer_guard("allow"):  # pieces are cut and joined on the host
             results = [self._run_piece(part, held[part.sizes]) for part in parts]
-            whole = joined(results, outputs, rows, sizes=call.sizes)
+            whole = joined(results, first.value, rows, sizes=call.sizes)
+            self._check_split(call, first.value, whole)
         delete_donated(call, donated)
-        self.outcomes.add("split", Reason.OVERFLOW, call.sizes)
+        is_hit = all(made is not None and not made.is_new for made in held.values())
+        self.outcomes.add("split", Reason.OVERFLOW if is_hit else Reason.MISS, call.sizes)
         return Reply(whole)
+
+    def _check_split(self, call: Call, entry: CUDAGraphEntry, whole: PyTree) -> None:
+        """In debug_mode: raises where rows depend on each other, until they have proved not to."""
+        config, tried = self.config, (call.variant, entry.bucket)
+        if config.debug_mode and tried not in self._independent:
+            check_joined(whole, entry, call, compare_where=config.compare_where)
+            if has_distinct_rows(call):
+                self._independent.add(tried)
 
     def _run_piece(self, call: Call, made: Cached[CUDAGraphEntry] | None) -> PyTree:
         if made is None:

@@ -270,9 +270,13 @@ class CUDAGraphManager:
     def stats(self) -> dict[str, Any]:
         """Counts and times, in values that JSON can hold.
 
-        `hits` are replays; `misses` are captures in a request, and eager runs inside the limits.
-        `captures` counts the calls that captured their bucket, so that it is 0 where a warm-up did
-        all; `registry.capture_count` counts every capture, by whomever.
+        `calls` are hits, captures, splits, eager calls and errors, each one of these. `hits` are
+        replays; `misses` are captures in a request, split calls with a piece that was captured in
+        the request or ran eagerly, and eager runs inside the limits.
+        `captures` counts the calls that captured their bucket. Of the split calls
+        `splits_by_reason` tells those of replays alone, `"overflow"`, from those with such a piece,
+        `"miss"`. So nothing is captured in a request where `captures` and that are 0, as after a
+        warm-up; `registry.capture_count` counts every capture, by whomever.
         Times are milliseconds unless named otherwise; `waste` is the part of all elements computed
         by replays that was padding, from 0 to 1.
         """
@@ -337,7 +341,7 @@ class CUDAGraphManager:
         self.close()
 
     def reset(self) -> None:
-        """Drops all buckets, counts and remembered failures; the mode stays."""
+        """Drops all buckets, counts and remembered failures; the mode stays, if sealed, too."""
         # What waits goes first, so that none of it begins between the two.
         self._capturer.reset()
         self.registry.reset()

@@ -10,17 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cudagraph_jax.errors import InputShapeError
+from cudagraph_jax.config import CompareWhere
+from cudagraph_jax.errors import InputShapeError, PaddingLeakError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.replay_counts import Fit
 from cudagraph_jax.graphs.route import Route
+from cudagraph_jax.graphs.trial import Trial
 from cudagraph_jax.program.call import Call, is_key
 from cudagraph_jax.program.donation import copied_key
 from cudagraph_jax.program.outputs import OutputLeaf, Outputs
 from cudagraph_jax.program.padded import Padded
 from cudagraph_jax.shapes.axes import LeafAxes, Length, side
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import Array, real_index
+from cudagraph_jax.shapes.padding import Array, read_only, real_index
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments
 from cudagraph_jax.xla.shardings import dividing
 
@@ -87,7 +89,7 @@ def unjoinable(outputs: Outputs) -> InputShapeError | None:
     for leaf in outputs.leaves:
         follows = {size for _, size in leaf.follows}
         batches = [length for _, length in leaf.axes.dims if length.axis == "batch"]
-        if batches != [Length("batch")] or "batch" in follows or outputs.structure_follows:
+        if batches != [Length("batch")] or "batch" in follows:
             has = "has not one row for each of the" if batches or follows else "carries no"
             return InputShapeError(
                 f'{leaf.name} {has} batch, so on_overflow="split" cannot join it: '
@@ -111,7 +113,7 @@ def piece_route(entry: CUDAGraphEntry, piece: Call) -> Route:
 
 
 def joined(
-    results: Sequence[PyTree], outputs: Outputs, rows: Sequence[int], *, sizes: Bucket
+    results: Sequence[PyTree], entry: CUDAGraphEntry, rows: Sequence[int], *, sizes: Bucket
 ) -> PyTree:
     """The outputs of all pieces as those of one call.
 
@@ -120,16 +122,61 @@ def joined(
 
     Args:
         results: The outputs of each piece.
-        outputs: Where they carry the sizes.
+        entry: One that served a piece: where its outputs carry the sizes.
         rows: The real rows of each piece.
         sizes: Those of the whole call.
     """
+    outputs = entry.outputs
     columns = zip(*map(jax.tree.leaves, results), strict=True)
     leaves = [
         _join(column, leaf, rows, sizes)
         for column, leaf in zip(columns, outputs.leaves, strict=True)
     ]
-    return jax.tree.unflatten(outputs.structure, leaves)
+    structure = outputs.structure
+    if outputs.structure_follows:
+        structure = entry.program.real_outputs(outputs, sizes).structure
+    return jax.tree.unflatten(structure, leaves)
+
+
+def check_joined(
+    whole: PyTree, entry: CUDAGraphEntry, call: Call, *, compare_where: CompareWhere
+) -> None:
+    """Raises unless what pieces were joined to is the plain function's answer to the whole call.
+
+    Args:
+        whole: What they were joined to.
+        entry: One that served a piece.
+        call: The whole call.
+        compare_where: As for `CUDAGraphConfig`.
+
+    Raises:
+        PaddingLeakError: It is not.
+        CaptureError: The plain function does not take the whole call.
+    """
+    trial = Trial(entry, call, compare_where=compare_where)
+    real = entry.program.real_outputs(entry.outputs, call.sizes)
+    columns = zip(jax.tree.leaves(whole), entry.outputs.leaves, real.indices, strict=True)
+    found = [np.asarray(array)[index] for array, leaf, index in columns if leaf.comparable]
+    difference = trial.difference(found, trial.expected)
+    if difference is not None:
+        name, worst, _ = difference
+        raise PaddingLeakError(
+            f"{entry.program.target.name} at {call.sizes.short}, in pieces of at most "
+            f"{entry.batch_size} rows: {name}{list(worst.at)} is {worst.found}, but should be "
+            f"{worst.expected}: a row of it depends on other rows (or on what is no argument), and "
+            'on_overflow="split" needs rows that are independent of each other: set '
+            'on_overflow="exact", or add larger buckets'
+        )
+
+
+def has_distinct_rows(call: Call) -> bool:
+    """Whether any two rows of a call differ: where all agree, so does a mean of them."""
+    for leaf, axes in zip(call.leaves, call.axes, strict=True):
+        if axes.batch is not None and not is_key(leaf):
+            rows = np.moveaxis(np.asarray(leaf), axes.batch, 0)
+            if np.any(rows != rows[:1]):
+                return True
+    return False
 
 
 def was_donated(call: Call, donate_argnums: Sequence[int]) -> bool:
@@ -171,7 +218,7 @@ def _join(parts: Sequence[PyTree], leaf: OutputLeaf, rows: Sequence[int], sizes:
         [np.asarray(part)[index] for part, index in zip(parts, indices, strict=True)], axis=batch
     )
     if leaf.unpad == "host":
-        return whole
+        return read_only(whole)
     placed = _placed_like(parts[0], whole)
     return Padded(placed, whole.shape) if leaf.unpad == "padded" else placed
 

@@ -34,7 +34,7 @@ class Outcomes:
         """Counts one call.
 
         Args:
-            outcome: `"capture"`, `"eager"` or `"error"`.
+            outcome: `"capture"`, `"split"`, `"eager"` or `"error"`.
             reason: Why.
             sizes: Its sizes, where known.
         """
@@ -72,17 +72,22 @@ def manager_stats(outcomes: Outcomes, capturer: Capturer) -> dict[str, Any]:
     totals = registry.totals
     eager, errors = outcomes.by_reason("eager"), outcomes.by_reason("error")
     captures = sum(outcomes.by_reason("capture").values())
-    splits = sum(outcomes.by_reason("split").values())
+    splits = outcomes.by_reason("split")
     return {
         "enabled": mode is not CUDAGraphMode.DISABLED,
         "mode": mode.value,
         "registry": registry.stats(),
-        "calls": totals.calls + captures + splits + sum(eager.values()) + sum(errors.values()),
+        "calls": totals.calls
+        + captures
+        + sum((*splits.values(), *eager.values(), *errors.values())),
         "hits": totals.calls,
-        "misses": captures + sum(eager.get(reason, 0) for reason in _MISSED),
+        "misses": captures
+        + splits.get("miss", 0)
+        + sum(eager.get(reason, 0) for reason in _MISSED),
         "replays": {"exact": totals.exact, "padded": totals.padded, "larger": totals.larger},
         "captures": captures,
-        "splits": splits,
+        "splits": sum(splits.values()),
+        "splits_by_reason": splits,
         "pieces": totals.pieces,
         "queued": len(capturer.background),
         "recorded_again": capturer.recorded_again,

@@ -26,6 +26,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.memory import Memory
 from cudagraph_jax.xla.profile import REPLAY
+from cudagraph_jax.xla.settings import refuse_not_finite
 from cudagraph_jax.xla.stages import Executable
 
 if TYPE_CHECKING:
@@ -258,7 +259,12 @@ class CUDAGraphEntry:
                 "its entry is not compared among them: call the function itself"
             )
         args = (inputs,) if self.single_input else tuple(inputs)
-        return self.route_for(self._describe(args), fit=fit).run(args)
+        route = self.route_for(self._describe(args), fit=fit)
+        try:
+            return route.run(args)
+        except Exception as error:
+            refuse_not_finite(error, f"{self.variant.name} in the bucket {self.bucket}")
+            raise
 
     def route_for(
         self, call: Call, *, fit: Fit | None = None, outputs: Outputs | None = None

@@ -212,9 +212,9 @@ def poisonable(program: Program, call: Call, *, takes_chosen: bool = False) -> P
         if array.size and usual == ANY:
             found.data[index] = array
             continue
-        if not array.size or array.dtype == np.bool_ or _looks_like_mask(array, axes):
+        if not array.size or array.dtype == np.bool_ or looks_like_mask(array, axes):
             continue
-        (found.doubtful if _is_binary(array) else found.data)[index] = array
+        (found.doubtful if is_binary(array) else found.data)[index] = array
     return found
 
 
@@ -235,17 +235,19 @@ def poison(data: Mapping[int, Array], floating: float, *, largest: bool) -> dict
     return values
 
 
-def _looks_like_mask(array: Array, axes: LeafAxes) -> bool:
+def looks_like_mask(array: Array, axes: LeafAxes) -> bool:
+    """Whether it is ones, then zeros, along the last axis: in the order of its padding's side."""
     lengths = [(place, length) for place, length in axes.dims if length.axis != "batch"]
     if not lengths:
         return False
     place, length = lengths[-1]
     is_one = np.moveaxis(array, place, -1)[..., :: -1 if length.left else 1] == 1
     ends_in_zeros = np.all(is_one[..., :-1] | ~is_one[..., 1:])
-    return bool(_is_binary(array) and ends_in_zeros and np.any(is_one) and not np.all(is_one))
+    return bool(is_binary(array) and ends_in_zeros and np.any(is_one) and not np.all(is_one))
 
 
-def _is_binary(array: Array) -> bool:
+def is_binary(array: Array) -> bool:
+    """Whether it holds nothing but 0 and 1."""
     return array.dtype == np.bool_ or bool(np.all((array == 0) | (array == 1)))
 
 
@@ -335,7 +337,7 @@ def _as_mask(array: Array, axes: LeafAxes, carried: Sequence[str]) -> npt.NDArra
     if array.dtype != np.bool_:
         # Numbers of one axis are more often labels, and nothing but 0 may be anything.
         is_of_rows = len(sizes) < min(2, len(carried))
-        if is_of_rows or not (_is_binary(array) and np.any(array == 1)):
+        if is_of_rows or not (is_binary(array) and np.any(array == 1)):
             return None
     is_true: npt.NDArray[np.bool_] = (array != 0).reshape(sizes)
     return is_true

@@ -21,6 +21,7 @@ from cudagraph_jax.program.call import (
 )
 from cudagraph_jax.program.padded import Padded, is_padded, real_part
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.shapes.padding import read_only
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
 from cudagraph_jax.xla.settings import mesh_of
 from cudagraph_jax.xla.shardings import dividing
@@ -110,7 +111,7 @@ def _on_host(leaf: PyTree) -> PyTree:
     leaf = _as_array(leaf)
     # What is no array is the caller's as it is: text, objects, keys, which NumPy cannot hold.
     is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic) and not is_key(leaf)
-    return np.asarray(leaf) if is_array else leaf
+    return read_only(np.asarray(leaf)) if is_array else leaf
 
 
 def _as_array(leaf: PyTree) -> PyTree:

@@ -62,8 +62,8 @@ def alerts(sentences: list[str]) -> str:
 
 
 def _hit_rate(stats: Mapping[str, Any]) -> str:
-    # A call in pieces is served by captured buckets, too.
-    served = stats["hits"] + stats.get("splits", 0)
+    # A call in pieces is served by captured buckets, too, where it is no miss.
+    served = stats["hits"] + stats["splits_by_reason"].get("overflow", 0)
     return part(served / stats["calls"]) if stats["calls"] else "–"
 
 
@@ -82,6 +82,7 @@ def _waste(stats: Mapping[str, Any]) -> str:
 
 def _calls(stats: Mapping[str, Any]) -> Pairs:
     eager, errors = stats["eager_by_reason"], stats["errors_by_reason"]
+    splits = _with(stats["splits"], stats["splits_by_reason"])
     return [
         ("mode", stats["mode"] if stats["enabled"] else f"{stats['mode']} (switched off)"),
         ("calls", exact(stats["calls"])),
@@ -89,7 +90,7 @@ def _calls(stats: Mapping[str, Any]) -> Pairs:
         ("hit rate", _hit_rate(stats)),
         ("misses", exact(stats["misses"])),
         ("captures in a call", exact(stats["captures"])),
-        ("split calls", f"{exact(stats['splits'])}, in {things(stats['pieces'], 'piece')}"),
+        ("split calls", f"{splits}, in {things(stats['pieces'], 'piece')}"),
         ("eager calls", _with(stats["eager_calls"], eager)),
         ("errors", _with(sum(errors.values()), errors)),
         ("waste", _waste(stats)),

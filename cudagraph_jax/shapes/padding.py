@@ -193,3 +193,10 @@ def own_part(whole: Array, index: tuple[Any, ...]) -> Array:
     part = part.copy()
     part.flags.writeable = False
     return part
+
+
+def read_only(array: Array) -> Array:
+    """`array` as it is handed out; whoever has the array itself may write into it as before."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

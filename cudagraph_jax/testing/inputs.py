@@ -55,7 +55,8 @@ def inputs(
     NumPy arrays.
 
     Args:
-        in_axes: As for `bucket_jit`: a pytree prefix of the positional arguments.
+        in_axes: As for `bucket_jit`: a pytree prefix of the positional arguments; one string is
+            one array where there is no example, since no function says how many there are.
         pad_side: As for `bucket_jit`: on the left a `"mask"` begins with its zeros.
         example: Positional arguments of any sizes, arrays or `jax.ShapeDtypeStruct`: gives the
             pytrees, the dtypes and the other dimensions. What is passed through is given as it

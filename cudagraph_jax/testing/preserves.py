@@ -41,7 +41,8 @@ def assert_bucketing_preserves(
 
     Args:
         fn: The model: a plain function, or what `bucket_jit` made of it.
-        in_axes: As for `bucket_jit`; leave it out where `fn` is bucketed.
+        in_axes: As for `bucket_jit`; leave it out where `fn` is bucketed. Where one string stands
+            for all arguments, and there is no example, one array is drawn for each that `fn` needs.
         example: Positional arguments of any sizes, such as `(params, ids, mask)`; as for
             `cudagraph_jax.testing.inputs`, and so are the next two.
         dtypes: Other dtypes than those of the example.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -103,7 +104,7 @@ class Subject:
         config = self.config
         if inputs is None:
             inputs = drawn_inputs(
-                self.bucketed.in_axes,
+                self._in_axes if example is None else self.bucketed.in_axes,
                 pad_side=self.bucketed.pad_side,
                 example=example,
                 dtypes=dtypes,
@@ -114,6 +115,25 @@ class Subject:
         elif (example, dtypes, values) != (None, None, None):
             raise ConfigError("inputs= says what is drawn: leave out example, dtypes and values")
         return _shown(self, inputs)
+
+    @property
+    def _in_axes(self) -> PyTree:
+        """Those of the function, where one string stands for all arguments one for each.
+
+        These are the positional ones that a call needs, and that are neither masks nor given.
+        """
+        in_axes, function = self.bucketed.in_axes, self.bucketed
+        if not isinstance(in_axes, str):
+            return in_axes
+        others = {mask.name for mask in function.target.masks} | function.binder.static_argnames
+        needed = [
+            each
+            for each in inspect.signature(function).parameters.values()
+            if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+            and each.default is each.empty
+            and each.name not in others.union(self.kwargs)
+        ]
+        return (in_axes,) * max(1, len(needed))
 
     def shown(self, args: tuple[PyTree, ...]) -> Example:
         """The arguments, of which the bucketed ones are shown."""

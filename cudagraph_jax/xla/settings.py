@@ -138,3 +138,23 @@ class ThreadSettings:
                 use: Any = use_abstract_mesh if isinstance(mesh, AbstractMesh) else jax.set_mesh
                 stack.enter_context(use(mesh))
             yield
+
+
+def refuse_not_finite(error: BaseException, what: str) -> None:
+    """Raises what `jax.jit` raises where `jax.debug_nans` or `jax.debug_infs` stops a call.
+
+    Compiled functions raise another class, which JAX does not show: it is known by its name.
+
+    Args:
+        error: What a run raised.
+        what: What ran.
+
+    Raises:
+        FloatingPointError: An output is not finite.
+    """
+    if type(error).__name__ == "InternalFloatingPointError":
+        raise FloatingPointError(
+            f"an output of {what} is not finite ({', '.join(map(str, error.args))}), be it in its "
+            "padding alone: the same call under jax.disable_jit() is not padded, and names the "
+            "operation"
+        ) from error

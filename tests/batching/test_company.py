@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -83,3 +84,112 @@ def test_buckets_that_are_captured_later():
         bucketed(np.ones((4, 5), np.float32))
         with pytest.raises(PaddingLeakError, match="in the bucket 4x8"):
             batcher.submit(ROWS[0]).result()
+
+
+def centred(x, *, mask):
+    return x - jnp.where(mask, x, 0).sum(0) / jnp.maximum(mask.sum(0), 1)
+
+
+def centred_by_all(x, *, mask):
+    return x - jnp.where(mask, x, 0).sum() / mask.sum()
+
+
+def below_the_largest(x, *, mask):
+    return x - jnp.where(mask, x, -9).max(0)
+
+
+def shares(x, *, mask):
+    return jax.nn.softmax(jnp.where(mask, x, -jnp.inf), axis=0)
+
+
+@pytest.mark.parametrize("function", [centred, centred_by_all, below_the_largest, shares])
+def test_statistics_over_the_rows(function):
+    """A mean, maximum or softmax over the rows is refused, whatever the first item holds."""
+    bucketed = served(function, debug_mode=True)
+    for item in (ROWS[0], np.zeros(6), np.full(1, 3.0)):
+        with (
+            Batcher(bucketed) as batcher,
+            pytest.raises(PaddingLeakError, match="no mean, maximum or softmax go over the rows"),
+        ):
+            batcher.submit(item.astype(np.float32))
+
+
+@pytest.mark.parametrize("item", [[5, 2, 7], [4, 4, 4], [9]], ids=str)
+def test_statistics_over_the_rows_of_ids(item):
+    """Ids of the other rows are the item's own, or smaller ones, so that each is valid."""
+    most = max(item)
+
+    def off_by_the_mean(ids, *, mask):
+        values = jnp.where((ids >= 1) & (ids <= most), ids, jnp.nan) * mask
+        return values - values.sum(0) / jnp.maximum(mask.sum(0), 1)
+
+    bucketed = served(off_by_the_mean, debug_mode=True)
+    bucketed.warmup(np.ones((1, 5), np.int32), progress=False)
+    with Batcher(bucketed) as batcher, pytest.raises(PaddingLeakError) as error:
+        batcher.submit(np.array(item, np.int32))
+    assert "is nan" not in str(error.value)
+
+
+def test_statistics_over_rows_of_one_size():
+    """Where items have no length the rows differ in their values alone, and are tried as well."""
+    bucketed = bucket_jit(
+        lambda x, *, mask: x - jnp.where(mask[:, None], x, 0).sum(0) / mask.sum(),
+        in_axes="batch _",
+        mask_argname="mask",
+        config=CUDAGraphConfig(capture_sizes=(1, 4), debug_mode=True),
+    )
+    bucketed.warmup(np.ones((1, 3), np.float32), progress=False)
+    with Batcher(bucketed) as batcher, pytest.raises(PaddingLeakError, match="in company"):
+        batcher.submit(np.ones(3, np.float32))
+
+
+def test_values_at_which_a_loop_ends():
+    """No row has a 0 that is no padding of the item's own: a loop may not end there."""
+
+    def halvings(x, real, *, mask):
+        def live(n):
+            return (n != 1) & real & mask
+
+        def halved(state):
+            n, steps = state
+            return jnp.where(live(n), n // 2, n), steps + live(n)
+
+        state = (x, jnp.zeros_like(x))
+        return jax.lax.while_loop(lambda state: jnp.any(live(state[0])), halved, state)[1]
+
+    bucketed = bucket_jit(
+        halvings,
+        in_axes="batch seq",
+        mask_argname="mask",
+        config=CUDAGraphConfig(**GRID, debug_mode=True),
+    )
+    bucketed.warmup(np.ones((1, 5), np.int32), np.ones((1, 5), np.bool_), progress=False)
+    for item in ([1, 1, 1], [5, 5], [1, 9, 4], [6, 3, 0, 0]):
+        row = np.array(item, np.int32)
+        with Batcher(bucketed) as batcher:
+            found = batcher.submit(row, row != 0).result()
+        assert found.tolist() == [max(0, n.bit_length() - 1) for n in item]
+
+
+def test_items_with_masks_lengths_and_sorted_values_of_their_own():
+    """What is right for each row alone is not refused: each row's arrays are such as items have."""
+
+    def model(ids, mask, edges, length):
+        ends = jnp.clip(length[:, None], 1) - 1
+        places = jax.vmap(jnp.searchsorted)(edges, ids.astype(jnp.float32))
+        total = jnp.where(mask, places, 0).sum(1) / mask.sum(1)
+        return total + jnp.take_along_axis(ids, ends, 1)[:, 0]
+
+    bucketed = bucket_jit(
+        model,
+        in_axes=("batch seq", "batch seq", "batch _", "batch"),
+        config=CUDAGraphConfig(**GRID, debug_mode=True),
+    )
+    ids, mask = np.array([3, 1, 4, 1, 5], np.int32), np.arange(5) < 3
+    edges = np.array([0.5, 2, 4.5], np.float32)
+    items = [(ids, mask, edges, np.int32(3)), (ids[:2], np.ones(2, np.bool_), edges, np.int32(2))]
+    bucketed.warmup(*(np.stack([array]) for array in items[0]), progress=False)
+    for item in items:
+        with Batcher(bucketed) as batcher:
+            alone = model(*(np.stack([array]) for array in item))[0]
+            assert batcher.submit(*item).result() == pytest.approx(alone)

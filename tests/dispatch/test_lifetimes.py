@@ -8,6 +8,7 @@ import gc
 import weakref
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -230,3 +231,24 @@ def test_a_kept_answer_keeps_about_its_own_size():
         assert not answer.flags.writeable
         assert_close(answer, np.repeat(x[..., None] * 2, 64, axis=2))
         assert kept_bytes(answer) <= 2 * answer.nbytes
+
+
+@pytest.mark.parametrize("policy", ["eager", "split", "exact"])
+def test_all_answers_on_the_host_are_read_only(policy):
+    """So they are within the grid and outside of it, whatever the function gives."""
+    config = CUDAGraphConfig(
+        capture_sizes=(1, 4), capture_seq_lens=(8,), on_overflow=policy, warmup_iterations=0
+    )
+    own = np.zeros(3, np.float32)
+
+    def several(x):
+        constants = {} if policy == "split" else {"own": own, "number": 3.0, "scalar": np.int32(2)}
+        return {"x": x, "twice": x * 2, **constants}
+
+    function = bucket_jit(several, in_axes="batch seq", config=config)
+    for shape in ((1, 1), (3, 5), (4, 8), (9, 5)):
+        x = np.ones(shape, np.float32)
+        answers = function(x)
+        assert not any(leaf.flags.writeable for leaf in jax.tree.leaves(answers))
+        assert x.flags.writeable
+    assert own.flags.writeable

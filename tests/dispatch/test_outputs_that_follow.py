@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax import CUDAGraphConfig, InputShapeError, bucket_jit, no_compiles
+from cudagraph_jax import Batcher, CUDAGraphConfig, InputShapeError, bucket_jit, no_compiles
 from tests.helpers.warm_servers import Counted
 
 CONFIG = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), warmup_iterations=1)
@@ -167,6 +167,29 @@ def test_what_is_static_in_an_output(unpad):
             tokens, others = call(rows(shape))
             assert (tokens.length, others["rows"].length) == (shape[1], shape[0])
             np.testing.assert_allclose(tokens.values, rows(shape) * 2)
+
+
+@pytest.mark.parametrize("unpad", ["host", "device", "none", "padded"])
+def test_what_is_static_in_an_output_of_pieces_and_items(unpad):
+    """What is static is that of the whole answer to a split call, and to an item its own."""
+
+    def packed(x):
+        return Packed(x * 2, x.shape[1]), {"rows": Packed(x[:, 0], x.shape[0])}
+
+    config = dataclasses.replace(CONFIG, on_overflow="split", debug_mode=True)
+    call = bucket_jit(packed, in_axes="batch seq", unpad=unpad, config=config)
+    for shape in ((5, 5), (9, 8), (9, 3)):
+        tokens, others = call(rows(shape))
+        assert (tokens.length, others["rows"].length) == (shape[1], shape[0])
+        found = np.asarray(tokens.values)[: shape[0], : shape[1]]
+        np.testing.assert_allclose(found, rows(shape) * 2)
+    if unpad == "none":
+        return  # a batcher does not take it without out_axes
+    with Batcher(call) as batcher:
+        items = [np.ones(length, np.float32) for length in (5, 8, 3)]
+        for item, (tokens, others) in zip(items, batcher.map(items), strict=True):
+            assert (tokens.length, others["rows"].length) == (len(item), 1)
+            np.testing.assert_allclose(tokens.values, item * 2)
 
 
 def test_a_warm_function_compiles_nothing():

@@ -18,6 +18,7 @@ from cudagraph_jax import (
     CUDAGraphMode,
     CUDAGraphWarning,
     InputShapeError,
+    PaddingLeakError,
     SealedError,
     bucket_jit,
     no_compiles,
@@ -173,7 +174,11 @@ def test_pieces_are_captured_where_they_are_missing():
     assert_close(function(floats(0, 9, 2)), floats(0, 9, 2) * 2)
     assert {entry.key for entry in function.registry.entries()} == {(4, 2), (1, 2)}
     stats = stats_of(function)
-    assert (stats["calls"], stats["splits"], stats["captures"]) == (1, 1, 0)
+    assert (stats["calls"], stats["splits"], stats["captures"], stats["misses"]) == (1, 1, 0, 1)
+    assert stats["splits_by_reason"] == {"miss": 1}
+    function(floats(0, 9, 2))
+    stats = stats_of(function)
+    assert (stats["splits_by_reason"], stats["misses"]) == ({"miss": 1, "overflow": 1}, 1)
 
 
 @pytest.mark.parametrize("batch", [2, 9])
@@ -285,6 +290,9 @@ def test_a_last_piece_that_cannot_be_captured_runs_eagerly():
         assert_close(function(x), x * 2)
     stats = stats_of(function)
     assert (stats["calls"], stats["splits"], stats["pieces"]) == (1, 1, 2)
+    with no_compiles():  # but for the piece that runs eagerly, which has its shape by now
+        function(x)
+    assert stats_of(function)["splits_by_reason"] == {"miss": 2}
 
 
 @pytest.mark.parametrize("mode", [CUDAGraphMode.NONE, CUDAGraphMode.DISABLED])
@@ -403,3 +411,48 @@ def test_outputs_of_other_numbers_of_rows(function):
     """Twice the batch, or one row less, is not joined, and the error says what is wrong with it."""
     with pytest.raises(InputShapeError, match="has not one row for each of the batch"):
         split(function)(floats(0, 7, 5))
+
+
+def centred(x, *, mask):
+    return x - jnp.where(mask, x, 0).sum() / mask.sum()
+
+
+@pytest.mark.parametrize("unpad", ["host", "device", "none", "padded"])
+@pytest.mark.parametrize("function", [centred, lambda x, *, mask: jnp.cumsum(x, 0)])
+def test_rows_that_depend_on_each_other(function, unpad):
+    """In debug_mode no call is split whose rows depend on each other; within the grid it is right.
+
+    Rows that all agree prove nothing, so that the call after them is tried as well.
+    """
+    config = CUDAGraphConfig(
+        capture_sizes=(1, 4), capture_seq_lens=(8,), debug_mode=True, on_overflow="split"
+    )
+    bucketed = bucket_jit(
+        function, in_axes="batch seq", mask_argname="mask", unpad=unpad, config=config
+    )
+    x, whole = floats(0, 9, 5), np.ones((4, 5), np.bool_)
+    assert_close(np.asarray(bucketed(x[:4]))[:4, :5], function(x[:4], mask=whole), 1e-5)
+    if function is centred:
+        bucketed(np.ones((9, 5), np.float32))
+    for array in (x, jnp.asarray(x)):
+        with pytest.raises(PaddingLeakError, match=r'at \(9, 5\), in pieces.*"exact"'):
+            bucketed(array)
+    assert stats_of(bucketed)["errors_by_reason"] == {"leak": 2}
+
+
+def test_only_the_first_split_is_compared():
+    """In debug_mode rows have to prove once at each bucket that they are independent."""
+    runs = []
+
+    def noted(x):
+        if not isinstance(x, jax.core.Tracer):
+            runs.append(x.shape[0])
+        return x * 2
+
+    config = dataclasses.replace(SPLIT, debug_mode=True)
+    function = split(noted, config=config, donate_argnums=0)
+    for seed, batch in enumerate((9, 10, 11)):
+        x = floats(seed, batch, 5)
+        assert_close(function(jnp.asarray(x)), x * 2)
+    assert 9 in runs
+    assert 11 not in runs

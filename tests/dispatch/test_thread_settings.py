@@ -1,5 +1,6 @@
 """Settings of JAX that a thread may have for itself: part of a program, as in `jax.jit`'s key."""
 
+import dataclasses
 import threading
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, bucket_jit
+from cudagraph_jax import Batcher, CUDAGraphConfig, CUDAGraphManager, bucket_jit
 
 CONFIG = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), warmup_iterations=1)
 LARGE = 2**40 + 1
@@ -132,3 +133,38 @@ def test_threads_with_settings_of_their_own():
         assert not thread.is_alive()
     assert not wrong
     assert function.registry.num_graphs == 2
+
+
+@pytest.mark.parametrize("policy", ["split", "exact"])
+def test_what_is_not_finite_stops_a_call(policy):
+    """Under `jax.debug_nans` a capture, a hit, a split and an entry raise as `jax.jit` does."""
+    config = dataclasses.replace(CONFIG, on_overflow=policy)
+    function = bucket_jit(lambda x: 2 * jnp.log(x), in_axes="batch seq", config=config)
+    calls = [np.full(shape, -1, np.float32) for shape in ((2, 4), (2, 4), (2, 4), (9, 4))]
+    with jax.debug_nans(True):
+        for x in calls:
+            with pytest.raises(FloatingPointError, match=r"not finite .*nan.*disable_jit"):
+                function(x)
+        (entry, *_) = function.registry.entries()
+        with pytest.raises(FloatingPointError, match="in the bucket"):
+            entry.replay((calls[0],))
+        with jax.disable_jit(), pytest.raises(FloatingPointError, match="in log"):
+            function(calls[0])
+        assert not np.any(function(-calls[0]))
+    assert np.all(np.isnan(function(calls[0])))
+    assert sum(function.stats()["errors_by_reason"].values()) == 5
+
+
+def test_what_is_not_finite_in_a_batcher():
+    """An item whose answer is not finite fails with `FloatingPointError`, and no other does."""
+    function = bucket_jit(lambda x: 2 * jnp.log(x), in_axes="batch seq", config=CONFIG)
+    function.warmup(np.ones((2, 4), np.float32), progress=False)
+    jax.config.update("jax_debug_nans", True)  # of all threads
+    try:
+        with Batcher(function) as batcher:
+            good, bad = (batcher.submit(np.full(3, sign, np.float32)) for sign in (1, -1))
+            with pytest.raises(FloatingPointError, match="in the bucket"):
+                bad.result()
+            assert not np.any(good.result())
+    finally:
+        jax.config.update("jax_debug_nans", False)

@@ -72,6 +72,7 @@ def manager_stats(*graphs: dict, **more: Any) -> dict[str, Any]:
         "replays": {"exact": hits, "padded": 0, "larger": 0},
         "captures": 0,
         "splits": 0,
+        "splits_by_reason": {},
         "pieces": 0,
         "queued": 0,
         "recorded_again": 0,

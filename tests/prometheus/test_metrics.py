@@ -80,7 +80,7 @@ def test_pieces_failures_and_evictions(registry):
     with pytest.warns(UserWarning, match="runs eagerly"):
         failing(floats(0, 2))
     found = samples_of(registry)
-    assert found["calls_total split overflow"] == 1
+    assert found["calls_total split miss"] == 1
     assert found["calls_total eager failed"] == 1
     assert found["replays_total piece"] == 2
     assert (found["evictions_total"], found["graphs"], found["failed_buckets"]) == (1, 1, 1)

@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 
 from cudagraph_jax import CUDAGraphConfig, GraphStore, InputShapeError, bucket_jit
 from cudagraph_jax.errors import CaptureError, ConfigError
-from cudagraph_jax.testing import assert_bucketing_preserves, sizes
+from cudagraph_jax.testing import (
+    assert_batching_preserves,
+    assert_bucketing_preserves,
+    assert_padding_does_not_leak,
+    sizes,
+)
 from tests.helpers.examples import as_a_whole, examples
 from tests.helpers.mistakes import FURTHER, PLANTED, SOUND, X, elementwise, mean_of_tokens
 
@@ -317,3 +322,37 @@ def test_what_is_missing():
         assert_bucketing_preserves(elementwise)
     with pytest.raises(ConfigError, match="give example="):
         assert_bucketing_preserves(lambda params, x: x, in_axes=(None, X))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [assert_bucketing_preserves, assert_padding_does_not_leak, assert_batching_preserves],
+    ids=lambda check: check.__name__,
+)
+def test_one_string_stands_for_all_arguments(check):
+    """One array is drawn for each argument that a call needs: no mask, and none with a default."""
+
+    def scaled(x, m, by=2.0, *, mask=None, plus=1.0):
+        assert m.dtype == np.bool_
+        return x * m * by + plus
+
+    options: dict[str, Any] = {
+        "in_axes": "batch seq",
+        "config": CONFIG,
+        "settings": examples(4, thorough=40),
+    }
+    check(scaled, dtypes=(None, "bool"), mask_argname="mask", **options)
+    check(lambda x, y, /: x * y, **options)
+    check(lambda *arrays: arrays[0] * 2, **options)
+
+
+def test_one_string_and_what_is_given_by_name():
+    """What keyword arguments give, and what is static, is not drawn."""
+    assert_bucketing_preserves(
+        lambda x, w, times: x * w * times,
+        in_axes="batch seq",
+        static_argnames="times",
+        kwargs={"w": np.float32(2), "times": 3},
+        config=CONFIG,
+        settings=examples(4, thorough=40),
+    )

@@ -154,7 +154,13 @@ class Peers:
         )
 
     def agree_on_call(
-        self, call: Call, *, decision: str, refused: Exception | None, config: CUDAGraphConfig
+        self,
+        call: Call,
+        *,
+        decision: str,
+        refused: Exception | None,
+        config: CUDAGraphConfig,
+        what: str = "a call",
     ) -> None:
         """Has all processes agree to one call, which spans them.
 
@@ -163,6 +169,7 @@ class Peers:
             decision: What this process is about to do.
             refused: Why it does not do so.
             config: How long to wait.
+            what: What is done with it.
 
         Raises:
             DistributedError: They do not agree, or process 0 decides.
@@ -178,7 +185,7 @@ class Peers:
             except Exception as error:  # of an array that is deleted
                 refused = error
         wait_s = config.process_timeout_s
-        self.compare(f"a call of {call.target.name}", facts, timeout_s=wait_s, refused=refused)
+        self.compare(f"{what} of {call.target.name}", facts, timeout_s=wait_s, refused=refused)
 
     def tell_of_input(
         self,
@@ -206,6 +213,19 @@ class Peers:
             return
         if is_shared or any(is_foreign(placement(leaf)) for leaf in jax.tree.leaves(arguments)):
             self.compare(what, {}, timeout_s=timeout_s, refused=error)
+
+    @contextmanager
+    def refusing_input(self, what: str, arguments: PyTree, *, timeout_s: float) -> Iterator[None]:
+        """Has `tell_of_input` told of what is raised in the block.
+
+        Raises:
+            DistributedError: The others do not refuse theirs, too.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self.tell_of_input(what, arguments, error, timeout_s=timeout_s)
+            raise
 
     @contextmanager
     def agreeing_on_warmup(

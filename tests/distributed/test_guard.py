@@ -70,6 +70,9 @@ def job():
         ("padding led", "pad_values is"),
         ("side in a call", "axes is"),
         ("side led", "pad_side is"),
+        ("padded sizes", "sizes is 3x5 on process 0 and 4x5 on process 1"),
+        ("padded data", "data is"),
+        ("padded badly alone", "outcome is ready on process 0 and InputShapeError: ids"),
     ],
 )
 def test_misuse_is_refused_everywhere(job, name, words):
@@ -115,7 +118,7 @@ def test_the_job_goes_on(job):
             "captured when asked for",
             "in pieces",
         )
-        for name in (*right, "of its own size", "spread", "a last call"):
+        for name in (*right, "of its own size", "spread", "padded ahead", "a last call"):
             assert said[name] is True
         assert said["left on the device"]
 

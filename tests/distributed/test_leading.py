@@ -48,6 +48,7 @@ def test_a_bucket_that_is_not_captured(job):
         ("bad input", "InputShapeError", "ids"),
         ("bad dtype", "InputShapeError", "float64"),
         ("too large", "DistributedError", "has no bucket and would run eagerly"),
+        ("padded by itself", "DistributedError", "call what lead gave"),
         ("itself", "DistributedError", "call what lead gave"),
         ("update", "DistributedError", "is led with what it passes through"),
         ("after", "DistributedError", "lead it again"),

@@ -33,7 +33,7 @@ def mean(weights, ids, *, mask):
 def made(function: Callable[..., Any] = mean, *, name: str = "embed", **options: Any) -> Any:
     """A bucketed function of several processes."""
     given = {"capture_sizes": (1, 4), "capture_seq_lens": (4, 8), "warmup_iterations": 1}
-    names = ("unpad", "store", "fingerprint", "pad_values", "pad_side")
+    names = ("unpad", "store", "fingerprint", "pad_values", "pad_side", "in_shardings")
     others = {key: options.pop(key) for key in names if key in options}
     config = cg.CUDAGraphConfig(**{**given, "process_timeout_s": 20, **options})
     return cg.bucket_jit(

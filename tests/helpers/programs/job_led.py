@@ -58,6 +58,7 @@ def leading(embed):
         say_error("bad input", lambda: led(np.ones((2, 3, 4), np.int32)))
         say_error("bad dtype", lambda: led(np.ones((2, 3))))
         say_error("too large", lambda: led(ids(9, 9)))
+        say_error("padded by itself", lambda: embed.pad(WEIGHTS, ids(1, 1)))
         say_error("itself", lambda: embed(WEIGHTS, ids(1, 1)))
         with cg.Batcher(led) as batcher:
             items = [ids(1, 1 + seed % 8, seed)[0] for seed in range(30)]

@@ -213,6 +213,16 @@ def spreading():
     say_error("spread batcher", lambda: cg.Batcher(spread).submit(rows[0]))
 
 
+def padding():
+    """Arguments that are prepared ahead, and go to the devices of both processes."""
+    cut = made(name="ahead", capture_sizes=(4, 8), in_shardings=(SPREAD, SPREAD))
+    cut.warmup(WEIGHTS, ids(1, 3), progress=False)
+    say("padded ahead", is_right(cut(*cut.pad(WEIGHTS, ids(3, 5))), ids(3, 5)))
+    say_error("padded sizes", lambda: cut.pad(WEIGHTS, ids(3 + INDEX, 5)))
+    say_error("padded data", lambda: cut.pad(WEIGHTS, ids(3, 5, INDEX)))
+    say_error("padded badly alone", lambda: cut.pad(WEIGHTS, [ids(3, 5), ids(3, 5)[0]][INDEX]))
+
+
 def alone():
     """A function of this process's own arrays is nobody else's business."""
     own = made(local_mean, name="own", on_miss="background")
@@ -246,6 +256,7 @@ deciding(embed)
 refusing(embed)
 declaring()
 spreading()
+padding()
 alone()
 say("a last call", is_right(embed(WEIGHTS, ids(4, 8)), ids(4, 8)))
 absent()

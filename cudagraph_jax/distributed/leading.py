@@ -27,7 +27,7 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.arguments import ArgumentPlaces
-from cudagraph_jax.program.call import Args, Call, is_key, is_weak
+from cudagraph_jax.program.call import Args, Call, has_tracers, is_key, is_weak
 from cudagraph_jax.program.fingerprint import digest_of
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array
@@ -69,20 +69,33 @@ class Led:
     def __repr__(self) -> str:
         return one_line(f"Led({self.function.called}, {1 + len(self._links)} processes)")
 
-    def __call__(self, *arrays: PyTree) -> PyTree:
+    def __call__(self, *arrays: PyTree, **keywords: PyTree) -> PyTree:
         """The function's outputs, as the function hands them out.
 
         Args:
             *arrays: Its positional arguments but for those that are passed through: NumPy arrays,
                 numbers, arrays of JAX that this process can read, or built-in containers of them.
+                Those that have a default may be left out at the end.
+            **keywords: None: nothing is told by keyword.
 
         Raises:
-            InputShapeError: They do not fit.
+            InputShapeError: They do not fit, one is given by keyword, or a transformation of JAX is
+                under way.
             DistributedError: A process failed, is gone, silent or late, now or before; or the call
                 would not be served by a bucket, captured or to be captured.
             CUDAGraphError: What the policies turn into an error.
         """
         use_jax()
+        if keywords:
+            raise InputShapeError(
+                f"{self.function.called} is led, and got {', '.join(keywords)} by keyword: give "
+                "its arguments by position, without those that are passed through"
+            )
+        if has_tracers(arrays):
+            raise InputShapeError(
+                f"{self.function.called} is led, so it cannot be traced by jax.jit, jax.vmap or "
+                "jax.grad: call it with arrays, or transform the plain function"
+            )
         return self._turns.do(partial(self._call, arrays))
 
     def begin_rows(
@@ -310,8 +323,9 @@ class _Calls:
             if decision.mode is CUDAGraphMode.CAPTURE and not decision.piece_rows:
                 return self._capture(call, decision)
             route = self._decided(call, decision)
-            if key is not None and not decision.is_passing:
+            if key is not None and not decision.is_passing and _is_written_out(call, args):
                 draft.add(route, key=key)
+            return _Plan(route.bucket, partial(route.run, call.args, call.kwargs))
         return _Plan(route.bucket, partial(route.run, args))
 
     def obey(self, head: Mapping[str, Any], own: PyTree) -> PyTree:
@@ -326,8 +340,9 @@ class _Calls:
         if route is None or route.bucket != bucket:
             call = self._function.describe(*args)
             route = self._entry(call, bucket).route_for(call)
-            if key is not None:
+            if key is not None and _is_written_out(call, args):
                 draft.add(route, key=key)
+            return route.run(call.args, call.kwargs)
         return route.run(args)
 
     def _arguments(self, own: Args) -> Args:
@@ -514,6 +529,11 @@ def _on_host(leaf: PyTree) -> PyTree:
         )
     # A number whose dtype gives way to that of others is one of Python's, on all processes.
     return leaf.item() if is_weak(leaf) and not leaf.ndim else np.asarray(leaf)
+
+
+def _is_written_out(call: Call, args: Args) -> bool:
+    """Whether a call takes just these: no default is filled in, and none of them is static."""
+    return len(call.args) == len(args) and not call.kwargs
 
 
 def _key(own: PyTree) -> object:

@@ -17,7 +17,7 @@ from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.text import error_line, one_line
 from cudagraph_jax.capture.cache_key import structure_to_json, tree_from_json
-from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS, function_facts, hash_of
+from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS, function_facts, hash_of, proof_refusal
 from cudagraph_jax.dispatch.decision import Decision
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.distributed.link import Link, Message, encoded, knock, open_door
@@ -377,6 +377,11 @@ class _Calls:
         assert bucket is not None  # or this is not what was decided
         # A mistake in the function is said to the caller alone.
         manager.dispatcher.capturer.program_of(call).evaluate(bucket)
+        try:
+            PEERS.refuse_eviction(call, bucket, manager.registry.entries(), manager.config)
+        except DistributedError:
+            manager.dispatcher.outcomes.add("error", decision.reason, call.sizes)
+            raise
 
         def run() -> PyTree:
             entry = self._entry(call, bucket)
@@ -404,7 +409,7 @@ def _checked(function: Function, passed: Args, timeout_s: float | None, *, leads
 
     Raises:
         ConfigError: One is not.
-        DistributedError: It is another process that does this.
+        DistributedError: It is another process that does this, or `debug_mode` is on.
     """
     if not isinstance(function, BucketedFunction):
         raise ConfigError(f"function={function!r:.80} is not what bucket_jit makes: decorate it")
@@ -415,6 +420,8 @@ def _checked(function: Function, passed: Args, timeout_s: float | None, *, leads
             f"in_axes={function.in_axes!r} says, but {len(passed)} were given: give those beside "
             "the function"
         )
+    if jax.process_count() > 1 and (refused := proof_refusal(function.manager.config)):
+        raise refused
     if timeout_s is None:
         timeout_s = function.manager.config.process_timeout_s
     wait_s = waiting_time("timeout_s", timeout_s)

@@ -90,6 +90,7 @@ def test_misuse_is_refused_everywhere(job, name, words):
     [
         ("outside alike", "BucketOverflowError", "batch=9"),
         ("bad input alike", "InputShapeError", "float64"),
+        ("debug_mode led", "DistributedError", "prove the padding in one process"),
         ("trace alike", "CaptureError", "ValueError: nowhere"),
     ],
 )

@@ -154,6 +154,7 @@ def declaring():
     for name, function in declared:
         say_error(f"{name} in a call", partial(function, WEIGHTS, ids(3, 5)))
         say_error(f"{name} led", partial(led, function))
+    say_error("debug_mode led", partial(led, made(debug_mode=True)))
     function = declared[1][1]
     say_error("both lead", distributed.lead(function, WEIGHTS).__enter__)
     say_error("nothing passed", partial(led, function, [(WEIGHTS,), ()][INDEX]))

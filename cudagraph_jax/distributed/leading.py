@@ -33,6 +33,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.coordinator import RESTART
+from cudagraph_jax.xla.shardings import is_readable
 
 _UNKNOWN_S = 60.0
 """How long to wait for the others where the arguments do not say."""
@@ -529,7 +530,7 @@ def _on_host(leaf: PyTree) -> PyTree:
         return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
     if not isinstance(leaf, jax.Array) or is_key(leaf):
         return leaf
-    if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+    if not is_readable(leaf):
         raise InputShapeError(
             f"{leaf.aval} lies on the devices of several processes, but what is led is told by "
             "process 0 alone: give what it can read, or pass it through (None in in_axes)"

@@ -90,6 +90,12 @@ def test_misuse_is_refused_everywhere(job, name, words):
     [
         ("outside alike", "BucketOverflowError", "batch=9"),
         ("bad input alike", "InputShapeError", "float64"),
+        ("chained to another place", "InputShapeError", "but it lies on other devices, or is cut"),
+        ("chained to another grid", "InputShapeError", "and the bucket takes [4, 16, 8]"),
+        ("to be padded", "InputShapeError", "but it is [4, 5], and the bucket takes [4, 8]"),
+        ("to be padded ahead", "InputShapeError", "but it is [4, 5], and the bucket takes [4, 8]"),
+        ("parameters elsewhere", "InputShapeError", "weights lies on NamedSharding"),
+        ("warmed up with them", "InputShapeError", "weights lies on NamedSharding"),
         ("debug_mode led", "DistributedError", "prove the padding in one process"),
         ("trace alike", "CaptureError", "ValueError: nowhere"),
     ],
@@ -119,7 +125,15 @@ def test_the_job_goes_on(job):
             "captured when asked for",
             "in pieces",
         )
-        for name in (*right, "of its own size", "spread", "padded ahead", "a last call"):
+        for name in (
+            *right,
+            "of its own size",
+            "spread",
+            "padded ahead",
+            "chained",
+            "taken as it is",
+            "a last call",
+        ):
             assert said[name] is True
         assert said["left on the device"]
 

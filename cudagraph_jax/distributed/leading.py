@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import keystr
 
 from cudagraph_jax._base.checks import waiting_time
 from cudagraph_jax._base.copies import belongs_to_process
@@ -27,13 +28,13 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.arguments import ArgumentPlaces
-from cudagraph_jax.program.call import Args, Call, has_tracers, is_key, is_weak
+from cudagraph_jax.program.call import Args, Call, has_tracers, is_key, is_weak, placement
 from cudagraph_jax.program.fingerprint import digest_of
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.coordinator import RESTART
-from cudagraph_jax.xla.shardings import is_readable
+from cudagraph_jax.xla.shardings import is_foreign, is_readable
 
 _UNKNOWN_S = 60.0
 """How long to wait for the others where the arguments do not say."""
@@ -487,9 +488,24 @@ def _facts(function: Function, passed: Args, timeout_s: float) -> dict[str, str]
         "donate_argnums": str(binder.donate_argnums),
         "mode": function.manager.mode.name,
         "captured": f"{len(captured)} buckets, {hash_of(sorted(captured))}",
-        "parameters": digest_of(jax.tree.leaves(passed)),
+        **_parameters(passed),
         "timeout_s": str(timeout_s),  # the pulse of one goes by its own
     }
+
+
+def _parameters(passed: Args) -> dict[str, str]:
+    """What each leaf of what is passed through is, by the way to it; and a hash of all of them.
+
+    An array that lies on this process's own devices is on others elsewhere.
+    """
+    facts: dict[str, str] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(passed)[0]:
+        kind = getattr(leaf, "dtype", type(leaf).__name__)
+        sharding = placement(leaf)
+        place = f", {getattr(sharding, 'spec', sharding)}" if is_foreign(sharding) else ""
+        name = f"parameter {keystr(path)}"
+        facts[name] = f"{kind}{list(np.shape(leaf))}{place}, {digest_of([leaf])}"
+    return facts | {"parameters": hash_of([f"{name} {fact}" for name, fact in facts.items()])}
 
 
 def _told(tree: PyTree) -> Tree:

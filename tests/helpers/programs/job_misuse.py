@@ -155,6 +155,10 @@ def declaring():
     for name, function in declared:
         say_error(f"{name} in a call", partial(function, WEIGHTS, ids(3, 5)))
         say_error(f"{name} led", partial(led, function))
+    for name, array in (("value", TABLE + INDEX), ("dtype", [TABLE, TABLE.astype(int)][INDEX])):
+        say_error(f"{name} of a parameter", partial(led, made(), ({"a": TABLE, "b": array},)))
+    places = [WHOLE, SPREAD]
+    say_error("place of a parameter", partial(led, made(), (placed(TABLE, places[INDEX]),)))
     say_error("debug_mode led", partial(led, made(debug_mode=True)))
     function = declared[1][1]
     say_error("both lead", distributed.lead(function, WEIGHTS).__enter__)

@@ -139,15 +139,7 @@ def _on_host(leaf: PyTree) -> PyTree:
 def pads_for(
     program: Program, leaves: Sequence[object], homes: Homes, *, sizes: Bucket, bucket: Bucket
 ) -> Pads:
-    """What a request with leaves like these needs padded.
-
-    Raises:
-        InputShapeError: An argument cannot come to where the program takes it.
-    """
-    if homes.are_several:
-        names = partial(_names, program)
-        refuse_passed_elsewhere(leaves, program.axes, homes.leaves, names)
-        _refuse_unreadable(leaves, program.axes, program.pad_values, homes.leaves, bucket, names)
+    """What a request with leaves like these needs padded."""
     arrays: list[tuple[int, Pad]] = []
     trees: list[tuple[int, tuple[Pad | None, ...]]] = []
 
@@ -190,6 +182,21 @@ def pads_for(
 def _names(program: Program) -> Sequence[str]:
     example = program.example
     return argument_leaf_names(program.argument_names, example.args, example.kwargs)
+
+
+def refuse_misplaced(
+    program: Program, leaves: Sequence[object], homes: Homes, bucket: Bucket
+) -> None:
+    """Raises where an argument cannot come to where a bucket takes it.
+
+    Raises:
+        InputShapeError: One cannot; the message names it.
+    """
+    if not homes.are_several:
+        return
+    names = partial(_names, program)
+    refuse_passed_elsewhere(leaves, program.axes, homes.leaves, names)
+    _refuse_unreadable(leaves, program.axes, program.pad_values, homes.leaves, bucket, names)
 
 
 def refuse_passed_elsewhere(

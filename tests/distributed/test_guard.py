@@ -21,6 +21,7 @@ def job():
     for process in ended:
         assert process.status == 0, process.stderr
         assert process.said["end"]
+        assert "Exception ignored" not in process.stderr
         assert process.said["devices"] == 4
     return [process.said for process in ended]
 

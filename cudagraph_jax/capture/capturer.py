@@ -6,8 +6,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
@@ -20,7 +19,6 @@ from cudagraph_jax._base.lru import Cached
 from cudagraph_jax._base.text import error_text
 from cudagraph_jax._base.worker import Background, is_wanted
 from cudagraph_jax.capture.failures import Failures
-from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError
@@ -33,7 +31,6 @@ from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.program.single_input import check_outputs
 from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.memory import free_bytes
 from cudagraph_jax.xla.settings import ThreadSettings
 
@@ -95,20 +92,6 @@ class Capturer:
         # A function that goes with its manager leaves what it knows of hot buckets.
         if (upkeep := getattr(self, "upkeep", None)) is not None and not sys.is_finalizing():
             upkeep.end()
-
-    @contextmanager
-    def refusing_input(self, name: str, arguments: PyTree) -> Iterator[None]:
-        """Tells the processes that a warm-up spans of an example that is refused here.
-
-        Raises:
-            DistributedError: They do not refuse theirs, too.
-        """
-        try:
-            yield
-        except BaseException as error:
-            wait_s = CAPTURES_TAKE * self.registry.config.process_timeout_s
-            PEERS.tell_of_input(f"the warm-up of {name}", arguments, error, timeout_s=wait_s)
-            raise
 
     def program_of(self, call: Call) -> Program:
         """The one program of the call's variant, for as long as anybody holds it.

@@ -25,6 +25,7 @@ from cudagraph_jax.program.fingerprint import Source, digest_of
 from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.padded import Padded
 from cudagraph_jax.program.program import CompileRequest
+from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.version import __version__
 from cudagraph_jax.xla.coordinator import RESTART, Coordinator
@@ -154,7 +155,13 @@ class Peers:
         )
 
     def agree_on_call(
-        self, call: Call, *, decision: str, refused: Exception | None, config: CUDAGraphConfig
+        self,
+        call: Call,
+        *,
+        decision: str,
+        refused: Exception | None,
+        config: CUDAGraphConfig,
+        what: str = "a call",
     ) -> None:
         """Has all processes agree to one call, which spans them.
 
@@ -163,6 +170,7 @@ class Peers:
             decision: What this process is about to do.
             refused: Why it does not do so.
             config: How long to wait.
+            what: What is done with it.
 
         Raises:
             DistributedError: They do not agree, or process 0 decides.
@@ -178,7 +186,7 @@ class Peers:
             except Exception as error:  # of an array that is deleted
                 refused = error
         wait_s = config.process_timeout_s
-        self.compare(f"a call of {call.target.name}", facts, timeout_s=wait_s, refused=refused)
+        self.compare(f"{what} of {call.target.name}", facts, timeout_s=wait_s, refused=refused)
 
     def tell_of_input(
         self,
@@ -206,6 +214,19 @@ class Peers:
             return
         if is_shared or any(is_foreign(placement(leaf)) for leaf in jax.tree.leaves(arguments)):
             self.compare(what, {}, timeout_s=timeout_s, refused=error)
+
+    @contextmanager
+    def refusing_input(self, what: str, arguments: PyTree, *, timeout_s: float) -> Iterator[None]:
+        """Has `tell_of_input` told of what is raised in the block.
+
+        Raises:
+            DistributedError: The others do not refuse theirs, too.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self.tell_of_input(what, arguments, error, timeout_s=timeout_s)
+            raise
 
     @contextmanager
     def agreeing_on_warmup(
@@ -309,11 +330,39 @@ class Peers:
                 f"the capture of {request}",
                 facts,
                 timeout_s=CAPTURES_TAKE * config.process_timeout_s,
-                refused=_unreadable(request, outputs, executable) or _proof(config) or refused,
+                refused=_unreadable(request, outputs, executable)
+                or proof_refusal(config)
+                or refused,
             )
         elif refused is not None:
             raise refused
         return is_shared
+
+    def refuse_eviction(
+        self, call: Call, bucket: Bucket, held: Sequence[CUDAGraphEntry], config: CUDAGraphConfig
+    ) -> None:
+        """Raises where there is no place for the bucket of a call, as far as it is known before.
+
+        Raises:
+            DistributedError: Another one would have to leave, and processes share any of them.
+        """
+        is_shared = spans_processes(call.variant.leaves)
+        what = f"{call.target.name} {bucket}"
+        refused = _eviction(what, None, held, is_shared=is_shared, config=config)
+        if refused is not None:
+            raise refused
+
+    def refuse_dropping(self, held: Sequence[CUDAGraphEntry]) -> None:
+        """Raises where one process would drop what process 0 decides by, or runs elsewhere.
+
+        Raises:
+            DistributedError: Processes share a captured bucket, and a function is led.
+        """
+        if self.led is not None and any(entry.is_shared for entry in held):
+            raise DistributedError(
+                f"process 0 leads {self.led}, and goes by what all processes have captured: leave "
+                "the block of lead, so that follow returns, before captured buckets are dropped"
+            )
 
     def run_together(self, entry: CUDAGraphEntry, run: Run, *, timeout_s: float) -> None:
         """Runs an entry on all processes that share it; where it fails on one, it does on all.
@@ -431,8 +480,8 @@ def function_facts(
 
 
 def _eviction(
-    request: CompileRequest,
-    executable: Executable,
+    what: object,
+    executable: Executable | None,
     held: Sequence[CUDAGraphEntry],
     *,
     is_shared: bool,
@@ -440,19 +489,20 @@ def _eviction(
 ) -> DistributedError | None:
     """What is raised where a new entry would have one leave, and processes share any of them.
 
-    Which one was used last each process knows for itself.
+    Which one was used last each process knows for itself. What the new one needs is not known where
+    it is not compiled yet (`executable` is None).
     """
     if not held or not (is_shared or any(other.is_shared for other in held)):
         return None
     budget = config.memory_budget_bytes
     over = [f"max_graphs={config.max_graphs}"] * (len(held) >= (config.max_graphs or 1 << 62))
-    memories = [*(other.memory for other in held), executable.memory]
+    memories = [made.memory for made in (*held, executable) if made is not None]
     if budget is not None and pool_bytes(memories) > budget:
         over.append(f"memory_pool_size_mb={config.memory_pool_size_mb}")
     if not over:
         return None
     return DistributedError(
-        f"{request} would have a captured bucket leave ({over[0]}), which may be another one on "
+        f"{what} would have a captured bucket leave ({over[0]}), which may be another one on "
         "another process: raise that, or give fewer capture_sizes and capture_seq_lens"
     )
 
@@ -473,7 +523,7 @@ def _unreadable(
     return None
 
 
-def _proof(config: CUDAGraphConfig) -> DistributedError | None:
+def proof_refusal(config: CUDAGraphConfig) -> DistributedError | None:
     """What is raised where a bucket would be compared with the plain function's answer."""
     if not config.debug_mode:
         return None

@@ -17,6 +17,7 @@ from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.lru import Cached, Errors, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
 from cudagraph_jax.capture.build import Builder, shelf_of
+from cudagraph_jax.capture.peers import PEERS
 from cudagraph_jax.config import CUDAGraphConfig, checked_config
 from cudagraph_jax.errors import CaptureError, ConfigError, CUDAGraphError, CUDAGraphWarning
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
@@ -395,7 +396,11 @@ class CUDAGraphRegistry:
         """Drops the entries of exactly this size; whether there were any.
 
         A request that is under way keeps its executable until it is done.
+
+        Raises:
+            DistributedError: Several processes share captured buckets, and process 0 leads.
         """
+        PEERS.refuse_dropping(self.entries())
         for entry in (entries := self.at(Bucket(batch_size, seq_len), variant=variant)):
             self.discard(entry.bucket, entry.variant)
         return bool(entries)
@@ -458,12 +463,22 @@ class CUDAGraphRegistry:
         )
 
     def clear(self) -> None:
-        """Drops all entries, and does not keep those that are being captured."""
+        """Drops all entries, and does not keep those that are being captured.
+
+        Raises:
+            DistributedError: Several processes share captured buckets, and process 0 leads.
+        """
+        PEERS.refuse_dropping(self.entries())
         self._entries.clear()
         self.changed()
 
     def reset(self) -> None:
-        """Drops all entries and starts all counts from zero."""
+        """Drops all entries and starts all counts from zero.
+
+        Raises:
+            DistributedError: Several processes share captured buckets, and process 0 leads.
+        """
+        PEERS.refuse_dropping(self.entries())
         # First, so that what is captured from now on counts in the new ledger.
         self._ledger.sizes = SizeHistogram()  # whose journals may be read on
         self._ledger = Ledger(self.sizes)

@@ -21,6 +21,7 @@ from cudagraph_jax.dispatch.decision import (
     Decision,
     Holdings,
     Reason,
+    bucket_to_pad,
     decide,
     larger_limits,
     limits,
@@ -47,7 +48,13 @@ from cudagraph_jax.dispatch.split import (
     unjoinable,
 )
 from cudagraph_jax.dispatch.stats import Outcomes
-from cudagraph_jax.errors import CaptureError, CUDAGraphError, InputShapeError, PaddingLeakError
+from cudagraph_jax.errors import (
+    BucketOverflowError,
+    CaptureError,
+    CUDAGraphError,
+    InputShapeError,
+    PaddingLeakError,
+)
 from cudagraph_jax.graphs.entry import CUDAGraphEntry, homes_in
 from cudagraph_jax.graphs.pads import Way, fits_untouched, ways_in
 from cudagraph_jax.graphs.route import Route, Routes
@@ -152,6 +159,27 @@ class Dispatcher:
             # A new grid comes before the old one goes: what was not found may be there by now.
             if config is self.config:
                 return decision
+
+    def bucket_to_pad(self, call: Call) -> Bucket:
+        """The bucket that serves a call, or would if the mode allowed it, to pad its arrays to.
+
+        Raises:
+            BucketOverflowError: The call is outside the limits.
+            DistributedError: The processes that it spans do not pad the same, or process 0 leads.
+        """
+        bucket, refused = None, None
+        try:
+            bucket = bucket_to_pad(self.config, self.decide(call), call.sizes, call.carried)
+        except BucketOverflowError as error:
+            refused = error
+        if PEERS.spans(call, self.registry.entries):
+            decision = f"padded to {bucket}"
+            PEERS.agree_on_call(
+                call, decision=decision, refused=refused, config=self.config, what="pad"
+            )
+        if bucket is None:
+            raise refused or AssertionError
+        return bucket
 
     def replay(
         self, route: Route, args: Args, kwargs: Mapping[str, PyTree], describe: Callable[[], Call]

@@ -21,8 +21,9 @@ from cudagraph_jax._base.checks import positive_size
 from cudagraph_jax._base.copies import belongs_to_process, global_name
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.text import one_line
+from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
-from cudagraph_jax.dispatch.decision import Reason, bucket_to_pad
+from cudagraph_jax.dispatch.decision import Reason
 from cudagraph_jax.dispatch.dispatcher import REFUSED
 from cudagraph_jax.dispatch.manager import CUDAGraphManager, PlanOptions
 from cudagraph_jax.errors import InputShapeError
@@ -471,7 +472,10 @@ class BucketedFunction(Generic[P, R]):
             >>> double.warmup(np.ones((1, 3), np.float32), progress=False).captured
             2
         """
-        with self.manager.dispatcher.capturer.refusing_input(self.called, (args, kwargs)):
+        wait_s = CAPTURES_TAKE * self.manager.config.process_timeout_s
+        with PEERS.refusing_input(
+            f"the warm-up of {self.called}", (args, kwargs), timeout_s=wait_s
+        ):
             self.binder.check_keywords(kwargs, options=("progress", "workers"))
             bound = self._bind(args, kwargs)
             call = self._describe(bound)
@@ -519,6 +523,8 @@ class BucketedFunction(Generic[P, R]):
             InputShapeError: The arguments do not fit `in_axes`, as in the call itself, or one that
                 carries axes is given by keyword.
             BucketOverflowError: The call is outside the limits, and so has no bucket.
+            DistributedError: It spans several processes that do not pad the same, or process 0
+                leads.
 
         Example:
             >>> import numpy as np, cudagraph_jax
@@ -532,12 +538,13 @@ class BucketedFunction(Generic[P, R]):
             >>> double(*ahead).shape
             (3, 5)
         """
-        bound = self._bind(args, kwargs)
-        call = self._describe(bound)
-        refuse_abstract(call)
         dispatcher = self.manager.dispatcher
-        decision = dispatcher.decide(call)
-        bucket = bucket_to_pad(dispatcher.config, decision, call.sizes, call.carried)
+        wait_s = dispatcher.config.process_timeout_s
+        with PEERS.refusing_input(f"pad of {self.called}", (args, kwargs), timeout_s=wait_s):
+            bound = self._bind(args, kwargs)
+            call = self._describe(bound)
+            refuse_abstract(call)
+        bucket = dispatcher.bucket_to_pad(call)
         padded, _ = jax.tree.unflatten(call.variant.structure, padded_leaves(call, bucket))
         values = list(args)
         for index, name, argument in zip(bound.form.args, bound.form.names, padded, strict=True):

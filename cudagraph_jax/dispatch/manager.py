@@ -13,6 +13,7 @@ from cudagraph_jax._base.checks import names_nearest, require_arguments, require
 from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax.capture.capturer import Capturer
+from cudagraph_jax.capture.peers import PEERS
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import Reason
@@ -341,7 +342,12 @@ class CUDAGraphManager:
         self.close()
 
     def reset(self) -> None:
-        """Drops all buckets, counts and remembered failures; the mode stays, if sealed, too."""
+        """Drops all buckets, counts and remembered failures; the mode stays, if sealed, too.
+
+        Raises:
+            DistributedError: Several processes share captured buckets, and process 0 leads.
+        """
+        PEERS.refuse_dropping(self.registry.entries())
         # What waits goes first, so that none of it begins between the two.
         self._capturer.reset()
         self.registry.reset()
@@ -352,7 +358,8 @@ class CUDAGraphManager:
         """What the sizes of the grid are multiples of, by axis, so that meshes divide them.
 
         As `in_shardings` say it, and arrays that were warmed up with. `replan` keeps to it; for a
-        plan of one's own it is an argument: `plan_buckets(sizes, multiples=manager.multiples)`.
+        plan of one's own it is an argument, as in
+        `plan_buckets(manager.sizes(), max_graphs=8, multiples=manager.multiples)`.
         """
         return dict(self.registry.multiples)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.tree_util import keystr
 
 from cudagraph_jax._base.checks import waiting_time
 from cudagraph_jax._base.copies import belongs_to_process
@@ -17,7 +18,7 @@ from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.text import error_line, one_line
 from cudagraph_jax.capture.cache_key import structure_to_json, tree_from_json
-from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS, function_facts, hash_of
+from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS, function_facts, hash_of, proof_refusal
 from cudagraph_jax.dispatch.decision import Decision
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.distributed.link import Link, Message, encoded, knock, open_door
@@ -27,12 +28,13 @@ from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.arguments import ArgumentPlaces
-from cudagraph_jax.program.call import Args, Call, is_key, is_weak
+from cudagraph_jax.program.call import Args, Call, has_tracers, is_key, is_weak, placement
 from cudagraph_jax.program.fingerprint import digest_of
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.coordinator import RESTART
+from cudagraph_jax.xla.shardings import is_foreign, is_readable
 
 _UNKNOWN_S = 60.0
 """How long to wait for the others where the arguments do not say."""
@@ -69,20 +71,33 @@ class Led:
     def __repr__(self) -> str:
         return one_line(f"Led({self.function.called}, {1 + len(self._links)} processes)")
 
-    def __call__(self, *arrays: PyTree) -> PyTree:
+    def __call__(self, *arrays: PyTree, **keywords: PyTree) -> PyTree:
         """The function's outputs, as the function hands them out.
 
         Args:
             *arrays: Its positional arguments but for those that are passed through: NumPy arrays,
                 numbers, arrays of JAX that this process can read, or built-in containers of them.
+                Those that have a default may be left out at the end.
+            **keywords: None: nothing is told by keyword.
 
         Raises:
-            InputShapeError: They do not fit.
+            InputShapeError: They do not fit, one is given by keyword, or a transformation of JAX is
+                under way.
             DistributedError: A process failed, is gone, silent or late, now or before; or the call
                 would not be served by a bucket, captured or to be captured.
             CUDAGraphError: What the policies turn into an error.
         """
         use_jax()
+        if keywords:
+            raise InputShapeError(
+                f"{self.function.called} is led, and got {', '.join(keywords)} by keyword: give "
+                "its arguments by position, without those that are passed through"
+            )
+        if has_tracers(arrays):
+            raise InputShapeError(
+                f"{self.function.called} is led, so it cannot be traced by jax.jit, jax.vmap or "
+                "jax.grad: call it with arrays, or transform the plain function"
+            )
         return self._turns.do(partial(self._call, arrays))
 
     def begin_rows(
@@ -310,8 +325,9 @@ class _Calls:
             if decision.mode is CUDAGraphMode.CAPTURE and not decision.piece_rows:
                 return self._capture(call, decision)
             route = self._decided(call, decision)
-            if key is not None and not decision.is_passing:
+            if key is not None and not decision.is_passing and _is_written_out(call, args):
                 draft.add(route, key=key)
+            return _Plan(route.bucket, partial(route.run, call.args, call.kwargs))
         return _Plan(route.bucket, partial(route.run, args))
 
     def obey(self, head: Mapping[str, Any], own: PyTree) -> PyTree:
@@ -326,8 +342,9 @@ class _Calls:
         if route is None or route.bucket != bucket:
             call = self._function.describe(*args)
             route = self._entry(call, bucket).route_for(call)
-            if key is not None:
+            if key is not None and _is_written_out(call, args):
                 draft.add(route, key=key)
+            return route.run(call.args, call.kwargs)
         return route.run(args)
 
     def _arguments(self, own: Args) -> Args:
@@ -362,6 +379,11 @@ class _Calls:
         assert bucket is not None  # or this is not what was decided
         # A mistake in the function is said to the caller alone.
         manager.dispatcher.capturer.program_of(call).evaluate(bucket)
+        try:
+            PEERS.refuse_eviction(call, bucket, manager.registry.entries(), manager.config)
+        except DistributedError:
+            manager.dispatcher.outcomes.add("error", decision.reason, call.sizes)
+            raise
 
         def run() -> PyTree:
             entry = self._entry(call, bucket)
@@ -389,7 +411,7 @@ def _checked(function: Function, passed: Args, timeout_s: float | None, *, leads
 
     Raises:
         ConfigError: One is not.
-        DistributedError: It is another process that does this.
+        DistributedError: It is another process that does this, or `debug_mode` is on.
     """
     if not isinstance(function, BucketedFunction):
         raise ConfigError(f"function={function!r:.80} is not what bucket_jit makes: decorate it")
@@ -400,6 +422,8 @@ def _checked(function: Function, passed: Args, timeout_s: float | None, *, leads
             f"in_axes={function.in_axes!r} says, but {len(passed)} were given: give those beside "
             "the function"
         )
+    if jax.process_count() > 1 and (refused := proof_refusal(function.manager.config)):
+        raise refused
     if timeout_s is None:
         timeout_s = function.manager.config.process_timeout_s
     wait_s = waiting_time("timeout_s", timeout_s)
@@ -464,9 +488,24 @@ def _facts(function: Function, passed: Args, timeout_s: float) -> dict[str, str]
         "donate_argnums": str(binder.donate_argnums),
         "mode": function.manager.mode.name,
         "captured": f"{len(captured)} buckets, {hash_of(sorted(captured))}",
-        "parameters": digest_of(jax.tree.leaves(passed)),
+        **_parameters(passed),
         "timeout_s": str(timeout_s),  # the pulse of one goes by its own
     }
+
+
+def _parameters(passed: Args) -> dict[str, str]:
+    """What each leaf of what is passed through is, by the way to it; and a hash of all of them.
+
+    An array that lies on this process's own devices is on others elsewhere.
+    """
+    facts: dict[str, str] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(passed)[0]:
+        kind = getattr(leaf, "dtype", type(leaf).__name__)
+        sharding = placement(leaf)
+        place = f", {getattr(sharding, 'spec', sharding)}" if is_foreign(sharding) else ""
+        name = f"parameter {keystr(path)}"
+        facts[name] = f"{kind}{list(np.shape(leaf))}{place}, {digest_of([leaf])}"
+    return facts | {"parameters": hash_of([f"{name} {fact}" for name, fact in facts.items()])}
 
 
 def _told(tree: PyTree) -> Tree:
@@ -507,13 +546,18 @@ def _on_host(leaf: PyTree) -> PyTree:
         return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
     if not isinstance(leaf, jax.Array) or is_key(leaf):
         return leaf
-    if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+    if not is_readable(leaf):
         raise InputShapeError(
             f"{leaf.aval} lies on the devices of several processes, but what is led is told by "
             "process 0 alone: give what it can read, or pass it through (None in in_axes)"
         )
     # A number whose dtype gives way to that of others is one of Python's, on all processes.
     return leaf.item() if is_weak(leaf) and not leaf.ndim else np.asarray(leaf)
+
+
+def _is_written_out(call: Call, args: Args) -> bool:
+    """Whether a call takes just these: no default is filled in, and none of them is static."""
+    return len(call.args) == len(args) and not call.kwargs
 
 
 def _key(own: PyTree) -> object:

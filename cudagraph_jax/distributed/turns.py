@@ -75,6 +75,7 @@ class Turns:
         self._links, self._timeout_s = links, timeout_s
         self._received, self._clock = received, clock
         self.failure: DistributedError | None = None
+        self._last_words: dict[str, Any] = {}  # whoever ends a link says why
         self.is_closing = False
         self._is_over = False  # so that the others may be gone
         self._over: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -172,6 +173,7 @@ class Turns:
         if self.failure is None and not self._is_over:
             failure = DistributedError(f"{why.rstrip('. ')}: {_OVER}")
             failure.__cause__ = cause
+            self._last_words = {"failed": why}
             self.failure = failure
             if self._links:
                 PEERS.break_off(str(failure))
@@ -179,7 +181,7 @@ class Turns:
                 self._settle(turn, error=self.error())
             self._turns.put(None)
             self._stop.put(None)
-            self._say_last({"failed": why})
+            self._say_last()
             self._over.put(None)
         return self.error()
 
@@ -222,7 +224,8 @@ class Turns:
     def finish(self) -> None:
         """Tells the other processes that this is the end here."""
         self.is_closing = self._is_over = True
-        self._say_last({"ended": True})
+        self._last_words = self._last_words or {"ended": True}
+        self._say_last()
         self._over.put(None)
 
     def close(self) -> None:
@@ -230,7 +233,7 @@ class Turns:
         self.is_closing = self._is_over = True
         self._turns.put(None)
         self._stop.put(None)
-        self._say_last({})
+        self._say_last()
         # What the others said last is lost if the connection goes before it is read.
         deadline = self._clock() + _JOIN_S
         for thread in self._threads:
@@ -241,8 +244,9 @@ class Turns:
         for turn in list(self._pending):
             self._settle(turn, error=self.error())
 
-    def _say_last(self, head: Mapping[str, Any]) -> None:
-        data = encoded(head)
+    def _say_last(self) -> None:
+        # A caller who was woken by a failure may close all of it before `fail` has told everybody.
+        data = encoded(self._last_words)
         for link in self._links:
             with suppress(OSError):  # of one that is gone
                 link.send(data)

@@ -14,7 +14,13 @@ from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.text import one_line
 from cudagraph_jax.errors import DistributedError, InputShapeError
 from cudagraph_jax.graphs.observers import Observers, annotation
-from cudagraph_jax.graphs.pads import Homes, fits_untouched, homes_of, refuse_elsewhere
+from cudagraph_jax.graphs.pads import (
+    Homes,
+    fits_untouched,
+    homes_of,
+    refuse_elsewhere,
+    refuse_misplaced,
+)
 from cudagraph_jax.graphs.replay_counts import Fit, Journal, ReplayTotals, Request
 from cudagraph_jax.graphs.route import Route, WatchedRoute
 from cudagraph_jax.modes import CommandBufferScope, GraphState
@@ -279,10 +285,12 @@ class CUDAGraphEntry:
         Raises:
             InputShapeError: Only the function can say what its outputs are at the call's sizes, and
                 it does not take those; or an array would have to be copied to other devices, and
-                nothing is to be copied.
+                nothing is to be copied, or no process can read it; or what is passed through was
+                put elsewhere.
         """
         if not self.copies_inputs:
             refuse_elsewhere(self.program, call.leaves, self.homes)
+        refuse_misplaced(self.program, call.leaves, self.homes, self.bucket)
         if fit is None:
             fit = Fit.EXACT if call.sizes == self.bucket else Fit.PADDED
         make: Callable[..., Route] = Route

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import ANY, Padder, PadValue, is_zero, mask_of, padder
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments
 from cudagraph_jax.xla.serialize import input_shardings
-from cudagraph_jax.xla.shardings import is_cut, is_foreign, is_spread
+from cudagraph_jax.xla.shardings import is_cut, is_foreign, is_readable, is_spread
 
 Take = Callable[[Padded], PyTree]
 """What makes an argument of a `Padded`."""
@@ -178,6 +179,92 @@ def pads_for(
     )
 
 
+def _names(program: Program) -> Sequence[str]:
+    example = program.example
+    return argument_leaf_names(program.argument_names, example.args, example.kwargs)
+
+
+def refuse_misplaced(
+    program: Program, leaves: Sequence[object], homes: Homes, bucket: Bucket
+) -> None:
+    """Raises where an argument cannot come to where a bucket takes it.
+
+    Raises:
+        InputShapeError: One cannot; the message names it.
+    """
+    if not homes.are_several:
+        return
+    names = partial(_names, program)
+    refuse_passed_elsewhere(leaves, program.axes, homes.leaves, names)
+    _refuse_unreadable(leaves, program.axes, program.pad_values, homes.leaves, bucket, names)
+
+
+def refuse_passed_elsewhere(
+    leaves: Sequence[object],
+    axes: Sequence[LeafAxes],
+    places: Sequence[Sharding | None],
+    names: Callable[[], Sequence[str]],
+) -> None:
+    """Raises where what is passed through was put elsewhere than where it is taken.
+
+    Args:
+        leaves: Those of a call.
+        axes: Which of their dimensions follow a size.
+        places: Where a program of several devices takes each; None: anywhere.
+        names: What they are called.
+
+    Raises:
+        InputShapeError: One was; the compiled function would refuse it, as under `jit`.
+    """
+    for index, (leaf, follows, place) in enumerate(zip(leaves, axes, places, strict=True)):
+        array = without_padding(leaf)
+        if not follows.passes_through or not is_elsewhere(array, place) or not array.committed:
+            continue
+        raise InputShapeError(
+            f"{names()[index]} lies on {array.sharding}, and is taken on {place}: put what is "
+            "passed through there once, by jax.device_put, or declare in in_shardings where it is"
+        )
+
+
+def _refuse_unreadable(
+    leaves: Sequence[PyTree],
+    axes: Sequence[LeafAxes],
+    values: Sequence[PadValue],
+    places: Sequence[Sharding | None],
+    bucket: Bucket,
+    names: Callable[[], Sequence[str]],
+) -> None:
+    """Raises where an array would have to go through the host that no process can read.
+
+    Raises:
+        InputShapeError: One would.
+    """
+    described = enumerate(zip(leaves, axes, values, places, strict=True))
+    for index, (leaf, follows, value, place) in described:
+        array = leaf.array if is_padded(leaf) else leaf
+        if follows.passes_through or not isinstance(array, jax.Array) or is_readable(array):
+            continue
+        if why := _why_by_host(leaf, axes=follows, bucket=bucket, value=value, place=place):
+            raise InputShapeError(
+                f"{names()[index]} lies on the devices of several processes, none of which can "
+                f"read it to pad it or to move it, but {why}: give it as the bucket takes it (with "
+                "the grid, in_shardings and pad_values of what made it), or replicate it there, by "
+                "jax.lax.with_sharding_constraint with PartitionSpec()"
+            )
+
+
+def _why_by_host(
+    leaf: PyTree, *, axes: LeafAxes, bucket: Bucket, value: PadValue, place: Sharding | None
+) -> str:
+    """Why an array of JAX's has to go through the host to come into a bucket; else empty."""
+    if is_padded(leaf):
+        return way_in_of(leaf, axes=axes, bucket=bucket, value=value, home=place).why
+    wanted = axes.resize(leaf.shape, bucket)
+    if leaf.shape != wanted:
+        return f"it is {list(leaf.shape)}, and the bucket takes {list(wanted)}"
+    return _ELSEWHERE if is_elsewhere(leaf, place) else ""
+
+
 def refuse_elsewhere(program: Program, leaves: Sequence[object], homes: Homes) -> None:
     """Raises where an array would have to be copied to be where an executable takes it.
 
@@ -186,12 +273,10 @@ def refuse_elsewhere(program: Program, leaves: Sequence[object], homes: Homes) -
     """
     for index, (leaf, home) in enumerate(zip(leaves, homes.leaves, strict=True)):
         if homes.are_several and is_elsewhere(without_padding(leaf), home):
-            example = program.example
-            names = argument_leaf_names(program.argument_names, example.args, example.kwargs)
             raise InputShapeError(
-                f"{names[index]} lies elsewhere than {home}, where the bucket takes it, and "
-                "cudagraph_copy_inputs=False forbids to copy it: put it there by jax.device_put, "
-                "or leave cudagraph_copy_inputs on"
+                f"{_names(program)[index]} lies elsewhere than {home}, where the bucket takes it, "
+                "and cudagraph_copy_inputs=False forbids to copy it: put it there by "
+                "jax.device_put, or leave cudagraph_copy_inputs on"
             )
 
 
@@ -236,6 +321,7 @@ class Way(Enum):
     HOST = "goes through the host, which waits for it: {why}"
 
 
+_ELSEWHERE = "it lies on other devices, or is cut in another way"
 _NOT_COMPILED = "nothing is compiled that fills its padding"
 
 
@@ -278,7 +364,7 @@ def way_in_of(
     if whole != wanted:
         return WayIn(Way.HOST, value, f"it is {list(whole)}, and the bucket takes {list(wanted)}")
     if is_elsewhere(padded.array, home):
-        return WayIn(Way.HOST, value, "it lies on other devices, or is cut in another way")
+        return WayIn(Way.HOST, value, _ELSEWHERE)
     left = {place for place, length in axes.dims if length.left}
     short = {place for place, size in enumerate(layout.shape) if size != whole[place]}
     if (left ^ layout.left) & short:
@@ -391,9 +477,11 @@ def padded_leaves(call: Call, bucket: Bucket) -> list[PyTree]:
     """The leaves of a call, each that carries axes as a `Padded` of the bucket, on the device."""
     found: list[PyTree] = []
     leaves: Sequence[PyTree] = call.leaves
-    places = _declared(call, bucket)
+    places, values = _declared(call, bucket), _values(call)
+    names = partial(argument_leaf_names, call.declared.argument_names, call.args, call.kwargs)
+    _refuse_unreadable(leaves, call.axes, values, places, bucket, names)
     for leaf, axes, abstract, value, place in zip(
-        leaves, call.axes, call.variant.leaves, _values(call), places, strict=True
+        leaves, call.axes, call.variant.leaves, values, places, strict=True
     ):
         if axes.passes_through:
             found.append(leaf)
@@ -420,6 +508,10 @@ def padded_leaves(call: Call, bucket: Bucket) -> list[PyTree]:
 
 def _put(array: PyTree, home: Sharding | None) -> jax.Array:
     """An array on the device, or on several; one that is there as it is."""
+    if home is not None and is_foreign(
+        home
+    ):  # each process puts its part there, and JAX asks the others nothing
+        return jax.make_array_from_callback(array.shape, home, lambda index: array[index])
     with jax.ensure_compile_time_eval():  # also while another function is traced
         placed: jax.Array = jax.device_put(array, home)
     return placed

@@ -28,6 +28,7 @@ from cudagraph_jax.shapes.axes import LeafAxes
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import real_index
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.shardings import is_readable
 
 LONG_S = 10.0
 """A run that takes longer is told of; once more after twice that, and so on."""
@@ -181,6 +182,8 @@ def _on(sizes: Bucket) -> str:
 def idle_call(program: Program, call: Call, bucket: Bucket) -> Call:
     """`call` cut to `bucket`, on the host; of no rows at all where its arrays are shapes.
 
+    So they are where they lie on several processes, none of which can read them.
+
     Args:
         program: The call's program.
         call: Its arrays may be `jax.ShapeDtypeStruct`.
@@ -190,7 +193,11 @@ def idle_call(program: Program, call: Call, bucket: Bucket) -> Call:
         InputShapeError: A PRNG key is a shape.
     """
     known = {**dict(enumerate(program.known_leaves())), **program.keys}
-    given = [known[index] if _is_gone(leaf) else leaf for index, leaf in enumerate(call.leaves)]
+    own = [
+        leaf if axes.passes_through else _readable(leaf)
+        for leaf, axes in zip(call.leaves, program.axes, strict=True)
+    ]
+    given = [known[index] if _is_gone(leaf) else leaf for index, leaf in enumerate(own)]
     is_real = not any(
         _is_gone(leaf) and not axes.passes_through
         for leaf, axes in zip(given, program.axes, strict=True)
@@ -235,6 +242,14 @@ def _cut(
         after.only(axes.names, others=before),
         after,
     )
+
+
+def _readable(leaf: PyTree) -> PyTree:
+    """An argument that carries sizes; its shape where no process has it as a whole."""
+    array = leaf.array if isinstance(leaf, Padded) else leaf
+    if not isinstance(array, jax.Array) or is_readable(array):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
 def _is_gone(leaf: PyTree) -> bool:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey, SequenceKey
 
+from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.call import Args, Call, is_array, is_key, is_weak
 from cudagraph_jax.program.padded import Padded, is_padded
 from cudagraph_jax.shapes.pytrees import ArgumentLeaves, PyTree, leaves_of_arguments
@@ -115,11 +116,25 @@ class ArgumentPlaces:
         self.passed = sum(map(is_passed, self.entries or ()))
 
     def joined(self, passed: Args, own: Args) -> Args:
-        """All arguments of a call, in their order."""
+        """All arguments of a call, in their order, as many as there are.
+
+        Raises:
+            InputShapeError: One is missing in front of what is passed through.
+        """
         if self.entries is None:
             return own
-        shared, rest = iter(passed), iter(own)
-        return tuple(next(shared) if is_passed(entry) else next(rest) for entry in self.entries)
+        shared, rest = list(passed), list(own)
+        found: list[PyTree] = []
+        for entry in self.entries:
+            if not is_passed(entry) and not rest:
+                break
+            found.append((shared if is_passed(entry) else rest).pop(0))
+        if shared:
+            raise InputShapeError(
+                f"{len(own)} arguments are given, and another one stands in front of what is "
+                "passed through: give all of them but for those that are passed through"
+            )
+        return (*found, *rest)
 
     def parted(self, args: Args) -> tuple[Args, Args]:
         """Of all arguments of a call those that are passed through, and the others."""

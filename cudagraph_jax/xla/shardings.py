@@ -63,6 +63,11 @@ def is_foreign(sharding: object) -> bool:
         return False
 
 
+def is_readable(array: jax.Array) -> bool:
+    """Whether this process can read all of it."""
+    return array.is_fully_addressable or array.is_fully_replicated
+
+
 def parts(sharding: Sharding | None) -> tuple[int, ...]:
     """Into how many parts each dimension is cut, the first ones; nothing where nobody says."""
     if not isinstance(sharding, NamedSharding):

@@ -21,6 +21,7 @@ def job():
     for process in ended:
         assert process.status == 0, process.stderr
         assert process.said["end"]
+        assert "Exception ignored" not in process.stderr
         assert process.said["devices"] == 4
     return [process.said for process in ended]
 
@@ -70,6 +71,12 @@ def job():
         ("padding led", "pad_values is"),
         ("side in a call", "axes is"),
         ("side led", "pad_side is"),
+        ("value of a parameter", "parameter [0]['b'] is float32[16, 8]"),
+        ("dtype of a parameter", "and int64[16, 8]"),
+        ("place of a parameter", "parameter [0] is float32[16, 8], P"),
+        ("padded sizes", "sizes is 3x5 on process 0 and 4x5 on process 1"),
+        ("padded data", "data is"),
+        ("padded badly alone", "outcome is ready on process 0 and InputShapeError: ids"),
     ],
 )
 def test_misuse_is_refused_everywhere(job, name, words):
@@ -87,6 +94,13 @@ def test_misuse_is_refused_everywhere(job, name, words):
     [
         ("outside alike", "BucketOverflowError", "batch=9"),
         ("bad input alike", "InputShapeError", "float64"),
+        ("chained to another place", "InputShapeError", "but it lies on other devices, or is cut"),
+        ("chained to another grid", "InputShapeError", "and the bucket takes [4, 16, 8]"),
+        ("to be padded", "InputShapeError", "but it is [4, 5], and the bucket takes [4, 8]"),
+        ("to be padded ahead", "InputShapeError", "but it is [4, 5], and the bucket takes [4, 8]"),
+        ("parameters elsewhere", "InputShapeError", "weights lies on NamedSharding"),
+        ("warmed up with them", "InputShapeError", "weights lies on NamedSharding"),
+        ("debug_mode led", "DistributedError", "prove the padding in one process"),
         ("trace alike", "CaptureError", "ValueError: nowhere"),
     ],
 )
@@ -115,7 +129,15 @@ def test_the_job_goes_on(job):
             "captured when asked for",
             "in pieces",
         )
-        for name in (*right, "of its own size", "spread", "a last call"):
+        for name in (
+            *right,
+            "of its own size",
+            "spread",
+            "padded ahead",
+            "chained",
+            "taken as it is",
+            "a last call",
+        ):
             assert said[name] is True
         assert said["left on the device"]
 

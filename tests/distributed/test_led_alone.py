@@ -54,6 +54,78 @@ def test_what_cannot_be_told(scaled):
         np.testing.assert_array_equal(led(x), 2 * x)
 
 
+@pytest.mark.parametrize(
+    ("args", "kwargs", "words"),
+    [
+        ((), {}, "missing a required argument: 'x'"),
+        ((1, 1), {}, "too many positional arguments"),
+        ((), {"x": 1}, "got x by keyword: give its arguments by position"),
+    ],
+)
+def test_how_many_arguments(scaled, args, kwargs, words):
+    """What the function itself would say of them is said to the caller, and nothing is ignored."""
+    x = np.ones((2, 3), np.float32)
+    with distributed.lead(scaled, 2.0) as led:
+        given = [x for _ in args], dict.fromkeys(kwargs, x)
+        with pytest.raises(cg.InputShapeError) as caught:
+            led(*given[0], **given[1])
+        assert words in str(caught.value)
+        np.testing.assert_array_equal(led(x), 2 * x)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_default(first):
+    """It is used where it is left out, in a bucket of either way to write the call."""
+
+    @cg.bucket_jit(in_axes=(None, "batch seq", "..."), config=CONFIG)
+    def shifted(scale, x, shift=1.0):
+        return x * scale + shift
+
+    x = np.ones((2, 3), np.float32)
+    calls = [(x,), (x, np.float32(5))]
+    shifted(2.0, *calls[first - 1])
+    with distributed.lead(shifted, 2.0) as led:
+        for _ in range(2):
+            np.testing.assert_array_equal(led(x), 2 * x + 1)
+            np.testing.assert_array_equal(led(x, np.float32(5)), 2 * x + 5)
+
+
+def test_a_static_argument_that_is_passed_through():
+    """It selects the program, and is no argument of what is compiled."""
+
+    @cg.bucket_jit(in_axes=(None, "batch seq"), static_argnames=("times",), config=CONFIG)
+    def repeated(times, x):
+        return sum([x] * times)
+
+    x = np.ones((2, 3), np.float32)
+    with distributed.lead(repeated, 3) as led:
+        for _ in range(3):
+            np.testing.assert_array_equal(led(x), 3 * x)
+
+
+def test_what_is_missing_in_front_of_a_parameter():
+    """The parameter does not take its place."""
+
+    @cg.bucket_jit(in_axes=("batch seq", "batch seq", None), config=CONFIG)
+    def weighed(x, y=2.0, scale=1.0):
+        return (x + y) * scale
+
+    x = np.ones((2, 3), np.float32)
+    with distributed.lead(weighed, 3.0) as led:
+        with pytest.raises(cg.InputShapeError, match="in front of what is passed through"):
+            led(x)
+        np.testing.assert_array_equal(led(x, x), 6 * x)
+
+
+def test_a_trace_of_it(scaled):
+    """It is refused with what to do instead."""
+    x = np.ones((2, 3), np.float32)
+    with distributed.lead(scaled, 2.0) as led:
+        with pytest.raises(cg.InputShapeError, match=r"is led, so it cannot be traced by jax\.jit"):
+            jax.jit(led)(x)
+        np.testing.assert_array_equal(led(x), 2 * x)
+
+
 def test_a_function_that_cannot_be_traced():
     """Its own mistake is its caller's alone, and the next call is answered."""
 

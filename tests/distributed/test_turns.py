@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import DistributedError
-from cudagraph_jax.distributed.link import encoded, knock, open_door
+from cudagraph_jax.distributed.link import Link, encoded, knock, open_door
 from cudagraph_jax.distributed.turns import Turns
 
 
@@ -129,3 +129,33 @@ def test_a_failure_at_the_end(ends, led):
     ends[1][1].send(encoded({"failed": "the last call"}))
     with pytest.raises(DistributedError, match="process 2 says: the last call"):
         turns.wait_for_ends()
+
+
+class Recorded(Link):
+    """A link that keeps what is said, until it is ended; at the first word something happens."""
+
+    def __init__(self, peer):
+        self.peer, self.first, self._is_ended, self.said = peer, [], False, []
+
+    def send(self, data):
+        if self._is_ended:
+            raise BrokenPipeError
+        self.said.append(data)
+        while self.first:
+            self.first.pop()()
+
+    def end(self):
+        self._is_ended = True
+
+    close = end
+
+
+def test_a_failure_is_told_before_the_links_are_closed():
+    """Who is woken by it may leave the block before all are told: the others learn the reason."""
+    links = [Recorded(1), Recorded(2)]
+    turns = Turns(links, timeout_s=5, received=lambda *_: None)
+    turns._threads.clear()  # nothing is read
+    links[0].first.append(turns.close)
+    turns.fail("process 3 is gone")
+    for link in links:
+        assert link.said[0] == encoded({"failed": "process 3 is gone"})

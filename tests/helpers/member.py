@@ -33,12 +33,13 @@ def mean(weights, ids, *, mask):
 def made(function: Callable[..., Any] = mean, *, name: str = "embed", **options: Any) -> Any:
     """A bucketed function of several processes."""
     given = {"capture_sizes": (1, 4), "capture_seq_lens": (4, 8), "warmup_iterations": 1}
-    names = ("unpad", "store", "fingerprint", "pad_values", "pad_side")
+    names = ("unpad", "store", "fingerprint", "pad_values", "pad_side", "in_shardings")
+    in_axes = options.pop("in_axes", (None, "batch seq"))
     others = {key: options.pop(key) for key in names if key in options}
     config = cg.CUDAGraphConfig(**{**given, "process_timeout_s": 20, **options})
     return cg.bucket_jit(
         function,
-        in_axes=(None, "batch seq"),
+        in_axes=in_axes,
         mask_argname="mask",
         config=config,
         name=name,

@@ -58,6 +58,10 @@ def leading(embed):
         say_error("bad input", lambda: led(np.ones((2, 3, 4), np.int32)))
         say_error("bad dtype", lambda: led(np.ones((2, 3))))
         say_error("too large", lambda: led(ids(9, 9)))
+        say_error("reset", embed.manager.reset)
+        say_error("cleared", embed.registry.clear)
+        say_error("removed", lambda: embed.registry.remove(4, 8))
+        say_error("padded by itself", lambda: embed.pad(WEIGHTS, ids(1, 1)))
         say_error("itself", lambda: embed(WEIGHTS, ids(1, 1)))
         with cg.Batcher(led) as batcher:
             items = [ids(1, 1 + seed % 8, seed)[0] for seed in range(30)]
@@ -102,12 +106,14 @@ def doom(after=100):
 
 def capturing():
     """Buckets that nobody has captured before process 0 is asked for them."""
-    late, rows = made(name="late"), ids(3, 5)
+    late, rows = made(name="late", max_graphs=1), ids(3, 5)
     if INDEX:
         distributed.follow(late, WEIGHTS, timeout_s=TIMEOUT_S)
     else:
         with distributed.lead(late, WEIGHTS, timeout_s=TIMEOUT_S) as led:
-            say("asked for", [is_right(led(rows), rows) for _ in range(2)])
+            said = [is_right(led(rows), rows)]
+            say_error("no room", lambda: led(ids(1, 5)))
+            say("asked for", [*said, is_right(led(rows), rows)])
     say("captured", [late.registry.num_graphs, late.stats()["registry"]["total_replays"]])
 
 

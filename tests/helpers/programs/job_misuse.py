@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +155,11 @@ def declaring():
     for name, function in declared:
         say_error(f"{name} in a call", partial(function, WEIGHTS, ids(3, 5)))
         say_error(f"{name} led", partial(led, function))
+    for name, array in (("value", TABLE + INDEX), ("dtype", [TABLE, TABLE.astype(int)][INDEX])):
+        say_error(f"{name} of a parameter", partial(led, made(), ({"a": TABLE, "b": array},)))
+    places = [WHOLE, SPREAD]
+    say_error("place of a parameter", partial(led, made(), (placed(TABLE, places[INDEX]),)))
+    say_error("debug_mode led", partial(led, made(debug_mode=True)))
     function = declared[1][1]
     say_error("both lead", distributed.lead(function, WEIGHTS).__enter__)
     say_error("nothing passed", partial(led, function, [(WEIGHTS,), ()][INDEX]))
@@ -213,6 +219,57 @@ def spreading():
     say_error("spread batcher", lambda: cg.Batcher(spread).submit(rows[0]))
 
 
+def padding():
+    """Arguments that are prepared ahead, and go to the devices of both processes."""
+    cut = made(name="ahead", capture_sizes=(4, 8), in_shardings=(SPREAD, SPREAD))
+    cut.warmup(WEIGHTS, ids(1, 3), progress=False)
+    say("padded ahead", is_right(cut(*cut.pad(WEIGHTS, ids(3, 5))), ids(3, 5)))
+    say_error("padded sizes", lambda: cut.pad(WEIGHTS, ids(3 + INDEX, 5)))
+    say_error("padded data", lambda: cut.pad(WEIGHTS, ids(3, 5, INDEX)))
+    say_error("padded badly alone", lambda: cut.pad(WEIGHTS, [ids(3, 5), ids(3, 5)[0]][INDEX]))
+
+
+def placed(array, place):
+    """An array on the devices of both processes."""
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+
+def chaining():
+    """Arrays on several processes that a function takes from another, or from whoever made them."""
+
+    def vectors(weights, ids, *, mask):
+        return jax.lax.with_sharding_constraint(weights[ids], SPREAD)
+
+    def averaged(weights, vectors, *, mask):
+        kept = jnp.where(mask[..., None], vectors, 0).sum(1)
+        return jax.lax.with_sharding_constraint(kept / mask.sum(1, keepdims=True), WHOLE)
+
+    def head(name, place, **options):
+        axes, grid = (None, "batch seq _"), {"capture_sizes": (4, 8)} | options
+        return made(averaged, name=name, in_axes=axes, in_shardings=(SPREAD, place), **grid)
+
+    grid: dict[str, Any] = {"capture_sizes": (4, 8), "in_shardings": (SPREAD, SPREAD)}
+    encoder = made(vectors, name="vectors", unpad="padded", **grid)
+    encoder.warmup(WEIGHTS, ids(1, 3), progress=False)
+    rows = ids(3, 5)
+    same = head("same", SPREAD)
+    same.warmup(WEIGHTS, encoder(WEIGHTS, rows), progress=False)
+    say("chained", is_right(same(WEIGHTS, encoder(WEIGHTS, rows)), rows))
+    say_error("chained to another place", lambda: head("w", WHOLE)(WEIGHTS, encoder(WEIGHTS, rows)))
+    other = head("grid", SPREAD, capture_seq_lens=(16,))
+    say_error("chained to another grid", lambda: other(WEIGHTS, encoder(WEIGHTS, rows)))
+    taking = made(name="taking", **grid)
+    given = [placed(rows, SPREAD) for rows in (ids(4, 8), ids(4, 5))]
+    taking.warmup(WEIGHTS, given[1], progress=False)
+    say("taken as it is", is_right(taking(WEIGHTS, given[0]), ids(4, 8)))
+    say_error("to be padded", lambda: taking(WEIGHTS, given[1]))
+    say_error("to be padded ahead", lambda: taking.pad(WEIGHTS, given[1]))
+    lost = placed(TABLE, WHOLE)
+    say_error("parameters elsewhere", lambda: taking(lost, rows))
+    warm = made(name="warm", **grid).warmup
+    say_error("warmed up with them", lambda: warm(lost, rows, progress=False))
+
+
 def alone():
     """A function of this process's own arrays is nobody else's business."""
     own = made(local_mean, name="own", on_miss="background")
@@ -246,6 +303,8 @@ deciding(embed)
 refusing(embed)
 declaring()
 spreading()
+padding()
+chaining()
 alone()
 say("a last call", is_right(embed(WEIGHTS, ids(4, 8)), ids(4, 8)))
 absent()

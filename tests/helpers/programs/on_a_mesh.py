@@ -145,7 +145,13 @@ def parameters_go_where_they_are_declared():
     assert function.registry.num_graphs == 1, function.registry.entries()
     for place in (jax.devices()[1], WHOLE):  # as under `jit`
         table = jax.device_put(TABLE, place)
-        refused("sharding", partial(function, table, ids_of(4, 8)), ValueError)
+        for made in (function, embedder()):
+            refused("table lies on", partial(made, table, ids_of(4, 8)), InputShapeError)
+        warm = partial(embedder().warmup, table, ids_of(4, 8), progress=False)
+        refused("table lies on", warm, InputShapeError)
+    everything = embedder(in_shardings=ROWS)
+    warm = partial(everything.warmup, jax.device_put(TABLE, COLUMNS), ids_of(4, 8), progress=False)
+    refused("table lies on", warm, InputShapeError)
     np.testing.assert_allclose(function(TABLE, ids_of(4, 8)), expected(ids_of(4, 8)), rtol=1e-5)
 
 

@@ -14,11 +14,11 @@ from cudagraph_jax._base.checks import nearest
 from cudagraph_jax.errors import ConfigError, InputShapeError
 from cudagraph_jax.program.advice import can_be_hashed, static_advice
 from cudagraph_jax.program.call import Declared, Statics
-from cudagraph_jax.program.equality import are_one, kind_of
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.pad_sides import padded_on_sides
 from cudagraph_jax.shapes.padding import ANY, EDGE, UNCHOSEN, PadValue
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix, for_positions, is_declaration
+from cudagraph_jax.xla.equality import are_one, kind_of
 from cudagraph_jax.xla.shardings import checked_shardings, declared_multiples, shardings_of
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -98,7 +98,7 @@ class Builder:
         request = request_for(program, bucket, config=config, is_stored=self._shelf is not None)
         while True:
             with PEERS.telling_of_capture(request, call, config):
-                request, outputs, executable = self._executable(request, config)
+                request, outputs, executable = self._obtained(request, config)
             self._count(executable)
             entry = CUDAGraphEntry(
                 bucket=bucket,
@@ -125,7 +125,7 @@ class Builder:
             else:
                 return entry
 
-    def _executable(
+    def _obtained(
         self, request: CompileRequest, config: CUDAGraphConfig
     ) -> tuple[CompileRequest, Outputs, Executable]:
         """What was compiled, and for what: with less memory where the budget has no room."""

@@ -221,13 +221,18 @@ def poisonable(program: Program, call: Call, *, takes_chosen: bool = False) -> P
 def poison(data: Mapping[int, Array], floating: float, *, largest: bool) -> dict[int, PadValue]:
     """Padding of `floating`, or of an end of the range of integers that are surely valid.
 
-    Between 0 and their real values, integers are what the function may index with.
+    A number is at least beyond all that are real, so that it is the first or last of them in any
+    order. Between 0 and their real values, integers are what the function may index with.
     """
     values: dict[int, PadValue] = {}
     for index, array in data.items():
         if jnp.issubdtype(array.dtype, np.inexact):
             limits = jnp.finfo(array.dtype)  # type: ignore[no-untyped-call]
-            values[index] = float(np.clip(floating, float(limits.min), float(limits.max)))
+            real = array.real.astype(np.float64)
+            real = real[np.isfinite(real)]
+            beyond = real + abs(real) * float(limits.eps) * (1 if largest else -1)
+            value = (np.max if largest else np.min)(beyond, initial=floating)  # NaN stays NaN
+            values[index] = float(np.clip(value, float(limits.min), float(limits.max)))
         elif largest:
             values[index] = max(0, int(array.max()))
         else:

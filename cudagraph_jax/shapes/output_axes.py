@@ -493,6 +493,12 @@ def _classify(here: Sample, others: Mapping[str, Sequence[Sample]], index: int) 
         points = _points((here, *others[size]), index, axis, size)
         if len(sizes) > 1 or not _starts_alike(points):
             text = _unclear(name, here, moving[size][0], index, f"dimension {axis}")
+            if len(sizes) == 1 and len(points) > 2 and _starts_alike(points[1:]):
+                (short, before), (longer, after) = points[:2]
+                text += (
+                    f"; it is {before} where {size} is {short}, and {after} where that is "
+                    f'{longer}: if longer ones follow a rule, say it in out_axes, as "{size}-1"'
+                )
             return OutputAxes(name, LeafAxes(), text)
         if all(n == extent for n, extent in points):
             dims.append((axis, Length(size)))

@@ -156,6 +156,15 @@ def test_what_ignores_nan_or_huge_values_is_caught(leaky):
         function.warmup(X, progress=False)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("least", [-1, -100])
+def test_what_goes_by_the_order_is_caught(dtype, least):
+    """Where NaN and 0 come after all that is real, a smaller value comes before it."""
+    sort = bucket_jit(lambda x: jnp.sort(x, axis=1), in_axes="batch seq", config=DEBUG)
+    with pytest.raises(PaddingLeakError, match="the padding changes the real rows"):
+        sort(np.linspace(least, least / 2, 12).reshape(3, 4).astype(dtype))
+
+
 @pytest.mark.parametrize("example", ["zeros", "ones", "abstract"])
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_a_leak_beside_a_mask_is_caught(dtype, example):

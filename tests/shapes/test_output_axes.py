@@ -175,6 +175,15 @@ def test_what_cannot_be_trimmed_is_refused(function, what):
     assert what in (found.problem or "")
 
 
+def test_a_length_that_falls_first():
+    """Where the shortest size alone is to blame, the error says so, and what declares the rest."""
+    (problem,) = infer(lambda x: jnp.ones((abs(x.shape[1] - 3) + 1, 3)))
+    assert "it is 3 where seq is 1, and 1 where that is 3" in (problem.problem or "")
+    assert 'say it in out_axes, as "seq-1"' in (problem.problem or "")
+    (problem,) = infer(lambda x: jnp.ones((100 - x.shape[1], 3)))
+    assert "out_axes" not in (problem.problem or "")
+
+
 @pytest.mark.parametrize("base", [Bucket(n, m) for n in (1, 2, 3, 4, 8) for m in (1, 2, 3, 4, 8)])
 @pytest.mark.parametrize(
     "length",

@@ -97,7 +97,9 @@ _DEFERRED = (
 
 
 def require_arrays_from(name: str, function: object) -> None:
-    """Raises `ConfigError` if calls of `function` give coroutines or generators, no arrays."""
+    """Raises `ConfigError` unless calls of `function` may give arrays: no coroutines, say."""
+    if not callable(function):
+        raise ConfigError(f"{name}={function!r:.80} cannot be called: give a function")
     called = _called(function)
     for is_deferred, what in _DEFERRED:
         if is_deferred(function) or is_deferred(called):

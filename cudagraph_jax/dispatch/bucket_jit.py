@@ -195,8 +195,6 @@ def bucket_jit(
     """
 
     def make(function: Callable[P, R]) -> BucketedFunction[P, R]:
-        if not callable(function):
-            raise ConfigError(f"fn={function!r} cannot be called: give a function")
         require_arrays_from("fn", function)
         called = function_name(function) if name is None else str(name)
         masks = _masks(mask_argname)

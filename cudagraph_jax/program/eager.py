@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
@@ -85,7 +86,8 @@ def _called(call: Call, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) ->
 def _handed_out(leaf: PyTree, unpad: object) -> PyTree:
     if unpad == "host":
         return _on_host(leaf)
-    leaf = _on_device(_as_array(leaf), None)
+    # A number of Python's gives way to other dtypes, as it does where a bucket gives it.
+    leaf = jax.device_put(leaf) if _is_number(leaf) else _on_device(leaf, None)
     is_concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
     return Padded(leaf, leaf.shape) if unpad == "padded" and is_concrete else leaf
 
@@ -108,17 +110,18 @@ def _on_host(leaf: PyTree) -> PyTree:
     # Constants that are computed on while another function is traced become part of it.
     if isinstance(leaf, jax.core.Tracer):
         return leaf
-    leaf = _as_array(leaf)
+    if _is_number(leaf) and not isinstance(leaf, np.generic):
+        leaf = np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.result_type(type(leaf))))
     # What is no array is the caller's as it is: text, objects, keys, which NumPy cannot hold.
     is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic) and not is_key(leaf)
     return read_only(np.asarray(leaf)) if is_array else leaf
 
 
-def _as_array(leaf: PyTree) -> PyTree:
-    """A number as an array of JAX's dtype, as it comes from a bucket."""
-    if isinstance(leaf, bool | int | float | complex) and fits_integers(leaf):
-        return np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.result_type(type(leaf))))
-    return leaf
+def _is_number(leaf: PyTree) -> bool:
+    """Whether it is a number that JAX can hold, and no array."""
+    if isinstance(leaf, np.generic):
+        return leaf.dtype == np.bool_ or bool(jnp.issubdtype(leaf.dtype, np.number))
+    return isinstance(leaf, bool | int | float | complex) and fits_integers(leaf)
 
 
 def _on_device(leaf: PyTree, sharding: Sharding | None) -> PyTree:

@@ -50,7 +50,7 @@ def single_call(
         keeps_function: Whether what is captured for it keeps it alive.
 
     Raises:
-        ConfigError: The function is a coroutine or generator function.
+        ConfigError: The function cannot be called, or is a coroutine or generator function.
         InputShapeError: A leaf of `inputs` is nothing that JAX computes with.
     """
     require_arrays_from("function", function)

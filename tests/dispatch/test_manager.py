@@ -6,7 +6,7 @@ import dataclasses
 import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from cudagraph_jax import (
     Bucket,
     BucketOverflowError,
+    ConfigError,
     CUDAGraphConfig,
     CUDAGraphError,
     CUDAGraphManager,
@@ -384,6 +385,18 @@ def test_inputs_that_do_not_carry_the_sizes():
         assert_close(manager.execute_or_capture(2, 4, double, x), x * 2)
     assert stats_of(manager)["hits"] == 1
     assert [entry.key for entry in manager.registry.entries()] == [(2, 4)]
+
+
+def test_what_cannot_be_called():
+    """It is refused by every call that takes a function."""
+    manager, none = CUDAGraphManager(SMALL), cast(Any, None)
+    with pytest.raises(ConfigError, match="function=None cannot be called"):
+        manager.execute_or_capture(2, 4, none, X)
+    with pytest.raises(ConfigError, match="function=None cannot be called"):
+        manager.capture_graph(2, 4, none, (2, 4))
+    with pytest.raises(ConfigError, match="function=None cannot be called"):
+        manager.registry.capture(2, 4, none, (2, 4))
+    assert manager.registry.num_graphs == 0
 
 
 def test_a_mode_for_what_is_no_size():

@@ -115,6 +115,21 @@ def test_on_overflow(policy):
     assert function.registry.num_graphs == 0
 
 
+@pytest.mark.parametrize("unpad", ["none", "device", "padded"])
+def test_numbers_of_an_eager_call(unpad):
+    """They are the JAX arrays that a bucket gives, and give way to other dtypes where those do."""
+
+    def numbers(x, s, t):
+        return s * 2, t * 2, x
+
+    function = bucket_jit(numbers, in_axes=("batch seq", None, None), unpad=unpad, config=GRID)
+    for rows in (2, 5):
+        found = function(floats(0, rows, 4), 2.0, np.float32(3))
+        arrays = [getattr(leaf, "array", leaf) for leaf in found]
+        assert all(isinstance(array, jax.Array) for array in arrays), rows
+        assert [array.weak_type for array in arrays] == [True, False, False], rows
+
+
 @pytest.mark.parametrize("policy", ["eager", "error"])
 def test_on_miss(policy):
     """A bucket that is not captured is not captured in a request where the policy forbids it."""

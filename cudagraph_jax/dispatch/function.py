@@ -120,7 +120,7 @@ class BucketedFunction(Generic[P, R]):
         manager.registry.watch(self._routes)
         manager.registry.require(self._function, binder.multiples)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's outputs, trimmed to the real sizes and handed out as `unpad` says."""
         if kwargs or self._binds_all:
             return self._call_bound(args, kwargs)
@@ -239,7 +239,7 @@ class BucketedFunction(Generic[P, R]):
         """On which side the padding of the arguments stands, with the structure of `in_axes`."""
         return jax.tree.map(attrgetter("side"), self.binder.in_axes)
 
-    def describe(self, *args: PyTree, **kwargs: PyTree) -> Call:
+    def describe(self, /, *args: PyTree, **kwargs: PyTree) -> Call:
         """A call with these arguments, described; nothing is run or compiled.
 
         Raises:
@@ -432,6 +432,7 @@ class BucketedFunction(Generic[P, R]):
 
     def warmup(
         self,
+        /,
         *args: PyTree,
         progress: Callback | bool | None = None,
         workers: int = 1,
@@ -505,7 +506,7 @@ class BucketedFunction(Generic[P, R]):
         self._usual[known] = usual
         self._routes.forget_routes()
 
-    def pad(self, *args: PyTree, **kwargs: PyTree) -> tuple[PyTree, ...]:
+    def pad(self, /, *args: PyTree, **kwargs: PyTree) -> tuple[PyTree, ...]:
         """The arguments at the size of the bucket of a call with them, to prepare that ahead.
 
         What carries axes comes as a `Padded` on the device, as the call would pad it; all else as
@@ -575,7 +576,7 @@ class BucketedFunction(Generic[P, R]):
         """The manager's counts and times; see `CUDAGraphManager.stats`."""
         return self.manager.stats()
 
-    def explain(self, *args: PyTree, **kwargs: PyTree) -> Explanation:
+    def explain(self, /, *args: PyTree, **kwargs: PyTree) -> Explanation:
         """What a call with these arguments would do, and why; nothing is run or compiled.
 
         Raises:

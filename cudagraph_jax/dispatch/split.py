@@ -223,8 +223,10 @@ def _join(parts: Sequence[PyTree], leaf: OutputLeaf, rows: Sequence[int], sizes:
     return Padded(placed, whole.shape) if leaf.unpad == "padded" else placed
 
 
-def _placed_like(array: jax.Array, whole: Array) -> PyTree:
-    """`whole` on the device, or devices, of `array`."""
+def _placed_like(array: PyTree, whole: Array) -> PyTree:
+    """`whole` on the device, or devices, of `array`; as it is if that is NumPy's, as of float0."""
+    if not isinstance(array, jax.Array):
+        return whole
     if not array.committed:
         return jax.device_put(whole)
     sharding = dividing(array.sharding, whole.shape)

@@ -383,7 +383,7 @@ def device_slicer(index: Index) -> Callable[[PyTree], PyTree]:
 
     def slice_whole(array: PyTree) -> PyTree:
         nonlocal slice_parts
-        if not parts(array.sharding):
+        if not isinstance(array, jax.Array) or not parts(array.sharding):  # float0 is NumPy's
             return slice_on_device(array, index)
         if slice_parts is None:  # for each shape and sharding there is one slicer
             pairs = zip(index, array.shape, strict=True)

@@ -51,7 +51,7 @@ class FunctionRef:
             self._kept = function
         self.identity = hash((id(owner), self._inner)) if self._kept is None else _hash(function)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """What the function gives.
 
         Raises:

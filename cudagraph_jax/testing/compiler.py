@@ -127,7 +127,7 @@ class _Fake:
         self._function = request.program.target.function if runs else None
         self._donated = request.program.target.donate_argnums
 
-    def __call__(self, *args: PyTree, **kwargs: PyTree) -> PyTree:
+    def __call__(self, /, *args: PyTree, **kwargs: PyTree) -> PyTree:
         self._refuse(args, kwargs)
         outputs = self._zeros() if self._function is None else self._run(args, kwargs)
         for leaf in jax.tree.leaves([args[position] for position in self._donated]):

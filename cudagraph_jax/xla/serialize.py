@@ -108,9 +108,14 @@ def input_shardings(compiled: Compiled) -> list[jax.sharding.Sharding | None]:
     """
     flat = copy.copy(compiled)
     structure: jax.tree_util.PyTreeDef = compiled.in_tree
-    flat.args_info = [0] * structure.num_leaves
+    # JAX counts the `jax.Ref`s that a function closes over among the inputs, behind all arguments.
+    # Of more leaves than there are shardings it says which the executable takes.
+    flat.args_info = [0] * (structure.num_leaves + _MOST_REFS)
     shardings: list[jax.sharding.Sharding | None] = flat.input_shardings
-    return shardings
+    return shardings[: structure.num_leaves]
+
+
+_MOST_REFS = 1000
 
 
 _OF_JAX = frozenset({"jax", "jaxlib"})

@@ -282,8 +282,9 @@ def evaluate_shapes(
 
 
 def _fresh(function: Callable[..., PyTree], name: str) -> Callable[..., PyTree]:
-    def bucket(*args: PyTree, **kwargs: PyTree) -> PyTree:
-        return function(*args, **kwargs)
+    # JAX cannot trace a function that takes `*args` with a keyword of that name.
+    def bucket(*_args: PyTree, **_kwargs: PyTree) -> PyTree:
+        return function(*_args, **_kwargs)
 
     bucket.__name__ = bucket.__qualname__ = name
     return bucket

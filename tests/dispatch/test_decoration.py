@@ -13,13 +13,14 @@ from cudagraph_jax import (
     ConfigError,
     CUDAGraphConfig,
     CUDAGraphManager,
+    CUDAGraphMode,
     GraphStore,
     InputShapeError,
     bucket_jit,
     plan_buckets,
 )
 from cudagraph_jax.testing import inputs
-from tests.helpers.functions import GRID, double, floats
+from tests.helpers.functions import GRID, assert_close, double, floats, stats_of
 
 DISABLED = CUDAGraphConfig.disabled()
 
@@ -335,3 +336,24 @@ def test_masks_that_no_call_could_have(function, mask, message):
         bucket_jit(function, in_axes="batch seq", mask_argname=mask)
     for taken in (lambda x, mask: x, lambda *xs, mask: xs[0], lambda x, **masks: x):
         bucket_jit(taken, in_axes="batch seq", mask_argname="mask")(np.ones((2, 3), np.float32))
+
+
+def test_arguments_of_any_name():
+    """Names that the library's own functions use are an argument's like any other."""
+
+    def scaled(self, fn, /, function, *, args=1.0, kwargs=2.0, call=3.0):
+        return self * fn * function * args * kwargs * call
+
+    def named(self, args, *, lead=1.0):
+        return self * args * lead
+
+    x = np.ones((2, 3), np.float32)
+    axes = ("batch seq", None, None)
+    function = bucket_jit(scaled, in_axes=axes, config=GRID)
+    named_ones = bucket_jit(named, in_axes=axes[:2], config=GRID)
+    for _ in range(2):
+        assert_close(function(x, 2.0, function=1.0, args=5.0, kwargs=7.0), x * 210)
+        assert_close(named_ones(self=x, args=2.0, lead=3.0), x * 6)
+    assert stats_of(function)["eager_calls"] == stats_of(named_ones)["eager_calls"] == 0
+    assert named_ones.explain(self=x, args=2.0, lead=3.0).mode is CUDAGraphMode.REPLAY
+    assert not named_ones.warmup(self=x, args=2.0, lead=3.0, progress=False).failed

@@ -252,3 +252,19 @@ def test_all_answers_on_the_host_are_read_only(policy):
         assert not any(leaf.flags.writeable for leaf in jax.tree.leaves(answers))
         assert x.flags.writeable
     assert own.flags.writeable
+
+
+def test_a_function_that_closes_over_a_ref():
+    """Each call writes to it once, as under `jit`, be it replayed or run eagerly."""
+    counter = jax.new_ref(jnp.zeros((), jnp.int32))
+
+    def counted(x):
+        counter[...] += 1
+        return x + counter[...]
+
+    function = bucket_jit(counted, in_axes="batch seq", config=GRID)
+    for calls, rows in enumerate((2, 2, 3, 9), start=1):
+        assert_close(
+            function(np.zeros((rows, 4), np.float32)), np.full((rows, 4), calls, np.float32)
+        )
+    assert stats_of(function)["eager_by_reason"] == {"overflow": 1}

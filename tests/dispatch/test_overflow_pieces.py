@@ -86,3 +86,14 @@ def test_each_size_of_piece_is_decided_once(rows, distinct):
     # The call's own size, then what each piece does before anything is cut, and when it is.
     assert registry.lookups == 1 + 2 * distinct
     assert stats_of(manager)["pieces"] == 2 * -(-rows // 4)
+
+
+@pytest.mark.parametrize("unpad", ["host", "device", "none", "padded"])
+def test_outputs_that_jax_has_in_numpy(unpad):
+    """Such are those of float0: they are cut and joined as they come, whole or in pieces."""
+    slope = jax.grad(lambda ids: 1.0, allow_int=True)
+    function = bucket_jit(slope, in_axes="batch seq", unpad=unpad, config=SPLIT)
+    for rows in (2, 3, 7):
+        found = np.asarray(function(np.ones((rows, 4), np.int32)))
+        assert found.dtype == jax.dtypes.float0
+        assert unpad == "none" or found.shape == (rows, 4)

@@ -51,6 +51,22 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
 }
 
 
+@pytest.mark.parametrize("refs", [0, 1, 2])
+def test_where_arguments_go_beside_refs(refs):
+    """What a function closes over is no argument, nor is one that it does not use."""
+    counters = [jax.new_ref(jnp.zeros(())) for _ in range(refs)]
+
+    def counted(unused, x):
+        for counter in counters:
+            counter[...] += 1
+        return x * 2
+
+    args = np.ones(3, np.float32), np.ones(2, np.float32)
+    unused, used = serialize.input_shardings(jax.jit(counted).lower(*args).compile())
+    assert unused is None
+    assert used is not None
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_loaded_function_computes_the_same(name):
     """What is loaded gives bit for bit what was compiled."""

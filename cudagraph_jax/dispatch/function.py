@@ -45,8 +45,9 @@ from cudagraph_jax.program.call import (
     refuse_abstract,
 )
 from cudagraph_jax.program.donation import refuses_transfer
-from cudagraph_jax.program.eager import run_traced
+from cudagraph_jax.program.eager import is_plain, run_traced
 from cudagraph_jax.program.function_ref import FunctionRef, Holder
+from cudagraph_jax.program.outputs import WITH_PADDING
 from cudagraph_jax.program.padded import (
     Padded,
     flatten_arguments,
@@ -55,7 +56,7 @@ from cudagraph_jax.program.padded import (
     without_padding,
 )
 from cudagraph_jax.shapes.pytrees import PyTree
-from cudagraph_jax.xla.settings import DEVICE, MESHES, PRECISION, X64, Settings, current_settings
+from cudagraph_jax.xla.settings import ASKED, DEVICE, PRECISION, X64, Settings, current_settings
 from cudagraph_jax.xla.shardings import is_spread
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class BucketedFunction(Generic[P, R]):
         self._has_defaults = binder.has_defaults
         self._settings: Settings | None = None  # of the first call, which the tables stand for
         self._outcomes = manager.dispatcher.outcomes
+        self._keeps_padding = not WITH_PADDING.isdisjoint(jax.tree.leaves(target.unpad))
         manager.registry.watch(self._routes)
         manager.registry.require(self._function, binder.multiples)
 
@@ -139,7 +141,7 @@ class BucketedFunction(Generic[P, R]):
             if (
                 route.x64 is not X64.value
                 or route.precision != PRECISION.value
-                or (MESHES.matter and not route.has_mesh())
+                or (ASKED and not route.serves_thread())
             ):
                 sure = False
             for position, shape, dtypes in route.others:
@@ -264,7 +266,8 @@ class BucketedFunction(Generic[P, R]):
             bound = self._as_known(written)
             key = self._key(bound)
             draft = self._routes.draft()
-            route = None if key is None else draft.table.get(key)
+            is_simple = self._keeps_padding and is_plain()
+            route = None if key is None or is_simple else draft.table.get(key)
             is_taken = (
                 route is not None
                 and (route is not refused or bound is not written)
@@ -282,7 +285,7 @@ class BucketedFunction(Generic[P, R]):
                 draft.add(route, key=key, lead=self._lead_of(bound))
                 return outputs
         try:
-            if has_tracers(written.args, written.kwargs):
+            if is_simple or has_tracers(written.args, written.kwargs):
                 use_jax()  # as the operations will, many of them at once
                 call = None
             else:
@@ -298,7 +301,7 @@ class BucketedFunction(Generic[P, R]):
         return outputs
 
     def _trace(self, bound: Bound) -> R:
-        """What the plain function gives for tracers."""
+        """What the plain function gives, for tracers or where it runs within another one."""
         self._outcomes.add("eager", Reason.TRANSFORMED)
         args, kwargs = jax.tree.map(real_part, (bound.args, bound.kwargs), is_leaf=is_padded)
         target, declared = self._declared(bound, jax.tree.structure((args, kwargs)))
@@ -371,7 +374,7 @@ class BucketedFunction(Generic[P, R]):
             if not all(map(is_array, leaves)):
                 return None
             arrays = tuple(map(_shape_and_dtype, leaves))
-            if MESHES.matter:
+            if ASKED:
                 # JAX compiles how it cuts an array that lies on one of several devices by chance,
                 # and one in NumPy it cuts on the host.
                 arrays = (arrays, tuple(map(is_committed, leaves)))

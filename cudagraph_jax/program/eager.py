@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import get_ident
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from cudagraph_jax.program.padded import Padded, is_padded, real_part
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import read_only
 from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
-from cudagraph_jax.xla.settings import mesh_of
+from cudagraph_jax.xla.settings import ASKED, mesh_of
 from cudagraph_jax.xla.shardings import dividing
 from cudagraph_jax.xla.stages import tracing_refusals
 
@@ -57,9 +59,10 @@ def run_eagerly(call: Call, *, target: Target | None = None, is_shared: bool = F
     leaves = list(map(_on_device, call.leaves, placed))
     args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
     masks = jax.device_put(_full_masks(target, call.carried, call.sizes), everywhere)
-    with tracing_refusals(f"an operation of {target.name}, which runs eagerly,"):
+    what = f"an operation of {target.name}, which runs eagerly,"
+    with tracing_refusals(what), _running_plainly():
         result = _called(call, args, {**kwargs, **masks})
-    # Of a bucketed function that it calls: within a bucket that gives an array.
+    # Of an argument that is handed on: within a bucket that is an array.
     result = jax.tree.map(real_part, result, is_leaf=is_padded)
     if target.unpad == "host":
         return jax.tree.map(_on_host, result)
@@ -67,6 +70,27 @@ def run_eagerly(call: Call, *, target: Target | None = None, is_shared: bool = F
     leaves, structure = jax.tree.flatten(result)
     handed_out = [_handed_out(leaf, mode) for leaf, mode in zip(leaves, modes, strict=True)]
     return jax.tree.unflatten(structure, handed_out)
+
+
+@contextmanager
+def _running_plainly() -> Iterator[None]:
+    """Has the bucketed functions that a plain one calls in this thread hand out no padding.
+
+    As where it is traced: there they get tracers, and are simply the functions.
+    """
+    thread = get_ident()
+    is_first = thread not in ASKED
+    try:
+        ASKED.add(thread)
+        yield
+    finally:
+        if is_first:
+            ASKED.discard(thread)
+
+
+def is_plain() -> bool:
+    """Whether a function runs eagerly in this thread, so that those it calls give no padding."""
+    return get_ident() in ASKED
 
 
 def _called(call: Call, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> PyTree:

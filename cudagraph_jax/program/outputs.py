@@ -22,6 +22,8 @@ from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix
 
 Unpad = Literal["host", "device", "none", "padded"]
 UNPADS = '"host", "device", "none" or "padded"'
+WITH_PADDING = frozenset({"none", "padded"})
+"""Ways to hand out arrays of the bucket's size."""
 
 
 class OutputLeaf(NamedTuple):

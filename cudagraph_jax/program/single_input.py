@@ -22,7 +22,7 @@ from cudagraph_jax.shapes.axes import LeafAxes, axes_by_size
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import UNCHOSEN
 from cudagraph_jax.shapes.pytrees import PyTree, as_structs, describe_mismatch
-from cudagraph_jax.xla.settings import MESHES, current_settings
+from cudagraph_jax.xla.settings import ASKED, MESH, current_settings
 
 Function = Callable[[PyTree], PyTree]
 
@@ -155,7 +155,7 @@ def route_key(
         return None  # a Python number, or what JAX does not take as it is
     known_by = weakref.ref if type(function) is FunctionType else FunctionRef
     # Of an array that lies on one of several devices by chance JAX compiles how it is cut.
-    arrays = [(leaf.shape, leaf.dtype, MESHES.matter and is_committed(leaf)) for leaf in leaves]
+    arrays = [(leaf.shape, leaf.dtype, MESH in ASKED and is_committed(leaf)) for leaf in leaves]
     key = (known_by(function), sizes, structure, current_settings(), *arrays)
     try:
         hash(key)

@@ -775,3 +775,29 @@ def test_the_calls_of_the_specification(chain):
     (entry,) = manager.registry.entries()
     np.testing.assert_allclose(entry.replay(inputs), expected, rtol=1e-5)
     assert (entry.bucket, entry.replay_count) == ((4, 8), 2)
+
+
+@pytest.mark.parametrize("unpad", ["none", "padded", ("none", "padded")])
+@pytest.mark.parametrize("how", ["overflow", "paused", "debug_mode"])
+def test_within_another_function_that_runs_eagerly(unpad, how):
+    """It hands out no padding there, as where it is traced; outside of it, it does again."""
+    inner = bucket_jit(lambda x: (x * 2, x + 1), in_axes="batch seq", unpad=unpad, config=CONFIG)
+
+    def summed(x):
+        twice, more = inner(x)
+        return twice.sum(axis=1) + more.sum(axis=1)
+
+    config = dataclasses.replace(ONE, debug_mode=how == "debug_mode")
+    outer = bucket_jit(
+        lambda x, *, mask: summed(jnp.where(mask, x, 0)) - jnp.sum(~mask, axis=1),
+        in_axes="batch seq",
+        mask_argname="mask",
+        config=config,
+    )
+    if how == "paused":
+        outer.manager.mode = CUDAGraphMode.NONE
+    x = floats(0, 3, 5) if how != "overflow" else floats(0, 7, 5)
+    inner.warmup(x[:1], progress=False)
+    for _ in range(2):
+        np.testing.assert_allclose(outer(x), (x * 3 + 1).sum(axis=1), rtol=1e-5)
+        assert [leaf.shape for leaf in jax.tree.leaves(inner(x[:3]))] == [(4, 8)] * 2

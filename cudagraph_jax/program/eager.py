@@ -68,7 +68,11 @@ def run_eagerly(call: Call, *, target: Target | None = None, is_shared: bool = F
         return jax.tree.map(_on_host, result)
     modes = broadcast_prefix(target.unpad, result, name="unpad")
     leaves, structure = jax.tree.flatten(result)
-    handed_out = [_handed_out(leaf, mode) for leaf, mode in zip(leaves, modes, strict=True)]
+    given = {id(leaf) for leaf in call.leaves}
+    handed_out = [
+        _handed_out(leaf, mode, is_given=id(leaf) in given)
+        for leaf, mode in zip(leaves, modes, strict=True)
+    ]
     return jax.tree.unflatten(structure, handed_out)
 
 
@@ -107,9 +111,12 @@ def _called(call: Call, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) ->
     return wholes.of(variant, call.sizes, function)(*args, **kwargs)
 
 
-def _handed_out(leaf: PyTree, unpad: object) -> PyTree:
+def _handed_out(leaf: PyTree, unpad: object, *, is_given: bool) -> PyTree:
     if unpad == "host":
         return _on_host(leaf)
+    if is_given and isinstance(leaf, jax.Array):
+        # As under `jit` another array, so that who gives it away keeps their own.
+        leaf = jax.device_put(leaf, may_alias=False)
     # A number of Python's gives way to other dtypes, as it does where a bucket gives it.
     leaf = jax.device_put(leaf) if _is_number(leaf) else _on_device(leaf, None)
     is_concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
@@ -150,7 +157,9 @@ def _is_number(leaf: PyTree) -> bool:
 
 def _on_device(leaf: PyTree, sharding: Sharding | None) -> PyTree:
     leaf = real_part(leaf)
-    is_moved = sharding is not None and isinstance(leaf, jax.Array)
-    if not (is_moved or isinstance(leaf, np.ndarray)):
+    if isinstance(leaf, np.ndarray):
+        # On a CPU JAX would go on in the memory of the caller, who may write to it later.
+        leaf = np.array(leaf)
+    elif sharding is None or not isinstance(leaf, jax.Array):
         return leaf
     return jax.device_put(leaf, dividing(sharding, leaf.shape))

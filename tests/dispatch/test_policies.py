@@ -130,6 +130,25 @@ def test_numbers_of_an_eager_call(unpad):
         assert [array.weak_type for array in arrays] == [True, False, False], rows
 
 
+@pytest.mark.parametrize("unpad", ["host", "none", "device", "padded"])
+def test_an_eager_answer_is_the_callers_own(unpad):
+    """What is written to the arguments later, or given away of the answer, is not both of them."""
+    function = bucket_jit(
+        lambda x: (x, x[:1]), in_axes="batch seq", unpad=(unpad, "host"), config=GRID
+    )
+    memory = np.zeros(5 * 64 + 64, np.uint8)
+    place = -memory.ctypes.data % 64  # where JAX goes on in the caller's memory
+    x = memory[place : place + 5 * 64].view(np.float32).reshape(5, 16)
+    found = jax.block_until_ready(function(x))
+    x[:] = 1
+    assert [np.asarray(leaf).max() for leaf in found] == [0, 0]
+    if unpad != "host":
+        array = jnp.zeros((5, 16))
+        answer = function(array)[0]
+        jax.jit(lambda y: y * 2, donate_argnums=0)(getattr(answer, "array", answer))
+        assert not array.is_deleted()
+
+
 @pytest.mark.parametrize("policy", ["eager", "error"])
 def test_on_miss(policy):
     """A bucket that is not captured is not captured in a request where the policy forbids it."""

@@ -17,6 +17,7 @@ from cudagraph_jax._base.checks import (
     made_by_nearest,
     nearest,
     positive_size,
+    request_size,
     require_bool,
     require_choice,
     waiting_time,
@@ -182,16 +183,17 @@ class CUDAGraphConfig:
 
         Raises:
             ConfigError: There is no axis of such a name.
+            InputShapeError: A size is no integer.
         """
         return self.admits(self._sizes(batch_size, seq_len, named))
 
     def get_padded_batch_size(self, batch_size: int) -> int:
         """The next capture size up; `batch_size` itself above the largest."""
-        return _size_up(self.capture_sizes, batch_size)
+        return _size_up(self.capture_sizes, request_size("batch_size", batch_size))
 
     def get_padded_seq_len(self, seq_len: int) -> int:
         """The next captured length up; `seq_len` itself above the largest, or without lengths."""
-        return _size_up(self.capture_seq_lens, seq_len)
+        return _size_up(self.capture_seq_lens, request_size("seq_len", seq_len))
 
     def bucket_for(self, /, batch_size: int, seq_len: int, **named: int) -> Bucket:
         """The bucket that a call of this size is padded to.
@@ -204,6 +206,7 @@ class CUDAGraphConfig:
 
         Raises:
             ConfigError: There is no axis of such a name.
+            InputShapeError: A size is no integer.
         """
         return self.padded(self._sizes(batch_size, seq_len, named))
 
@@ -214,7 +217,9 @@ class CUDAGraphConfig:
                     f"{axis}={named[axis]!r}: the config has no such axis; "
                     + nearest(axis, ["batch_size", "seq_len", *self.capture_axes])
                 )
-        return Bucket.of({"batch": batch_size, "seq": seq_len, **named})
+        sizes = {"batch_size": batch_size, "seq_len": seq_len, **named}
+        batch, seq, *others = (request_size(name, size) for name, size in sizes.items())
+        return Bucket.of({"batch": batch, "seq": seq, **dict(zip(named, others, strict=True))})
 
     def padded(self, sizes: Bucket, carried: Collection[str] | None = None) -> Bucket:
         """The bucket that a call of these sizes is padded to.

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cudagraph_jax.capture.registry import CUDAGraphRegistry
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.errors import ConfigError, InputShapeError
 from cudagraph_jax.modes import CommandBufferScope, CUDAGraphMode
 from cudagraph_jax.planning.planner import plan_buckets
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
@@ -442,3 +443,19 @@ def test_enums():
         "PIECEWISE": "piecewise",
         "FULL": "full",
     }
+
+
+@pytest.mark.parametrize("size", ["3", 2.0, True, None])
+def test_sizes_that_are_none(size):
+    """What is no size is refused by all that take one, and by name."""
+    config = CUDAGraphConfig(capture_sizes=(4,), capture_axes={"height": (8,)})
+    for call, name in (
+        (lambda: config.get_padded_batch_size(size), "batch_size"),
+        (lambda: config.get_padded_seq_len(size), "seq_len"),
+        (lambda: config.bucket_for(size, 1), "batch_size"),
+        (lambda: config.should_use_cudagraph(1, size), "seq_len"),
+        (lambda: config.bucket_for(1, 1, height=size), "height"),
+        (lambda: CUDAGraphRegistry(config).get(size, 1), "batch_size"),
+    ):
+        with pytest.raises(InputShapeError, match=rf"^{name}={size!r} is no integer: give one"):
+            call()

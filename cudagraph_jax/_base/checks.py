@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import ParamSpec, TypeVar
 
-from cudagraph_jax.errors import ConfigError
+from cudagraph_jax.errors import ConfigError, InputShapeError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,6 +25,19 @@ def positive_size(value: object, *, name: str) -> int:
         ConfigError: `value` is no integer (a bool is none), or below 1.
     """
     return _integer(value, name, minimum=1, kind="size")
+
+
+def request_size(name: str, value: object, *, minimum: int | None = None) -> int:
+    """A size of a call, as an int.
+
+    Raises:
+        InputShapeError: `value` is no integer (a bool is none), or below `minimum`.
+    """
+    try:
+        return _integer(value, name, minimum=minimum, kind="size")
+    except ConfigError:
+        least = "" if minimum is None else f" of {minimum} or more"
+        raise InputShapeError(f"{name}={value!r} is no integer{least}: give one") from None
 
 
 def waiting_time(name: str, value: object) -> float:
@@ -57,7 +70,7 @@ def count(name: str, value: object) -> int:
     return _integer(value, name, minimum=0, kind="count")
 
 
-def _integer(value: object, name: str, *, minimum: int, kind: str) -> int:
+def _integer(value: object, name: str, *, minimum: int | None, kind: str) -> int:
     remedy = f"give a {kind} of {minimum} or more"
     if isinstance(value, bool):
         raise ConfigError(f"{name}={value} is not an integer: {remedy}")
@@ -65,7 +78,7 @@ def _integer(value: object, name: str, *, minimum: int, kind: str) -> int:
         number = operator.index(value)  # type: ignore[arg-type]  # index() itself says what fits
     except TypeError:
         raise ConfigError(f"{name}={value!r} is not an integer: {remedy}") from None
-    if number < minimum:
+    if minimum is not None and number < minimum:
         raise ConfigError(f"{name}={number} is below {minimum}: {remedy}")
     return number
 

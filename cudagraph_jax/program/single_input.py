@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 import weakref
 from collections.abc import Callable, Hashable
 from types import FunctionType
 
 import jax
-import numpy as np
 
-from cudagraph_jax._base.checks import require_arrays_from
+from cudagraph_jax._base.checks import request_size, require_arrays_from
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.arguments import is_committed
 from cudagraph_jax.program.call import Call, Declared, Target, describe_call, is_array
@@ -91,10 +89,10 @@ def capture_sizes(batch_size: int, seq_len: int) -> Bucket:
 
 
 def _sizes(batch_size: int, seq_len: int, *, minimum: int) -> Bucket:
-    for name, size in (("batch_size", batch_size), ("seq_len", seq_len)):
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < minimum:
-            raise InputShapeError(f"{name}={size!r} is no integer of {minimum} or more: give one")
-    return Bucket(operator.index(batch_size), operator.index(seq_len))
+    return Bucket(
+        request_size("batch_size", batch_size, minimum=minimum),
+        request_size("seq_len", seq_len, minimum=minimum),
+    )
 
 
 def single_program(

@@ -141,8 +141,10 @@ def _on_host(leaf: PyTree) -> PyTree:
     # Constants that are computed on while another function is traced become part of it.
     if isinstance(leaf, jax.core.Tracer):
         return leaf
-    if _is_number(leaf) and not isinstance(leaf, np.generic):
-        leaf = np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.result_type(type(leaf))))
+    if _is_number(leaf) or (isinstance(leaf, np.ndarray) and _is_numeric(leaf.dtype)):
+        # Of 64 bits while x64 is off, NumPy's as well as Python's: of JAX's dtype, as in a bucket.
+        dtype = np.result_type(getattr(leaf, "dtype", type(leaf)))
+        leaf = np.asarray(leaf, jax.dtypes.canonicalize_dtype(dtype))
     # What is no array is the caller's as it is: text, objects, keys, which NumPy cannot hold.
     is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic) and not is_key(leaf)
     return read_only(np.asarray(leaf)) if is_array else leaf
@@ -151,8 +153,12 @@ def _on_host(leaf: PyTree) -> PyTree:
 def _is_number(leaf: PyTree) -> bool:
     """Whether it is a number that JAX can hold, and no array."""
     if isinstance(leaf, np.generic):
-        return leaf.dtype == np.bool_ or bool(jnp.issubdtype(leaf.dtype, np.number))
+        return _is_numeric(leaf.dtype)
     return isinstance(leaf, bool | int | float | complex) and fits_integers(leaf)
+
+
+def _is_numeric(dtype: np.dtype[np.generic]) -> bool:
+    return dtype == np.bool_ or bool(jnp.issubdtype(dtype, np.number))
 
 
 def _on_device(leaf: PyTree, sharding: Sharding | None) -> PyTree:

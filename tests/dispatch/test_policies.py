@@ -130,6 +130,21 @@ def test_numbers_of_an_eager_call(unpad):
         assert [array.weak_type for array in arrays] == [True, False, False], rows
 
 
+def test_dtypes_of_an_eager_answer():
+    """What the function computes in NumPy has the dtypes that JAX has for it, as in a bucket."""
+
+    def numbers(x):
+        wide = np.array([0.1, 0.2]), np.arange(3), np.uint64(3), np.array([True]), 2**31 - 1
+        return x, *wide, np.ones(2, jnp.bfloat16)
+
+    function = bucket_jit(numbers, in_axes="batch seq", config=GRID)
+    captured, eager = (function(floats(0, rows, 4))[1:] for rows in (2, 5))
+    assert stats_of(function)["eager_by_reason"] == {"overflow": 1}
+    for one, other in zip(captured, eager, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("unpad", ["host", "none", "device", "padded"])
 def test_an_eager_answer_is_the_callers_own(unpad):
     """What is written to the arguments later, or given away of the answer, is not both of them."""

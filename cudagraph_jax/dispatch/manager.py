@@ -296,7 +296,7 @@ class CUDAGraphManager:
     @mode.setter
     def mode(self, mode: CUDAGraphMode) -> None:
         if not isinstance(mode, CUDAGraphMode):
-            raise ConfigError(f"mode={mode!r} is no CUDAGraphMode: use one of its members")
+            raise ConfigError(f"mode={mode!r:.80} is no CUDAGraphMode: use one of its members")
         if not self.config.enabled and mode is not CUDAGraphMode.DISABLED:
             raise ConfigError(
                 f"mode={mode.name} cannot be set while the config has enabled=False: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import re
 from pathlib import Path
@@ -43,6 +44,16 @@ def test_code(page, tmp_path, monkeypatch):
     if page.name == "observing.md":
         report = (tmp_path / "cache.html").read_text(encoding="utf-8")
         assert report.lower().startswith("<!doctype")
+
+
+@each_page
+def test_code_can_be_typed(page):
+    """What is indented ends with an empty line, as Python's prompt up to 3.12 wants it."""
+    for block in pages.blocks(page):
+        lines = [*block.code.splitlines(), ""]
+        for statement in ast.parse(block.code).body:
+            end = statement.end_lineno or 0
+            assert not hasattr(statement, "body") or not lines[end], lines[end]
 
 
 @each_page

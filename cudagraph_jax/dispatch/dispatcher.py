@@ -34,7 +34,7 @@ from cudagraph_jax.dispatch.fallback import (
     without_entry,
     without_memory,
 )
-from cudagraph_jax.dispatch.nearest import overflow_notice, sealed_notice
+from cudagraph_jax.dispatch.nearest import lengths_notice, overflow_notice, sealed_notice
 from cudagraph_jax.dispatch.split import (
     check_joined,
     delete_donated,
@@ -390,6 +390,7 @@ class Dispatcher:
                 outputs = run(call.args, call.kwargs)
                 if made.is_new:
                     self.outcomes.add("capture", decision.reason, call.sizes)
+                    self._tell_of_lengths(call, bucket)
                 return Reply(outputs, None if made.value.is_shared else route)
             except Exception as error:
                 refuse_alone(made.value, error)
@@ -401,6 +402,12 @@ class Dispatcher:
             del answer  # with the error, whose traceback leads back to this frame
         self.outcomes.add("eager", Reason.FAILED, call.sizes)
         return Reply(outputs)
+
+    def _tell_of_lengths(self, call: Call, bucket: Bucket) -> None:
+        """Says once for each function that every length is compiled for itself."""
+        notice = lengths_notice(self.registry, call, bucket)
+        if notice is not None and self._is_news(call, "lengths"):
+            logger.warning("%s", notice)
 
     def _split(self, call: Call, decision: Decision) -> Reply:
         """The call in pieces, each in its bucket; a piece without one runs eagerly."""

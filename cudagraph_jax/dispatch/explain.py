@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import Decision, Reason, larger_limits, limits
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
-from cudagraph_jax.dispatch.nearest import nearest_entry
+from cudagraph_jax.dispatch.nearest import has_every_length, nearest_entry
 from cudagraph_jax.graphs.entry import homes_in
 from cudagraph_jax.graphs.pads import ways_in
 from cudagraph_jax.modes import CUDAGraphMode
@@ -111,6 +111,8 @@ def _replayed(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[s
 
 def _warm_up(config: CUDAGraphConfig, call: Call, bucket: Bucket | None) -> str:
     """What to change; no warm-up captures a bucket above its ladder and within its limit."""
+    if has_every_length(config, call):
+        return f"give capture_seq_lens, so that lengths share buckets, or {_WARM_UP}"
     if bucket is None or bucket in config.grid(call.carried, bucket):
         return _WARM_UP
     return "add a larger bucket, since its own is within the limits and not on the grid"

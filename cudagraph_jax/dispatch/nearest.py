@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
+from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import larger_limits, limits
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.program.call import AbstractLeaf, Call, Variant, argument_leaf_names
@@ -124,4 +125,29 @@ def sealed_notice(
         f"manager is sealed: {took_ms:,.1f} ms, with what had to be compiled for that; {near}. "
         "Every such call runs operation by operation: warm up with arguments like these before "
         'seal(), or set on_miss="error", which refuses them. Said once for this function'
+    )
+
+
+def has_every_length(config: CUDAGraphConfig, call: Call) -> bool:
+    """Whether each length of the call's sequences is a bucket of its own."""
+    return config.capture_seq_lens is None and "seq" in call.carried
+
+
+def lengths_notice(registry: CUDAGraphRegistry, call: Call, bucket: Bucket) -> str | None:
+    """What is said where requests are captured one length after the other; None where not.
+
+    Args:
+        registry: What is captured.
+        call: The call.
+        bucket: What was captured for it.
+    """
+    lengths = {entry.seq_len for entry in registry.entries() if entry.variant == call.variant}
+    others = sorted(lengths - {bucket.seq_len})
+    if not others or not has_every_length(registry.config, call):
+        return None
+    return (
+        f"{call.target.name} had {bucket} compiled within a call, and has {len(others)} other "
+        "length(s) captured: without capture_seq_lens each length is a bucket of its own. Give the "
+        "lengths that calls are padded to, such as capture_seq_lens=(64, 128, 256). Said once for "
+        "this function"
     )

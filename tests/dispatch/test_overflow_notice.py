@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from cudagraph_jax import CUDAGraphManager, CUDAGraphMode, bucket_jit
+from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, CUDAGraphMode, bucket_jit
 from tests.helpers.functions import GRID, assert_close, double, floats
 
 LARGE = floats(0, 2, 9)
@@ -128,3 +128,20 @@ def test_a_chosen_eager_run_is_not_told_of(caplog):
     )
     function(floats(0, 2, 3))
     assert caplog.messages == []
+
+
+def test_lengths_that_are_compiled_one_by_one(caplog):
+    """Without capture_seq_lens each new length compiles in its call: said once, with the remedy."""
+    caplog.set_level(logging.WARNING, "cudagraph_jax")
+    config = CUDAGraphConfig(capture_sizes=(2,), warmup_iterations=0)
+    function = bucket_jit(double, in_axes="batch seq", config=config)
+    function.warmup(floats(0, 1, 3), progress=False)
+    assert "give capture_seq_lens" in function.explain(floats(0, 1, 4)).remedy
+    for length in (3, 4, 5):
+        function(floats(0, 1, length))
+    (told,) = caplog.messages
+    assert told.startswith("double had 2x4 compiled within a call, and has 1 other length(s)")
+    rows = bucket_jit(double, in_axes="batch _", config=config, name="rows")
+    for length in (3, 4):
+        rows(floats(0, 1, length))
+    assert len(caplog.messages) == 1, "of a function without the axis nothing is said"

@@ -31,14 +31,16 @@ WITH_CODE = [page for page in pages.PAGES if pages.blocks(page) and page.parent.
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=pages.name_of)
 def test_code(page, tmp_path, monkeypatch):
-    """Every Python block of a page runs, in order, and prints what its comments say."""
+    """Every Python block of a page runs, in order, and prints what its comments say; tests on it pass."""
     monkeypatch.chdir(tmp_path)
     # A page's assertion compiles its function operation by operation for each size it draws.
     usual = settings.get_current_profile_name()
     settings.register_profile("pages", settings(), max_examples=10)
     settings.load_profile("pages")
     try:
-        pages.run(page)
+        names = pages.run(page)
+        for test in [names[name] for name in names if name.startswith("test_")]:
+            test()
     finally:
         settings.load_profile(usual)
     if page.name == "observing.md":

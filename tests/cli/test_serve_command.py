@@ -80,7 +80,9 @@ def test_workers(tmp_path):
     command = [sys.executable, "-m", "cudagraph_jax", "serve", *options]
     with served(command=command, address=address) as server:
         server.terminate()
-        assert server.ended()[0] == 0
+        status, said = server.ended()
+    assert status == 0
+    assert len(set(re.findall(r"INFO worker (\d+): ", said))) == 2
 
 
 @pytest.mark.parametrize(

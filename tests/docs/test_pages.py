@@ -31,7 +31,7 @@ WITH_CODE = [page for page in pages.PAGES if pages.blocks(page) and page.parent.
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=pages.name_of)
 def test_code(page, tmp_path, monkeypatch):
-    """Every Python block of a page runs, in order, and prints what its comments say; tests on it pass."""
+    """Every Python block of a page runs, in order, as its comments say; its own tests pass."""
     monkeypatch.chdir(tmp_path)
     # A page's assertion compiles its function operation by operation for each size it draws.
     usual = settings.get_current_profile_name()

@@ -342,6 +342,7 @@ class Dispatcher:
 
     def _queue(self, call: Call) -> bool:
         """Has the call's bucket captured in the background; False where the mode forbids it."""
+        self._tell_of_lengths(call, self.bucket_for(call))
 
         def queue(is_admitted: bool) -> bool:
             if is_admitted:

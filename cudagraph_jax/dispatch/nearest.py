@@ -139,15 +139,17 @@ def lengths_notice(registry: CUDAGraphRegistry, call: Call, bucket: Bucket) -> s
     Args:
         registry: What is captured.
         call: The call.
-        bucket: What was captured for it.
+        bucket: What is captured for it.
     """
+    if not has_every_length(registry.config, call):
+        return None
     lengths = {entry.seq_len for entry in registry.entries() if entry.variant == call.variant}
-    others = sorted(lengths - {bucket.seq_len})
-    if not others or not has_every_length(registry.config, call):
+    others = len(lengths - {bucket.seq_len})
+    if not others:
         return None
     return (
-        f"{call.target.name} had {bucket} compiled within a call, and has {len(others)} other "
-        "length(s) captured: without capture_seq_lens each length is a bucket of its own. Give the "
-        "lengths that calls are padded to, such as capture_seq_lens=(64, 128, 256). Said once for "
-        "this function"
+        f"{call.target.name} has {bucket} captured for a call, beside {others} other length(s): "
+        "without capture_seq_lens each length is a bucket of its own, compiled when it comes. Give "
+        "the lengths that calls are padded to, such as capture_seq_lens=(64, 128, 256). Said once "
+        "for this function"
     )

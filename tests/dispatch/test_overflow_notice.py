@@ -130,18 +130,21 @@ def test_a_chosen_eager_run_is_not_told_of(caplog):
     assert caplog.messages == []
 
 
-def test_lengths_that_are_compiled_one_by_one(caplog):
-    """Without capture_seq_lens each new length compiles in its call: said once, with the remedy."""
+@pytest.mark.parametrize("on_miss", ["capture", "background"])
+def test_lengths_that_are_compiled_one_by_one(caplog, on_miss):
+    """Without capture_seq_lens each new length compiles when it comes: said once, with why."""
     caplog.set_level(logging.WARNING, "cudagraph_jax")
-    config = CUDAGraphConfig(capture_sizes=(2,), warmup_iterations=0)
+    config = CUDAGraphConfig(capture_sizes=(2,), warmup_iterations=0, on_miss=on_miss)
     function = bucket_jit(double, in_axes="batch seq", config=config)
     function.warmup(floats(0, 1, 3), progress=False)
     assert "give capture_seq_lens" in function.explain(floats(0, 1, 4)).remedy
     for length in (3, 4, 5):
         function(floats(0, 1, length))
+    function.manager.wait()
     (told,) = caplog.messages
-    assert told.startswith("double had 2x4 compiled within a call, and has 1 other length(s)")
+    assert told.startswith("double has 2x4 captured for a call, beside 1 other length(s)")
     rows = bucket_jit(double, in_axes="batch _", config=config, name="rows")
     for length in (3, 4):
         rows(floats(0, 1, length))
+    rows.manager.wait()
     assert len(caplog.messages) == 1, "of a function without the axis nothing is said"

@@ -19,7 +19,7 @@ def no_entries(foreign: Sequence[str]) -> str:
     """What is said of a directory without entries, by the names of what else is in it."""
     if not foreign:
         return "no entries here: is it a store?"
-    others = f"{foreign[0]} and {len(foreign) - 1:,} others" if foreign[1:] else foreign[0]
+    others = f"{foreign[0]} and {len(foreign) - 1:,} more" if foreign[1:] else foreign[0]
     return f"no entries here, but {cut(others)}: give the directory of a store"
 
 

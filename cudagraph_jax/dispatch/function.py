@@ -47,7 +47,6 @@ from cudagraph_jax.program.call import (
 from cudagraph_jax.program.donation import refuses_transfer
 from cudagraph_jax.program.eager import is_plain, run_traced
 from cudagraph_jax.program.function_ref import FunctionRef, Holder
-from cudagraph_jax.program.outputs import WITH_PADDING
 from cudagraph_jax.program.padded import (
     Padded,
     flatten_arguments,
@@ -118,7 +117,6 @@ class BucketedFunction(Generic[P, R]):
         self._has_defaults = binder.has_defaults
         self._settings: Settings | None = None  # of the first call, which the tables stand for
         self._outcomes = manager.dispatcher.outcomes
-        self._keeps_padding = not WITH_PADDING.isdisjoint(jax.tree.leaves(target.unpad))
         manager.registry.watch(self._routes)
         manager.registry.require(self._function, binder.multiples)
 
@@ -264,10 +262,9 @@ class BucketedFunction(Generic[P, R]):
         try:
             written = self._bind(args, kwargs)
             bound = self._as_known(written)
-            key = self._key(bound)
+            key = None if (is_simple := is_plain(self.target.unpad)) else self._key(bound)
             draft = self._routes.draft()
-            is_simple = self._keeps_padding and is_plain()
-            route = None if key is None or is_simple else draft.table.get(key)
+            route = None if key is None else draft.table.get(key)
             is_taken = (
                 route is not None
                 and (route is not refused or bound is not written)

@@ -21,7 +21,7 @@ from cudagraph_jax.graphs.replay_counts import Journal, Request
 from cudagraph_jax.program.arguments import device_array_type
 from cudagraph_jax.program.donation import refuses_transfer, use_up
 from cudagraph_jax.program.eager import is_plain
-from cudagraph_jax.program.outputs import WITH_PADDING, OutputLeaf, Outputs, RealOutputs
+from cudagraph_jax.program.outputs import OutputLeaf, Outputs, RealOutputs
 from cudagraph_jax.program.padded import Refill, Refills, is_padded, padded_maker
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.ladder import Bucket
@@ -79,10 +79,10 @@ class Route:
         "_call",
         "_cut",
         "_direct",
-        "_keeps_padding",
         "_mask_homes",
         "_masks",
         "_pads",
+        "_unpad",
         "_wait",
         "bucket",
         "checks",
@@ -126,7 +126,7 @@ class Route:
         self._masks = masks_for(program, homes, sizes, bucket)
         self._mask_homes = homes.masks
         self.finish = finisher(outputs, refills, sizes=sizes, bucket=bucket, real=real)
-        self._keeps_padding = any(leaf.unpad in WITH_PADDING for leaf in outputs.leaves)
+        self._unpad = program.target.unpad
         # All outputs are there as soon as one of them is on the host.
         waits = wait or any(leaf.unpad == "host" for leaf in outputs.leaves)
         self.tally = journal.open(request, waits=waits)
@@ -158,7 +158,7 @@ class Route:
         """Whether this thread has the mesh of those that it serves, and takes padding."""
         if self.mesh is not get_abstract_mesh():  # which names no devices
             return False
-        if self._keeps_padding and is_plain():
+        if is_plain(self._unpad):
             return False
         return self.devices is None or self.devices == current_mesh()
 

@@ -22,6 +22,7 @@ from cudagraph_jax.program.call import (
     spans_processes,
     traced_sizes,
 )
+from cudagraph_jax.program.outputs import WITH_PADDING
 from cudagraph_jax.program.padded import Padded, is_padded, real_part
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import read_only
@@ -92,9 +93,13 @@ def _running_plainly() -> Iterator[None]:
             ASKED.discard(thread)
 
 
-def is_plain() -> bool:
-    """Whether a function runs eagerly in this thread, so that those it calls give no padding."""
-    return get_ident() in ASKED
+def is_plain(unpad: PyTree) -> bool:
+    """Whether a function runs eagerly in this thread, so that none that it calls gives padding.
+
+    Args:
+        unpad: What is asked of the outputs of one that it may call.
+    """
+    return get_ident() in ASKED and not WITH_PADDING.isdisjoint(jax.tree.leaves(unpad))
 
 
 def _called(call: Call, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> PyTree:

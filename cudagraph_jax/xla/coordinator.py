@@ -29,6 +29,7 @@ class Coordinator:
     def __init__(self, connect: Callable[[], Any] | None = None) -> None:
         self._connect = _client if connect is None else connect
         self._turn = 0
+        self._is_within = False
         self._broken: str | None = None
 
     def exchange(self, text: str, *, timeout_s: float) -> list[str]:
@@ -44,13 +45,14 @@ class Coordinator:
         Raises:
             DistributedError: One did not come in time, now or before.
         """
+        if self._is_within:
+            self.break_off(f"this process was interrupted while it waited for the others: {RESTART}")
         if self._broken is not None:
             raise DistributedError(self._broken)
         client = self._connect()
-        # Before it begins, since an interrupt may come anywhere, and the others would go on.
-        self._broken = f"this process was interrupted while it waited for the others: {RESTART}"
+        self._is_within = True  # and for good where an interrupt comes: the others would go on
         told = self._exchange(client, text, timeout_s)
-        self._broken = None
+        self._is_within = False
         return told
 
     def break_off(self, why: str) -> None:
@@ -76,12 +78,12 @@ class Coordinator:
                 client.key_value_delete(f"{_FOLDER}/{turn - 1}/{index}")
         except Exception as error:  # of a class that JAX does not make public
             missing = _missing(client, folder)
-            self._broken = (
+            self.break_off(
                 f"{missing or 'the coordinator of jax.distributed'} did not come within "
                 f"{timeout_s:g} s to what all processes run together ({error_line(error)}): have "
                 f"each call the same in one order, or raise process_timeout_s; {RESTART}"
             )
-            raise DistributedError(self._broken) from error
+            raise DistributedError(str(self._broken)) from error
         return texts
 
 

@@ -58,3 +58,11 @@ def test_it_is_broken_off(coordinator):
     coordinator.break_off("and so")
     with pytest.raises(DistributedError, match=r"^why$"):
         coordinator.exchange("one", timeout_s=1)
+
+
+def test_it_is_broken_off_in_the_middle(store, coordinator):
+    """What all have said is given, and nothing is exchanged again, as by what a led call fails."""
+    store.at_barrier = lambda: coordinator.break_off("why")
+    assert coordinator.exchange("one", timeout_s=1) == ["one"]
+    with pytest.raises(DistributedError, match=r"^why$"):
+        coordinator.exchange("two", timeout_s=1)

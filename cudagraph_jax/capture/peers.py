@@ -8,11 +8,13 @@ them end by a signal, and where one does not call the others wait for ever.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import jax
 
@@ -20,8 +22,13 @@ from cudagraph_jax._base.text import error_line
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import DistributedError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.call import Call, Target, placement, spans_processes
-from cudagraph_jax.program.fingerprint import Source, digest_of
+from cudagraph_jax.program.call import Call, Target, Variant, placement, spans_processes
+from cudagraph_jax.program.fingerprint import (
+    Source,
+    comparable,
+    comparable_structure,
+    digest_of,
+)
 from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.padded import Padded
 from cudagraph_jax.program.program import CompileRequest
@@ -31,6 +38,7 @@ from cudagraph_jax.version import __version__
 from cudagraph_jax.xla.coordinator import RESTART, Coordinator
 from cudagraph_jax.xla.environment import jaxlib_version
 from cudagraph_jax.xla.memory import pool_bytes
+from cudagraph_jax.xla.serialize import input_shardings, output_leaves
 from cudagraph_jax.xla.settings import current_settings
 from cudagraph_jax.xla.shardings import is_foreign
 from cudagraph_jax.xla.stages import Executable
@@ -73,6 +81,9 @@ class Peers:
         self._is_inside = False
         self._claim = threading.Lock()
         self._caller: threading.Thread | None = None
+        # By their numbers, which all processes count alike, they know what they have captured.
+        self._agreed: WeakKeyDictionary[Executable, int] = WeakKeyDictionary()
+        self._numbers = itertools.count(1)
         self.led: str | None = None
 
     @contextmanager
@@ -159,6 +170,7 @@ class Peers:
         call: Call,
         *,
         decision: str,
+        entries: Sequence[CUDAGraphEntry] = (),
         refused: Exception | None,
         config: CUDAGraphConfig,
         what: str = "a call",
@@ -168,6 +180,7 @@ class Peers:
         Args:
             call: The call.
             decision: What this process is about to do.
+            entries: What it is about to run of what is captured.
             refused: Why it does not do so.
             config: How long to wait.
             what: What is done with it.
@@ -179,6 +192,9 @@ class Peers:
         self._refuse_led(call.target.name)
         refused = self._other_thread(call.target.name) or refused
         facts = {"sizes": str(call.sizes), "decision": decision}
+        if entries:
+            numbers = [self._agreed.get(entry.executable) for entry in entries]
+            facts["program"] = f"number {', '.join(map(str, numbers))}"
         if refused is None:
             try:
                 leaves = (it.array if isinstance(it, Padded) else it for it in call.leaves)
@@ -315,12 +331,12 @@ class Peers:
         """
         if jax.process_count() == 1:
             return False
-        compiled = executable.call
-        shardings = jax.tree.leaves((compiled.input_shardings, compiled.output_shardings))
-        is_shared = any(map(is_foreign, shardings))
+        given = output_leaves(executable.call)
+        places = [*input_shardings(executable.call), *(leaf.sharding for leaf in given)]
+        is_shared = any(map(is_foreign, places))
         refused = _eviction(request, executable, held, is_shared=is_shared, config=config)
         if is_shared:
-            shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in _leaves(executable.output_info)]
+            shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in given]
             facts = {
                 **facts_of(call, config),
                 "outputs": _short(" ".join(shapes)),
@@ -330,10 +346,11 @@ class Peers:
                 f"the capture of {request}",
                 facts,
                 timeout_s=CAPTURES_TAKE * config.process_timeout_s,
-                refused=_unreadable(request, outputs, executable)
+                refused=_unreadable(request, outputs, given)
                 or proof_refusal(config)
                 or refused,
             )
+            self._agreed[executable] = next(self._numbers)
         elif refused is not None:
             raise refused
         return is_shared
@@ -394,6 +411,9 @@ class Peers:
             run(looks_on=look_on)
         except Exception as error:
             failure = error
+        except BaseException as error:  # an interrupt: nothing is waited for
+            self.failed(what, error)
+            raise
         try:
             self.compare(what, {}, timeout_s=timeout_s, refused=failure)
         except DistributedError as error:
@@ -405,10 +425,7 @@ class Peers:
     @contextmanager
     def _in_turn(self) -> Iterator[DistributedError | None]:
         """One thread at a time; gives what is raised where another one is here already."""
-        is_alone = self._turn.acquire(blocking=False)
-        if is_alone:
-            self._turn.release()
-        # So taken, no interrupt can come between taking it and giving it back.
+        is_alone = not self._is_inside
         with self._turn:
             if self._is_inside:
                 raise DistributedError(
@@ -449,16 +466,22 @@ PEERS = Peers()
 
 def facts_of(call: Call, config: CUDAGraphConfig) -> dict[str, str]:
     """What a program is on every process that runs it: function, arguments, configuration."""
-    variant = call.variant
-    leaves = [leaf.placed for leaf in variant.leaves]
     return {
-        **function_facts(variant.function.function, call.target, config),
+        **function_facts(call.variant.function.function, call.target, config),
         "donated": str(call.target.donate_argnums),
-        "arguments": ", ".join(leaves) if len(leaves) < 8 else f"{len(leaves)}, {hash_of(leaves)}",
-        "structure": _short(str(variant.structure)),
-        "statics": str(variant.statics),
+        **variant_facts(call.variant),
         "axes": _short(" ".join(str(axes) for axes in call.axes)),
         "padding": _short(str(list(map(repr, call.declared.pad_values)))),
+    }
+
+
+def variant_facts(variant: Variant) -> dict[str, str]:
+    """What the arguments of a program are on every process."""
+    leaves = [leaf.placed for leaf in variant.leaves]
+    return {
+        "arguments": ", ".join(leaves) if len(leaves) < 8 else f"{len(leaves)}, {hash_of(leaves)}",
+        "structure": _short(comparable_structure(variant.structure)),
+        "statics": ", ".join(f"{name}={comparable(value)}" for name, _, value in variant.statics),
     }
 
 
@@ -508,11 +531,11 @@ def _eviction(
 
 
 def _unreadable(
-    request: CompileRequest, outputs: Outputs, executable: Executable
+    request: CompileRequest, outputs: Outputs, given: Sequence[jax.ShapeDtypeStruct]
 ) -> DistributedError | None:
     """What is raised where an output is to be handed out that no process has as a whole."""
-    given = jax.tree.leaves(executable.call.output_shardings)
-    for leaf, sharding in zip(outputs.leaves, given, strict=True):
+    for leaf, info in zip(outputs.leaves, given, strict=True):
+        sharding = info.sharding
         if leaf.unpad == "host" and is_foreign(sharding) and not sharding.is_fully_replicated:
             return DistributedError(
                 f"{leaf.name} of {request} is spread over the devices of several processes "
@@ -580,11 +603,6 @@ def _crowd(who: str) -> DistributedError:
         f"{who}, in an order that may be another one elsewhere: call from one thread, or {_LEAD}, "
         "whose calls any thread may make"
     )
-
-
-def _leaves(tree: Any) -> list[Any]:
-    leaves: list[Any] = jax.tree.leaves(tree)
-    return leaves
 
 
 def _short(text: str) -> str:

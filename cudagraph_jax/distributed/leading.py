@@ -18,7 +18,14 @@ from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.text import error_line, one_line
 from cudagraph_jax.capture.cache_key import structure_to_json, tree_from_json
-from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS, function_facts, hash_of, proof_refusal
+from cudagraph_jax.capture.peers import (
+    CAPTURES_TAKE,
+    PEERS,
+    function_facts,
+    hash_of,
+    proof_refusal,
+    variant_facts,
+)
 from cudagraph_jax.dispatch.decision import Decision
 from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.distributed.link import Link, Message, encoded, knock, open_door
@@ -29,7 +36,7 @@ from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.arguments import ArgumentPlaces
 from cudagraph_jax.program.call import Args, Call, has_tracers, is_key, is_weak, placement
-from cudagraph_jax.program.fingerprint import digest_of
+from cudagraph_jax.program.fingerprint import comparable_structure, digest_of
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -473,7 +480,7 @@ def _meet(
 
 def _facts(function: Function, passed: Args, timeout_s: float) -> dict[str, str]:
     captured = [
-        f"{entry.bucket} {entry.variant}"
+        f"{entry.bucket} {variant_facts(entry.variant)}"
         for entry in function.registry.entries()
         if entry.variant.name == function.called
     ]
@@ -489,6 +496,7 @@ def _facts(function: Function, passed: Args, timeout_s: float) -> dict[str, str]
         "mode": function.manager.mode.name,
         "captured": f"{len(captured)} buckets, {hash_of(sorted(captured))}",
         **_parameters(passed),
+        "structure": hash_of([comparable_structure(jax.tree.structure(passed))]),
         "timeout_s": str(timeout_s),  # the pulse of one goes by its own
     }
 

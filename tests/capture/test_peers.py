@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -75,6 +77,26 @@ def test_an_interrupt_where_others_are_told(peers):
     ):
         raise KeyboardInterrupt
     with pytest.raises(DistributedError, match="the warm-up of embed spans several processes"):
+        peers.compare("one", {}, timeout_s=1)
+
+
+class Shared(NamedTuple):
+    """What `run_together` asks of an entry that processes share."""
+
+    variant: Any
+    bucket: str = "1x1"
+    is_shared: bool = True
+
+
+def test_an_interrupt_in_a_run(peers):
+    """It goes through, and nothing is compared again: others may wait within the run."""
+
+    def run(*, looks_on):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        peers.run_together(Shared(SimpleNamespace(name="embed")), run, timeout_s=1)
+    with pytest.raises(DistributedError, match="a run of embed 1x1 spans several processes"):
         peers.compare("one", {}, timeout_s=1)
 
 

@@ -74,6 +74,9 @@ def job():
         ("value of a parameter", "parameter [0]['b'] is float32[16, 8]"),
         ("dtype of a parameter", "and int64[16, 8]"),
         ("place of a parameter", "parameter [0] is float32[16, 8], P"),
+        ("another function", "decision is REPLAY, bucket 4x8, exact on process 0 and CAPTURE"),
+        ("another program", "program is number"),
+        ("another model led", "structure is"),
         ("padded sizes", "sizes is 3x5 on process 0 and 4x5 on process 1"),
         ("padded data", "data is"),
         ("padded badly alone", "outcome is ready on process 0 and InputShapeError: ids"),
@@ -135,6 +138,7 @@ def test_the_job_goes_on(job):
             "spread",
             "padded ahead",
             "chained",
+            "of models",
             "taken as it is",
             "a last call",
         ):

@@ -270,6 +270,52 @@ def chaining():
     say_error("warmed up with them", lambda: warm(lost, rows, progress=False))
 
 
+class Model:
+    """A pytree of one array, beside a function that is no part of what can be written as text."""
+
+    def __init__(self, table, act):
+        if not hasattr(table, "shape"):
+            raise TypeError("a model takes arrays alone")
+        self.table, self.act = table, act
+
+
+jax.tree_util.register_pytree_node(
+    Model, lambda model: ((model.table,), model.act), lambda act, tables: Model(*tables, act)
+)
+
+
+def of_models():
+    """Functions that are arguments, or part of one: they stand elsewhere in each process."""
+
+    def applied(act, model, ids):
+        table = jax.lax.with_sharding_constraint(model.act(model.table), WHOLE)
+        return Model(act(table[ids].sum(1)), act)
+
+    config = cg.CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(8,), process_timeout_s=20)
+    function = cg.bucket_jit(
+        applied,
+        in_axes=(None, None, "batch seq"),
+        static_argnames=("act",),
+        config=config,
+        unpad="none",
+    )
+    model, rows = Model(WEIGHTS, lambda x: x * 2), ids(4, 8)
+    expected = jnp.maximum(2 * TABLE[rows].sum(1), 0)
+    function.warmup(jax.nn.relu, model, rows, progress=False)
+    found = [function(jax.nn.relu, model, rows)]
+    if INDEX:
+        distributed.follow(function, jax.nn.relu, model)
+    else:
+        with distributed.lead(function, jax.nn.relu, model) as leader:
+            found.append(leader(rows))
+    say("of models", all(np.allclose(each.table, expected, atol=1e-5) for each in found))
+    acts = [jax.nn.relu, jax.nn.tanh]
+    say_error("another function", lambda: function(acts[INDEX], model, rows))
+    function(jax.nn.tanh, model, rows)
+    say_error("another program", lambda: function(acts[INDEX], model, rows))
+    say_error("another model led", partial(led, function, (jax.nn.relu, Model(WEIGHTS, INDEX))))
+
+
 def alone():
     """A function of this process's own arrays is nobody else's business."""
     own = made(local_mean, name="own", on_miss="background")
@@ -305,6 +351,7 @@ declaring()
 spreading()
 padding()
 chaining()
+of_models()
 alone()
 say("a last call", is_right(embed(WEIGHTS, ids(4, 8)), ids(4, 8)))
 absent()

@@ -22,7 +22,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import ANY, Padder, PadValue, is_zero, mask_of, padder
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments
 from cudagraph_jax.xla.serialize import input_shardings
-from cudagraph_jax.xla.shardings import is_cut, is_foreign, is_readable, is_spread
+from cudagraph_jax.xla.shardings import is_cut, is_readable, is_spread, put
 
 Take = Callable[[Padded], PyTree]
 """What makes an argument of a `Padded`."""
@@ -494,7 +494,7 @@ def padded_leaves(call: Call, bucket: Bucket) -> list[PyTree]:
         if pad is None or pad is _whole:
             given = leaf if is_padded(leaf) else Padded(leaf, leaf.shape)
             if isinstance(given.array, np.ndarray):  # the caller's to change: JAX may alias it
-                given = Padded.laid_out(_put(given.array.copy(), home), given.layout)
+                given = Padded.laid_out(put(given.array.copy(), home), given.layout)
             found.append(given)
             continue
         array = pad(_on_host(leaf))
@@ -502,19 +502,8 @@ def padded_leaves(call: Call, bucket: Bucket) -> list[PyTree]:
             (array,) = on_device([leaf], [array], [0])
         left = [place for place, length in axes.dims if length.left]
         fill = 0 if value == ANY else value
-        found.append(Padded(_put(array, home), leaf.shape, left=left, fill=fill))
+        found.append(Padded(put(array, home), leaf.shape, left=left, fill=fill))
     return found
-
-
-def _put(array: PyTree, home: Sharding | None) -> jax.Array:
-    """An array on the device, or on several; one that is there as it is."""
-    if home is not None and is_foreign(
-        home
-    ):  # each process puts its part there, and JAX asks the others nothing
-        return jax.make_array_from_callback(array.shape, home, lambda index: array[index])
-    with jax.ensure_compile_time_eval():  # also while another function is traced
-        placed: jax.Array = jax.device_put(array, home)
-    return placed
 
 
 Masks = Callable[[], Mapping[str, PyTree]]
@@ -537,19 +526,15 @@ def masks_for(program: Program, homes: Homes, sizes: Bucket, bucket: Bucket) -> 
     def make() -> dict[str, PyTree]:
         return {name: mask_of(shape, index) for name, shape, index in parts}
 
-    if sizes != bucket or homes.are_several > bool(homes.masks):
+    if sizes != bucket or (homes.are_several and not homes.masks):
         return make  # a route that kept its masks would keep the bucket's bytes
-    if any(map(is_foreign, homes.masks.values())):
-        return make  # JAX would ask the other processes now, which make theirs at another time
     full = put_masks(make(), homes.masks)
     return lambda: full
 
 
 def put_masks(masks: Mapping[str, PyTree], homes: Mapping[str, Sharding]) -> Mapping[str, PyTree]:
     """The masks on the device, or the devices that the program takes them on."""
-    # Now, also where another function is being traced around this call.
-    with jax.ensure_compile_time_eval():
-        return {name: jax.device_put(mask, homes.get(name)) for name, mask in masks.items()}
+    return {name: put(mask, homes.get(name)) for name, mask in masks.items()}
 
 
 def direct_call(

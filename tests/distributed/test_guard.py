@@ -137,6 +137,7 @@ def test_the_job_goes_on(job):
             "of its own size",
             "spread",
             "padded ahead",
+            "moved explicitly on one alone",
             "chained",
             "of models",
             "taken as it is",

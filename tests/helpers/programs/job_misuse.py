@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -224,6 +225,8 @@ def padding():
     cut = made(name="ahead", capture_sizes=(4, 8), in_shardings=(SPREAD, SPREAD))
     cut.warmup(WEIGHTS, ids(1, 3), progress=False)
     say("padded ahead", is_right(cut(*cut.pad(WEIGHTS, ids(3, 5))), ids(3, 5)))
+    with jax.transfer_guard("disallow") if INDEX else nullcontext():
+        say("moved explicitly on one alone", is_right(cut(WEIGHTS, ids(3, 5)), ids(3, 5)))
     say_error("padded sizes", lambda: cut.pad(WEIGHTS, ids(3 + INDEX, 5)))
     say_error("padded data", lambda: cut.pad(WEIGHTS, ids(3, 5, INDEX)))
     say_error("padded badly alone", lambda: cut.pad(WEIGHTS, [ids(3, 5), ids(3, 5)[0]][INDEX]))

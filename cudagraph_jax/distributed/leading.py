@@ -70,7 +70,6 @@ class Led:
         self.function, self.passed = function, passed
         self._calls = _Calls(function, passed)
         self._links, self._timeout_s = links, timeout_s
-        self._numbers = itertools.count(1)
         self._is_closed = False
         self._turns = Turns(links, timeout_s=timeout_s, received=self._receive)
         self._turns.start()
@@ -132,11 +131,9 @@ class Led:
         if self._is_closed:
             return
         self._is_closed = True
-        try:
+        with self._turns.ending():
             self._turns.do(self._tell_end)
             self._turns.wait_for_ends()
-        finally:
-            self._turns.close()
 
     def _call(self, arrays: Args) -> PyTree:
         own = jax.tree.map(_on_host, arrays)
@@ -168,13 +165,13 @@ class Led:
 
     def _tell(self, head: Mapping[str, Any], told: Tree, *, captures: bool = False) -> None:
         tree, leaves, arrays = told
+        head = {**head, "captures": captures, "tree": tree, "leaves": leaves}
         limit_s = self._timeout_s * (CAPTURES_TAKE if captures else 1)
-        head = {**head, "number": next(self._numbers), "tree": tree, "leaves": leaves}
-        self._turns.tell({**head, "captures": captures}, arrays, limit_s=limit_s)
+        self._turns.tell(head, arrays, limit_s=limit_s)
 
     def _tell_end(self) -> None:
         self._turns.is_closing = True
-        self._tell({"end": True}, ([], [], []))
+        self._turns.tell({"end": True}, [], limit_s=self._timeout_s)
 
     def _receive(self, link: Link, message: Message) -> None:
         self._turns.has_done(link)
@@ -215,15 +212,15 @@ def lead(function: Function, *passed: PyTree, timeout_s: float | None = None) ->
     """
     others = jax.process_count() - 1
     with PEERS.leading(_name(function)):
-        links: list[Link] = []
         if others:
             with open_door() as door:
                 wait_s, _ = _meet(function, passed, timeout_s, leads=True, said=door.address)
                 with _together():
                     links = door.let_in(others, timeout_s=wait_s)
+                    led = Led(function, passed, links, timeout_s=wait_s)
         else:
             wait_s = _checked(function, passed, timeout_s, leads=True)
-        led = Led(function, passed, links, timeout_s=wait_s)
+            led = Led(function, passed, [], timeout_s=wait_s)
         try:
             yield led
         except BaseException:
@@ -255,6 +252,9 @@ def follow(function: Function, *passed: PyTree, timeout_s: float | None = None) 
         _Follower(function, passed, link, timeout_s=wait_s).run()
 
 
+_DONE = encoded({"done": True})
+
+
 class _Follower:
     """What another process than 0 does until it is told that this is the end."""
 
@@ -269,14 +269,9 @@ class _Follower:
         Raises:
             DistributedError: It has failed.
         """
-        try:
-            self._turns.start()
+        self._turns.start()
+        with self._turns.ending():
             self._turns.wait()
-        except BaseException:
-            self._turns.fail("it was interrupted")
-            raise
-        finally:
-            self._turns.close()
 
     def _receive(self, link: Link, message: Message) -> None:
         self._turns.add(partial(self._obey, message))
@@ -290,7 +285,7 @@ class _Follower:
             if head["captures"]:
                 self._turns.allow(CAPTURES_TAKE * self._timeout_s)
             jax.block_until_ready(self._calls.obey(head, _untold(head, message.arrays)))
-            self._link.send(encoded({"done": head["number"]}))
+            self._link.send(_DONE)
         except BaseException as error:
             self._turns.fail_with(f"a call of {self._name} failed there", cause=error)
 

@@ -62,6 +62,7 @@ class Link:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection = connection
         self._sending = threading.Lock()
+        self._is_cut = False
         self.peer = peer
 
     def send(self, data: bytes) -> None:
@@ -71,7 +72,11 @@ class Link:
             OSError: It is gone, or has taken nothing for too long.
         """
         with self._sending:
+            if self._is_cut:  # in the middle of a message, whose rest this would be taken for
+                raise OSError("it has not taken all of what it was told before")
+            self._is_cut = True
             self._connection.sendall(data)
+            self._is_cut = False
 
     def pulse(self) -> None:
         """Shows that this process lives, unless something else does, or there is no room for it.
@@ -86,7 +91,7 @@ class Link:
         try:
             with _Poll() as ready:
                 ready.register(self._connection, selectors.EVENT_WRITE)
-                if ready.select(0):
+                if ready.select(0) and not self._is_cut:
                     self._connection.sendall(_PULSE)
         finally:
             self._sending.release()
@@ -110,6 +115,10 @@ class Link:
     def end(self) -> None:
         """Says nothing more; the other process reads that after what was said."""
         self._connection.shutdown(socket.SHUT_WR)
+
+    def leave(self) -> None:
+        """Has this process have no part in it any more; another one that it was forked from has."""
+        self._connection.close()
 
     def close(self) -> None:
         """Ends the connection."""

@@ -123,6 +123,22 @@ def test_a_pulse_waits_for_nobody(links):
     assert time.monotonic() - start < 0.1
 
 
+def test_a_message_that_is_cut(links):
+    """What is said after it is not taken for its rest: it is not sent, and the other one is told."""
+    links[0]._connection.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        links[0].send(encoded({"n": 1}, [np.zeros(1 << 24, np.uint8)]))
+    links[0]._connection.settimeout(5)
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(links[1].receive)
+        with pytest.raises(OSError, match="has not taken all"):
+            links[0].send(encoded({}, [np.ones(1 << 24, np.uint8)]))
+        links[0].pulse()
+        links[0].end()
+        with pytest.raises(ConnectionError, match="has ended"):
+            received.result()
+
+
 def test_nobody_comes():
     """Who waits for others is told how many came."""
     with open_door() as door, pytest.raises(DistributedError, match=r"of 1 other processes \[\]"):

@@ -346,9 +346,7 @@ class Peers:
                 f"the capture of {request}",
                 facts,
                 timeout_s=CAPTURES_TAKE * config.process_timeout_s,
-                refused=_unreadable(request, outputs, given)
-                or proof_refusal(config)
-                or refused,
+                refused=_unreadable(request, outputs, given) or proof_refusal(config) or refused,
             )
             self._agreed[executable] = next(self._numbers)
         elif refused is not None:

@@ -31,12 +31,14 @@ from cudagraph_jax.dispatch.function import BucketedFunction
 from cudagraph_jax.distributed.link import Link, Message, encoded, knock, open_door
 from cudagraph_jax.distributed.turns import Turns
 from cudagraph_jax.errors import ConfigError, CUDAGraphError, DistributedError, InputShapeError
-from cudagraph_jax.graphs.entry import CUDAGraphEntry
+from cudagraph_jax.graphs.entry import CUDAGraphEntry, real_outputs
+from cudagraph_jax.graphs.pads import refuse_parameters_elsewhere
 from cudagraph_jax.graphs.route import Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.arguments import ArgumentPlaces
 from cudagraph_jax.program.call import Args, Call, has_tracers, is_key, is_weak, placement
 from cudagraph_jax.program.fingerprint import comparable_structure, digest_of
+from cudagraph_jax.program.program import request_for
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array
 from cudagraph_jax.shapes.pytrees import PyTree
@@ -377,22 +379,39 @@ class _Calls:
 
     def _capture(self, call: Call, decision: Decision) -> _Plan:
         """How a call is served whose bucket all processes capture first."""
-        bucket, manager = decision.bucket, self._function.manager
+        bucket, outcomes = decision.bucket, self._function.manager.dispatcher.outcomes
         assert bucket is not None  # or this is not what was decided
-        # A mistake in the function is said to the caller alone.
-        manager.dispatcher.capturer.program_of(call).evaluate(bucket)
         try:
-            PEERS.refuse_eviction(call, bucket, manager.registry.entries(), manager.config)
-        except DistributedError:
-            manager.dispatcher.outcomes.add("error", decision.reason, call.sizes)
+            self._refuse_capture(call, bucket)
+        except CUDAGraphError:
+            outcomes.add("error", decision.reason, call.sizes)
             raise
 
         def run() -> PyTree:
             entry = self._entry(call, bucket)
-            manager.dispatcher.outcomes.add("capture", decision.reason, call.sizes)
+            outcomes.add("capture", decision.reason, call.sizes)
             return entry.route_for(call).execute(call.args, call.kwargs)
 
         return _Plan(bucket, run, captures=True)
+
+    def _refuse_capture(self, call: Call, bucket: Bucket) -> None:
+        """Raises what can be known of a capture before it is compiled, for the caller alone.
+
+        Raises:
+            CUDAGraphError: The function takes no such bucket or call, an output cannot be trimmed,
+                what is passed through lies elsewhere, or there is no place.
+        """
+        registry = self._function.registry
+        program = self._function.manager.dispatcher.capturer.program_of(call)
+        refuse_parameters_elsewhere(call)
+        PEERS.refuse_eviction(call, bucket, registry.entries(), registry.config)
+        is_stored = registry.shelf is not None
+        request = request_for(program, bucket, config=registry.config, is_stored=is_stored)
+        infos = program.evaluate(bucket)
+        outputs = program.outputs(
+            bucket, tree=infos, others=request.others, searches=request.searches
+        )
+        real_outputs(program, outputs, call.sizes, bucket=bucket, infos=infos)
 
     def _entry(self, call: Call, bucket: Bucket) -> CUDAGraphEntry:
         """The entry of a bucket that all processes have, or capture now."""

@@ -195,11 +195,11 @@ def refuse_misplaced(
     if not homes.are_several:
         return
     names = partial(_names, program)
-    refuse_passed_elsewhere(leaves, program.axes, homes.leaves, names)
+    _refuse_passed_elsewhere(leaves, program.axes, homes.leaves, names)
     _refuse_unreadable(leaves, program.axes, program.pad_values, homes.leaves, bucket, names)
 
 
-def refuse_passed_elsewhere(
+def _refuse_passed_elsewhere(
     leaves: Sequence[object],
     axes: Sequence[LeafAxes],
     places: Sequence[Sharding | None],
@@ -224,6 +224,13 @@ def refuse_passed_elsewhere(
             f"{names()[index]} lies on {array.sharding}, and is taken on {place}: put what is "
             "passed through there once, by jax.device_put, or declare in in_shardings where it is"
         )
+
+
+def refuse_parameters_elsewhere(call: Call) -> None:
+    """The same of a call, by what is declared: before anything is captured for it."""
+    names = partial(argument_leaf_names, call.declared.argument_names, call.args, call.kwargs)
+    places = [leaf.sharding for leaf in call.variant.leaves]
+    _refuse_passed_elsewhere(call.leaves, call.axes, places, names)
 
 
 def _refuse_unreadable(

@@ -46,7 +46,9 @@ class Coordinator:
             DistributedError: One did not come in time, now or before.
         """
         if self._is_within:
-            self.break_off(f"this process was interrupted while it waited for the others: {RESTART}")
+            self.break_off(
+                f"this process was interrupted while it waited for the others: {RESTART}"
+            )
         if self._broken is not None:
             raise DistributedError(self._broken)
         client = self._connect()

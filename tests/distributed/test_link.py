@@ -124,7 +124,7 @@ def test_a_pulse_waits_for_nobody(links):
 
 
 def test_a_message_that_is_cut(links):
-    """What is said after it is not taken for its rest: it is not sent, and the other one is told."""
+    """What would come after it, and be taken for its rest, is not sent."""
     links[0]._connection.settimeout(0.2)
     with pytest.raises(TimeoutError):
         links[0].send(encoded({"n": 1}, [np.zeros(1 << 24, np.uint8)]))

@@ -627,15 +627,3 @@ def test_what_says_nothing_of_what_it_holds():
     assert comparable(Opaque()) == comparable(Opaque())
     assert "Opaque" in comparable(Opaque())
     assert digest_of([Opaque()]) == digest_of([Opaque()])
-
-
-class Node:
-    """A pytree of one array, beside something that is no array."""
-
-    def __init__(self, array, data):
-        self.array, self.data = array, data
-
-
-jax.tree_util.register_pytree_node(
-    Node, lambda node: ((node.array,), node.data), lambda data, arrays: Node(*arrays, data)
-)

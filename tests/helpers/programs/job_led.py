@@ -7,7 +7,9 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 
+import jax
 import numpy as np
 
 import cudagraph_jax as cg
@@ -16,6 +18,7 @@ from tests.helpers.member import (
     COUNT,
     INDEX,
     WEIGHTS,
+    WHOLE,
     ids,
     is_right,
     leave,
@@ -117,8 +120,30 @@ def capturing():
     say("captured", [late.registry.num_graphs, late.stats()["registry"]["total_replays"]])
 
 
+def halved(weights, ids, *, mask):
+    """Every second vector of each row, of rows that are not of three."""
+    if ids.shape[1] == 3:
+        raise ValueError("not three")
+    return jax.lax.with_sharding_constraint(weights[ids][:, ::2], WHOLE)
+
+
+def refusing():
+    """Buckets that are not captured, for calls that are refused before anybody is told."""
+    halves = made(halved, name="halved")
+    away = made(name="away", in_shardings=(WHOLE, None))
+    for name, function, rows in (("own size", halves, ids(3, 3)), ("away", away, ids(3, 5))):
+        if INDEX:
+            say_error(name, partial(distributed.follow, function, WEIGHTS, timeout_s=TIMEOUT_S))
+        else:
+            with distributed.lead(function, WEIGHTS, timeout_s=TIMEOUT_S) as led:
+                say_error(name, partial(led, rows))
+                if function is halves:
+                    say("another size", led(ids(3, 4)).shape)
+
+
 if ENDING == "closed":
     capturing()
+    refusing()
 embed = made(warmup_iterations=1)
 embed.warmup(WEIGHTS, ids(1, 3), progress=False)
 LED: list[distributed.Led] = []

@@ -197,8 +197,7 @@ class Peers:
             facts["program"] = f"number {', '.join(map(str, numbers))}"
         if refused is None:
             try:
-                leaves = (it.array if isinstance(it, Padded) else it for it in call.leaves)
-                facts["data"] = digest_of(list(leaves))
+                facts["data"] = _data_of(call)
             except Exception as error:  # of an array that is deleted
                 refused = error
         wait_s = config.process_timeout_s
@@ -263,9 +262,14 @@ class Peers:
             return
         name, wait_s = call.target.name, CAPTURES_TAKE * config.process_timeout_s
         self._refuse_led(name)
-        facts = {**facts_of(call, config), **facts}
-        self.compare(f"the warm-up of {name}", facts, timeout_s=wait_s)
-        with self.telling(f"the warm-up of {name}", {}, timeout_s=wait_s):
+        own, refused = dict[str, str](), None
+        try:
+            own = {**facts_of(call, config), "sizes": str(call.sizes), "data": _data_of(call)}
+        except Exception as error:  # of an array that is deleted
+            refused = error
+        what = f"the warm-up of {name}"
+        self.compare(what, {**own, **facts}, timeout_s=wait_s, refused=refused)
+        with self.telling(what, {}, timeout_s=wait_s):
             yield
 
     @contextmanager
@@ -460,6 +464,11 @@ class Peers:
 
 # Of the process, as the job is: functions of any number of managers share its devices.
 PEERS = Peers()
+
+
+def _data_of(call: Call) -> str:
+    """A hash of what a call gives, as far as this process can read it; of shapes there is none."""
+    return digest_of([leaf.array if isinstance(leaf, Padded) else leaf for leaf in call.leaves])
 
 
 def facts_of(call: Call, config: CUDAGraphConfig) -> dict[str, str]:

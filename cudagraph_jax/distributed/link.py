@@ -6,6 +6,7 @@ of the time, and ends in the moment in which a process does.
 
 from __future__ import annotations
 
+import errno
 import hmac
 import json
 import secrets
@@ -29,6 +30,7 @@ _HEAD = struct.Struct("!IQ")
 _NONCE, _PROOF = 16, 32
 _HANDSHAKE_S = 5.0
 _PAUSE_S = 0.05
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # That takes no file descriptor, of which a busy server may have none left.
 _Poll = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -187,11 +189,19 @@ class Door:
         return [links[peer] for peer in sorted(links)]
 
     def _greet(self, ready: selectors.BaseSelector, visitors: ExitStack) -> None:
-        with suppress(OSError):  # of one who is gone already
+        try:
             connection, _ = self._listening.accept()
-            visitor = _Visitor(connection)
-            visitors.callback(visitor.close)
-            connection.setblocking(False)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise DistributedError(
+                    f"nobody can be let in to be led: {error.strerror}: raise what limits this "
+                    "process, such as ulimit -n"
+                ) from error
+            return  # of one who is gone already
+        visitor = _Visitor(connection)
+        visitors.callback(visitor.close)
+        connection.setblocking(False)
+        with suppress(OSError):  # who is gone meanwhile
             connection.send(visitor.nonce + _proof(self._key, b"leader", visitor.nonce))
             ready.register(connection, selectors.EVENT_READ, visitor)
 

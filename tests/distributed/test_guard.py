@@ -59,6 +59,8 @@ def job():
         ("thread alone", "outcome is ready on process 0 and DistributedError: embed"),
         ("piece alone", "in pieces: CAPTURE, bucket 1x8"),
         ("sealed warm-up", "mode is CAPTURE on process 0 and REPLAY on process 1"),
+        ("example of other sizes", "sizes is 1x3 on process 0 and 2x3 on process 1"),
+        ("example of other data", "the warm-up of embed is not the same everywhere: data is"),
         ("example alone", "outcome is ready on process 0 and InputShapeError: ids has"),
         ("room alone", "where it has failed (ConfigError"),
         ("trace alone", "outcome is ready on process 0 and CaptureError"),

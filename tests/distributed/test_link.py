@@ -13,6 +13,7 @@ import pytest
 
 from cudagraph_jax import DistributedError
 from cudagraph_jax.distributed.link import encoded, knock, open_door
+from tests.helpers.processes import run_script
 
 
 @pytest.fixture
@@ -155,3 +156,30 @@ def test_not_all_of_them_come():
         with pytest.raises(ConnectionError, match="has ended"):
             link.receive()
         link.close()
+
+
+def test_no_room_for_another_connection():
+    """It is said at once, and nothing is tried again and again until the time is over."""
+    done = run_script(
+        """
+        import json, os, resource, socket
+        from cudagraph_jax import DistributedError
+        from cudagraph_jax.distributed.link import open_door
+
+        with open_door() as door:
+            visitor = socket.create_connection(("localhost", json.loads(door.address)[2]))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+            held = []
+            try:
+                while True:
+                    held.append(os.dup(0))
+            except OSError:
+                os.close(held.pop())  # for the selector
+            try:
+                door.let_in(1, timeout_s=20)
+            except DistributedError as error:
+                print(error)
+        """,
+        timeout=15,
+    )
+    assert "nobody can be let in to be led: Too many open files: raise" in done.stdout, done.stderr

@@ -138,7 +138,10 @@ def refusing(embed):
     own = crowding(crowded)
     say_error("room alone", partial(crowded.warmup, WEIGHTS, ids(1, 3), progress=False))
     del own
-    say_error("example alone", partial(embed.warmup, WEIGHTS, [ids(1, 3), ids(1, 3)[0]][INDEX]))
+    warm = partial(embed.warmup, WEIGHTS, progress=False)
+    say_error("example of other sizes", lambda: warm(ids(1 + INDEX, 3)))
+    say_error("example of other data", lambda: warm(ids(1, 3, INDEX)))
+    say_error("example alone", lambda: warm([ids(1, 3), ids(1, 3)[0]][INDEX]))
     say_error("trace alike", lambda: made(untraceable, name="untraceable")(WEIGHTS, ids(3, 5)))
     broken = made(fragile, name="fragile")
     say_error("trace alone", partial(broken.warmup, WEIGHTS, ids(1, 3), progress=False))

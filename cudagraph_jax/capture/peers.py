@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import jax
@@ -35,15 +34,13 @@ from cudagraph_jax.program.program import CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.version import __version__
-from cudagraph_jax.xla.coordinator import RESTART, Coordinator
+from cudagraph_jax.xla.coordinator import RESTART, Coordinator, Facts, crowd_error
 from cudagraph_jax.xla.environment import jaxlib_version
 from cudagraph_jax.xla.memory import pool_bytes
 from cudagraph_jax.xla.serialize import input_shardings, output_leaves
 from cudagraph_jax.xla.settings import current_settings
 from cudagraph_jax.xla.shardings import is_foreign
 from cudagraph_jax.xla.stages import Executable
-
-Facts = Mapping[str, str]
 
 
 class Run(Protocol):
@@ -56,13 +53,11 @@ class Run(Protocol):
 CAPTURES_TAKE = 10
 """How many times longer processes wait for each other at a capture than at a call."""
 
-_LEAD = "have process 0 decide for all: cudagraph_jax.distributed.lead there, follow on the others"
 _LONGEST = 100
-_READY = "ready"
 
 
 class Peers:
-    """The processes of this job, and what they agree on.
+    """What the processes of this job agree on.
 
     It is asked by what has to be decided anew: a hit of a function of this process alone never
     comes here. What spans processes is what has an argument, or an output, on the devices of
@@ -72,13 +67,12 @@ class Peers:
         coordinator: By which they tell each other.
 
     Attributes:
+        coordinator: As given.
         led: The function that process 0 decides for; None: none.
     """
 
     def __init__(self, coordinator: Coordinator | None = None) -> None:
-        self._coordinator = Coordinator() if coordinator is None else coordinator
-        self._turn = threading.RLock()  # for a signal handler comes in the middle of its thread
-        self._is_inside = False
+        self.coordinator = Coordinator() if coordinator is None else coordinator
         self._claim = threading.Lock()
         self._caller: threading.Thread | None = None
         # By their numbers, which all processes count alike, they know what they have captured.
@@ -105,53 +99,14 @@ class Peers:
         finally:
             self.led = None
 
-    def break_off(self, why: str) -> None:
-        """Has nothing be compared any more: the processes do not do the same from here on."""
-        self._coordinator.break_off(why)
-
     def failed(self, where: str, error: BaseException) -> DistributedError:
         """What is raised where a run fails here that all have begun; nothing is compared again."""
         why = (
             f"{where} spans several processes and failed on this one ({error_line(error)}), while "
             f"others may wait for it: {RESTART}"
         )
-        self.break_off(why)
+        self.coordinator.break_off(why)
         return DistributedError(why)
-
-    def compare(
-        self,
-        what: str,
-        facts: Facts,
-        *,
-        timeout_s: float,
-        said: str = "",
-        refused: Exception | None = None,
-    ) -> list[str]:
-        """What each process says, where all of them are to do the same thing.
-
-        Args:
-            what: What this one is to do.
-            facts: What must be equal on all of them, by name.
-            timeout_s: How long it waits for the others.
-            said: What it tells the others besides.
-            refused: Why this one does not do it. The others learn that, so that none of them waits.
-
-        Raises:
-            DistributedError: One is to do another thing, or refuses it alone, or came too late.
-            Exception: `refused`, where all of them refuse it alike.
-        """
-        with self._in_turn() as crowd:
-            refused = refused or crowd
-            outcome = _READY if refused is None else error_line(refused)
-            own = json.dumps([what, {"outcome": outcome, **facts}, said])
-            texts = self._coordinator.exchange(own, timeout_s=timeout_s)
-        told = [json.loads(text) for text in texts]
-        for index, (other, others, _) in enumerate(told):
-            if [other, others] != told[0][:2]:
-                raise DistributedError(_difference(told[0], told[index], index)) from refused
-        if refused is not None:
-            raise refused
-        return [text for _, _, text in told]
 
     def spans(self, call: Call, held: Callable[[], Sequence[CUDAGraphEntry]]) -> bool:
         """Whether several processes run a call together.
@@ -201,7 +156,9 @@ class Peers:
             except Exception as error:  # of an array that is deleted
                 refused = error
         wait_s = config.process_timeout_s
-        self.compare(f"{what} of {call.target.name}", facts, timeout_s=wait_s, refused=refused)
+        self.coordinator.compare(
+            f"{what} of {call.target.name}", facts, timeout_s=wait_s, refused=refused
+        )
 
     def tell_of_input(
         self,
@@ -228,7 +185,7 @@ class Peers:
         if jax.process_count() == 1 or self.led is not None or not isinstance(error, Exception):
             return
         if is_shared or any(is_foreign(placement(leaf)) for leaf in jax.tree.leaves(arguments)):
-            self.compare(what, {}, timeout_s=timeout_s, refused=error)
+            self.coordinator.compare(what, {}, timeout_s=timeout_s, refused=error)
 
     @contextmanager
     def refusing_input(self, what: str, arguments: PyTree, *, timeout_s: float) -> Iterator[None]:
@@ -268,14 +225,12 @@ class Peers:
         except Exception as error:  # of an array that is deleted
             refused = error
         what = f"the warm-up of {name}"
-        self.compare(what, {**own, **facts}, timeout_s=wait_s, refused=refused)
-        with self.telling(what, {}, timeout_s=wait_s):
+        self.coordinator.compare(what, {**own, **facts}, timeout_s=wait_s, refused=refused)
+        with self.telling(what, timeout_s=wait_s):
             yield
 
     @contextmanager
-    def telling(
-        self, what: str, facts: Facts, *, timeout_s: float, is_shared: bool = True
-    ) -> Iterator[None]:
+    def telling(self, what: str, *, timeout_s: float, is_shared: bool = True) -> Iterator[None]:
         """Tells the others of what fails in the block on this process, where it is shared.
 
         They learn that at the next comparison.
@@ -289,7 +244,7 @@ class Peers:
             raise
         except Exception as error:
             if is_shared:
-                self.compare(what, facts, timeout_s=timeout_s, refused=error)
+                self.coordinator.compare(what, {}, timeout_s=timeout_s, refused=error)
             raise
         except BaseException as error:  # an interrupt: nothing is waited for
             if is_shared:
@@ -302,7 +257,6 @@ class Peers:
         """Tells the others of what cannot be compiled here, as far as the arguments show them."""
         return self.telling(
             f"the capture of {request}",
-            {},
             timeout_s=CAPTURES_TAKE * config.process_timeout_s,
             is_shared=spans_processes(call.variant.leaves),
         )
@@ -346,7 +300,7 @@ class Peers:
                 "outputs": _short(" ".join(shapes)),
                 "options": str(dict(request.options)),
             }
-            self.compare(
+            self.coordinator.compare(
                 f"the capture of {request}",
                 facts,
                 timeout_s=CAPTURES_TAKE * config.process_timeout_s,
@@ -402,12 +356,10 @@ class Peers:
 
         def look_on(seconds: float) -> None:
             # Who waits within a collective for one that does not come would do so for ever.
-            failed = [text for text in self._coordinator.said_next() if _outcome(text) != _READY]
-            if failed or seconds > timeout_s:
-                why = (
-                    f"{_outcome(failed[0])} elsewhere" if failed else f"not within {timeout_s:g} s"
-                )
-                raise DistributedError(f"{what} does not end here: {why}")
+            if failed := self.coordinator.failure_elsewhere():
+                raise DistributedError(f"{what} does not end here: {failed} elsewhere")
+            if seconds > timeout_s:
+                raise DistributedError(f"{what} does not end here: not within {timeout_s:g} s")
 
         try:
             run(looks_on=look_on)
@@ -417,29 +369,12 @@ class Peers:
             self.failed(what, error)
             raise
         try:
-            self.compare(what, {}, timeout_s=timeout_s, refused=failure)
+            self.coordinator.compare(what, {}, timeout_s=timeout_s, refused=failure)
         except DistributedError as error:
-            self.break_off(f"{str(error).rstrip('. ')}: {RESTART}")
+            self.coordinator.break_off(f"{str(error).rstrip('. ')}: {RESTART}")
             raise
         finally:
             del failure  # whose traceback leads back to this frame
-
-    @contextmanager
-    def _in_turn(self) -> Iterator[DistributedError | None]:
-        """One thread at a time; gives what is raised where another one is here already."""
-        is_alone = not self._is_inside
-        with self._turn:
-            if self._is_inside:
-                raise DistributedError(
-                    "a signal handler runs what several processes run together, in the middle of "
-                    f"that: have it ask the thread to, or {_LEAD}"
-                )
-            self._is_inside = True
-            try:
-                who = "two threads of this process run what several processes run together"
-                yield None if is_alone else _crowd(who)
-            finally:
-                self._is_inside = False
 
     def _refuse_led(self, name: str) -> None:
         if self.led is not None:
@@ -456,7 +391,7 @@ class Peers:
             first = self._caller = own
         if first is own:
             return None
-        return _crowd(
+        return crowd_error(
             f"{name} spans several processes and is called by the threads {first.name} and "
             f"{own.name}"
         )
@@ -575,41 +510,6 @@ def refuse_replan(held: Sequence[CUDAGraphEntry]) -> None:
             "on each process: plan it from sizes() of one of them with plan_buckets, and start all "
             "with CUDAGraphConfig.from_plan"
         )
-
-
-def _difference(first: Sequence[Any], other: Sequence[Any], index: int) -> str:
-    if first[0] != other[0]:
-        return (
-            f"process 0 is at {_at(first)}, but process {index} at {_at(other)}: have all "
-            f"processes do the same in one order, or {_LEAD}"
-        )
-    facts, others = first[1], other[1]
-    # One that has failed does not know all of them.
-    names = [name for name in facts if name in others and facts[name] != others[name]]
-    parts = [
-        f"{name} is {facts[name]!s:.{_LONGEST}} on process 0 and "
-        f"{others[name]!s:.{_LONGEST}} on process {index}"
-        for name in names[:3]
-    ]
-    return (
-        f"{first[0]} is not the same everywhere: {'; '.join(parts)}. Give all the same, or {_LEAD}"
-    )
-
-
-def _at(told: Sequence[Any]) -> str:
-    outcome = told[1]["outcome"]
-    return str(told[0]) if outcome == _READY else f"{told[0]}, where it has failed ({outcome})"
-
-
-def _outcome(text: str) -> str:
-    return str(json.loads(text)[1]["outcome"])
-
-
-def _crowd(who: str) -> DistributedError:
-    return DistributedError(
-        f"{who}, in an order that may be another one elsewhere: call from one thread, or {_LEAD}, "
-        "whose calls any thread may make"
-    )
 
 
 def _short(text: str) -> str:

@@ -467,7 +467,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        PEERS.break_off(f"leading has failed ({error_line(error)}): {RESTART}")
+        PEERS.coordinator.break_off(f"leading has failed ({error_line(error)}): {RESTART}")
         raise
 
 
@@ -489,7 +489,8 @@ def _meet(
     if refused is not None and jax.process_count() == 1:
         raise refused
     what = f"lead of {_name(function)}"
-    return wait_s, PEERS.compare(what, facts, timeout_s=wait_s, said=said, refused=refused)
+    compare = PEERS.coordinator.compare
+    return wait_s, compare(what, facts, timeout_s=wait_s, said=said, refused=refused)
 
 
 def _facts(function: Function, passed: Args, timeout_s: float) -> dict[str, str]:

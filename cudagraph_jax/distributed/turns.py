@@ -191,7 +191,7 @@ class Turns:
             self._last_words = {"failed": why}
             self.failure = failure
             if self._links:
-                PEERS.break_off(str(failure))
+                PEERS.coordinator.break_off(str(failure))
             for turn in list(self._pending):
                 self._settle(turn, error=self.error())
             self._turns.put(None)

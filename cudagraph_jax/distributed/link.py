@@ -15,8 +15,9 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -143,21 +144,28 @@ _PULSE = encoded({})
 
 
 class Door:
-    """Where process 0 lets the others in.
-
-    Attributes:
-        address: What they need to know, as text; whoever knows it may come in.
-    """
+    """Where process 0 lets the others in, from when its address or they are asked for."""
 
     def __init__(self) -> None:
+        self._key = secrets.token_bytes(_PROOF)
+
+    @cached_property
+    def _listening(self) -> socket.socket:
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
-        self._listening = socket.create_server(("", 0), family=family, dualstack_ipv6=dual)
-        self._listening.setblocking(False)
-        self._key = secrets.token_bytes(_PROOF)
-        self.address = json.dumps(
-            [socket.gethostname(), _own_hosts(), self._listening.getsockname()[1], self._key.hex()]
-        )
+        listening = socket.create_server(("", 0), family=family, dualstack_ipv6=dual)
+        listening.setblocking(False)
+        return listening
+
+    @cached_property
+    def address(self) -> str:
+        """What they need to know, as text; whoever knows it may come in.
+
+        Raises:
+            OSError: There is no room for another connection.
+        """
+        port = self._listening.getsockname()[1]
+        return json.dumps([socket.gethostname(), _own_hosts(), port, self._key.hex()])
 
     def let_in(self, number: int, *, timeout_s: float) -> list[Link]:
         """The links to the processes 1 to `number`, in their order.
@@ -217,7 +225,8 @@ class Door:
 
     def close(self) -> None:
         """Lets nobody in any more."""
-        self._listening.close()
+        if "_listening" in vars(self):
+            self._listening.close()
 
 
 class _Visitor:
@@ -257,16 +266,6 @@ def _missing(links: Mapping[int, Link], number: int, timeout_s: float) -> str:
         f"of {number} other processes {sorted(links)} have come to be led within {timeout_s:g} s: "
         "see what became of the others, or give a larger timeout_s"
     )
-
-
-@contextmanager
-def open_door() -> Iterator[Door]:
-    """A door for the length of a block."""
-    door = Door()
-    try:
-        yield door
-    finally:
-        door.close()
 
 
 def knock(address: str, index: int, *, timeout_s: float) -> Link:

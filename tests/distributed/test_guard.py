@@ -65,6 +65,7 @@ def job():
         ("room alone", "where it has failed (ConfigError"),
         ("trace alone", "outcome is ready on process 0 and CaptureError"),
         ("trace alone in a call", "outcome is ready on process 0 and CaptureError"),
+        ("no room for a door", "outcome is OSError: [Errno 24] Too many open files on process 0"),
         ("both lead", "ready on process 0 and DistributedError: process 1 cannot lead"),
         ("nothing passed", "ready on process 0 and ConfigError: embed passes 1 argument"),
         ("code in a call", "function is"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from cudagraph_jax import DistributedError
-from cudagraph_jax.distributed.link import Link, encoded, knock, open_door
+from cudagraph_jax.distributed.link import Door, Link, encoded, knock
 from cudagraph_jax.distributed.turns import Turns
 from tests.helpers.processes import run_script
 
@@ -18,7 +19,7 @@ from tests.helpers.processes import run_script
 @pytest.fixture
 def ends():
     """Both ends of two links: of process 0, and of the processes 1 and 2."""
-    with open_door() as door, ThreadPoolExecutor(1) as pool:
+    with closing(Door()) as door, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(door.let_in, 2, timeout_s=5)
         others = [knock(door.address, index, timeout_s=5) for index in (1, 2)]
         own = waiting.result()
@@ -199,12 +200,13 @@ def test_a_forked_child():
     done = run_script(
         """
         import os
+        from contextlib import closing
         from concurrent.futures import ThreadPoolExecutor
         from cudagraph_jax import DistributedError
-        from cudagraph_jax.distributed.link import encoded, knock, open_door
+        from cudagraph_jax.distributed.link import Door, encoded, knock
         from cudagraph_jax.distributed.turns import Turns
 
-        with open_door() as door, ThreadPoolExecutor(1) as pool:
+        with closing(Door()) as door, ThreadPoolExecutor(1) as pool:
             other = pool.submit(knock, door.address, 1, timeout_s=5)
             own, = door.let_in(1, timeout_s=5)
         turns = Turns([own], timeout_s=5, received=lambda *_: None)

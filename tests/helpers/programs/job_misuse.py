@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from contextlib import nullcontext
@@ -164,7 +165,12 @@ def declaring():
     places = [WHOLE, SPREAD]
     say_error("place of a parameter", partial(led, made(), (placed(TABLE, places[INDEX]),)))
     say_error("debug_mode led", partial(led, made(debug_mode=True)))
-    function = declared[1][1]
+    function = made()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if INDEX == 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    say_error("no room for a door", partial(led, function))
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     say_error("both lead", distributed.lead(function, WEIGHTS).__enter__)
     say_error("nothing passed", partial(led, function, [(WEIGHTS,), ()][INDEX]))
 

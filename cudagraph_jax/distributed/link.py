@@ -189,7 +189,9 @@ class Door:
                         peer = self._peer(ready, key.data)
                         if peer in links or not 0 < peer <= number:
                             continue  # whose connection ends with this
-                        links[peer] = Link(key.data.leaves(), peer, timeout_s=timeout_s)
+                        # Which does not end with this: it is another object's from now on.
+                        connection = socket.socket(fileno=key.data.connection.detach())
+                        links[peer] = Link(connection, peer, timeout_s=timeout_s)
             except BaseException:
                 for link in links.values():
                     link.close()
@@ -206,8 +208,7 @@ class Door:
                     "process, such as ulimit -n"
                 ) from error
             return  # of one who is gone already
-        visitor = _Visitor(connection)
-        visitors.callback(visitor.close)
+        visitor = _Visitor(visitors.enter_context(connection))
         connection.setblocking(False)
         with suppress(OSError):  # who is gone meanwhile
             connection.send(visitor.nonce + _proof(self._key, b"leader", visitor.nonce))
@@ -233,10 +234,9 @@ class _Visitor:
     """Somebody at the door, who has to show that he belongs to the job."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self.connection: socket.socket = connection
+        self.connection = connection
         self.nonce = secrets.token_bytes(_NONCE)
         self._said = b""
-        self._has_left = False
 
     def read(self) -> bytes | None:
         """What he has said when that is all of it, or when he is gone; None: there is more."""
@@ -249,16 +249,6 @@ class _Visitor:
             return self._said
         self._said += data
         return self._said if not data or len(data) == missing else None
-
-    def leaves(self) -> socket.socket:
-        """His connection, which is not closed with the door any more."""
-        self._has_left = True
-        return self.connection
-
-    def close(self) -> None:
-        """Ends the connection, if it is still here."""
-        if not self._has_left:
-            self.connection.close()
 
 
 def _missing(links: Mapping[int, Link], number: int, timeout_s: float) -> str:

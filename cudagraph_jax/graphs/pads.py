@@ -273,13 +273,16 @@ def _why_by_host(
 
 
 def refuse_elsewhere(program: Program, leaves: Sequence[object], homes: Homes) -> None:
-    """Raises where an array would have to be copied to be where an executable takes it.
+    """Raises where an array that carries sizes would have to be copied to where it is taken.
 
     Raises:
         InputShapeError: One would; the message names it.
     """
-    for index, (leaf, home) in enumerate(zip(leaves, homes.leaves, strict=True)):
-        if homes.are_several and is_elsewhere(without_padding(leaf), home):
+    if not homes.are_several:
+        return
+    described = enumerate(zip(leaves, program.axes, homes.leaves, strict=True))
+    for index, (leaf, axes, home) in described:
+        if not axes.passes_through and is_elsewhere(without_padding(leaf), home):
             raise InputShapeError(
                 f"{_names(program)[index]} lies elsewhere than {home}, where the bucket takes it, "
                 "and cudagraph_copy_inputs=False forbids to copy it: put it there by "

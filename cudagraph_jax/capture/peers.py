@@ -69,6 +69,7 @@ class Peers:
     Attributes:
         coordinator: As given.
         led: The function that process 0 decides for; None: none.
+        leads: The thread that does what process 0 decides.
     """
 
     def __init__(self, coordinator: Coordinator | None = None) -> None:
@@ -79,6 +80,7 @@ class Peers:
         self._agreed: WeakKeyDictionary[Executable, int] = WeakKeyDictionary()
         self._numbers = itertools.count(1)
         self.led: str | None = None
+        self.leads: threading.Thread | None = None
 
     @contextmanager
     def leading(self, name: str) -> Iterator[None]:
@@ -97,7 +99,7 @@ class Peers:
         try:
             yield
         finally:
-            self.led = None
+            self.led = self.leads = None
 
     def failed(self, where: str, error: BaseException) -> DistributedError:
         """What is raised where a run fails here that all have begun; nothing is compared again."""
@@ -294,6 +296,7 @@ class Peers:
         is_shared = any(map(is_foreign, places))
         refused = _eviction(request, executable, held, is_shared=is_shared, config=config)
         if is_shared:
+            self._refuse_led(call.target.name)
             shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in given]
             facts = {
                 **facts_of(call, config),
@@ -377,7 +380,7 @@ class Peers:
             del failure  # whose traceback leads back to this frame
 
     def _refuse_led(self, name: str) -> None:
-        if self.led is not None:
+        if self.led is not None and self.leads is not threading.current_thread():
             raise DistributedError(
                 f"{name} spans several processes, and process 0 decides for all of them while "
                 f"{self.led} is led: call what lead gave, there alone, or close it first"

@@ -285,6 +285,7 @@ class Turns:
         turn.reply.put((outputs, error))
 
     def _work(self) -> None:
+        PEERS.leads = threading.current_thread()
         with self._settings.applied(), jax.transfer_guard("allow"):
             while (turn := self._turns.get()) is not None:
                 # Whoever asked for it came too late, or has his error already.

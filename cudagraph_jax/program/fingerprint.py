@@ -366,7 +366,7 @@ def written(value: object) -> str | None:
         return _bracketed(kind.__name__, value)
     if kind in (set, frozenset) and isinstance(value, set | frozenset):
         inner = [written(item) for item in value]
-        return None if None in inner else f"{kind.__name__}{sorted(map(str, inner))}"
+        return None if None in inner else f"{kind.__name__}[{', '.join(sorted(map(str, inner)))}]"
     if kind is dict and isinstance(value, dict):
         return _bracketed("dict", [part for item in value.items() for part in item])
     return _of_a_class(value, kind)
@@ -406,7 +406,7 @@ def written_structure(structure: jax.tree_util.PyTreeDef) -> str | None:
     fields = written(getattr(kind, "_fields", None))
     if name is None or own is None or fields is None or None in children:
         return None
-    return f"{name}({own}, {fields}, {children})"
+    return f"{name}({own}, {fields}, [{', '.join(map(str, children))}])"
 
 
 def comparable_structure(structure: jax.tree_util.PyTreeDef) -> str:
@@ -435,8 +435,9 @@ def _of_a_class(value: object, kind: type) -> str | None:
 
 
 def _bracketed(name: str, items: Iterable[object]) -> str | None:
+    # Not by the text of a list: that of a text in a text has twice as many backslashes.
     inner = [written(item) for item in items]
-    return None if None in inner else f"{name}{inner}"
+    return None if None in inner else f"{name}[{', '.join(map(str, inner))}]"
 
 
 def digest_of(values: Sequence[object]) -> str:

@@ -55,6 +55,7 @@ def test_a_bucket_that_is_not_captured(job):
         ("cleared", "DistributedError", "leave the block of lead"),
         ("removed", "DistributedError", "leave the block of lead"),
         ("padded by itself", "DistributedError", "call what lead gave"),
+        ("spread by itself", "DistributedError", "process 0 decides for all of them"),
         ("itself", "DistributedError", "call what lead gave"),
         ("update", "DistributedError", "is led with what it passes through"),
         ("after", "DistributedError", "lead it again"),

@@ -627,3 +627,13 @@ def test_what_says_nothing_of_what_it_holds():
     assert comparable(Opaque()) == comparable(Opaque())
     assert "Opaque" in comparable(Opaque())
     assert digest_of([Opaque()]) == digest_of([Opaque()])
+
+
+def test_what_is_deeply_nested():
+    """Its text grows with what it holds, not twofold with each level."""
+    nested: Any = {"a": 1.0}
+    for _ in range(60):
+        nested = [{"a": (nested, "it's")}]
+    for text in (written(nested), written_structure(jax.tree.structure(nested))):
+        assert text is not None
+        assert len(text) < 20_000

@@ -17,6 +17,7 @@ from cudagraph_jax import distributed
 from tests.helpers.member import (
     COUNT,
     INDEX,
+    SPREAD,
     WEIGHTS,
     WHOLE,
     ids,
@@ -65,6 +66,7 @@ def leading(embed):
         say_error("cleared", embed.registry.clear)
         say_error("removed", lambda: embed.registry.remove(4, 8))
         say_error("padded by itself", lambda: embed.pad(WEIGHTS, ids(1, 1)))
+        say_error("spread by itself", lambda: spread(np.ones((2, 5), np.float32)))
         say_error("itself", lambda: embed(WEIGHTS, ids(1, 1)))
         with cg.Batcher(led) as batcher:
             items = [ids(1, 1 + seed % 8, seed)[0] for seed in range(30)]
@@ -105,6 +107,14 @@ def doom(after=100):
         WEIGHTS.delete()  # so that the next call raises
 
     threading.Thread(target=act, daemon=True).start()
+
+
+@cg.bucket_jit(
+    in_axes="batch seq", config=cg.CUDAGraphConfig(capture_sizes=(COUNT,), process_timeout_s=0.5)
+)
+def spread(x):
+    """Rows that the function itself spreads over the processes, as no argument shows."""
+    return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, SPREAD), WHOLE)
 
 
 def capturing():

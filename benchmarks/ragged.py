@@ -42,12 +42,10 @@ from cudagraph_jax.demo.encoder import PACKED_ROW_LEN
 from cudagraph_jax.xla.compiles import CompileCounter
 
 ROWS = (1, 4, 8, 16)
-# What `plan_buckets(lengths, max_graphs=12)` gives for these passages.
-LENGTHS = (15, 21, 30, 40, 53, 70, 87, 117, 141, 179, 222, 256)
 # Two runs: the first one of a bucket loads code, and would be taken for its cost.
-CONFIG = cg.CUDAGraphConfig(capture_sizes=ROWS, capture_seq_lens=LENGTHS, warmup_iterations=2)
+RUNS = 2
 PACKED = cg.CUDAGraphConfig(
-    capture_sizes=(1, 2, 4, 8), capture_seq_lens=(32, 64, 96, 128, 192, 256), warmup_iterations=2
+    capture_sizes=(1, 2, 4, 8), capture_seq_lens=(32, 64, 96, 128, 192, 256), warmup_iterations=RUNS
 )
 WAITING = 64
 WINDOW = 128
@@ -66,11 +64,24 @@ class Answers(NamedTuple):
 Serve = Callable[[Sequence[str]], Answers]
 
 
-class Policies:
-    """Ways to form batches of the demo's encoder."""
+def planned(lengths: int) -> cg.CUDAGraphConfig:
+    """The grid with so many lengths, the best for the passages."""
+    rows = Encoder().tokenize([passage.text for passage in numpy_passages()])
+    plan = cg.plan_buckets([len(row) for row in rows], max_graphs=lengths)
+    return cg.CUDAGraphConfig(
+        capture_sizes=ROWS, capture_seq_lens=tuple(plan.seq_lens), warmup_iterations=RUNS
+    )
 
-    def __init__(self) -> None:
-        self._encoder = Encoder(CONFIG)
+
+class Policies:
+    """Ways to form batches of the demo's encoder.
+
+    Args:
+        lengths: How many lengths its grid has.
+    """
+
+    def __init__(self, lengths: int) -> None:
+        self._encoder = Encoder(planned(lengths))
         self._packer = Encoder(PACKED, packing=True)
         for encoder in (self._encoder, self._packer):
             encoder.warmup(progress=False, workers=2)
@@ -246,12 +257,12 @@ class Machine:
         return float(np.median(took))
 
 
-def measure(texts: int, *, chunk: int) -> dict[str, dict[str, float]]:
+def measure(texts: int, *, chunk: int, lengths: int) -> dict[str, dict[str, float]]:
     """Texts a second, the real part of computed elements and of the machine, by contender."""
     passages = [passage.text for passage in numpy_passages()]
     order = np.random.default_rng(0).permutation(len(passages))[:texts]
     stream = [passages[place] for place in order]
-    policies, machine = Policies(), Machine()
+    policies, machine = Policies(lengths), Machine()
     contenders: dict[str, Serve] = {
         FIFO: policies.fifo,
         "sorted windows of 128": policies.sorted_windows,
@@ -350,12 +361,13 @@ def measure_tiny(items: int = 20_000) -> dict[str, float]:
     }
 
 
-def measure_deciding(waiting: int, times: int = 200) -> float:
+def measure_deciding(waiting: int, *, lengths: int, times: int = 200) -> float:
     """Microseconds to compose calls of so many waiting rows, on the grid of the other figures."""
-    buckets = (cg.Bucket(rows, length) for rows in ROWS for length in LENGTHS)
+    ladder = tuple(planned(lengths).capture_seq_lens or ())
+    buckets = (cg.Bucket(rows, length) for rows in ROWS for length in ladder)
     prices = Prices(Priced(bucket, 0.2 + bucket.elements * 1e-3) for bucket in buckets)
     draw = np.random.default_rng(0)
-    rows = [cg.Bucket(1, length) for length in draw.integers(5, max(LENGTHS), waiting).tolist()]
+    rows = [cg.Bucket(1, length) for length in draw.integers(5, ladder[-1], waiting).tolist()]
     took = []
     for _ in range(times):
         start = time.perf_counter()
@@ -382,6 +394,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--texts", type=int, default=1024)
     parser.add_argument("--chunk", type=int, default=512, help="texts before the next contender")
+    parser.add_argument("--lengths", type=int, default=24, help="lengths of the grid")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--requests", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -389,7 +402,10 @@ def main() -> None:
     found: object
     if options.tiny:
         found = tiny = measure_tiny()
-        tiny |= {f"deciding, {n} waiting": measure_deciding(n) for n in (128, 512)}
+        tiny |= {
+            f"deciding, {n} waiting": measure_deciding(n, lengths=options.lengths)
+            for n in (128, 512)
+        }
         lines = [f"{name:>24}: {us:8.1f} us" for name, us in tiny.items()]
     elif options.requests:
         found = requests = measure_requests(options.texts)
@@ -398,7 +414,7 @@ def main() -> None:
             for name, ratios in requests.items()
         ]
     else:
-        found = table = measure(options.texts, chunk=options.chunk)
+        found = table = measure(options.texts, chunk=options.chunk, lengths=options.lengths)
         lines = _lines(table)
     print(json.dumps(found) if options.json else "\n".join(lines))
 

@@ -17,15 +17,27 @@ from cudagraph_jax.xla.settings import ThreadSettings
 from cudagraph_jax.xla.stages import Executable
 
 Begin = Callable[[CompileRequest], None]
-Finish = Callable[[], tuple[Outputs, Executable]]
-"""Gives what was traced already; in whatever thread."""
 
-Prepare = Callable[[CompileRequest], Finish]
+
+class Prepared(NamedTuple):
+    """What is traced already.
+
+    Attributes:
+        outputs: Of the executable.
+        finish: Loads or compiles it, in whatever thread.
+    """
+
+    outputs: Outputs
+    finish: Callable[[], Executable]
+
+
+Prepare = Callable[[CompileRequest], Prepared]
 
 
 class _Begun(NamedTuple):
     request: CompileRequest
-    made: Future[tuple[Outputs, Executable]]
+    outputs: Outputs
+    made: Future[Executable]
 
 
 class CompilesAhead:
@@ -69,10 +81,10 @@ class CompilesAhead:
                     if key in self.begun or is_captured(*key):
                         return
                     try:
-                        finish = self._prepare(request)
+                        outputs, finish = self._prepare(request)
                     except CUDAGraphError:
                         return
-                    begun = _Begun(request, Future())
+                    begun = _Begun(request, outputs, Future())
                     all_begun.append(begun)
                     if self.begun.setdefault(key, begun) is not begun:
                         return
@@ -86,8 +98,8 @@ class CompilesAhead:
                 begun.made.cancel()
                 self._remove(begun)
 
-    def take(self, request: CompileRequest) -> tuple[Outputs, Executable] | None:
-        """What was begun for just this, by whomever, once it is compiled; None where nothing was.
+    def take(self, request: CompileRequest) -> Prepared | None:
+        """What was begun for just this, by whomever, and is compiled; None where nothing was.
 
         Raises:
             CaptureError: It could not be compiled.
@@ -96,12 +108,12 @@ class CompilesAhead:
         if begun is None or begun.request.options != request.options or not self._remove(begun):
             return None
         try:
-            outputs, executable = begun.made.result()
+            executable = begun.made.result()
         except CancelledError:
             return None  # the warm-up that began it has ended
         # Begun by another program of the variant, the code is the same; the axes are its own.
         is_own = begun.request.program is request.program
-        return outputs if is_own else request.outputs(), executable
+        return Prepared(begun.outputs if is_own else request.outputs(), lambda: executable)
 
     def _remove(self, begun: _Begun) -> bool:
         """Whether it was there still, to be taken by one alone."""
@@ -109,7 +121,7 @@ class CompilesAhead:
         return self.begun.get(key) is begun and self.begun.pop(key, None) is begun
 
 
-def _finish(begun: _Begun, finish: Finish, settings: ThreadSettings) -> None:
+def _finish(begun: _Begun, finish: Callable[[], Executable], settings: ThreadSettings) -> None:
     if not begun.made.set_running_or_notify_cancel():
         return
     try:

@@ -13,7 +13,7 @@ import jax
 
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
-from cudagraph_jax.capture.ahead import CompilesAhead, Finish
+from cudagraph_jax.capture.ahead import CompilesAhead, Prepared
 from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError
@@ -22,7 +22,6 @@ from cudagraph_jax.graphs.observers import Observers, annotation
 from cudagraph_jax.graphs.replay_counts import Journal, Ledger
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.program.call import Call
-from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.padded import refills_of
 from cudagraph_jax.program.program import Compiler, CompileRequest, Program, request_for
 from cudagraph_jax.shapes.ladder import Bucket
@@ -97,8 +96,14 @@ class Builder:
         use_jax()
         request = request_for(program, bucket, config=config, is_stored=self._shelf is not None)
         while True:
-            with PEERS.telling_of_capture(request, call, config):
-                request, outputs, executable = self._obtained(request, config)
+            with (
+                PEERS.telling_of_capture(request, call, config),
+                annotation("capture", program.target.name, bucket),
+            ):
+                outputs, finish = self._begun_or_prepared(request)
+                executable = finish()
+                if _is_too_large(executable, config) and (frugal := _for_memory(request)):
+                    request, executable = frugal, self._recompiled(frugal, executable)
             self._count(executable)
             entry = CUDAGraphEntry(
                 bucket=bucket,
@@ -125,38 +130,30 @@ class Builder:
             else:
                 return entry
 
-    def _obtained(
-        self, request: CompileRequest, config: CUDAGraphConfig
-    ) -> tuple[CompileRequest, Outputs, Executable]:
-        """What was compiled, and for what: with less memory where the budget has no room."""
-        with annotation("capture", request.program.target.name, request.bucket):
-            outputs, executable = self._begun_or_prepared(request)()
-            if _is_too_large(executable, config) and (frugal := _for_memory(request)):
-                wide, request = executable, frugal
-                outputs, executable = self._begun_or_prepared(request)()
-                both_ms = wide.compile_ms + executable.compile_ms
-                executable = replace(executable, compile_ms=both_ms)
-        return request, outputs, executable
+    def _begun_or_prepared(self, request: CompileRequest) -> Prepared:
+        """What is asked for, from where it is there first."""
+        begun = self.ahead.take(request) if self.ahead.begun else None
+        return begun or self._prepare(request)
 
-    def _begun_or_prepared(self, request: CompileRequest) -> Finish:
-        """What gives what is asked for, from where it is there first."""
-        if self.ahead.begun and (begun := self.ahead.take(request)) is not None:
-            return lambda: begun
-        return self._prepare(request)
-
-    def _prepare(self, request: CompileRequest) -> Finish:
-        """Traces what is asked for, and gives what has it loaded or compiled."""
+    def _prepare(self, request: CompileRequest) -> Prepared:
+        """What is asked for, traced, and what has it loaded or compiled."""
         if self._shelf is not None:
             return self._shelf.prepare(request)
-        return partial(self._compile, request, *request.lower(clock=self._clock))
+        outputs, lowering = request.lower(clock=self._clock)
+        if self._compiler is not None:
+            return Prepared(outputs, partial(self._compile, self._compiler, request, lowering))
+        return Prepared(outputs, request.compiling(lowering, clock=self._clock))
 
     def _compile(
-        self, request: CompileRequest, outputs: Outputs, lowering: Lowering
-    ) -> tuple[Outputs, Executable]:
-        if self._compiler is None:
-            return request.compile(outputs, lowering, clock=self._clock)
+        self, compiler: Compiler, request: CompileRequest, lowering: Lowering
+    ) -> Executable:
         with stage_errors("compile", str(request)):
-            return outputs, self._compiler(request, lowering, clock=self._clock)
+            return compiler(request, lowering, clock=self._clock)
+
+    def _recompiled(self, frugal: CompileRequest, wide: Executable) -> Executable:
+        """The one that takes less memory, and its time beside that of the other."""
+        executable = self._begun_or_prepared(frugal).finish()
+        return replace(executable, compile_ms=wide.compile_ms + executable.compile_ms)
 
     def reject(self, entry: CUDAGraphEntry, error: CaptureError) -> None:
         """Has what was loaded for `entry`, and does not do, compiled the next time instead."""

@@ -6,12 +6,11 @@ import secrets
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 
 import jax
 
 from cudagraph_jax._base.log import logger
-from cudagraph_jax.capture.ahead import Finish
+from cudagraph_jax.capture.ahead import Prepared
 from cudagraph_jax.capture.cache_key import (
     WHAT_IT_COMPUTES,
     Fields,
@@ -63,8 +62,8 @@ class Shelf:
         """From now on compiles this bucket, and replaces what the store has of it."""
         self._loader.distrust(bucket, variant)
 
-    def prepare(self, request: CompileRequest) -> Finish:
-        """What loads or compiles the executable that is asked for, and gives it with its outputs.
+    def prepare(self, request: CompileRequest) -> Prepared:
+        """The outputs, and what loads or compiles the executable that is asked for.
 
         Nothing is left to trace by then, so that any thread may do that.
 
@@ -78,10 +77,12 @@ class Shelf:
                 common, named = self._fields(request)
         except StoreError as error:
             self._loader.tell(request, error)
-            return partial(request.compile, *request.lower(clock=self._clock), clock=self._clock)
+            outputs, lowering = request.lower(clock=self._clock)
+            return Prepared(outputs, request.compiling(lowering, clock=self._clock))
         missed = None if named is None else self._load(request, named)
         if isinstance(missed, Found):
-            return partial(_both, missed)
+            executable = missed.executable
+            return Prepared(missed.outputs, lambda: executable)
         outputs, lowering = request.lower(clock=self._clock)
         try:
             with fence(_NOT_NAMED):
@@ -90,12 +91,12 @@ class Shelf:
                 )
         except StoreError as error:
             self._loader.tell(request, error)
-            return partial(request.compile, outputs, lowering, clock=self._clock)
+            return Prepared(outputs, request.compiling(lowering, clock=self._clock))
         home = exact if named is None or not is_portable(lowering) else named
         if home is named:
             self._loader.tell_closed_over(request, lowering)
 
-        def finish() -> tuple[Outputs, Executable]:
+        def finish() -> Executable:
             found = self._load(request, exact, lowering=lowering, is_again=missed is not None)
             if isinstance(found, Found):
                 return self._moved(request, found, missed, home=None if home is exact else home)
@@ -103,7 +104,7 @@ class Shelf:
             is_exact = home is exact
             return self._compile_alone(request, outputs, lowering, home=home, is_exact=is_exact)
 
-        return finish
+        return Prepared(outputs, finish)
 
     @contextmanager
     def loading_ahead(self, requests: Iterable[CompileRequest]) -> Iterator[None]:
@@ -167,14 +168,14 @@ class Shelf:
 
     def _moved(
         self, request: CompileRequest, found: Found, missed: Miss | None, *, home: Fields | None
-    ) -> tuple[Outputs, Executable]:
+    ) -> Executable:
         """What was found by what it lowers to, from now on to be found as `home`, too."""
         if missed is not None and missed.reason is not MissReason.ABSENT:
             logger.warning("%s is loaded without its fingerprint: %s", request, missed)
         if home is not None:
             payload = found.stored.payload
             self._put(request, home, found.outputs, found.executable, payload=payload)
-        return found.outputs, found.executable
+        return found.executable
 
     def _note(self, request: CompileRequest, looks: Iterable[tuple[Fields, Miss | None]]) -> None:
         """Logs once why an executable is compiled that was looked for in several ways."""
@@ -191,7 +192,7 @@ class Shelf:
         *,
         home: Fields,
         is_exact: bool,
-    ) -> tuple[Outputs, Executable]:
+    ) -> Executable:
         """The executable, compiled by one process, and put where the others look for it.
 
         Args:
@@ -219,11 +220,11 @@ class Shelf:
                 else None
             )
             if isinstance(found, Found):
-                return found.outputs, found.executable
+                return found.executable
             executable, is_storable = self._compiled(request, lowering)
             if is_storable:
                 self._put(request, home, outputs, executable)
-        return outputs, executable
+        return executable
 
     def _compiled(self, request: CompileRequest, lowering: Lowering) -> tuple[Executable, bool]:
         """The compiled executable, and whether it can be stored."""
@@ -304,10 +305,6 @@ class Shelf:
 
 
 _NOT_NAMED = "what identifies it cannot be found out"
-
-
-def _both(found: Found) -> tuple[Outputs, Executable]:
-    return found.outputs, found.executable
 
 
 def _settled(fields: Fields) -> Fields:

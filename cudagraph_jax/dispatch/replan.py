@@ -61,12 +61,7 @@ def plan_from(
         math.inf if size is None else positive_size(size, name=name)
         for name, size in (("max_batch_size", max_batch_size), ("max_seq_len", max_seq_len))
     ]
-    kept = _in_pieces(_up_to(most, sizes), config)
-    if config.capture_seq_lens is None and any(size.seq_len != 1 for size in kept):
-        raise ConfigError(
-            "capture_seq_lens=None makes each seq_len a bucket of its own, so that there is no "
-            "grid to plan: give capture_seq_lens to have the sequence padded"
-        )
+    kept = _planned_sizes(sizes, config, most)
     axes = ("batch", "seq", *config.capture_axes)
     ladders = [config.ladder(axis) or (1,) for axis in axes]
     if headroom is None:
@@ -92,17 +87,37 @@ def plan_from(
     try:
         return plan(kept)
     except ConfigError:
-        # A plan has all axes, and too few buckets to have a size of 1 for those not carried.
-        unnamed = dict.fromkeys(config.capture_axes, 1)
-        whole = {
-            size: count
-            for size, count in kept.items()
-            if config.allows(config.padded(Bucket.of({**unnamed, **size.sizes})))
-        }
+        whole = _with_buckets(kept, config)
         if len(whole) in (0, len(kept)):
             raise
         _tell_left_out(sum(kept.values()) - sum(whole.values()), kept, config)
         return plan(whole)
+
+
+def _planned_sizes(
+    sizes: Mapping[Bucket, int], config: CUDAGraphConfig, most: Sequence[float]
+) -> dict[Bucket, int]:
+    """Those up to `most`, and what a split makes of the others."""
+    kept = _in_pieces(_up_to(most, sizes), config)
+    if config.capture_seq_lens is None and any(size.seq_len != 1 for size in kept):
+        raise ConfigError(
+            "capture_seq_lens=None makes each seq_len a bucket of its own, so that there is no "
+            "grid to plan: give capture_seq_lens to have the sequence padded"
+        )
+    return kept
+
+
+def _with_buckets(sizes: Mapping[Bucket, int], config: CUDAGraphConfig) -> dict[Bucket, int]:
+    """The sizes that have a bucket of all axes, of which those that are not carried are 1.
+
+    A plan has all axes, and may have too few buckets for one of its own where one is not carried.
+    """
+    unnamed = dict.fromkeys(config.capture_axes, 1)
+    return {
+        size: count
+        for size, count in sizes.items()
+        if config.allows(config.padded(Bucket.of({**unnamed, **size.sizes})))
+    }
 
 
 class _Multiples(TypedDict):

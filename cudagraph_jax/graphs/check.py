@@ -281,14 +281,18 @@ def cause_of(trial: Trial, difference: OutputDifference, *, padding: Poison | No
             "give what it reads besides its arguments (globals, clocks, random state) as arguments",
             is_impure=True,
         )
-    padding = padding or {}
-    blamed = _blamed_axes(trial, padding)
+    blamed = _blamed_axes(trial, padding or {})
     if not padding and not _moves(trial):
         return Cause(
             "the answer does not move with what the padding holds: its size is counted in, such as "
             + " and ".join(_size_taken(trial, axis) for axis in blamed),
             f"{_IGNORE}and count what is real by it",
         )
+    return _cause_in_padding(trial, blamed, padding or {})
+
+
+def _cause_in_padding(trial: Trial, blamed: Sequence[str], padding: Poison) -> Cause:
+    """Why the answer moves with what the padding of these axes holds."""
     whose = " and ".join(f"that of {_called(axis)}" for axis in blamed)
     why = f"the answer moves with what the padding holds: padding is counted in, {whose}"
     if len(blamed) == 1 and _alternates(trial, blamed[0], padding):

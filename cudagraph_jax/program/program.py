@@ -546,11 +546,11 @@ class CompileRequest(NamedTuple):
         lowering = self.program.lower(self.bucket, clock=clock)
         return self.outputs(lowering), lowering
 
-    def compile(
-        self, outputs: Outputs, lowering: Lowering, *, clock: Callable[[], float]
-    ) -> tuple[Outputs, Executable]:
-        """What `lower` gave, compiled by XLA; see `Lowering.compile`."""
-        return outputs, lowering.compile(compiler_options=self.options, clock=clock)
+    def compiling(
+        self, lowering: Lowering, *, clock: Callable[[], float]
+    ) -> Callable[[], Executable]:
+        """A function that has XLA compile what `lower` gave; see `Lowering.compile`."""
+        return partial(lowering.compile, compiler_options=self.options, clock=clock)
 
 
 def request_for(

@@ -332,7 +332,7 @@ class CUDAGraphConfig:
             ConfigError: `plan` is no plan, or a field is unknown or not valid.
         """
         if not (hasattr(plan, "batch_sizes") and hasattr(plan, "seq_lens")):
-            raise ConfigError(f"plan={plan!r} is no plan: give what plan_buckets returned")
+            raise ConfigError(f"plan={plan!r:.80} is no plan: give what plan_buckets returned")
         ladders = getattr(plan, "sizes", {})
         grid = {
             "capture_sizes": plan.batch_sizes,
@@ -351,7 +351,7 @@ def checked_config(config: CUDAGraphConfig | None) -> CUDAGraphConfig:
     if config is None:
         return CUDAGraphConfig()
     if not isinstance(config, CUDAGraphConfig):
-        raise ConfigError(f"config={config!r} is no CUDAGraphConfig: make one, or leave it out")
+        raise ConfigError(f"config={config!r:.80} is no CUDAGraphConfig: make one, or leave it out")
     return config
 
 
@@ -443,7 +443,7 @@ def further_axes(axes: object) -> Mapping[str, Ladder]:
     """
     if not isinstance(axes, Mapping):
         raise ConfigError(
-            f'capture_axes={axes!r} is no mapping: name each axis, as {{"height": (224, 448)}}'
+            f'capture_axes={axes!r:.80} is no mapping: name each axis, as {{"height": (224, 448)}}'
         )
     for name in axes:
         if name in ("batch", "seq"):
@@ -506,7 +506,7 @@ def command_buffer_scope(scope: object, *, per_layer_graphs: bool) -> CommandBuf
         scope = CommandBufferScope(scope)
     if not isinstance(scope, CommandBufferScope):
         raise ConfigError(
-            f"command_buffers={scope!r} is no CommandBufferScope: use one of its members"
+            f"command_buffers={scope!r:.80} is no CommandBufferScope: use one of its members"
         )
     if not per_layer_graphs or scope is CommandBufferScope.PIECEWISE:
         return scope
@@ -530,7 +530,9 @@ def xla_options(options: object) -> Mapping[str, str]:
         ConfigError: `options` is no mapping from text.
     """
     if not isinstance(options, Mapping):
-        raise ConfigError(f"compiler_options={options!r} is no mapping of option names to values")
+        raise ConfigError(
+            f"compiler_options={options!r:.80} is no mapping of option names to values"
+        )
     for name in options:
         if not isinstance(name, str):
             raise ConfigError(f"compiler_options has the key {name!r}: option names are text")
@@ -550,7 +552,7 @@ def directory(path: object) -> str | None:
         named = os.fspath(path)
         if isinstance(named, str) and named and "\0" not in named:
             return named
-    raise ConfigError(f"store={path!r} is no path: give the directory of persisted executables")
+    raise ConfigError(f"store={path!r:.80} is no path: give the directory of persisted executables")
 
 
 def shown(value: object) -> str:

@@ -2,9 +2,12 @@
 
 import inspect
 import pickle
+from typing import Any
 
+import numpy as np
 import pytest
 
+import cudagraph_jax as cg
 from cudagraph_jax import errors
 
 PARENTS = {
@@ -55,3 +58,38 @@ def test_capture_error_keeps_its_stage():
     assert errors.CaptureError("no").stage == "compile"
     assert errors.PaddingLeakError("no").stage == "check"
     assert pickle.loads(pickle.dumps(errors.CaptureError("no", stage="trace"))).stage == "trace"
+
+
+TREE: Any = {"w": [np.arange(200.0).reshape(50, 4)] * 3}
+"""Parameters, which are given in the place of something else; whole they would fill screens."""
+TEXT: Any = str(TREE)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda: cg.bucket_jit(TREE, in_axes="batch"),
+        lambda: cg.bucket_jit(abs, in_axes="batch", config=TREE),
+        lambda: cg.bucket_jit(abs, in_axes="batch", manager=TREE),
+        lambda: cg.bucket_jit(abs, in_axes="batch", unpad=TREE["w"][0]),
+        lambda: cg.bucket_jit(abs, in_axes="batch", pad_side=TREE["w"][0]),
+        lambda: cg.CUDAGraphConfig(on_miss=TREE["w"][0]),
+        lambda: cg.bucket_jit(abs, in_axes="batch", store="s", fingerprint=TREE),
+        lambda: cg.CUDAGraphConfig(on_miss=TEXT),
+        lambda: cg.CUDAGraphConfig(capture_axes=TREE["w"]),
+        lambda: cg.CUDAGraphConfig(capture_sizes=TEXT),
+        lambda: cg.CUDAGraphConfig(enabled=TREE),
+        lambda: cg.CUDAGraphConfig.from_plan(TREE),
+        lambda: cg.CUDAGraphManager(TREE),
+        lambda: cg.Batcher(TREE, abs),
+        lambda: cg.GraphStore(TREE),
+        lambda: cg.plan_buckets([1], max_graphs=TREE),
+        lambda: cg.plan_buckets([1], max_graphs=1, cost=TREE),
+        lambda: cg.plan_buckets(TEXT, max_graphs=1),
+    ],
+)
+def test_what_is_given_by_mistake_is_not_written_out(mistake):
+    """An error quotes the beginning of a value that may be anything."""
+    with pytest.raises(errors.CUDAGraphError) as caught:
+        mistake()
+    assert len(str(caught.value)) < 350, str(caught.value)

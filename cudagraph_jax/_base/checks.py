@@ -35,21 +35,21 @@ def waiting_time(name: str, value: object) -> float:
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value < math.inf:  # type: ignore[operator]
-        raise ConfigError(f"{name}={value!r} is no time to wait: give a number of 0 or more")
+        raise ConfigError(f"{name}={value!r:.80} is no time to wait: give a number of 0 or more")
     return float(value)  # type: ignore[arg-type]
 
 
 def require_bool(name: str, value: object) -> None:
     """Raises `ConfigError` unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r} is not a bool: give True or False")
+        raise ConfigError(f"{name}={value!r:.80} is not a bool: give True or False")
 
 
 def require_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raises `ConfigError`, with the nearest choice, unless `value` is one of `choices`."""
     choices = tuple(choices)
-    if value not in choices:
-        raise ConfigError(f"{name}={value!r} is unknown: {nearest(value, choices)}")
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(f"{name}={value!r:.80} is unknown: {nearest(value, choices)}")
 
 
 def count(name: str, value: object) -> int:
@@ -64,7 +64,7 @@ def _integer(value: object, name: str, *, minimum: int, kind: str) -> int:
     try:
         number = operator.index(value)  # type: ignore[arg-type]  # index() itself says what fits
     except TypeError:
-        raise ConfigError(f"{name}={value!r} is not an integer: {remedy}") from None
+        raise ConfigError(f"{name}={value!r:.80} is not an integer: {remedy}") from None
     if number < minimum:
         raise ConfigError(f"{name}={number} is below {minimum}: {remedy}")
     return number

@@ -84,7 +84,7 @@ def replacement_of(
 def _draft_for(path: str | os.PathLike[str], mode: int) -> Iterator[tuple[BinaryIO, Path]]:
     """An empty file beside the one that it may replace, which goes again if it did not."""
     if not isinstance(path, str | os.PathLike):
-        raise ConfigError(f"path={path!r} is no path: give the name of a file to write")
+        raise ConfigError(f"path={path!r:.80} is no path: give the name of a file to write")
     try:
         target = _target(Path(path))
         name = target.with_name(f".{secrets.token_hex(8)}.tmp")

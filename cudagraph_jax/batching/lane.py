@@ -18,8 +18,8 @@ from cudagraph_jax._base.log import log_in_worker
 from cudagraph_jax.batching.company import check_company
 from cudagraph_jax.batching.composition import Priced, Prices
 from cudagraph_jax.batching.rows import ItemArguments, RowLayout, RowOutputs
-from cudagraph_jax.dispatch.explain import nearest_entry, variant_differences
 from cudagraph_jax.dispatch.function import BucketedFunction
+from cudagraph_jax.dispatch.nearest import nearest_entry, variant_differences
 from cudagraph_jax.errors import BucketOverflowError, DistributedError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.program.call import Args, Call, abstract_call

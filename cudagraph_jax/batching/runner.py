@@ -14,6 +14,7 @@ import jax
 
 from cudagraph_jax._base.changes import Changes, start_thread
 from cudagraph_jax._base.log import log_in_worker
+from cudagraph_jax._base.text import error_text
 from cudagraph_jax._base.worker import Worker, process_goes_on
 from cudagraph_jax.batching.composition import rectangle
 from cudagraph_jax.batching.item_queue import Item, ItemQueue, Outcome, Selection, too_late
@@ -324,7 +325,7 @@ class Runner:
             self.changes.tell()
             return
         what = "a call of %d rows of %s failed, and its rows are tried one by one: %s"
-        log_in_worker(logging.WARNING, what, len(items), self._name, error)
+        log_in_worker(logging.WARNING, what, len(items), self._name, error_text(error))
         self._one_by_one(call.chosen.lane, items, self._run_alone)
 
     def _one_by_one(

@@ -404,5 +404,5 @@ def tree_from_json(tree: Any) -> PyTree:
 
 def _unpad(mode: object) -> Unpad:
     if mode not in ("host", "device", "none", "padded"):
-        raise ValueError(f"unpad={mode!r} is unknown")
+        raise ValueError(f"unpad={mode!r:.80} is unknown")
     return mode

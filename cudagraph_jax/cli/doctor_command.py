@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cudagraph_jax._base.files import check_writable, write_json
 from cudagraph_jax._base.text import text_pairs, text_table
 from cudagraph_jax.cli.checkup import Finding, Snapshot, findings
-from cudagraph_jax.cli.store.shown import NO_ENTRIES
+from cudagraph_jax.cli.store.shown import no_entries, size_text
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.store import Checked, Difference, GraphStore, Identity, MissReason
 from cudagraph_jax.store.identity import differences, in_words
@@ -94,11 +94,18 @@ def _machine(snapshot: Snapshot) -> list[tuple[str, str]]:
 
 def _options(snapshot: Snapshot) -> str:
     rows = [
-        (name, "accepted" if refused is None else "refused", refused or "")
+        (name, *_answer(refused))
         for group, label in ((snapshot.scopes, "scope "), (snapshot.commands, ""))
         for name, refused in ((f"{label}{name}", words) for name, words in group.items())
     ]
     return text_table(("option", "this jaxlib", "its words"), rows) if rows else ""
+
+
+def _answer(refused: str | None) -> tuple[str, str]:
+    """Whether an option is accepted, and the words against it where they say more than that."""
+    if refused is None:
+        return "accepted", ""
+    return ("unknown", "") if "is not a valid enum value" in refused else ("refused", refused)
 
 
 def _settings(snapshot: Snapshot) -> list[tuple[str, str]]:
@@ -143,11 +150,11 @@ def look_at(path: Path | None, *, machine: Identity) -> StoreLook:
         return StoreLook(f"{path}: cannot be used", (finding,))
     if not files:
         other = Finding(f"{path} has other things than executables", "give the store's directory")
-        return StoreLook(f"{path}: {NO_ENTRIES}", (other,) if foreign else ())
-    size_mib = sum(file.record.size_bytes for file in files) / 2**20
+        return StoreLook(f"{path}: {no_entries(foreign)}", (other,) if foreign else ())
+    size = size_text(sum(file.record.size_bytes for file in files))
     lacks = [_differences(file, machine) for file in files if _is_readable(file)]
     here = sum(not lack for lack in lacks)
-    summary = f"{path}: {len(files)} executables, {size_mib:.1f} MiB, {here} for this machine"
+    summary = f"{path}: {len(files)} executables, {size}, {here} for this machine"
     return StoreLook(summary, tuple(_findings(path, files, lacks)))
 
 

@@ -290,8 +290,12 @@ def _found(text: str) -> tuple[ModuleType, Callable[..., Any]]:
     except CUDAGraphError:
         raise
     except Exception as error:
-        is_nowhere = isinstance(error, ModuleNotFoundError) and error.name == name
-        remedy = ": run it from the directory that has the module" if is_nowhere else ""
+        remedy = ""
+        if isinstance(error, ModuleNotFoundError) and name.endswith(".py"):
+            module_name = name.removesuffix(".py").replace("/", ".")
+            remedy = f": write the module, not its file: {module_name}:{attribute}"
+        elif isinstance(error, ModuleNotFoundError) and error.name == name:
+            remedy = ": run it from the directory that has the module"
         raise ConfigError(
             f"cannot import {name}: {type(error).__name__}: {error_text(error)}{remedy}"
         ) from error

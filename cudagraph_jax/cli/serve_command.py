@@ -115,7 +115,7 @@ def _run(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise CUDAGraphError(str(error)) from None
 
-    _set_up_logs()
+    _set_up_logs(is_worker=options.listener is not None)
     # Until the server has a handler of its own; as the first process of a container it has none.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     if options.listener is not None:  # one of several workers
@@ -207,13 +207,20 @@ def _planned(trace: str, model: Path | None) -> CUDAGraphConfig:
     return replace(planned, warmup_iterations=default_config().warmup_iterations)
 
 
-def _set_up_logs() -> None:
-    """Requests as JSON to the standard output; what the server does, to the standard error."""
+def _set_up_logs(*, is_worker: bool) -> None:
+    """Requests as JSON to the standard output; what the server does, to the standard error.
+
+    Args:
+        is_worker: Whether lines name the process, by the number that its end is told with.
+    """
+    line = "%(asctime)s %(levelname)s %(message)s"
+    if is_worker:
+        line = line.replace("%(message)s", "worker %(process)d: %(message)s")
     access = logging.getLogger("cudagraph_jax.access")
     access.addHandler(_plain(sys.stdout, "%(message)s"))
     access.propagate = False
     access.setLevel(logging.INFO)
-    logging.getLogger().addHandler(_plain(sys.stderr, "%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(_plain(sys.stderr, line))
     logging.getLogger("cudagraph_jax.server").setLevel(logging.INFO)
 
 

@@ -160,6 +160,11 @@ def _place(name: str, header: Sequence[str]) -> int:
         raise ConfigError("the file is empty: expected a header line and a row for each request")
     if name not in header:
         _refuse_other_separators(header)
+        if all(decimal(cell) is not None for cell in header):
+            raise ConfigError(
+                f"its first line, {','.join(header)!r:.40}, holds numbers and no names of columns: "
+                f"put a header above it, with {name!r} for the column of the sizes"
+            )
         raise ConfigError(f"there is no column {name!r}: {nearest(name, header)}")
     if header.count(name) > 1:
         raise ConfigError(f"the header has {name!r} more than once: give the columns other names")

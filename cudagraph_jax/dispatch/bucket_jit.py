@@ -196,7 +196,7 @@ def bucket_jit(
 
     def make(function: Callable[P, R]) -> BucketedFunction[P, R]:
         if not callable(function):
-            raise ConfigError(f"fn={function!r} cannot be called: give a function")
+            raise ConfigError(f"fn={function!r:.80} cannot be called: give a function")
         require_arrays_from("fn", function)
         called = function_name(function) if name is None else str(name)
         masks = _masks(mask_argname)
@@ -296,7 +296,7 @@ def _manager(
     if manager is None:
         return CUDAGraphManager(config, store=_opened(store))
     if not isinstance(manager, CUDAGraphManager):
-        raise ConfigError(f"manager={manager!r} is no CUDAGraphManager: give one, or a config")
+        raise ConfigError(f"manager={manager!r:.80} is no CUDAGraphManager: give one, or a config")
     if config is not None and manager.config not in (
         config,
         divided_grid(checked_config(config), manager.multiples),
@@ -306,7 +306,7 @@ def _manager(
         )
     if store is not None and store is not manager.store:
         raise ConfigError(
-            f"store={store!r} is not the manager's, {manager.store!r}: give it to the manager"
+            f"store={store!r:.80} is not the manager's, {manager.store!r}: give it to the manager"
         )
     return manager
 
@@ -325,7 +325,7 @@ def _fingerprint(function: Callable[..., object], given: object) -> Fingerprint 
         return None
     if not isinstance(given, str) or not given:
         raise ConfigError(
-            f'fingerprint={given!r} is no text: name the version of the function, as "model-v3"'
+            f'fingerprint={given!r:.80} is no text: name the version of the function, as "model-v3"'
         )
     return fingerprint_of(function, given)
 
@@ -341,8 +341,8 @@ def _listed(given: T | Iterable[T], kind: type[T], option: str) -> tuple[T, ...]
 
 
 def _unpad(mode: object) -> object:
-    if mode not in ("host", "device", "none", "padded"):
-        raise ConfigError(f"unpad={mode!r} is unknown: use {UNPADS}")
+    if not isinstance(mode, str) or mode not in ("host", "device", "none", "padded"):
+        raise ConfigError(f"unpad={mode!r:.80} is unknown: use {UNPADS}")
     return mode
 
 

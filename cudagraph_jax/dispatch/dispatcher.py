@@ -23,8 +23,6 @@ from cudagraph_jax.dispatch.decision import (
     Reason,
     bucket_to_pad,
     decide,
-    larger_limits,
-    limits,
 )
 from cudagraph_jax.dispatch.fallback import (
     eager_answer,
@@ -36,6 +34,7 @@ from cudagraph_jax.dispatch.fallback import (
     without_entry,
     without_memory,
 )
+from cudagraph_jax.dispatch.nearest import lengths_notice, overflow_notice, sealed_notice
 from cudagraph_jax.dispatch.split import (
     check_joined,
     delete_donated,
@@ -331,8 +330,6 @@ class Dispatcher:
             act = self._queue_and_answer
         elif decision.entry is not None:
             act = self._replay_decided
-        elif decision.reason is Reason.OVERFLOW and decision.mode is CUDAGraphMode.NONE:
-            act = self._overflow
         elif decision.mode is CUDAGraphMode.CAPTURE:
             return partial(self.capturer.gate.within, partial(self._capture, call, decision))
         return partial(act, call, decision)
@@ -345,6 +342,7 @@ class Dispatcher:
 
     def _queue(self, call: Call) -> bool:
         """Has the call's bucket captured in the background; False where the mode forbids it."""
+        self._tell_of_lengths(call, self.bucket_for(call))
 
         def queue(is_admitted: bool) -> bool:
             if is_admitted:
@@ -393,6 +391,7 @@ class Dispatcher:
                 outputs = run(call.args, call.kwargs)
                 if made.is_new:
                     self.outcomes.add("capture", decision.reason, call.sizes)
+                    self._tell_of_lengths(call, bucket)
                 return Reply(outputs, None if made.value.is_shared else route)
             except Exception as error:
                 refuse_alone(made.value, error)
@@ -404,6 +403,12 @@ class Dispatcher:
             del answer  # with the error, whose traceback leads back to this frame
         self.outcomes.add("eager", Reason.FAILED, call.sizes)
         return Reply(outputs)
+
+    def _tell_of_lengths(self, call: Call, bucket: Bucket) -> None:
+        """Says once for each function that every length is compiled for itself."""
+        notice = lengths_notice(self.registry, call, bucket)
+        if notice is not None and self._is_news(call, "lengths"):
+            logger.warning("%s", notice)
 
     def _split(self, call: Call, decision: Decision) -> Reply:
         """The call in pieces, each in its bucket; a piece without one runs eagerly."""
@@ -494,20 +499,29 @@ class Dispatcher:
         is_within = decision.reason is Reason.QUEUED and self.registry.is_capturing_here(
             self.bucket_for(call), call.variant
         )
+        start = perf_counter()
         with jax.ensure_compile_time_eval() if is_within else nullcontext():
             outputs = eager_answer(self.registry, call)
         self.outcomes.add("eager", decision.reason, call.sizes)
+        self._tell_of_eager(call, decision, outputs, start)
         return Reply(outputs)
 
-    def _overflow(self, call: Call, decision: Decision) -> Reply:
-        """The plain function's answer; says once for each function what that takes."""
-        start = perf_counter()
-        reply = self._eager(call, decision)
-        if self._is_news(call, "overflow"):
-            jax.block_until_ready(reply.outputs)
+    def _tell_of_eager(self, call: Call, decision: Decision, outputs: PyTree, start: float) -> None:
+        """Says once for each function what it took, where no bucket serves and nobody chose so."""
+        rows, is_sealed = decision.piece_rows, self.mode is CUDAGraphMode.REPLAY
+        notice = partial(overflow_notice, is_sealed=is_sealed)
+        if is_sealed and (rows or decision.reason is Reason.SEALED):
+            sizes = call.sizes.with_sizes({"batch": rows}) if rows else call.sizes
+            bucket = self.config.padded(sizes, call.carried)
+            if self._failure(bucket, call.variant) is not None:
+                return  # which was warned of
+            notice = partial(sealed_notice, bucket=bucket)
+        elif rows or decision.reason is not Reason.OVERFLOW:
+            return
+        if self._is_news(call, notice.func.__name__):
+            jax.block_until_ready(outputs)
             took_ms = (perf_counter() - start) * 1e3
-            logger.warning("%s", overflow_notice(self.registry, call, took_ms, mode=self.mode))
-        return reply
+            logger.warning("%s", notice(self.registry, call, took_ms))
 
 
 def _refuse(error: CUDAGraphError) -> Reply:
@@ -555,36 +569,3 @@ def replayable(dispatcher: Dispatcher, sizes: Bucket) -> list[CUDAGraphEntry]:
         if entries:
             return entries[::-1]
     return []
-
-
-def overflow_notice(
-    registry: CUDAGraphRegistry, call: Call, took_ms: float, *, mode: CUDAGraphMode
-) -> str:
-    """What an eager call outside the limits took, what a bucket would, and how to have one.
-
-    Args:
-        registry: Whose buckets are compared with; nothing is compiled for this.
-        call: The call.
-        took_ms: Its milliseconds.
-        mode: What the manager may do.
-    """
-    config, sizes = registry.config, call.sizes
-    entries = [entry for entry in registry.entries() if entry.variant == call.variant]
-    near = min(entries, key=lambda entry: abs(entry.bucket.elements - sizes.elements), default=None)
-    known = "none of its buckets is captured to compare with"
-    if near is not None:
-        known = f"its nearest bucket, {near.bucket}, took {near.capture_time_ms:,.0f} ms to capture"
-        # Of outputs that stay on the device the time is that of the dispatch.
-        if near.replay_count and (call.target.unpad == "host" or near.waits):
-            known += f", once, and takes {near.avg_replay_time_ms:,.1f} ms to replay"
-    remedy = larger_limits(config, sizes, call.carried)
-    if mode is CUDAGraphMode.CAPTURE:
-        remedy += ', or set on_overflow="exact", which captures each such size once'
-    else:
-        remedy += ", and warm up before seal()"
-    return (
-        f"{call.target.name} ran eagerly at {sizes}, outside the limits, "
-        f"{limits(config, sizes, call.carried)}: {took_ms:,.1f} ms, with what "
-        f'had to be compiled for that; {known}. With on_overflow="eager" every such call runs '
-        f"operation by operation: {remedy}. Said once for this function"
-    )

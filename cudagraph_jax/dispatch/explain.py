@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Iterator
 
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import Decision, Reason, larger_limits, limits
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
-from cudagraph_jax.graphs.entry import CUDAGraphEntry, homes_in
+from cudagraph_jax.dispatch.nearest import has_every_length, nearest_entry
+from cudagraph_jax.graphs.entry import homes_in
 from cudagraph_jax.graphs.pads import ways_in
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import AbstractLeaf, Call, Variant, argument_leaf_names
+from cudagraph_jax.program.call import Call
 from cudagraph_jax.program.program import Program, request_for
 from cudagraph_jax.report.explanation import Explanation
-from cudagraph_jax.shapes.ladder import Bucket, axis_name
-from cudagraph_jax.xla.settings import setting_differences
+from cudagraph_jax.shapes.ladder import Bucket
 
 _MISSING = (
     Reason.MISS,
@@ -112,6 +111,8 @@ def _replayed(dispatcher: Dispatcher, call: Call, decision: Decision) -> tuple[s
 
 def _warm_up(config: CUDAGraphConfig, call: Call, bucket: Bucket | None) -> str:
     """What to change; no warm-up captures a bucket above its ladder and within its limit."""
+    if has_every_length(config, call):
+        return f"give capture_seq_lens, so that lengths share buckets, or {_WARM_UP}"
     if bucket is None or bucket in config.grid(call.carried, bucket):
         return _WARM_UP
     return "add a larger bucket, since its own is within the limits and not on the grid"
@@ -170,64 +171,3 @@ def _uncaptured(bucket: Bucket, decision: Decision) -> tuple[str, str]:
         return f"{bucket} is being captured by this very thread", ""
     background = "it is captured in the background, and no larger bucket holds the call"
     return f"{missing}; {background}", _WARM_UP
-
-
-def nearest_entry(entries: Sequence[CUDAGraphEntry], call: Call, bucket: Bucket) -> str:
-    """The entry of the call's function that is nearest to `bucket`, in words; empty without one.
-
-    The fewest differing fields come first, then the nearest size.
-
-    Args:
-        entries: What is captured.
-        call: The call.
-        bucket: What the call is padded to.
-    """
-    candidates = [
-        (list(_differences(entry, call, bucket)), entry)
-        for entry in entries
-        if entry.variant.function == call.variant.function
-    ]
-    if not candidates:
-        return ""
-    differences, entry = min(
-        candidates,
-        key=lambda found: (len(found[0]), abs(found[1].bucket.elements - bucket.elements)),
-    )
-    return f"the nearest captured bucket is {entry.bucket}, with {' and '.join(differences)}"
-
-
-def _differences(entry: CUDAGraphEntry, call: Call, bucket: Bucket) -> Iterator[str]:
-    for axis, needs in bucket.sizes.items():
-        has = entry.bucket.sizes.get(axis)
-        if has != needs:
-            yield f"{axis_name(axis)} {has}, not {needs}"
-    yield from variant_differences(entry.variant, call)
-
-
-def variant_differences(variant: Variant, call: Call) -> Iterator[str]:
-    """What `variant` has instead of what the program of `call` has, in words."""
-    for captured, given in zip_longest(variant.statics, call.variant.statics):
-        if captured != given:
-            yield f"static argument {_static(captured)}, not {_static(given)}"
-    yield from setting_differences(variant.settings, call.variant.settings)
-    if variant.structure != call.variant.structure:
-        yield "another pytree of arguments"
-        return
-    names = argument_leaf_names(call.declared.argument_names, call.args, call.kwargs)
-    for name, captured_leaf, leaf in zip(names, variant.leaves, call.variant.leaves, strict=True):
-        if captured_leaf != leaf:
-            yield f"{name} of {_field(captured_leaf, leaf)}"
-
-
-def _static(static: tuple[str, object, object] | None) -> str:
-    return "absent" if static is None else f"{static[0]}={static[2]!r}"
-
-
-def _field(captured: AbstractLeaf, given: AbstractLeaf) -> str:
-    if captured.dtype != given.dtype:
-        return f"dtype {captured.dtype}, not {given.dtype}"
-    if captured.shape != given.shape:
-        return f"shape {captured}, not {given}"
-    if captured.weak_type != given.weak_type:
-        return "a weak type" if captured.weak_type else "a fixed type"
-    return "another sharding"

@@ -477,6 +477,9 @@ class BucketedFunction(Generic[P, R]):
             f"the warm-up of {self.called}", (args, kwargs), timeout_s=wait_s
         ):
             self.binder.check_keywords(kwargs, options=("progress", "workers"))
+            if not (args or kwargs):
+                what = "give the arguments of a call, arrays or jax.ShapeDtypeStruct of any sizes"
+                raise InputShapeError(f"warmup() of {self.called} has no example: {what}")
             bound = self._bind(args, kwargs)
             call = self._describe(bound)
         # Here, because importing this package is to cost little.

@@ -296,7 +296,7 @@ class CUDAGraphManager:
     @mode.setter
     def mode(self, mode: CUDAGraphMode) -> None:
         if not isinstance(mode, CUDAGraphMode):
-            raise ConfigError(f"mode={mode!r} is no CUDAGraphMode: use one of its members")
+            raise ConfigError(f"mode={mode!r:.80} is no CUDAGraphMode: use one of its members")
         if not self.config.enabled and mode is not CUDAGraphMode.DISABLED:
             raise ConfigError(
                 f"mode={mode.name} cannot be set while the config has enabled=False: "
@@ -436,12 +436,13 @@ class CUDAGraphManager:
         from cudagraph_jax.report.report import Report
 
         names = {entry.variant.name for entry in self.registry.entries()}
+        has_buckets = self.registry.capture_count + self.registry.load_count > 0
         report = Report(
             name=", ".join(sorted(names)) or "no function yet",
             made_at=datetime.now().astimezone(),
             stats=self.stats(),
             config=_config(self.registry),
-            environment=environment(backend_started=self.registry.capture_count > 0),
+            environment=environment(backend_started=has_buckets),
             sizes=self.sizes(),
             failures=[
                 (str(bucket), str(variant), str(error))

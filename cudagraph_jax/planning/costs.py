@@ -53,7 +53,9 @@ class PolynomialCost:
             term = getattr(self, field.name)
             is_number = isinstance(term, int | float | np.number) and not isinstance(term, bool)
             if not is_number or not 0 <= term < math.inf:
-                raise ConfigError(f"{field.name}={term!r} is no term: give a number of 0 or more")
+                raise ConfigError(
+                    f"{field.name}={term!r:.80} is no term: give a number of 0 or more"
+                )
 
     def __call__(self, batch: int, seq_len: int) -> float:
         """The cost of a replay of (batch, seq_len)."""
@@ -111,7 +113,7 @@ def chosen_cost(cost: Cost | None, axes: Sequence[str] = BATCH_SEQ) -> Cost:
     if not callable(cost):
         such_as = "such as attention_cost(768), " if tuple(axes) == BATCH_SEQ else ""
         raise ConfigError(
-            f"cost={cost!r} is no function: give one of ({names}), {such_as}or None for the "
+            f"cost={cost!r:.80} is no function: give one of ({names}), {such_as}or None for the "
             "elements"
         )
     _check_arguments(cost, axes, names)
@@ -194,8 +196,8 @@ def _number(value: object, sizes: tuple[int, ...], axes: Sequence[str]) -> float
     if not 0 <= number < _TOO_MUCH:
         pairs = zip(argument_names(axes), sizes, strict=True)
         raise ConfigError(
-            f"cost({', '.join(f'{name}={size}' for name, size in pairs)})={value!r} is no number "
-            "from 0 to 1e100: give a cost that is one for every size"
+            f"cost({', '.join(f'{name}={size}' for name, size in pairs)})={value!r:.60} is no "
+            "number from 0 to 1e100: give a cost that is one for every size"
         )
     return number
 
@@ -218,7 +220,7 @@ def attention_cost(hidden_size: int, *, mlp_size: int | None = None) -> Polynomi
         if width is None and name == "mlp_size":
             continue
         if not isinstance(width, int | np.integer) or isinstance(width, bool) or width < 1:
-            raise ConfigError(f"{name}={width!r} is no width: give an integer of 1 or more")
+            raise ConfigError(f"{name}={width!r:.80} is no width: give an integer of 1 or more")
     hidden_size = int(hidden_size)
     mlp_size = 4 * hidden_size if mlp_size is None else int(mlp_size)
     per_element = 4 * hidden_size**2 + 2 * hidden_size * mlp_size
@@ -262,7 +264,7 @@ def measured_cost(entries: Iterable[Timed]) -> PolynomialCost:
     """
     if not isinstance(entries, Iterable):
         raise ConfigError(
-            f"entries={entries!r} is no collection of captured buckets: give registry.entries()"
+            f"entries={entries!r:.80} is no collection of captured buckets: give registry.entries()"
         )
     times_ms = [(entry, _time_ms(entry)) for entry in entries]
     timed = [(entry, time_ms) for entry, time_ms in times_ms if time_ms > 0]

@@ -47,7 +47,7 @@ def checked_axes(axes: Sequence[str]) -> tuple[str, ...]:
         ConfigError: There are none, one is no name, or one is there twice.
     """
     if isinstance(axes, str) or not isinstance(axes, Sequence) or not axes:
-        raise ConfigError(f'axes={axes!r} are no names: give a tuple, such as ("batch", "src")')
+        raise ConfigError(f'axes={axes!r:.80} are no names: give a tuple, such as ("batch", "src")')
     for place, axis in enumerate(axes):
         if not isinstance(axis, str) or not axis.isidentifier() or axis == "_":
             raise ConfigError(
@@ -216,7 +216,7 @@ def distinct(rows: Ints, counts: Floats) -> tuple[Ints, Floats]:
 def _array(sizes: object, axes: Sequence[str]) -> npt.NDArray[np.generic]:
     expected = _expected(axes)
     if isinstance(sizes, str | bytes):
-        raise ConfigError(f"sizes={sizes!r} is text: {expected}")
+        raise ConfigError(f"sizes={sizes!r:.80} is text: {expected}")
     if isinstance(sizes, Iterable) and not hasattr(sizes, "__array__"):
         sizes = list(sizes)
     try:

@@ -213,7 +213,7 @@ class BucketPlan:
         """
         if ax is not None and not hasattr(ax, "plot"):
             raise ConfigError(
-                f"ax={ax!r} is no matplotlib Axes: leave it out, and save the figure with "
+                f"ax={ax!r:.80} is no matplotlib Axes: leave it out, and save the figure with "
                 "plan.plot().figure.savefig(path)"
             )
         if ax is None:

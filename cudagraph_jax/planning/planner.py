@@ -172,7 +172,9 @@ def _multiples(
     """The multiple of each axis, by the name of what asked for it, in the order of the axes."""
     multiples = {} if multiples is None else multiples
     if not isinstance(multiples, Mapping):
-        raise ConfigError(f'multiples={multiples!r} is no mapping: give one, such as {{"src": 8}}')
+        raise ConfigError(
+            f'multiples={multiples!r:.80} is no mapping: give one, such as {{"src": 8}}'
+        )
     for axis in multiples:
         if axis not in axes:
             raise ConfigError(f"multiples has {axis!r}, which is no axis: {nearest(axis, axes)}")
@@ -214,8 +216,8 @@ def _bound(max_padding: float) -> float:
     is_number = isinstance(max_padding, int | float | np.number)
     if not is_number or isinstance(max_padding, bool) or not 0 <= max_padding < 1:
         raise ConfigError(
-            f"max_padding={max_padding!r} is no part of a bucket: give 0.0 or more and below 1, "
-            "such as 0.5"
+            f"max_padding={max_padding!r:.80} is no part of a bucket: give 0.0 or more and below "
+            "1, such as 0.5"
         )
     return float(max_padding)
 
@@ -261,7 +263,7 @@ def _asked(
 def _grown(size: int, fraction: float) -> int:
     if not 0 <= fraction < math.inf:
         raise ConfigError(
-            f"headroom={fraction!r} is no fraction: give 0.0 or more, such as 0.25, or a size"
+            f"headroom={fraction!r:.80} is no fraction: give 0.0 or more, such as 0.25, or a size"
         )
     # Rounded first: 100 and a tenth is 110.00000000000001 in floating point, not 111.
     return size if size == 1 else math.ceil(round(size * (1 + min(fraction, LARGEST_SIZE)), 6))

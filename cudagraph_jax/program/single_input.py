@@ -93,7 +93,9 @@ def capture_sizes(batch_size: int, seq_len: int) -> Bucket:
 def _sizes(batch_size: int, seq_len: int, *, minimum: int) -> Bucket:
     for name, size in (("batch_size", batch_size), ("seq_len", seq_len)):
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < minimum:
-            raise InputShapeError(f"{name}={size!r} is no integer of {minimum} or more: give one")
+            raise InputShapeError(
+                f"{name}={size!r:.80} is no integer of {minimum} or more: give one"
+            )
     return Bucket(operator.index(batch_size), operator.index(seq_len))
 
 

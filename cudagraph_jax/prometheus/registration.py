@@ -63,11 +63,11 @@ def register(
     """
     if not isinstance(manager, CUDAGraphManager | Batcher):
         raise ConfigError(
-            f"manager={manager!r} is no CUDAGraphManager or Batcher: give one, such as "
+            f"manager={manager!r:.80} is no CUDAGraphManager or Batcher: give one, such as "
             "function.manager"
         )
     if not isinstance(name, str) or not name:
-        raise ConfigError(f"name={name!r} is no name: give a text that tells managers apart")
+        raise ConfigError(f"name={name!r:.80} is no name: give a text that tells managers apart")
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -75,8 +75,8 @@ def register(
     require_bool("replay_times", replay_times)
     if not isinstance(registry, CollectorRegistry):
         raise ConfigError(
-            f"registry={registry!r} is no CollectorRegistry: give one of prometheus_client's, or "
-            "leave it out"
+            f"registry={registry!r:.80} is no CollectorRegistry: give one of prometheus_client's, "
+            "or leave it out"
         )
     _check_interval(interval_s)
     with _lock:
@@ -98,7 +98,7 @@ def _check_interval(interval_s: object) -> None:
         or not 0 < interval_s <= threading.TIMEOUT_MAX
     ):
         raise ConfigError(
-            f"interval_s={interval_s!r} is no time to wait: give seconds, a number above 0"
+            f"interval_s={interval_s!r:.80} is no time to wait: give seconds, a number above 0"
         )
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cudagraph_jax._base.log import logger
+from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.shapes import ladder
 
 Callback = Callable[[int, int, Any], object]
@@ -67,9 +68,17 @@ class Progress:
         shown: None: a bar in a notebook, and on a terminal where rich is installed, else log lines
             at INFO. False: nothing. A function: called with (done, total, item) after each step,
             and of one that takes long also before it is done.
+
+    Raises:
+        ConfigError: `shown` is none of these.
     """
 
     def __init__(self, shown: Callback | bool | None = None) -> None:
+        if not (shown is None or isinstance(shown, bool) or callable(shown)):
+            raise ConfigError(
+                f"progress={shown!r:.80} is no way to show it: give None, False for nothing, or a "
+                "function of (done, total, bucket)"
+            )
         self._shown = shown
 
     @contextmanager

@@ -91,7 +91,7 @@ def embeddings_app(
         ConfigError: An argument is not valid.
     """
     if not isinstance(model, str) or not model:
-        raise ConfigError(f"model={model!r} is no name: give the one that clients ask for")
+        raise ConfigError(f"model={model!r:.80} is no name: give the one that clients ask for")
     if api_key is not None and (not isinstance(api_key, str) or not api_key):
         raise ConfigError("api_key is empty or no text: give a key, or None for none")
     lacking = [name for name in _OF_AN_ENCODER if not hasattr(encoder, name)]

@@ -130,7 +130,7 @@ class EmbeddingRequest(BaseModel):
         Discriminator(
             _kind_of_input,
             custom_error_type="input_form",
-            custom_error_message=f"expected {', '.join(_FORMS[:-1])} or {_FORMS[-1]}, not empty",
+            custom_error_message=f"expected {', '.join(_FORMS[:-1])} or {_FORMS[-1]}, none empty",
         ),
     ]
     encoding_format: Literal["float", "base64"] | None = None

@@ -85,10 +85,13 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     what = f"{request.method} {request.url.path}: {error.detail}"
+    headers: Mapping[str, str] = error.headers or {}
+    allowed = {name.lower(): value for name, value in headers.items()}.get("allow")
     if error.status_code == 404:
         what += "; there are POST /v1/embeddings and GET /v1/models"
+    elif allowed:
+        what += f"; it takes {allowed}"
     response = RequestError(error.status_code, what, code=code).response()
-    headers: Mapping[str, str] = error.headers or {}
     response.headers.update(headers)
     return response
 

@@ -233,6 +233,11 @@ class AxisPattern:
         lengths = [None if name in ("_", "...") else Length.parse(name) for name in names]
         for name, length in zip(names, lengths, strict=True):
             if length is None and name not in ("_", "..."):
+                if "," in name:
+                    raise ConfigError(
+                        f"{option} has the entry {text!r} with a comma: separate the dimensions by "
+                        f"spaces, {' '.join(text.replace(',', ' ').split())!r}"
+                    )
                 raise ConfigError(
                     f"{option} has the entry {text!r} with {name!r}: use batch, seq, the name of "
                     "another axis, such as height, or without spaces what follows from one, "

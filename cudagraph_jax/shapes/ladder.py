@@ -160,12 +160,12 @@ class Ladder(tuple[int, ...]):
     def __new__(cls, sizes: Iterable[int], *, name: str = "sizes") -> Self:
         """The ladder of `sizes`, sorted."""
         if isinstance(sizes, str | bytes):
-            raise ConfigError(f"{name}={sizes!r} is text: give integers, such as (1, 2, 4)")
+            raise ConfigError(f"{name}={sizes!r:.80} is text: give integers, such as (1, 2, 4)")
         try:
             given = [positive_size(size, name=f"{name}[{i}]") for i, size in enumerate(sizes)]
         except TypeError:
             raise ConfigError(
-                f"{name}={sizes!r} is not a collection of integers: give one, such as (1, 2, 4)"
+                f"{name}={sizes!r:.80} is not a collection of integers: give one, such as (1, 2, 4)"
             ) from None
         if not given:
             raise ConfigError(f"{name} is empty: give at least one size")
@@ -222,7 +222,7 @@ class Ladder(tuple[int, ...]):
             ConfigError: `ratio` is no finite number above 1.
         """
         if not isinstance(ratio, int | float) or not 1 < ratio < math.inf:
-            raise ConfigError(f"ratio={ratio!r} is no number above 1: give one, such as 1.5")
+            raise ConfigError(f"ratio={ratio!r:.80} is no number above 1: give one, such as 1.5")
         return cls._below(max_size, _growing(ratio))
 
     @classmethod

@@ -10,9 +10,11 @@ from cudagraph_jax.shapes.pytrees import PyTree, broadcast_prefix, is_declaratio
 
 
 def _side(side: object) -> str:
-    if side in (None, "right", "left"):
-        return "right" if side is None else str(side)
-    raise ConfigError(f'pad_side has {side!r}: use "right" or "left"')
+    if side is None:
+        return "right"
+    if isinstance(side, str) and side in ("right", "left"):
+        return side
+    raise ConfigError(f'pad_side has {side!r:.80}: use "right" or "left"')
 
 
 def padded_on_sides(in_axes: PyTree, pad_side: PyTree) -> PyTree:

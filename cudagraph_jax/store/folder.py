@@ -188,7 +188,8 @@ def opened(path: Path, *, is_trusted: bool, files: Files) -> Iterator[Folder]:
     try:
         descriptor = os.open(path, _READ | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UnusableError(no_directory(path), reason=MissReason.ABSENT) from error
+        why = f"{no_directory(path)}: give one that is there"
+        raise UnusableError(why, reason=MissReason.ABSENT) from error
     except OSError as error:
         raise _unreadable(path, error) from error
     try:

@@ -56,7 +56,7 @@ def plain(values: object, *, name: str, nested: bool) -> dict[str, Any]:
     if isinstance(values, Plain):
         return values
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{name}={values!r} is no mapping of text to values: give a dict")
+        raise ConfigError(f"{name}={values!r:.80} is no mapping of text to values: give a dict")
     return Plain(
         {
             str(key): _plain(values[key], where=f"{name}[{key!r}]", nested=nested, depth=_DEPTH)

@@ -29,7 +29,7 @@ def checked_timeout(timeout_s: object, *, name: str = "timeout_s") -> float:
     """
     if isinstance(timeout_s, int | float) and math.isfinite(timeout_s) and timeout_s >= 0:
         return float(timeout_s)
-    raise ConfigError(f"{name}={timeout_s!r} is no time to wait: give seconds, 0 or more")
+    raise ConfigError(f"{name}={timeout_s!r:.80} is no time to wait: give seconds, 0 or more")
 
 
 @contextmanager

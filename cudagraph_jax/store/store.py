@@ -471,7 +471,7 @@ class GraphStore:
 def _absolute(path: object) -> Path:
     named = os.fspath(path) if isinstance(path, str | os.PathLike) else path
     if not isinstance(named, str) or not named:
-        raise ConfigError(f"path={path!r} is no path: give the directory of the store")
+        raise ConfigError(f"path={path!r:.80} is no path: give the directory of the store")
     if "\0" in named:
         raise ConfigError(f"path={path!r} has a NUL, which no path may have: leave it out")
     try:
@@ -503,7 +503,9 @@ def checked_clock(clock: object) -> Callable[[], float]:
         ConfigError: It is none; the one that is given raises that for what is no finite number.
     """
     if not callable(clock):
-        raise ConfigError(f"clock={clock!r} cannot be called: give a function, such as time.time")
+        raise ConfigError(
+            f"clock={clock!r:.80} cannot be called: give a function, such as time.time"
+        )
 
     def checked() -> float:
         now = clock()
@@ -520,7 +522,9 @@ def checked_clock(clock: object) -> Callable[[], float]:
 def _seconds(age: float | timedelta) -> float:
     seconds = age.total_seconds() if isinstance(age, timedelta) else age
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
-        raise ConfigError(f"older_than={age!r} is no age: give seconds, 0 or more, or a timedelta")
+        raise ConfigError(
+            f"older_than={age!r:.80} is no age: give seconds, 0 or more, or a timedelta"
+        )
     return float(seconds)
 
 

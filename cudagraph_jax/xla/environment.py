@@ -34,7 +34,7 @@ def environment(*, backend_started: bool) -> dict[str, str]:
         "system": platform.platform(),
     }
     if not backend_started:
-        return {**found, "backend": "not known before the first capture"}
+        return {**found, "backend": "not known before the first bucket"}
     kinds = Counter(device.device_kind for device in jax.local_devices())
     devices = ", ".join(f"{number} × {kind}" for kind, number in sorted(kinds.items()))
     return {**found, "backend": f"{jax.default_backend()}: {devices}"}

@@ -18,7 +18,10 @@ SNAPSHOT = Snapshot(
     gpus=("NVIDIA H100", "NVIDIA H100"),
     cpu_count=16,
     scopes={"FULL": None},
-    commands={"HOST_EXECUTE": "INVALID_ARGUMENT: no"},
+    commands={
+        "CUBLAS": "INVALID_ARGUMENT: … is not a valid enum value.",
+        "HOST_EXECUTE": "no room",
+    },
     compiles_reported=True,
     settings={"jax_enable_x64": False},
     environment={"XLA_FLAGS": "--a=1"},
@@ -43,7 +46,8 @@ store        graphs: 3 executables
 Command-buffer options
 option        this jaxlib  its words
 scope FULL    accepted
-HOST_EXECUTE  refused      INVALID_ARGUMENT: no
+CUBLAS        unknown
+HOST_EXECUTE  refused      no room
 
 JAX
 jax_enable_x64         False

@@ -30,8 +30,9 @@ def store(tmp_path, key):
 @pytest.mark.parametrize("key", [None, b"k" * 32])
 def test_a_sound_store(store):
     """What is in it is summed up, also without its key, and nothing looks wrong."""
+    size = sum(record.size_bytes for record in store.ls())
     look = look_at(store.path, machine=VERSIONS)
-    assert look == (f"{store.path}: 2 executables, 0.0 MiB, 2 for this machine", ())
+    assert look == (f"{store.path}: 2 executables, {size} B, 2 for this machine", ())
 
 
 def test_none_was_given():
@@ -52,7 +53,7 @@ def test_another_machine(store):
     """A store of which nothing is loaded here looks wrong, and why; one executable helps."""
     newer = {"jax": "0.12.0", "jaxlib": "0.13.0"}
     look = look_at(store.path, machine=newer)
-    assert look.summary.endswith("2 executables, 0.0 MiB, 0 for this machine")
+    assert look.summary.endswith(" B, 0 for this machine")
     (finding,) = look.found
     assert finding.what == (
         "none of the 2 executables in the store is loaded here; the nearest has "
@@ -66,7 +67,7 @@ def test_this_machine(tmp_path):
     """What was captured here is for this machine, and not for others."""
     warmed(jnp.sin, tmp_path)
     machine = machine_fields(backend_starts=True)
-    assert look_at(tmp_path, machine=machine).summary.endswith("MiB, 1 for this machine")
+    assert look_at(tmp_path, machine=machine).summary.endswith(" KiB, 1 for this machine")
     other = {**machine, "device_kind": ["other"]}
     (finding,) = look_at(tmp_path, machine=other).found
     assert 'not ["other"]' in finding.what

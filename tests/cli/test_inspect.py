@@ -134,6 +134,7 @@ def test_sizes_that_nothing_carries(module):
     [
         (["inspected_model"], "names no function: write MODULE:FUNCTION"),
         (["inspected_nowhere:mlp"], "run it from the directory that has the module"),
+        (["inspected_model.py:mlp"], "not its file: inspected_model:mlp"),
         (["inspected_broken:mlp"], "ZeroDivisionError: division by zero\n"),
         (["inspected_model:none"], "inspected_model has no none"),
         (["inspected_model:number"], "is no function but 3"),

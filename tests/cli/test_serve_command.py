@@ -71,7 +71,7 @@ def test_a_planned_grid(tmp_path):
 
 
 @pytest.mark.slow  # two processes start, one behind the other
-def test_workers(tmp_path):
+def test_workers(tmp_path, capfd):
     """Several processes serve one model, and end together."""
     options = ["--model", str(sentence_folders.write(tmp_path / "model"))]
     options += ["--store", str(tmp_path / "store"), "--workers", "2", "--port"]
@@ -81,6 +81,7 @@ def test_workers(tmp_path):
     with served(command=command, address=address) as server:
         server.terminate()
         assert server.ended()[0] == 0
+    assert re.search(r"INFO worker \d+: warm", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,10 @@ def test_line_numbers(written):
         (b"\n\n", "the file is empty"),
         (b"len,b\n", "holds no rows: expected one for each request"),
         (b"lenn,b\n1,2\n", "there is no column 'len': did you mean 'lenn'? (lenn, b)"),
+        (
+            b"7,12\n8,9\n",
+            "'7,12', holds numbers and no names of columns: put a header above it",
+        ),
         (b"x,y\n1,2\n", "there is no column 'len': choose one of x, y"),
         (b"len,len\n1,2\n", "the header has 'len' more than once"),
         (b"len,b\n1,2\n3\n", "line 3 has 1 cells, but the header has 2"),

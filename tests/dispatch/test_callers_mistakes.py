@@ -63,3 +63,11 @@ def test_an_error_of_the_functions_own():
         negative()
     assert np.all(call(np.ones((3, 5), np.float32)) == 2)
     assert call.registry.num_graphs == 1
+
+
+def test_a_warm_up_without_an_example():
+    """A warm-up that is given nothing says what it takes, and captures nothing."""
+    call = bucket_jit(add, in_axes="batch seq", config=CONFIG)
+    with pytest.raises(InputShapeError, match=r"warmup\(\) of add has no example: give the arg"):
+        call.warmup()
+    assert call.stats()["registry"]["num_graphs"] == 0

@@ -105,11 +105,19 @@ def test_report_starts_no_backend():
 import jax
 from cudagraph_jax import CUDAGraphManager
 report = CUDAGraphManager().report()
-assert report.environment["backend"] == "not known before the first capture"
+assert report.environment["backend"] == "not known before the first bucket"
 jax.config.update("jax_num_cpu_devices", 3)  # refused once a backend runs
 assert len(jax.devices("cpu")) == 3
 """
     assert run_script(script).returncode == 0
+
+
+def test_report_of_what_was_loaded(tmp_path):
+    """Where all buckets come from a store the report names the backend that they run on."""
+    for count in ("captured", "loaded"):
+        function = bucket_jit(double, in_axes="batch seq", config=GRID, store=tmp_path)
+        assert getattr(function.warmup(floats(0, 2, 4), progress=False), count) == 6
+        assert "cpu: 1" in function.report().environment["backend"]
 
 
 def test_notebook(manager):

@@ -1,4 +1,4 @@
-"""The first eager call outside the limits: what it cost, beside a bucket, and how to change it."""
+"""The first eager call that nobody chose: what it cost, beside a bucket, and how to change it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from cudagraph_jax import CUDAGraphManager, CUDAGraphMode, bucket_jit
+from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, CUDAGraphMode, bucket_jit
 from tests.helpers.functions import GRID, assert_close, double, floats
 
 LARGE = floats(0, 2, 9)
@@ -85,3 +85,66 @@ def test_explain_says_that_it_runs_eagerly(mode):
     assert explanation.mode is CUDAGraphMode.NONE
     assert 'on_overflow="eager" runs it eagerly' in explanation.reason
     assert ('"exact"' in explanation.remedy) == (mode is CUDAGraphMode.CAPTURE)
+
+
+def test_a_sealed_miss_is_told_of_once(caplog):
+    """What a sealed manager runs eagerly is said once for each function, with what is captured."""
+    caplog.set_level(logging.WARNING, "cudagraph_jax")
+    function = bucket_jit(double, in_axes="batch seq", config=GRID)
+    function.warmup(floats(0, 1, 1), progress=False)
+    other = bucket_jit(lambda x: x + 1, in_axes="batch seq", manager=function.manager, name="other")
+    function.seal()
+    for _ in range(2):
+        assert_close(function(np.ones((2, 3), np.int32)), np.full((2, 3), 2, np.int32))
+        other(floats(0, 2, 3))
+    told, cold = caplog.messages
+    assert re.match(
+        r"double ran eagerly at 2x3, since 3x5 is not captured and the manager is sealed: "
+        r"[\d.]+ ms, .*; the nearest captured bucket is 3x5, with x of dtype float32, not int32\. "
+        r".*warm up with arguments like these before seal\(\)",
+        told,
+    )
+    assert "other ran eagerly" in cold
+    assert "none of its buckets is captured" in cold
+
+
+def test_pieces_without_a_bucket_are_told_of_once_sealed(caplog):
+    """So is a split call whose pieces have none; the bucket that is named is that of a piece."""
+    caplog.set_level(logging.WARNING, "cudagraph_jax")
+    config = dataclasses.replace(GRID, on_overflow="split")
+    function = bucket_jit(double, in_axes="batch seq", config=config)
+    function.seal()
+    for _ in range(2):
+        function(floats(0, 9, 3))
+    (told,) = caplog.messages
+    assert "double ran eagerly at 9x3, since 4x5 is not captured" in told
+
+
+def test_a_chosen_eager_run_is_not_told_of(caplog):
+    """With on_miss="eager" nothing is said."""
+    caplog.set_level(logging.WARNING, "cudagraph_jax")
+    function = bucket_jit(
+        double, in_axes="batch seq", config=dataclasses.replace(GRID, on_miss="eager")
+    )
+    function(floats(0, 2, 3))
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("on_miss", ["capture", "background"])
+def test_lengths_that_are_compiled_one_by_one(caplog, on_miss):
+    """Without capture_seq_lens each new length compiles when it comes: said once, with why."""
+    caplog.set_level(logging.WARNING, "cudagraph_jax")
+    config = CUDAGraphConfig(capture_sizes=(2,), warmup_iterations=0, on_miss=on_miss)
+    function = bucket_jit(double, in_axes="batch seq", config=config)
+    function.warmup(floats(0, 1, 3), progress=False)
+    assert "give capture_seq_lens" in function.explain(floats(0, 1, 4)).remedy
+    for length in (3, 4, 5):
+        function(floats(0, 1, length))
+    function.manager.wait()
+    (told,) = caplog.messages
+    assert told.startswith("double has 2x4 captured for a call, beside 1 other length(s)")
+    rows = bucket_jit(double, in_axes="batch _", config=config, name="rows")
+    for length in (3, 4):
+        rows(floats(0, 1, length))
+    rows.manager.wait()
+    assert len(caplog.messages) == 1, "of a function without the axis nothing is said"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import re
 from pathlib import Path
@@ -30,19 +31,31 @@ WITH_CODE = [page for page in pages.PAGES if pages.blocks(page) and page.parent.
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=pages.name_of)
 def test_code(page, tmp_path, monkeypatch):
-    """Every Python block of a page runs, in order, and prints what its comments say."""
+    """Every Python block of a page runs, in order, as its comments say; its own tests pass."""
     monkeypatch.chdir(tmp_path)
     # A page's assertion compiles its function operation by operation for each size it draws.
     usual = settings.get_current_profile_name()
     settings.register_profile("pages", settings(), max_examples=10)
     settings.load_profile("pages")
     try:
-        pages.run(page)
+        names = pages.run(page)
+        for test in [names[name] for name in names if name.startswith("test_")]:
+            test()
     finally:
         settings.load_profile(usual)
     if page.name == "observing.md":
         report = (tmp_path / "cache.html").read_text(encoding="utf-8")
         assert report.lower().startswith("<!doctype")
+
+
+@each_page
+def test_code_can_be_typed(page):
+    """What is indented ends with an empty line, as Python's prompt up to 3.12 wants it."""
+    for block in pages.blocks(page):
+        lines = [*block.code.splitlines(), ""]
+        for statement in ast.parse(block.code).body:
+            end = statement.end_lineno or 0
+            assert not hasattr(statement, "body") or not lines[end], lines[end]
 
 
 @each_page

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import cudagraph_jax
+from cudagraph_jax.cli.probe import EXTRAS
 from tests.docs import pages
 
 MOST_BYTES = 8192
@@ -17,6 +20,13 @@ needs_pages = pytest.mark.skipif(
 def test_short():
     """The README is read on one page; what is longer stands in docs/."""
     assert pages.README.stat().st_size <= MOST_BYTES
+
+
+@needs_pages
+def test_extras():
+    """The table of extras has those that the doctor looks for."""
+    text = (pages.DOCS / "get_started.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| ", text, flags=re.MULTILINE)) == set(EXTRAS)
 
 
 @needs_pages

@@ -55,8 +55,8 @@ def test_function(batches, seqs):
 def test_bad_cost(value):
     """What is no number of 0 or more is named with its size."""
     message = (
-        f"cost(batch=2, seq_len=8)={value!r} is no number from 0 to 1e100: give a cost that is one "
-        "for every size"
+        f"cost(batch=2, seq_len=8)={value!r:.60} is no number from 0 to 1e100: give a cost that is "
+        "one for every size"
     )
     for asked in (cost_table, cost_of_each):
         with pytest.raises(ConfigError) as caught:

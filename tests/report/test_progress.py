@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cudagraph_jax
+from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.report.progress import Progress
 from cudagraph_jax.shapes.ladder import Bucket
 
@@ -30,6 +31,12 @@ def terminal():
                 shown.append(os.read(reader, 65536).decode())
     finally:
         os.close(reader)
+
+
+def test_no_way_to_show_it():
+    """What is no function, None or bool is refused."""
+    with pytest.raises(ConfigError, match="progress='yes' is no way to show it: give None, False"):
+        Progress("yes")  # type: ignore[arg-type]
 
 
 def run(shown, items, total=None):
@@ -105,6 +112,7 @@ def test_terminal_without_rich():
 import logging, sys
 sys.modules["rich"] = None
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.report.progress import Progress
 assert sys.stderr.isatty()
 with Progress().over(1, "capturing f") as step:
@@ -134,6 +142,7 @@ def test_a_note_is_no_step():
 
 
 NOTEBOOK = """
+from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.report.progress import Progress
 from cudagraph_jax.shapes.ladder import Bucket
 with Progress().over(2, "capturing f<g>") as step:

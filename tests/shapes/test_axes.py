@@ -83,6 +83,11 @@ FORMS = (
             f"in_axes has the entry 'batch seq*2' with 'seq*2': {FORMS}",
         ),
         (
+            "batch, seq",
+            "in_axes has the entry 'batch, seq' with a comma: separate the dimensions by spaces, "
+            "'batch seq'",
+        ),
+        (
             "batch seq//0",
             f"in_axes has the entry 'batch seq//0' with 'seq//0': {FORMS}",
         ),

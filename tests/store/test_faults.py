@@ -229,7 +229,8 @@ def test_a_directory_that_is_deleted(tmp_path):
     """Without its directory a store misses everything, writes nothing, and says why."""
     store = filled(tmp_path / "graphs")
     shutil.rmtree(store.path)
-    assert str(missed(store)) == f"absent: there is no directory {store.path}"
+    why = f"there is no directory {store.path}: give one that is there"
+    assert str(missed(store)) == f"absent: {why}"
     with pytest.raises(StoreError, match=f"there is no directory {store.path}"):
         store.put(IDENTITY, PAYLOAD)
     assert (len(store), store.ls(), store.verify(), IDENTITY in store) == (0, (), (), False)

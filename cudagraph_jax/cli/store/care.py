@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from cudagraph_jax._base.text import text_table
 from cudagraph_jax.cli.store.opening import store_of
 from cudagraph_jax.cli.store.shown import (
-    NO_ENTRIES,
     age_text,
     bucket_of,
     cut,
     entries_text,
     field,
+    no_entries,
     size_text,
 )
 from cudagraph_jax.errors import StoreError
@@ -25,10 +25,10 @@ from cudagraph_jax.store import Checked, Pruned
 def verify(options: argparse.Namespace) -> int:
     """Prints the entries that would not be loaded; 1 if there are any, or only other things."""
     store = store_of(options, mode="ro")
-    checked = store.verify()
-    print(verify_text(checked))
+    checked, foreign = store.verify(), store.beside().foreign
+    print(verify_text(checked, foreign=foreign))
     if not checked:
-        return 1 if store.beside().foreign else 0
+        return 1 if foreign else 0
     return 0 if all(entry.is_whole for entry in checked) else 1
 
 
@@ -46,10 +46,15 @@ def prune(options: argparse.Namespace) -> int:
     return 0
 
 
-def verify_text(checked: Sequence[Checked]) -> str:
-    """Those that are not whole with the reason, and how many are."""
+def verify_text(checked: Sequence[Checked], *, foreign: Sequence[str] = ()) -> str:
+    """Those that are not whole with the reason, and how many are.
+
+    Args:
+        checked: The entries.
+        foreign: Names of what else lies there.
+    """
     if not checked:
-        return NO_ENTRIES
+        return no_entries(foreign)
     rows = [
         (
             entry.record.file,

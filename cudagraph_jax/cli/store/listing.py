@@ -11,7 +11,6 @@ from typing import Any
 from cudagraph_jax._base.text import text_table
 from cudagraph_jax.cli.store.opening import store_of
 from cudagraph_jax.cli.store.shown import (
-    NO_ENTRIES,
     age_text,
     bucket_of,
     code_of,
@@ -20,6 +19,7 @@ from cudagraph_jax.cli.store.shown import (
     entries_text,
     field,
     known_by,
+    no_entries,
     order,
     short_file,
     size_text,
@@ -49,17 +49,22 @@ def ls(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(ls_dict(str(store.path), records), indent=2))
     else:
-        print(ls_text(records, now=time.time(), put_aside=len(store.beside().put_aside)))
+        beside, now = store.beside(), time.time()
+        aside = len(beside.put_aside)
+        print(ls_text(records, now=now, put_aside=aside, foreign=beside.foreign))
     return 0
 
 
-def ls_text(records: Sequence[Record], *, now: float, put_aside: int = 0) -> str:
+def ls_text(
+    records: Sequence[Record], *, now: float, put_aside: int = 0, foreign: Sequence[str] = ()
+) -> str:
     """A table, and a line with the total.
 
     Args:
         records: The entries, in the order of the rows.
         now: The time that ages are counted to, in seconds.
         put_aside: How many files had to make way for entries.
+        foreign: Names of what else lies there.
     """
     unread = sum(record.problem is not None for record in records)
     total = size_text(sum(record.size_bytes for record in records))
@@ -69,7 +74,8 @@ def ls_text(records: Sequence[Record], *, now: float, put_aside: int = 0) -> str
     if put_aside:
         line += f"; {put_aside:,} put aside"
     if not records:
-        return f"{NO_ENTRIES} ({put_aside:,} put aside)" if put_aside else NO_ENTRIES
+        line = no_entries(foreign)
+        return f"{line} ({put_aside:,} put aside)" if put_aside else line
     return f"{text_table(_HEADER, [_row(record, now) for record in records])}\n\n{line}"
 
 

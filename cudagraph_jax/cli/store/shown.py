@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
 from cudagraph_jax.store import Record
-
-NO_ENTRIES = "no entries here: is it a store?"
 
 _SHORT_FILE = 12
 _SHORT_CODE = 8
 _LONGEST = 40
 _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 _AGES = ((86400.0, 2, "days"), (3600.0, 1, "h"), (60.0, 1, "min"))
+
+
+def no_entries(foreign: Sequence[str]) -> str:
+    """What is said of a directory without entries, by the names of what else is in it."""
+    if not foreign:
+        return "no entries here: is it a store?"
+    others = f"{foreign[0]} and {len(foreign) - 1:,} more" if foreign[1:] else foreign[0]
+    return f"no entries here, but {cut(others)}: give the directory of a store"
 
 
 def field(record: Record, name: str) -> str:

@@ -343,6 +343,8 @@ def _content(cell: CellType) -> object:
     return found
 
 
+# Stores know functions by these texts: no shorter, or all that was stored before is not found.
+_LONGEST = 2**18
 _PLAIN = (type(None), EllipsisType, bool, int, float, complex, str, bytes)
 
 
@@ -366,7 +368,7 @@ def written(value: object) -> str | None:
         return _bracketed(kind.__name__, value)
     if kind in (set, frozenset) and isinstance(value, set | frozenset):
         inner = [written(item) for item in value]
-        return None if None in inner else f"{kind.__name__}[{', '.join(sorted(map(str, inner)))}]"
+        return None if None in inner else f"{kind.__name__}{_listed(sorted(map(str, inner)))}"
     if kind is dict and isinstance(value, dict):
         return _bracketed("dict", [part for item in value.items() for part in item])
     return _of_a_class(value, kind)
@@ -406,7 +408,7 @@ def written_structure(structure: jax.tree_util.PyTreeDef) -> str | None:
     fields = written(getattr(kind, "_fields", None))
     if name is None or own is None or fields is None or None in children:
         return None
-    return f"{name}({own}, {fields}, [{', '.join(map(str, children))}])"
+    return f"{name}({own}, {fields}, {_listed(map(str, children))})"
 
 
 def comparable_structure(structure: jax.tree_util.PyTreeDef) -> str:
@@ -435,9 +437,16 @@ def _of_a_class(value: object, kind: type) -> str | None:
 
 
 def _bracketed(name: str, items: Iterable[object]) -> str | None:
-    # Not by the text of a list: that of a text in a text has twice as many backslashes.
     inner = [written(item) for item in items]
-    return None if None in inner else f"{name}[{', '.join(map(str, inner))}]"
+    return None if None in inner else f"{name}{_listed(map(str, inner))}"
+
+
+def _listed(texts: Iterable[str]) -> str:
+    """The texts, as Python writes a list of them; of a very long one its hash.
+
+    Each list around a text doubles the backslashes in it.
+    """
+    return str([text if len(text) <= _LONGEST else _hash_of(text).hex() for text in texts])
 
 
 def digest_of(values: Sequence[object]) -> str:

@@ -97,7 +97,9 @@ def measure(port: int, index: int, *, calls: int) -> None:
     raw = [jax.jit(embed).lower(weights, ids).compile() for ids in data]
 
     def told(ids: np.ndarray) -> list[str]:
-        return PEERS.compare("a row of this table", {}, timeout_s=60, said=ids.tobytes().hex())
+        return PEERS.coordinator.compare(
+            "a row of this table", {}, timeout_s=60, said=ids.tobytes().hex()
+        )
 
     def everywhere(name: str, call: Callable[[int], object]) -> None:
         row = [timed(lambda place=place: call(place), calls) for place in range(len(data))]

@@ -8,11 +8,12 @@ them end by a signal, and where one does not call the others wait for ever.
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import jax
 
@@ -20,22 +21,26 @@ from cudagraph_jax._base.text import error_line
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import DistributedError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.program.call import Call, Target, placement, spans_processes
-from cudagraph_jax.program.fingerprint import Source, digest_of
+from cudagraph_jax.program.call import Call, Target, Variant, placement, spans_processes
+from cudagraph_jax.program.fingerprint import (
+    Source,
+    comparable,
+    comparable_structure,
+    digest_of,
+)
 from cudagraph_jax.program.outputs import Outputs
 from cudagraph_jax.program.padded import Padded
 from cudagraph_jax.program.program import CompileRequest
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.version import __version__
-from cudagraph_jax.xla.coordinator import RESTART, Coordinator
+from cudagraph_jax.xla.coordinator import RESTART, Coordinator, Facts, crowd_error
 from cudagraph_jax.xla.environment import jaxlib_version
 from cudagraph_jax.xla.memory import pool_bytes
+from cudagraph_jax.xla.serialize import input_shardings, output_leaves
 from cudagraph_jax.xla.settings import current_settings
 from cudagraph_jax.xla.shardings import is_foreign
 from cudagraph_jax.xla.stages import Executable
-
-Facts = Mapping[str, str]
 
 
 class Run(Protocol):
@@ -48,13 +53,11 @@ class Run(Protocol):
 CAPTURES_TAKE = 10
 """How many times longer processes wait for each other at a capture than at a call."""
 
-_LEAD = "have process 0 decide for all: cudagraph_jax.distributed.lead there, follow on the others"
 _LONGEST = 100
-_READY = "ready"
 
 
 class Peers:
-    """The processes of this job, and what they agree on.
+    """What the processes of this job agree on.
 
     It is asked by what has to be decided anew: a hit of a function of this process alone never
     comes here. What spans processes is what has an argument, or an output, on the devices of
@@ -64,16 +67,20 @@ class Peers:
         coordinator: By which they tell each other.
 
     Attributes:
+        coordinator: As given.
         led: The function that process 0 decides for; None: none.
+        leads: The thread that does what process 0 decides.
     """
 
     def __init__(self, coordinator: Coordinator | None = None) -> None:
-        self._coordinator = Coordinator() if coordinator is None else coordinator
-        self._turn = threading.RLock()  # for a signal handler comes in the middle of its thread
-        self._is_inside = False
+        self.coordinator = Coordinator() if coordinator is None else coordinator
         self._claim = threading.Lock()
         self._caller: threading.Thread | None = None
+        # By their numbers, which all processes count alike, they know what they have captured.
+        self._agreed: WeakKeyDictionary[Executable, int] = WeakKeyDictionary()
+        self._numbers = itertools.count(1)
         self.led: str | None = None
+        self.leads: threading.Thread | None = None
 
     @contextmanager
     def leading(self, name: str) -> Iterator[None]:
@@ -92,11 +99,7 @@ class Peers:
         try:
             yield
         finally:
-            self.led = None
-
-    def break_off(self, why: str) -> None:
-        """Has nothing be compared any more: the processes do not do the same from here on."""
-        self._coordinator.break_off(why)
+            self.led = self.leads = None
 
     def failed(self, where: str, error: BaseException) -> DistributedError:
         """What is raised where a run fails here that all have begun; nothing is compared again."""
@@ -104,43 +107,8 @@ class Peers:
             f"{where} spans several processes and failed on this one ({error_line(error)}), while "
             f"others may wait for it: {RESTART}"
         )
-        self.break_off(why)
+        self.coordinator.break_off(why)
         return DistributedError(why)
-
-    def compare(
-        self,
-        what: str,
-        facts: Facts,
-        *,
-        timeout_s: float,
-        said: str = "",
-        refused: Exception | None = None,
-    ) -> list[str]:
-        """What each process says, where all of them are to do the same thing.
-
-        Args:
-            what: What this one is to do.
-            facts: What must be equal on all of them, by name.
-            timeout_s: How long it waits for the others.
-            said: What it tells the others besides.
-            refused: Why this one does not do it. The others learn that, so that none of them waits.
-
-        Raises:
-            DistributedError: One is to do another thing, or refuses it alone, or came too late.
-            Exception: `refused`, where all of them refuse it alike.
-        """
-        with self._in_turn() as crowd:
-            refused = refused or crowd
-            outcome = _READY if refused is None else error_line(refused)
-            own = json.dumps([what, {"outcome": outcome, **facts}, said])
-            texts = self._coordinator.exchange(own, timeout_s=timeout_s)
-        told = [json.loads(text) for text in texts]
-        for index, (other, others, _) in enumerate(told):
-            if [other, others] != told[0][:2]:
-                raise DistributedError(_difference(told[0], told[index], index)) from refused
-        if refused is not None:
-            raise refused
-        return [text for _, _, text in told]
 
     def spans(self, call: Call, held: Callable[[], Sequence[CUDAGraphEntry]]) -> bool:
         """Whether several processes run a call together.
@@ -159,6 +127,7 @@ class Peers:
         call: Call,
         *,
         decision: str,
+        entries: Sequence[CUDAGraphEntry] = (),
         refused: Exception | None,
         config: CUDAGraphConfig,
         what: str = "a call",
@@ -168,6 +137,7 @@ class Peers:
         Args:
             call: The call.
             decision: What this process is about to do.
+            entries: What it is about to run of what is captured.
             refused: Why it does not do so.
             config: How long to wait.
             what: What is done with it.
@@ -179,14 +149,18 @@ class Peers:
         self._refuse_led(call.target.name)
         refused = self._other_thread(call.target.name) or refused
         facts = {"sizes": str(call.sizes), "decision": decision}
+        if entries:
+            numbers = [self._agreed.get(entry.executable) for entry in entries]
+            facts["program"] = f"number {', '.join(map(str, numbers))}"
         if refused is None:
             try:
-                leaves = (it.array if isinstance(it, Padded) else it for it in call.leaves)
-                facts["data"] = digest_of(list(leaves))
+                facts["data"] = _data_of(call)
             except Exception as error:  # of an array that is deleted
                 refused = error
         wait_s = config.process_timeout_s
-        self.compare(f"{what} of {call.target.name}", facts, timeout_s=wait_s, refused=refused)
+        self.coordinator.compare(
+            f"{what} of {call.target.name}", facts, timeout_s=wait_s, refused=refused
+        )
 
     def tell_of_input(
         self,
@@ -213,7 +187,7 @@ class Peers:
         if jax.process_count() == 1 or self.led is not None or not isinstance(error, Exception):
             return
         if is_shared or any(is_foreign(placement(leaf)) for leaf in jax.tree.leaves(arguments)):
-            self.compare(what, {}, timeout_s=timeout_s, refused=error)
+            self.coordinator.compare(what, {}, timeout_s=timeout_s, refused=error)
 
     @contextmanager
     def refusing_input(self, what: str, arguments: PyTree, *, timeout_s: float) -> Iterator[None]:
@@ -247,15 +221,18 @@ class Peers:
             return
         name, wait_s = call.target.name, CAPTURES_TAKE * config.process_timeout_s
         self._refuse_led(name)
-        facts = {**facts_of(call, config), **facts}
-        self.compare(f"the warm-up of {name}", facts, timeout_s=wait_s)
-        with self.telling(f"the warm-up of {name}", {}, timeout_s=wait_s):
+        own, refused = dict[str, str](), None
+        try:
+            own = {**facts_of(call, config), "sizes": str(call.sizes), "data": _data_of(call)}
+        except Exception as error:  # of an array that is deleted
+            refused = error
+        what = f"the warm-up of {name}"
+        self.coordinator.compare(what, {**own, **facts}, timeout_s=wait_s, refused=refused)
+        with self.telling(what, timeout_s=wait_s):
             yield
 
     @contextmanager
-    def telling(
-        self, what: str, facts: Facts, *, timeout_s: float, is_shared: bool = True
-    ) -> Iterator[None]:
+    def telling(self, what: str, *, timeout_s: float, is_shared: bool = True) -> Iterator[None]:
         """Tells the others of what fails in the block on this process, where it is shared.
 
         They learn that at the next comparison.
@@ -269,7 +246,7 @@ class Peers:
             raise
         except Exception as error:
             if is_shared:
-                self.compare(what, facts, timeout_s=timeout_s, refused=error)
+                self.coordinator.compare(what, {}, timeout_s=timeout_s, refused=error)
             raise
         except BaseException as error:  # an interrupt: nothing is waited for
             if is_shared:
@@ -282,7 +259,6 @@ class Peers:
         """Tells the others of what cannot be compiled here, as far as the arguments show them."""
         return self.telling(
             f"the capture of {request}",
-            {},
             timeout_s=CAPTURES_TAKE * config.process_timeout_s,
             is_shared=spans_processes(call.variant.leaves),
         )
@@ -315,25 +291,25 @@ class Peers:
         """
         if jax.process_count() == 1:
             return False
-        compiled = executable.call
-        shardings = jax.tree.leaves((compiled.input_shardings, compiled.output_shardings))
-        is_shared = any(map(is_foreign, shardings))
+        given = output_leaves(executable.call)
+        places = [*input_shardings(executable.call), *(leaf.sharding for leaf in given)]
+        is_shared = any(map(is_foreign, places))
         refused = _eviction(request, executable, held, is_shared=is_shared, config=config)
         if is_shared:
-            shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in _leaves(executable.output_info)]
+            self._refuse_led(call.target.name)
+            shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in given]
             facts = {
                 **facts_of(call, config),
                 "outputs": _short(" ".join(shapes)),
                 "options": str(dict(request.options)),
             }
-            self.compare(
+            self.coordinator.compare(
                 f"the capture of {request}",
                 facts,
                 timeout_s=CAPTURES_TAKE * config.process_timeout_s,
-                refused=_unreadable(request, outputs, executable)
-                or proof_refusal(config)
-                or refused,
+                refused=_unreadable(request, outputs, given) or proof_refusal(config) or refused,
             )
+            self._agreed[executable] = next(self._numbers)
         elif refused is not None:
             raise refused
         return is_shared
@@ -383,47 +359,28 @@ class Peers:
 
         def look_on(seconds: float) -> None:
             # Who waits within a collective for one that does not come would do so for ever.
-            failed = [text for text in self._coordinator.said_next() if _outcome(text) != _READY]
-            if failed or seconds > timeout_s:
-                why = (
-                    f"{_outcome(failed[0])} elsewhere" if failed else f"not within {timeout_s:g} s"
-                )
-                raise DistributedError(f"{what} does not end here: {why}")
+            if failed := self.coordinator.failure_elsewhere():
+                raise DistributedError(f"{what} does not end here: {failed} elsewhere")
+            if seconds > timeout_s:
+                raise DistributedError(f"{what} does not end here: not within {timeout_s:g} s")
 
         try:
             run(looks_on=look_on)
         except Exception as error:
             failure = error
+        except BaseException as error:  # an interrupt: nothing is waited for
+            self.failed(what, error)
+            raise
         try:
-            self.compare(what, {}, timeout_s=timeout_s, refused=failure)
+            self.coordinator.compare(what, {}, timeout_s=timeout_s, refused=failure)
         except DistributedError as error:
-            self.break_off(f"{str(error).rstrip('. ')}: {RESTART}")
+            self.coordinator.break_off(f"{str(error).rstrip('. ')}: {RESTART}")
             raise
         finally:
             del failure  # whose traceback leads back to this frame
 
-    @contextmanager
-    def _in_turn(self) -> Iterator[DistributedError | None]:
-        """One thread at a time; gives what is raised where another one is here already."""
-        is_alone = self._turn.acquire(blocking=False)
-        if is_alone:
-            self._turn.release()
-        # So taken, no interrupt can come between taking it and giving it back.
-        with self._turn:
-            if self._is_inside:
-                raise DistributedError(
-                    "a signal handler runs what several processes run together, in the middle of "
-                    f"that: have it ask the thread to, or {_LEAD}"
-                )
-            self._is_inside = True
-            try:
-                who = "two threads of this process run what several processes run together"
-                yield None if is_alone else _crowd(who)
-            finally:
-                self._is_inside = False
-
     def _refuse_led(self, name: str) -> None:
-        if self.led is not None:
+        if self.led is not None and self.leads is not threading.current_thread():
             raise DistributedError(
                 f"{name} spans several processes, and process 0 decides for all of them while "
                 f"{self.led} is led: call what lead gave, there alone, or close it first"
@@ -437,7 +394,7 @@ class Peers:
             first = self._caller = own
         if first is own:
             return None
-        return _crowd(
+        return crowd_error(
             f"{name} spans several processes and is called by the threads {first.name} and "
             f"{own.name}"
         )
@@ -447,18 +404,29 @@ class Peers:
 PEERS = Peers()
 
 
+def _data_of(call: Call) -> str:
+    """A hash of what a call gives, as far as this process can read it; of shapes there is none."""
+    return digest_of([leaf.array if isinstance(leaf, Padded) else leaf for leaf in call.leaves])
+
+
 def facts_of(call: Call, config: CUDAGraphConfig) -> dict[str, str]:
     """What a program is on every process that runs it: function, arguments, configuration."""
-    variant = call.variant
-    leaves = [leaf.placed for leaf in variant.leaves]
     return {
-        **function_facts(variant.function.function, call.target, config),
+        **function_facts(call.variant.function.function, call.target, config),
         "donated": str(call.target.donate_argnums),
-        "arguments": ", ".join(leaves) if len(leaves) < 8 else f"{len(leaves)}, {hash_of(leaves)}",
-        "structure": _short(str(variant.structure)),
-        "statics": str(variant.statics),
+        **variant_facts(call.variant),
         "axes": _short(" ".join(str(axes) for axes in call.axes)),
         "padding": _short(str(list(map(repr, call.declared.pad_values)))),
+    }
+
+
+def variant_facts(variant: Variant) -> dict[str, str]:
+    """What the arguments of a program are on every process."""
+    leaves = [leaf.placed for leaf in variant.leaves]
+    return {
+        "arguments": ", ".join(leaves) if len(leaves) < 8 else f"{len(leaves)}, {hash_of(leaves)}",
+        "structure": _short(comparable_structure(variant.structure)),
+        "statics": ", ".join(f"{name}={comparable(value)}" for name, _, value in variant.statics),
     }
 
 
@@ -508,11 +476,11 @@ def _eviction(
 
 
 def _unreadable(
-    request: CompileRequest, outputs: Outputs, executable: Executable
+    request: CompileRequest, outputs: Outputs, given: Sequence[jax.ShapeDtypeStruct]
 ) -> DistributedError | None:
     """What is raised where an output is to be handed out that no process has as a whole."""
-    given = jax.tree.leaves(executable.call.output_shardings)
-    for leaf, sharding in zip(outputs.leaves, given, strict=True):
+    for leaf, info in zip(outputs.leaves, given, strict=True):
+        sharding = info.sharding
         if leaf.unpad == "host" and is_foreign(sharding) and not sharding.is_fully_replicated:
             return DistributedError(
                 f"{leaf.name} of {request} is spread over the devices of several processes "
@@ -545,46 +513,6 @@ def refuse_replan(held: Sequence[CUDAGraphEntry]) -> None:
             "on each process: plan it from sizes() of one of them with plan_buckets, and start all "
             "with CUDAGraphConfig.from_plan"
         )
-
-
-def _difference(first: Sequence[Any], other: Sequence[Any], index: int) -> str:
-    if first[0] != other[0]:
-        return (
-            f"process 0 is at {_at(first)}, but process {index} at {_at(other)}: have all "
-            f"processes do the same in one order, or {_LEAD}"
-        )
-    facts, others = first[1], other[1]
-    # One that has failed does not know all of them.
-    names = [name for name in facts if name in others and facts[name] != others[name]]
-    parts = [
-        f"{name} is {facts[name]!s:.{_LONGEST}} on process 0 and "
-        f"{others[name]!s:.{_LONGEST}} on process {index}"
-        for name in names[:3]
-    ]
-    return (
-        f"{first[0]} is not the same everywhere: {'; '.join(parts)}. Give all the same, or {_LEAD}"
-    )
-
-
-def _at(told: Sequence[Any]) -> str:
-    outcome = told[1]["outcome"]
-    return str(told[0]) if outcome == _READY else f"{told[0]}, where it has failed ({outcome})"
-
-
-def _outcome(text: str) -> str:
-    return str(json.loads(text)[1]["outcome"])
-
-
-def _crowd(who: str) -> DistributedError:
-    return DistributedError(
-        f"{who}, in an order that may be another one elsewhere: call from one thread, or {_LEAD}, "
-        "whose calls any thread may make"
-    )
-
-
-def _leaves(tree: Any) -> list[Any]:
-    leaves: list[Any] = jax.tree.leaves(tree)
-    return leaves
 
 
 def _short(text: str) -> str:

@@ -25,10 +25,10 @@ from cudagraph_jax.errors import (
     SealedError,
 )
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.pads import refuse_passed_elsewhere
+from cudagraph_jax.graphs.pads import refuse_parameters_elsewhere
 from cudagraph_jax.graphs.warm_runs import run_idle
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.call import Call, argument_leaf_names, spans_processes
+from cudagraph_jax.program.call import Call, spans_processes
 from cudagraph_jax.program.eager import run_eagerly
 from cudagraph_jax.program.program import Program, request_for
 from cudagraph_jax.report.progress import Progress
@@ -188,9 +188,7 @@ def _warm(
 ) -> WarmupReport:
     if not is_admitted:
         raise sealed_error(capturer.gate.mode)
-    names = partial(argument_leaf_names, call.declared.argument_names, call.args, call.kwargs)
-    places = [leaf.sharding for leaf in call.variant.leaves]
-    refuse_passed_elsewhere(call.leaves, call.axes, places, names)
+    refuse_parameters_elsewhere(call)
     multiples = capturer.program_of(call).multiples
     capturer.registry.require(call.variant.function, multiples)
     while True:

@@ -113,9 +113,11 @@ class Decision(NamedTuple):
         """
         if self.is_agreed or not PEERS.spans(call, held):
             return self
+        parts = (self, *self.pieces)
         PEERS.agree_on_call(
             call,
-            decision="; in pieces: ".join(map(str, (self, *self.pieces))),
+            decision="; in pieces: ".join(map(str, parts)),
+            entries=[part.entry for part in parts if part.entry is not None],
             refused=self.error or self._unshareable(call),
             config=config,
         )

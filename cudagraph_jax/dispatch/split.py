@@ -24,7 +24,7 @@ from cudagraph_jax.shapes.axes import LeafAxes, Length, side
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import Array, read_only, real_index
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments
-from cudagraph_jax.xla.shardings import dividing
+from cudagraph_jax.xla.shardings import dividing, put
 
 
 def piece_rows(rows: int, largest: int) -> list[int]:
@@ -234,4 +234,4 @@ def _placed_like(array: PyTree, whole: Array) -> PyTree:
         sharding.shard_shape(whole.shape)
     except ValueError:
         return jax.device_put(whole)  # uneven: not committed, so that it goes where others are
-    return jax.device_put(whole, sharding)
+    return put(whole, sharding)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,31 +15,29 @@ from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
 from cudagraph_jax._base.text import error_line, one_line
-from cudagraph_jax.capture.cache_key import structure_to_json, tree_from_json
-from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS, function_facts, hash_of, proof_refusal
-from cudagraph_jax.dispatch.decision import Decision
+from cudagraph_jax.capture.peers import (
+    CAPTURES_TAKE,
+    PEERS,
+    function_facts,
+    hash_of,
+    proof_refusal,
+    variant_facts,
+)
 from cudagraph_jax.dispatch.function import BucketedFunction
-from cudagraph_jax.distributed.link import Link, Message, encoded, knock, open_door
+from cudagraph_jax.distributed.calls import Calls, Function, Plan, on_host, told
+from cudagraph_jax.distributed.link import Door, Link, Message, encoded, knock
 from cudagraph_jax.distributed.turns import Turns
-from cudagraph_jax.errors import ConfigError, CUDAGraphError, DistributedError, InputShapeError
+from cudagraph_jax.errors import ConfigError, DistributedError, InputShapeError
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
-from cudagraph_jax.graphs.route import Route, Routes
-from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.arguments import ArgumentPlaces
-from cudagraph_jax.program.call import Args, Call, has_tracers, is_key, is_weak, placement
-from cudagraph_jax.program.fingerprint import digest_of
-from cudagraph_jax.shapes.ladder import Bucket
-from cudagraph_jax.shapes.padding import Array
+from cudagraph_jax.program.call import Args, has_tracers, placement
+from cudagraph_jax.program.fingerprint import comparable_structure, digest_of
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.coordinator import RESTART
-from cudagraph_jax.xla.shardings import is_foreign, is_readable
+from cudagraph_jax.xla.shardings import is_foreign
 
 _UNKNOWN_S = 60.0
 """How long to wait for the others where the arguments do not say."""
-
-Function = BucketedFunction[..., PyTree]
-Tree = tuple[Any, list[Any], list[Array]]
-"""A pytree to be told: its structure, each leaf that is a number (None: an array), the arrays."""
 
 
 @belongs_to_process
@@ -61,9 +57,8 @@ class Led:
         self, function: Function, passed: Args, links: Sequence[Link], *, timeout_s: float
     ) -> None:
         self.function, self.passed = function, passed
-        self._calls = _Calls(function, passed)
+        self._calls = Calls(function, passed)
         self._links, self._timeout_s = links, timeout_s
-        self._numbers = itertools.count(1)
         self._is_closed = False
         self._turns = Turns(links, timeout_s=timeout_s, received=self._receive)
         self._turns.start()
@@ -105,16 +100,8 @@ class Led:
     ) -> PyTree:
         """As `CUDAGraphEntry.begin_rows`, on all processes; the outputs are there."""
         own = self._calls.places.parted(tuple(args))[1]
-
-        def run() -> PyTree:
-            told = _told((own, dict(kwargs)))
-            return self._run(
-                {"bucket": entry.bucket.sizes, "rows": True},
-                told,
-                lambda: entry.begin_rows(args, kwargs),
-            )
-
-        return self._turns.do(run)
+        plan = Plan(entry.bucket, partial(entry.begin_rows, args, kwargs))
+        return self._turns.do(lambda: self._run(told((own, dict(kwargs))), plan, rows=True))
 
     def close(self) -> None:
         """Ends what is led, when what was asked before has ended; the others return then.
@@ -125,32 +112,24 @@ class Led:
         if self._is_closed:
             return
         self._is_closed = True
-        try:
+        with self._turns.ending():
             self._turns.do(self._tell_end)
             self._turns.wait_for_ends()
-        finally:
-            self._turns.close()
 
     def _call(self, arrays: Args) -> PyTree:
-        own = jax.tree.map(_on_host, arrays)
-        told = _told(own)
-        plan = self._calls.plan(own)
-        if plan.captures:
-            self._turns.allow(CAPTURES_TAKE * self._timeout_s)
-        return self._run({"bucket": plan.bucket.sizes}, told, plan.run, captures=plan.captures)
+        own = jax.tree.map(on_host, arrays)
+        return self._run(told(own), self._calls.plan(own))
 
-    def _run(
-        self,
-        head: Mapping[str, Any],
-        told: Tree,
-        run: Callable[[], PyTree],
-        *,
-        captures: bool = False,
-    ) -> PyTree:
-        """Has all processes run the same; from here on each has to."""
-        self._tell(head, told, captures=captures)
+    def _run(self, own: Message, plan: Plan, *, rows: bool = False) -> PyTree:
+        """Has all processes run the same; once it is told, each has to."""
+        head = {**own.head, "bucket": plan.bucket.sizes, "rows": rows, "captures": plan.captures}
+        limit_s = self._timeout_s
+        if plan.captures:
+            limit_s *= CAPTURES_TAKE
+            self._turns.allow(limit_s)
+        self._turns.tell(head, own.arrays, limit_s=limit_s)
         try:
-            outputs = run()
+            outputs = plan.run()
             jax.block_until_ready(outputs)
             return outputs
         except BaseException as error:
@@ -159,15 +138,9 @@ class Led:
             why = f"a call of {self.function.called} failed on process 0"
             raise self._turns.fail_with(why, cause=error) from error
 
-    def _tell(self, head: Mapping[str, Any], told: Tree, *, captures: bool = False) -> None:
-        tree, leaves, arrays = told
-        limit_s = self._timeout_s * (CAPTURES_TAKE if captures else 1)
-        head = {**head, "number": next(self._numbers), "tree": tree, "leaves": leaves}
-        self._turns.tell({**head, "captures": captures}, arrays, limit_s=limit_s)
-
     def _tell_end(self) -> None:
         self._turns.is_closing = True
-        self._tell({"end": True}, ([], [], []))
+        self._turns.tell({"end": True}, [], limit_s=self._timeout_s)
 
     def _receive(self, link: Link, message: Message) -> None:
         self._turns.has_done(link)
@@ -208,15 +181,17 @@ def lead(function: Function, *passed: PyTree, timeout_s: float | None = None) ->
     """
     others = jax.process_count() - 1
     with PEERS.leading(_name(function)):
-        links: list[Link] = []
         if others:
-            with open_door() as door:
-                wait_s, _ = _meet(function, passed, timeout_s, leads=True, said=door.address)
+            with closing(Door()) as door:
+                wait_s, _ = _meet(
+                    function, passed, timeout_s, leads=True, said=lambda: door.address
+                )
                 with _together():
                     links = door.let_in(others, timeout_s=wait_s)
+                    led = Led(function, passed, links, timeout_s=wait_s)
         else:
             wait_s = _checked(function, passed, timeout_s, leads=True)
-        led = Led(function, passed, links, timeout_s=wait_s)
+            led = Led(function, passed, [], timeout_s=wait_s)
         try:
             yield led
         except BaseException:
@@ -248,12 +223,15 @@ def follow(function: Function, *passed: PyTree, timeout_s: float | None = None) 
         _Follower(function, passed, link, timeout_s=wait_s).run()
 
 
+_DONE = encoded({"done": True})
+
+
 class _Follower:
     """What another process than 0 does until it is told that this is the end."""
 
     def __init__(self, function: Function, passed: Args, link: Link, *, timeout_s: float) -> None:
         self._name, self._link, self._timeout_s = function.called, link, timeout_s
-        self._calls = _Calls(function, passed)
+        self._calls = Calls(function, passed)
         self._turns = Turns([link], timeout_s=timeout_s, received=self._receive)
 
     def run(self) -> None:
@@ -262,144 +240,24 @@ class _Follower:
         Raises:
             DistributedError: It has failed.
         """
-        try:
-            self._turns.start()
+        self._turns.start()
+        with self._turns.ending():
             self._turns.wait()
-        except BaseException:
-            self._turns.fail("it was interrupted")
-            raise
-        finally:
-            self._turns.close()
 
     def _receive(self, link: Link, message: Message) -> None:
         self._turns.add(partial(self._obey, message))
 
     def _obey(self, message: Message) -> None:
-        head = message.head
         try:
-            if head.get("end"):
+            if message.head.get("end"):
                 self._turns.finish()
                 return
-            if head["captures"]:
+            if message.head["captures"]:
                 self._turns.allow(CAPTURES_TAKE * self._timeout_s)
-            jax.block_until_ready(self._calls.obey(head, _untold(head, message.arrays)))
-            self._link.send(encoded({"done": head["number"]}))
+            jax.block_until_ready(self._calls.obey(message))
+            self._link.send(_DONE)
         except BaseException as error:
             self._turns.fail_with(f"a call of {self._name} failed there", cause=error)
-
-
-class _Plan(NamedTuple):
-    """How a call is served on this process, and so on all of them."""
-
-    bucket: Bucket
-    run: Callable[[], PyTree]
-    captures: bool = False
-
-
-class _Calls:
-    """Calls of a led function on one process: what is decided on process 0 is done by the others.
-
-    Attributes:
-        places: Which of its arguments are passed through.
-    """
-
-    def __init__(self, function: Function, passed: Args) -> None:
-        self._function, self._passed = function, passed
-        self.places = ArgumentPlaces(function.in_axes)
-        self._routes = Routes()
-        function.registry.watch(self._routes)
-
-    def plan(self, own: Args) -> _Plan:
-        """How process 0 serves a call; nothing is run.
-
-        Raises:
-            CUDAGraphError: The arguments do not fit, or it is not served by a bucket.
-        """
-        dispatcher = self._function.manager.dispatcher
-        args, key, draft = self._arguments(own), _key(own), self._routes.draft()
-        route = None if key is None else draft.table.get(key)
-        if route is None:
-            with dispatcher.outcomes.counting_input_errors():
-                call = self._function.describe(*args)
-            decision = dispatcher.decide(call)
-            if decision.mode is CUDAGraphMode.CAPTURE and not decision.piece_rows:
-                return self._capture(call, decision)
-            route = self._decided(call, decision)
-            if key is not None and not decision.is_passing and _is_written_out(call, args):
-                draft.add(route, key=key)
-            return _Plan(route.bucket, partial(route.run, call.args, call.kwargs))
-        return _Plan(route.bucket, partial(route.run, args))
-
-    def obey(self, head: Mapping[str, Any], own: PyTree) -> PyTree:
-        """What another process runs."""
-        bucket = Bucket.of(head["bucket"])
-        if head.get("rows"):
-            arrays, kwargs = own
-            args = self._arguments(arrays)
-            return self._entry(self._function.describe(*args), bucket).begin_rows(args, kwargs)
-        args, key, draft = self._arguments(own), _key(own), self._routes.draft()
-        route = None if key is None else draft.table.get(key)
-        if route is None or route.bucket != bucket:
-            call = self._function.describe(*args)
-            route = self._entry(call, bucket).route_for(call)
-            if key is not None and _is_written_out(call, args):
-                draft.add(route, key=key)
-            return route.run(call.args, call.kwargs)
-        return route.run(args)
-
-    def _arguments(self, own: Args) -> Args:
-        return self.places.joined(self._passed, own)
-
-    def _decided(self, call: Call, decision: Decision) -> Route:
-        """The route of a call that a captured bucket serves.
-
-        Raises:
-            CUDAGraphError: None does.
-        """
-        name = call.target.name
-        error: CUDAGraphError | None = decision.error
-        if error is None and decision.piece_rows:
-            error = DistributedError(
-                f"{name} at {call.sizes} would be cut in pieces, which a led function is not: give "
-                f"calls of at most {decision.piece_rows} rows"
-            )
-        if error is None and decision.entry is None:
-            error = DistributedError(
-                f"{name} at {call.sizes} has no bucket and would run eagerly ({decision}), which "
-                "a led function does not: warm it up, or add larger buckets"
-            )
-        if error is not None or decision.entry is None:
-            self._function.manager.dispatcher.outcomes.add("error", decision.reason, call.sizes)
-            raise error or AssertionError
-        return decision.entry.route_for(call, fit=decision.fit)
-
-    def _capture(self, call: Call, decision: Decision) -> _Plan:
-        """How a call is served whose bucket all processes capture first."""
-        bucket, manager = decision.bucket, self._function.manager
-        assert bucket is not None  # or this is not what was decided
-        # A mistake in the function is said to the caller alone.
-        manager.dispatcher.capturer.program_of(call).evaluate(bucket)
-        try:
-            PEERS.refuse_eviction(call, bucket, manager.registry.entries(), manager.config)
-        except DistributedError:
-            manager.dispatcher.outcomes.add("error", decision.reason, call.sizes)
-            raise
-
-        def run() -> PyTree:
-            entry = self._entry(call, bucket)
-            manager.dispatcher.outcomes.add("capture", decision.reason, call.sizes)
-            return entry.route_for(call).execute(call.args, call.kwargs)
-
-        return _Plan(bucket, run, captures=True)
-
-    def _entry(self, call: Call, bucket: Bucket) -> CUDAGraphEntry:
-        """The entry of a bucket that all processes have, or capture now."""
-        dispatcher = self._function.manager.dispatcher
-        entry = dispatcher.registry.find(bucket, call.variant)
-        if entry is not None:
-            return entry
-        capture = dispatcher.capturer.capture
-        return dispatcher.capturer.gate.within(lambda _: capture(call, bucket)).value
 
 
 def _name(function: Function) -> str:
@@ -446,12 +304,17 @@ def _together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        PEERS.break_off(f"leading has failed ({error_line(error)}): {RESTART}")
+        PEERS.coordinator.break_off(f"leading has failed ({error_line(error)}): {RESTART}")
         raise
 
 
 def _meet(
-    function: Function, passed: Args, timeout_s: float | None, *, leads: bool, said: str = ""
+    function: Function,
+    passed: Args,
+    timeout_s: float | None,
+    *,
+    leads: bool,
+    said: Callable[[], str] = str,
 ) -> tuple[float, list[str]]:
     """How long to wait, and what each process says, if all are to lead or follow the same.
 
@@ -459,21 +322,22 @@ def _meet(
         DistributedError: They are not.
         CUDAGraphError: What all of them refuse it with.
     """
-    wait_s, facts, refused = _UNKNOWN_S, dict[str, str](), None
+    wait_s, facts, own, refused = _UNKNOWN_S, dict[str, str](), "", None
     try:
         wait_s = _checked(function, passed, timeout_s, leads=leads)
-        facts = _facts(function, passed, wait_s)
+        facts, own = _facts(function, passed, wait_s), said()
     except Exception as error:
         refused = error  # which the others learn, too
     if refused is not None and jax.process_count() == 1:
         raise refused
     what = f"lead of {_name(function)}"
-    return wait_s, PEERS.compare(what, facts, timeout_s=wait_s, said=said, refused=refused)
+    compare = PEERS.coordinator.compare
+    return wait_s, compare(what, facts, timeout_s=wait_s, said=own, refused=refused)
 
 
 def _facts(function: Function, passed: Args, timeout_s: float) -> dict[str, str]:
     captured = [
-        f"{entry.bucket} {entry.variant}"
+        f"{entry.bucket} {variant_facts(entry.variant)}"
         for entry in function.registry.entries()
         if entry.variant.name == function.called
     ]
@@ -489,6 +353,7 @@ def _facts(function: Function, passed: Args, timeout_s: float) -> dict[str, str]
         "mode": function.manager.mode.name,
         "captured": f"{len(captured)} buckets, {hash_of(sorted(captured))}",
         **_parameters(passed),
+        "structure": hash_of([comparable_structure(jax.tree.structure(passed))]),
         "timeout_s": str(timeout_s),  # the pulse of one goes by its own
     }
 
@@ -506,63 +371,3 @@ def _parameters(passed: Args) -> dict[str, str]:
         name = f"parameter {keystr(path)}"
         facts[name] = f"{kind}{list(np.shape(leaf))}{place}, {digest_of([leaf])}"
     return facts | {"parameters": hash_of([f"{name} {fact}" for name, fact in facts.items()])}
-
-
-def _told(tree: PyTree) -> Tree:
-    """A pytree of arrays and numbers, in a form that can be told.
-
-    Raises:
-        InputShapeError: It holds something else, or a container that is not built in.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    try:
-        text = structure_to_json(structure, itertools.count())
-    except TypeError as error:
-        raise InputShapeError(
-            f"the arguments of a led function are told to other processes, but {error_line(error)}:"
-            " give arrays, or lists, tuples and dictionaries of them"
-        ) from None
-    for leaf in leaves:
-        if not isinstance(leaf, np.ndarray | bool | int | float):
-            raise InputShapeError(
-                f"the arguments of a led function are told to other processes, but one is a "
-                f"{type(leaf).__name__}: give NumPy arrays or numbers"
-            )
-    arrays = [leaf for leaf in leaves if isinstance(leaf, np.ndarray)]
-    return text, [None if isinstance(leaf, np.ndarray) else leaf for leaf in leaves], arrays
-
-
-def _untold(head: Mapping[str, Any], arrays: Sequence[Array]) -> PyTree:
-    """What `_told` was given."""
-    rest = iter(arrays)
-    leaves = [next(rest) if leaf is None else leaf for leaf in head["leaves"]]
-    structure = jax.tree.structure(tree_from_json(head["tree"]))
-    return jax.tree.unflatten(structure, leaves)
-
-
-def _on_host(leaf: PyTree) -> PyTree:
-    """What can be told of an array, with the dtype that the function computes with."""
-    if isinstance(leaf, np.generic):
-        return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
-    if not isinstance(leaf, jax.Array) or is_key(leaf):
-        return leaf
-    if not is_readable(leaf):
-        raise InputShapeError(
-            f"{leaf.aval} lies on the devices of several processes, but what is led is told by "
-            "process 0 alone: give what it can read, or pass it through (None in in_axes)"
-        )
-    # A number whose dtype gives way to that of others is one of Python's, on all processes.
-    return leaf.item() if is_weak(leaf) and not leaf.ndim else np.asarray(leaf)
-
-
-def _is_written_out(call: Call, args: Args) -> bool:
-    """Whether a call takes just these: no default is filled in, and none of them is static."""
-    return len(call.args) == len(args) and not call.kwargs
-
-
-def _key(own: PyTree) -> object:
-    """What the route of a call depends on; None where it also depends on numbers."""
-    leaves, structure = jax.tree.flatten(own)
-    if not all(type(leaf) is np.ndarray for leaf in leaves):
-        return None
-    return structure, tuple([(leaf.shape, leaf.dtype) for leaf in leaves])

@@ -6,6 +6,7 @@ of the time, and ends in the moment in which a process does.
 
 from __future__ import annotations
 
+import errno
 import hmac
 import json
 import secrets
@@ -14,8 +15,9 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ _HEAD = struct.Struct("!IQ")
 _NONCE, _PROOF = 16, 32
 _HANDSHAKE_S = 5.0
 _PAUSE_S = 0.05
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # That takes no file descriptor, of which a busy server may have none left.
 _Poll = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -62,6 +65,7 @@ class Link:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection = connection
         self._sending = threading.Lock()
+        self._is_cut = False
         self.peer = peer
 
     def send(self, data: bytes) -> None:
@@ -71,7 +75,11 @@ class Link:
             OSError: It is gone, or has taken nothing for too long.
         """
         with self._sending:
+            if self._is_cut:  # in the middle of a message, whose rest this would be taken for
+                raise OSError("it has not taken all of what it was told before")
+            self._is_cut = True
             self._connection.sendall(data)
+            self._is_cut = False
 
     def pulse(self) -> None:
         """Shows that this process lives, unless something else does, or there is no room for it.
@@ -86,7 +94,7 @@ class Link:
         try:
             with _Poll() as ready:
                 ready.register(self._connection, selectors.EVENT_WRITE)
-                if ready.select(0):
+                if ready.select(0) and not self._is_cut:
                     self._connection.sendall(_PULSE)
         finally:
             self._sending.release()
@@ -111,6 +119,10 @@ class Link:
         """Says nothing more; the other process reads that after what was said."""
         self._connection.shutdown(socket.SHUT_WR)
 
+    def leave(self) -> None:
+        """Has this process have no part in it any more; another one that it was forked from has."""
+        self._connection.close()
+
     def close(self) -> None:
         """Ends the connection."""
         with suppress(OSError):
@@ -132,21 +144,28 @@ _PULSE = encoded({})
 
 
 class Door:
-    """Where process 0 lets the others in.
-
-    Attributes:
-        address: What they need to know, as text; whoever knows it may come in.
-    """
+    """Where process 0 lets the others in, from when its address or they are asked for."""
 
     def __init__(self) -> None:
+        self._key = secrets.token_bytes(_PROOF)
+
+    @cached_property
+    def _listening(self) -> socket.socket:
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
-        self._listening = socket.create_server(("", 0), family=family, dualstack_ipv6=dual)
-        self._listening.setblocking(False)
-        self._key = secrets.token_bytes(_PROOF)
-        self.address = json.dumps(
-            [socket.gethostname(), _own_hosts(), self._listening.getsockname()[1], self._key.hex()]
-        )
+        listening = socket.create_server(("", 0), family=family, dualstack_ipv6=dual)
+        listening.setblocking(False)
+        return listening
+
+    @cached_property
+    def address(self) -> str:
+        """What they need to know, as text; whoever knows it may come in.
+
+        Raises:
+            OSError: There is no room for another connection.
+        """
+        port = self._listening.getsockname()[1]
+        return json.dumps([socket.gethostname(), _own_hosts(), port, self._key.hex()])
 
     def let_in(self, number: int, *, timeout_s: float) -> list[Link]:
         """The links to the processes 1 to `number`, in their order.
@@ -170,7 +189,9 @@ class Door:
                         peer = self._peer(ready, key.data)
                         if peer in links or not 0 < peer <= number:
                             continue  # whose connection ends with this
-                        links[peer] = Link(key.data.leaves(), peer, timeout_s=timeout_s)
+                        # Which does not end with this: it is another object's from now on.
+                        connection = socket.socket(fileno=key.data.connection.detach())
+                        links[peer] = Link(connection, peer, timeout_s=timeout_s)
             except BaseException:
                 for link in links.values():
                     link.close()
@@ -178,11 +199,18 @@ class Door:
         return [links[peer] for peer in sorted(links)]
 
     def _greet(self, ready: selectors.BaseSelector, visitors: ExitStack) -> None:
-        with suppress(OSError):  # of one who is gone already
+        try:
             connection, _ = self._listening.accept()
-            visitor = _Visitor(connection)
-            visitors.callback(visitor.close)
-            connection.setblocking(False)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise DistributedError(
+                    f"nobody can be let in to be led: {error.strerror}: raise what limits this "
+                    "process, such as ulimit -n"
+                ) from error
+            return  # of one who is gone already
+        visitor = _Visitor(visitors.enter_context(connection))
+        connection.setblocking(False)
+        with suppress(OSError):  # who is gone meanwhile
             connection.send(visitor.nonce + _proof(self._key, b"leader", visitor.nonce))
             ready.register(connection, selectors.EVENT_READ, visitor)
 
@@ -198,17 +226,17 @@ class Door:
 
     def close(self) -> None:
         """Lets nobody in any more."""
-        self._listening.close()
+        if "_listening" in vars(self):
+            self._listening.close()
 
 
 class _Visitor:
     """Somebody at the door, who has to show that he belongs to the job."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self.connection: socket.socket = connection
+        self.connection = connection
         self.nonce = secrets.token_bytes(_NONCE)
         self._said = b""
-        self._has_left = False
 
     def read(self) -> bytes | None:
         """What he has said when that is all of it, or when he is gone; None: there is more."""
@@ -222,32 +250,12 @@ class _Visitor:
         self._said += data
         return self._said if not data or len(data) == missing else None
 
-    def leaves(self) -> socket.socket:
-        """His connection, which is not closed with the door any more."""
-        self._has_left = True
-        return self.connection
-
-    def close(self) -> None:
-        """Ends the connection, if it is still here."""
-        if not self._has_left:
-            self.connection.close()
-
 
 def _missing(links: Mapping[int, Link], number: int, timeout_s: float) -> str:
     return (
         f"of {number} other processes {sorted(links)} have come to be led within {timeout_s:g} s: "
         "see what became of the others, or give a larger timeout_s"
     )
-
-
-@contextmanager
-def open_door() -> Iterator[Door]:
-    """A door for the length of a block."""
-    door = Door()
-    try:
-        yield door
-    finally:
-        door.close()
 
 
 def knock(address: str, index: int, *, timeout_s: float) -> Link:

@@ -6,8 +6,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -58,6 +58,8 @@ class Turns:
         links: To the other processes that are of interest.
         timeout_s: How long a turn may take, here and there, and another process may be silent.
         received: Called with each message of another process.
+        clock: Seconds.
+        thread: Makes the threads.
 
     Attributes:
         failure: Why nothing is done any more; None: all is well.
@@ -71,8 +73,9 @@ class Turns:
         timeout_s: float,
         received: Callable[[Link, Message], None],
         clock: Callable[[], float] = time.monotonic,
+        thread: Callable[..., threading.Thread] = threading.Thread,
     ) -> None:
-        self._links, self._timeout_s = links, timeout_s
+        self._links, self._timeout_s = list(links), timeout_s
         self._received, self._clock = received, clock
         self.failure: DistributedError | None = None
         self._last_words: dict[str, Any] = {}  # whoever ends a link says why
@@ -91,7 +94,7 @@ class Turns:
         jobs: dict[str, Callable[[], None]] = {"turns": self._work, "pulse": self._watch}
         jobs |= {f"from-{link.peer}": partial(self._read, link) for link in links}
         self._threads = [
-            threading.Thread(
+            thread(
                 target=partial(self._guard, name, job), name=f"cudagraph-jax-{name}", daemon=True
             )
             for name, job in jobs.items()
@@ -99,13 +102,25 @@ class Turns:
         put_right_in_child(self)
 
     def start(self) -> None:
-        """Begins."""
-        for thread in self._threads:
-            thread.start()
+        """Begins.
+
+        Raises:
+            RuntimeError: There are no threads for it; the others learn that.
+        """
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException as error:
+            self.fail(f"it cannot begin: {error_line(error)}", cause=error)
+            self.close()
+            raise
 
     def after_fork(self) -> None:
-        """Does nothing in a child, whose parent has the threads."""
+        """Does nothing in a child, whose parent has the threads and goes on."""
         self.failure = DistributedError("this process was forked from one of a led job: call there")
+        for link in self._links:
+            link.leave()
+        self._links = []
 
     def do(self, run: Callable[[], PyTree]) -> PyTree:
         """What `run` gives in its turn.
@@ -176,7 +191,7 @@ class Turns:
             self._last_words = {"failed": why}
             self.failure = failure
             if self._links:
-                PEERS.break_off(str(failure))
+                PEERS.coordinator.break_off(str(failure))
             for turn in list(self._pending):
                 self._settle(turn, error=self.error())
             self._turns.put(None)
@@ -228,6 +243,17 @@ class Turns:
         self._say_last()
         self._over.put(None)
 
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Ends all of it with the block, which for the others has failed where it is left early."""
+        try:
+            yield
+        except BaseException as error:
+            self.fail("it was interrupted", cause=error)
+            raise
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Ends the threads; the one that is stuck is left behind."""
         self.is_closing = self._is_over = True
@@ -237,7 +263,7 @@ class Turns:
         # What the others said last is lost if the connection goes before it is read.
         deadline = self._clock() + _JOIN_S
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - self._clock()))
         for link in self._links:
             link.close()
@@ -259,6 +285,7 @@ class Turns:
         turn.reply.put((outputs, error))
 
     def _work(self) -> None:
+        PEERS.leads = threading.current_thread()
         with self._settings.applied(), jax.transfer_guard("allow"):
             while (turn := self._turns.get()) is not None:
                 # Whoever asked for it came too late, or has his error already.

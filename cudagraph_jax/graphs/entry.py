@@ -349,26 +349,9 @@ class CUDAGraphEntry:
             self.observers.replayed(self.bucket, seconds)
 
     def real_outputs(self, outputs: Outputs, sizes: Bucket) -> RealOutputs:
-        """What of its outputs is the plain function's answer to a call of `sizes`.
-
-        Raises:
-            InputShapeError: The function takes no such call, or its answer is larger.
-        """
-        real = self.program.real_outputs(outputs, sizes)
-        if outputs.may_spread:
-            self.program.refuse_spread(sizes, bucket=self.bucket)
-        if not outputs.follows:
-            return real
-        wholes = [info.shape for info in jax.tree.leaves(self.executable.output_info)]
-        for leaf, shape, whole in zip(outputs.leaves, real.shapes, wholes, strict=True):
-            is_cut = leaf.unpad != "none"
-            if is_cut and any(size > room for size, room in zip(shape, whole, strict=True)):
-                raise InputShapeError(
-                    f"{leaf.name} has the shape {shape} at {sizes.described}, more than in the "
-                    f"bucket {self.bucket}, {whole}, so that it cannot be cut out of that: let its "
-                    'length grow with the size, or ask for unpad="none"'
-                )
-        return real
+        """As the function of that name, of this entry."""
+        infos = self.executable.output_info
+        return real_outputs(self.program, outputs, sizes, bucket=self.bucket, infos=infos)
 
     def padded_outputs(self, call: Call) -> list[PyTree]:
         """The output arrays for `call` as the executable gives them; recorded as no replay."""
@@ -413,6 +396,38 @@ class CUDAGraphEntry:
                 "cudagraph_copy_inputs on"
             )
         return replace(call, sizes=sizes)
+
+
+def real_outputs(
+    program: Program, outputs: Outputs, sizes: Bucket, *, bucket: Bucket, infos: PyTree
+) -> RealOutputs:
+    """What of a bucket's outputs is the plain function's answer to a call of `sizes`.
+
+    Args:
+        program: What the bucket is of.
+        outputs: Its outputs.
+        sizes: Those of the call.
+        bucket: Those of the bucket.
+        infos: Its outputs there, with their `shape`.
+
+    Raises:
+        InputShapeError: The function takes no such call, or its answer is larger.
+    """
+    real = program.real_outputs(outputs, sizes)
+    if outputs.may_spread:
+        program.refuse_spread(sizes, bucket=bucket)
+    if not outputs.follows:
+        return real
+    wholes = [info.shape for info in jax.tree.leaves(infos)]
+    for leaf, shape, whole in zip(outputs.leaves, real.shapes, wholes, strict=True):
+        is_cut = leaf.unpad != "none"
+        if is_cut and any(size > room for size, room in zip(shape, whole, strict=True)):
+            raise InputShapeError(
+                f"{leaf.name} has the shape {shape} at {sizes.described}, more than in the bucket "
+                f"{bucket}, {whole}, so that it cannot be cut out of that: let its length grow "
+                'with the size, or ask for unpad="none"'
+            )
+    return real
 
 
 def homes_in(entry: CUDAGraphEntry | None) -> Homes | None:

@@ -22,7 +22,7 @@ from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import ANY, Padder, PadValue, is_zero, mask_of, padder
 from cudagraph_jax.shapes.pytrees import PyTree, leaves_of_arguments
 from cudagraph_jax.xla.serialize import input_shardings
-from cudagraph_jax.xla.shardings import is_cut, is_foreign, is_readable, is_spread
+from cudagraph_jax.xla.shardings import is_cut, is_readable, is_spread, put
 
 Take = Callable[[Padded], PyTree]
 """What makes an argument of a `Padded`."""
@@ -195,11 +195,11 @@ def refuse_misplaced(
     if not homes.are_several:
         return
     names = partial(_names, program)
-    refuse_passed_elsewhere(leaves, program.axes, homes.leaves, names)
+    _refuse_passed_elsewhere(leaves, program.axes, homes.leaves, names)
     _refuse_unreadable(leaves, program.axes, program.pad_values, homes.leaves, bucket, names)
 
 
-def refuse_passed_elsewhere(
+def _refuse_passed_elsewhere(
     leaves: Sequence[object],
     axes: Sequence[LeafAxes],
     places: Sequence[Sharding | None],
@@ -224,6 +224,13 @@ def refuse_passed_elsewhere(
             f"{names()[index]} lies on {array.sharding}, and is taken on {place}: put what is "
             "passed through there once, by jax.device_put, or declare in in_shardings where it is"
         )
+
+
+def refuse_parameters_elsewhere(call: Call) -> None:
+    """The same of a call, by what is declared: before anything is captured for it."""
+    names = partial(argument_leaf_names, call.declared.argument_names, call.args, call.kwargs)
+    places = [leaf.sharding for leaf in call.variant.leaves]
+    _refuse_passed_elsewhere(call.leaves, call.axes, places, names)
 
 
 def _refuse_unreadable(
@@ -266,13 +273,16 @@ def _why_by_host(
 
 
 def refuse_elsewhere(program: Program, leaves: Sequence[object], homes: Homes) -> None:
-    """Raises where an array would have to be copied to be where an executable takes it.
+    """Raises where an array that carries sizes would have to be copied to where it is taken.
 
     Raises:
         InputShapeError: One would; the message names it.
     """
-    for index, (leaf, home) in enumerate(zip(leaves, homes.leaves, strict=True)):
-        if homes.are_several and is_elsewhere(without_padding(leaf), home):
+    if not homes.are_several:
+        return
+    described = enumerate(zip(leaves, program.axes, homes.leaves, strict=True))
+    for index, (leaf, axes, home) in described:
+        if not axes.passes_through and is_elsewhere(without_padding(leaf), home):
             raise InputShapeError(
                 f"{_names(program)[index]} lies elsewhere than {home}, where the bucket takes it, "
                 "and cudagraph_copy_inputs=False forbids to copy it: put it there by "
@@ -494,7 +504,7 @@ def padded_leaves(call: Call, bucket: Bucket) -> list[PyTree]:
         if pad is None or pad is _whole:
             given = leaf if is_padded(leaf) else Padded(leaf, leaf.shape)
             if isinstance(given.array, np.ndarray):  # the caller's to change: JAX may alias it
-                given = Padded.laid_out(_put(given.array.copy(), home), given.layout)
+                given = Padded.laid_out(put(given.array.copy(), home), given.layout)
             found.append(given)
             continue
         array = pad(_on_host(leaf))
@@ -502,19 +512,8 @@ def padded_leaves(call: Call, bucket: Bucket) -> list[PyTree]:
             (array,) = on_device([leaf], [array], [0])
         left = [place for place, length in axes.dims if length.left]
         fill = 0 if value == ANY else value
-        found.append(Padded(_put(array, home), leaf.shape, left=left, fill=fill))
+        found.append(Padded(put(array, home), leaf.shape, left=left, fill=fill))
     return found
-
-
-def _put(array: PyTree, home: Sharding | None) -> jax.Array:
-    """An array on the device, or on several; one that is there as it is."""
-    if home is not None and is_foreign(
-        home
-    ):  # each process puts its part there, and JAX asks the others nothing
-        return jax.make_array_from_callback(array.shape, home, lambda index: array[index])
-    with jax.ensure_compile_time_eval():  # also while another function is traced
-        placed: jax.Array = jax.device_put(array, home)
-    return placed
 
 
 Masks = Callable[[], Mapping[str, PyTree]]
@@ -537,19 +536,15 @@ def masks_for(program: Program, homes: Homes, sizes: Bucket, bucket: Bucket) -> 
     def make() -> dict[str, PyTree]:
         return {name: mask_of(shape, index) for name, shape, index in parts}
 
-    if sizes != bucket or homes.are_several > bool(homes.masks):
+    if sizes != bucket or (homes.are_several and not homes.masks):
         return make  # a route that kept its masks would keep the bucket's bytes
-    if any(map(is_foreign, homes.masks.values())):
-        return make  # JAX would ask the other processes now, which make theirs at another time
     full = put_masks(make(), homes.masks)
     return lambda: full
 
 
 def put_masks(masks: Mapping[str, PyTree], homes: Mapping[str, Sharding]) -> Mapping[str, PyTree]:
     """The masks on the device, or the devices that the program takes them on."""
-    # Now, also where another function is being traced around this call.
-    with jax.ensure_compile_time_eval():
-        return {name: jax.device_put(mask, homes.get(name)) for name, mask in masks.items()}
+    return {name: put(mask, homes.get(name)) for name, mask in masks.items()}
 
 
 def direct_call(

@@ -119,6 +119,9 @@ class Route:
         journal: Journal,
         wait: bool,
     ) -> None:
+        # All outputs are there as soon as one of them is on the host.
+        waits = wait or any(leaf.unpad == "host" for leaf in outputs.leaves)
+        self.tally = journal.open(request, waits=waits)  # first: `__del__` asks for it
         self.bucket, self.request, sizes = bucket, request, request.sizes
         self._call, self._wait = call, wait
         self._pads = pads_for(program, leaves, homes, sizes=sizes, bucket=bucket)
@@ -127,9 +130,6 @@ class Route:
         self._mask_homes = homes.masks
         self.finish = finisher(outputs, refills, sizes=sizes, bucket=bucket, real=real)
         self._unpad = program.target.unpad
-        # All outputs are there as soon as one of them is on the host.
-        waits = wait or any(leaf.unpad == "host" for leaf in outputs.leaves)
-        self.tally = journal.open(request, waits=waits)
         self.checks, arguments = program.checks, program.argument_leaves
         # What a pytree holds is looked at by nobody but the compiled function.
         self.sizes_in_arrays = not any(map(is_padded, leaves)) and all(

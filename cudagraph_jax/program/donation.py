@@ -10,6 +10,7 @@ from jax.sharding import Sharding
 
 from cudagraph_jax.program.padded import is_padded
 from cudagraph_jax.shapes.pytrees import PyTree
+from cudagraph_jax.xla.shardings import put
 
 
 def on_device(
@@ -29,13 +30,11 @@ def on_device(
             there.
     """
     placed = list(padded)
-    with jax.ensure_compile_time_eval():  # also while another function is traced
-        for position in positions:
-            own = jax.tree.leaves(given[position], is_leaf=is_padded)
-            copies, structure = jax.tree.flatten(padded[position])
-            places = homes[position] if homes else [None] * len(copies)
-            moved = map(_placed, own, copies, places)
-            placed[position] = jax.tree.unflatten(structure, moved)
+    for position in positions:
+        own = jax.tree.leaves(given[position], is_leaf=is_padded)
+        copies, structure = jax.tree.flatten(padded[position])
+        places = homes[position] if homes else [None] * len(copies)
+        placed[position] = jax.tree.unflatten(structure, map(_placed, own, copies, places))
     return placed
 
 
@@ -58,13 +57,13 @@ def use_up(given: Sequence[PyTree], padded: Sequence[PyTree], positions: Sequenc
 def _placed(leaf: PyTree, padded: PyTree, home: Sharding | None) -> PyTree:
     """The padded copy of an array, at home, or else where that is; of a sharded one on the host."""
     if home is not None:
-        return jax.device_put(padded, home)
+        return put(padded, home)
     leaf = leaf.array if is_padded(leaf) else leaf
     if isinstance(padded, jax.Array):
         return padded  # it has never left
     if not isinstance(leaf, jax.Array) or len(leaf.devices()) != 1:
         return padded
-    return jax.device_put(padded, leaf.sharding if leaf.committed else None)
+    return put(padded, leaf.sharding if leaf.committed else None)
 
 
 def copied_key(key: jax.Array) -> jax.Array:

@@ -150,11 +150,11 @@ class _Reader:
         self._seen: dict[int, tuple[int, object]] = {}
         self._depth = 0
         # Not by recursion: chains of calls through a package are long.
-        self._called: deque[Callable[..., object]] = deque()
+        self._called: deque[object] = deque()
 
-    def parts(self, function: Callable[..., object]) -> Iterator[str]:
-        """The text of a function, and of those that it calls by a global name."""
-        self._called.append(function)
+    def parts(self, value: object) -> Iterator[str]:
+        """The text of a function, and of those that it calls by a global name; or of a value."""
+        self._called.append(value)
         while self._called:
             yield from self._parts(self._called.popleft())
 
@@ -343,6 +343,8 @@ def _content(cell: CellType) -> object:
     return found
 
 
+# Stores know functions by these texts: no shorter, or all that was stored before is not found.
+_LONGEST = 2**18
 _PLAIN = (type(None), EllipsisType, bool, int, float, complex, str, bytes)
 
 
@@ -366,10 +368,22 @@ def written(value: object) -> str | None:
         return _bracketed(kind.__name__, value)
     if kind in (set, frozenset) and isinstance(value, set | frozenset):
         inner = [written(item) for item in value]
-        return None if None in inner else f"{kind.__name__}{sorted(map(str, inner))}"
+        return None if None in inner else f"{kind.__name__}{_listed(sorted(map(str, inner)))}"
     if kind is dict and isinstance(value, dict):
         return _bracketed("dict", [part for item in value.items() for part in item])
     return _of_a_class(value, kind)
+
+
+def comparable(value: object) -> str:
+    """What of a value is the same in all processes that have it, as text: `written`, if it can be.
+
+    Else it is its name, or that of its class, and a hash of what `Source` sees of a function: not
+    where it stands, which is another place in each process.
+    """
+    if (text := _text(value)) is not None:
+        return text
+    seen = "\0".join(_Reader().parts(value))
+    return f"{_name(value if callable(value) else type(value))} {_hash_of(seen).hex()}"
 
 
 def imported(kind: type) -> str | None:
@@ -394,7 +408,16 @@ def written_structure(structure: jax.tree_util.PyTreeDef) -> str | None:
     fields = written(getattr(kind, "_fields", None))
     if name is None or own is None or fields is None or None in children:
         return None
-    return f"{name}({own}, {fields}, {children})"
+    return f"{name}({own}, {fields}, {_listed(map(str, children))})"
+
+
+def comparable_structure(structure: jax.tree_util.PyTreeDef) -> str:
+    """A pytree's structure as text, with what is `comparable` of its nodes' own data."""
+    node = structure.node_data()
+    if node is None:
+        return "*"
+    children = ", ".join(map(comparable_structure, structure.children()))
+    return f"{_name(node[0])}({comparable(node[1])}, [{children}])"
 
 
 def _of_a_class(value: object, kind: type) -> str | None:
@@ -415,7 +438,15 @@ def _of_a_class(value: object, kind: type) -> str | None:
 
 def _bracketed(name: str, items: Iterable[object]) -> str | None:
     inner = [written(item) for item in items]
-    return None if None in inner else f"{name}{inner}"
+    return None if None in inner else f"{name}{_listed(map(str, inner))}"
+
+
+def _listed(texts: Iterable[str]) -> str:
+    """The texts, as Python writes a list of them; of a very long one its hash.
+
+    Each list around a text doubles the backslashes in it.
+    """
+    return str([text if len(text) <= _LONGEST else _hash_of(text).hex() for text in texts])
 
 
 def digest_of(values: Sequence[object]) -> str:
@@ -463,6 +494,8 @@ def _hashed(value: object) -> bytes:
         is_key = jnp.issubdtype(value.dtype, jax.dtypes.extended)
         value = jax.random.key_data(value) if is_key else value
     array = np.asarray(value)
+    if array.dtype.hasobject:
+        return _hash_of(comparable(value))
     return _hash_of(f"{array.dtype}{array.shape}", array.tobytes())
 
 

@@ -23,7 +23,7 @@ from cudagraph_jax.shapes.axes import Shape, side
 from cudagraph_jax.shapes.padding import Array, Index, PadValue, own_part
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.serialize import output_leaves
-from cudagraph_jax.xla.shardings import dividing
+from cudagraph_jax.xla.shardings import dividing, put
 from cudagraph_jax.xla.stages import Executable, lower_function
 
 _ADVICE: Final = (
@@ -388,9 +388,7 @@ class Refill:
     def operands(self, shape: Shape, value: PadValue) -> tuple[PyTree, ...]:
         """The real sizes and the value, on the device."""
         given = np.array(shape, np.int32), np.full((), value, self._array.dtype)
-        with jax.ensure_compile_time_eval():  # also while another function is traced
-            placed: tuple[PyTree, ...] = jax.device_put(given, tuple(self._shardings[1:]))
-        return placed
+        return tuple(map(put, given, self._shardings[1:]))
 
     def __call__(self, array: PyTree, operands: tuple[PyTree, ...]) -> jax.Array:
         """`array` with that value in its padding."""

@@ -30,7 +30,7 @@ def dump(compiled: Compiled) -> bytes:
     try:
         data: bytes = serialize_executable.serialize(described)[0]
     except Exception as error:
-        raise StoreError(f"JAX cannot write it: {_reason(error)}") from error
+        raise StoreError(f"JAX cannot write it: {error_line(error)}") from error
     check_pickle(data)
     return data
 
@@ -66,7 +66,7 @@ def load(
             execution_devices=list(devices),
         )
     except Exception as error:
-        raise StoreError(f"JAX cannot load it: {_reason(error)}") from error
+        raise StoreError(f"JAX cannot load it: {error_line(error)}") from error
     return compiled
 
 
@@ -151,12 +151,7 @@ def check_pickle(data: bytes) -> None:
     except StoreError:
         raise
     except Exception as error:
-        raise StoreError(f"its pickle cannot be followed: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The kind and the first line of an error."""
-    return error_line(error)
+        raise StoreError(f"its pickle cannot be followed: {error_line(error)}") from error
 
 
 class _Made:

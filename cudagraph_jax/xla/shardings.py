@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar, cast
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from cudagraph_jax.config import DEFAULT_CAPTURE_SIZES, CUDAGraphConfig
 from cudagraph_jax.errors import ConfigError, InputShapeError
@@ -66,6 +66,24 @@ def is_foreign(sharding: object) -> bool:
 def is_readable(array: jax.Array) -> bool:
     """Whether this process can read all of it."""
     return array.is_fully_addressable or array.is_fully_replicated
+
+
+def put(array: PyTree, home: Sharding | None) -> jax.Array:
+    """An array where it is wanted, or on the default device; now, also while a function is traced.
+
+    Where several processes share that, each puts its own part there: `jax.device_put` would have
+    all of them compare the whole first, at a moment at which others may be at something else.
+    """
+    with jax.ensure_compile_time_eval():
+        if home is None or not is_foreign(home) or is_foreign(getattr(array, "sharding", None)):
+            placed: jax.Array = jax.device_put(array, home)
+            return placed
+        whole = jax.device_get(array)
+        own = [
+            jax.device_put(whole[index], SingleDeviceSharding(device, memory_kind=home.memory_kind))
+            for device, index in home.addressable_devices_indices_map(whole.shape).items()
+        ]
+        return jax.make_array_from_single_device_arrays(whole.shape, home, own)
 
 
 def parts(sharding: Sharding | None) -> tuple[int, ...]:

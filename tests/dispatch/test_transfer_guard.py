@@ -1,6 +1,7 @@
 """`jax.transfer_guard("disallow")`: what `jit` allows is allowed, what it refuses is refused."""
 
 import dataclasses
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -81,3 +82,19 @@ def test_numpy_arrays_are_refused_as_under_jit(shape):
         assert "Disallowed host-to-device transfer" in str(caught.value)
     assert call.registry.num_graphs == captured
     np.testing.assert_array_equal(call(x, y), 2 * x)
+
+
+def test_masks_that_may_not_be_put_on_the_device():
+    """A route that cannot be made leaves nothing half made, and the next one is."""
+    call = bucket_jit(
+        lambda x, *, mask: x * mask, in_axes="batch seq", mask_argname="mask", config=CONFIG
+    )
+    x = np.ones((4, 8), np.float32)
+    call.warmup(x, progress=False)
+    with (
+        jax.transfer_guard("disallow_explicit"),
+        pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed"),
+    ):
+        call(x)
+    gc.collect()  # what fails in a `__del__` fails the test
+    np.testing.assert_array_equal(call(x), x)

@@ -48,11 +48,14 @@ def test_a_bucket_that_is_not_captured(job):
         ("bad input", "InputShapeError", "ids"),
         ("bad dtype", "InputShapeError", "float64"),
         ("too large", "DistributedError", "has no bucket and would run eagerly"),
+        ("own size", "InputShapeError", "ValueError: not three"),
+        ("away", "InputShapeError", "weights lies on"),
         ("no room", "DistributedError", "max_graphs=1"),
         ("reset", "DistributedError", "leave the block of lead"),
         ("cleared", "DistributedError", "leave the block of lead"),
         ("removed", "DistributedError", "leave the block of lead"),
         ("padded by itself", "DistributedError", "call what lead gave"),
+        ("spread by itself", "DistributedError", "process 0 decides for all of them"),
         ("itself", "DistributedError", "call what lead gave"),
         ("update", "DistributedError", "is led with what it passes through"),
         ("after", "DistributedError", "lead it again"),
@@ -63,6 +66,12 @@ def test_a_mistake_is_its_callers_alone(job, name, kind, words):
     assert job[0][name][0] == kind
     assert words in job[0][name][1]
     assert job[0]["left"] == ["nothing", ""]
+    assert job[1].get(name, ["nothing", ""]) == ["nothing", ""]
+
+
+def test_a_call_behind_what_is_refused(job):
+    """It is answered."""
+    assert job[0]["another size"] == [3, 2, 8]
 
 
 def test_calls_that_nobody_leads_after_it(job):

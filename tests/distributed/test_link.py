@@ -6,19 +6,21 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from cudagraph_jax import DistributedError
-from cudagraph_jax.distributed.link import encoded, knock, open_door
+from cudagraph_jax.distributed.link import Door, encoded, knock
+from tests.helpers.processes import run_script
 
 
 @pytest.fixture
 def links():
     """Both ends of a link."""
-    with open_door() as door, ThreadPoolExecutor(1) as pool:
+    with closing(Door()) as door, ThreadPoolExecutor(1) as pool:
         other = pool.submit(knock, door.address, 1, timeout_s=5)
         (own,) = door.let_in(1, timeout_s=5)
         yield own, other.result()
@@ -55,7 +57,7 @@ def test_what_was_said_last_is_read(links):
 
 def test_strangers_are_not_let_in():
     """Who does not know the key is turned away; who says nothing keeps nobody waiting."""
-    with open_door() as door, ThreadPoolExecutor(1) as pool:
+    with closing(Door()) as door, ThreadPoolExecutor(1) as pool:
         name, hosts, port, _ = json.loads(door.address)
         wrong = json.dumps([name, hosts, port, "00" * 32])
         waiting = pool.submit(door.let_in, 1, timeout_s=5)
@@ -77,7 +79,7 @@ def test_strangers_are_not_let_in():
 
 def test_processes_that_are_not_expected():
     """One of no such index, and a second one of the same, are turned away."""
-    with open_door() as door, ThreadPoolExecutor(1) as pool:
+    with closing(Door()) as door, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(door.let_in, 2, timeout_s=5)
         others = [knock(door.address, index, timeout_s=5) for index in (7, 0, 1, 1, 2)]
         first, second = waiting.result()
@@ -93,7 +95,7 @@ def test_processes_that_are_not_expected():
 
 def test_a_connection_that_ends_is_made_again():
     """Who finds nobody at first knocks until his time is over."""
-    with open_door() as door, socket.create_server(("127.0.0.1", 0)) as before:
+    with closing(Door()) as door, socket.create_server(("127.0.0.1", 0)) as before:
         key = json.loads(door.address)[3]
         port = before.getsockname()[1]
         address = json.dumps(["elsewhere", ["127.0.0.1"], port, key])
@@ -123,15 +125,34 @@ def test_a_pulse_waits_for_nobody(links):
     assert time.monotonic() - start < 0.1
 
 
+def test_a_message_that_is_cut(links):
+    """What would come after it, and be taken for its rest, is not sent."""
+    links[0]._connection.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        links[0].send(encoded({"n": 1}, [np.zeros(1 << 24, np.uint8)]))
+    links[0]._connection.settimeout(5)
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(links[1].receive)
+        with pytest.raises(OSError, match="has not taken all"):
+            links[0].send(encoded({}, [np.ones(1 << 24, np.uint8)]))
+        links[0].pulse()
+        links[0].end()
+        with pytest.raises(ConnectionError, match="has ended"):
+            received.result()
+
+
 def test_nobody_comes():
     """Who waits for others is told how many came."""
-    with open_door() as door, pytest.raises(DistributedError, match=r"of 1 other processes \[\]"):
+    with (
+        closing(Door()) as door,
+        pytest.raises(DistributedError, match=r"of 1 other processes \[\]"),
+    ):
         door.let_in(1, timeout_s=0.01)
 
 
 def test_not_all_of_them_come():
     """Those who did are told at once, since their connections end."""
-    with open_door() as door, ThreadPoolExecutor(1) as pool:
+    with closing(Door()) as door, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(door.let_in, 2, timeout_s=0.3)
         link = knock(door.address, 2, timeout_s=5)
         with pytest.raises(DistributedError, match=r"of 2 other processes \[2\]"):
@@ -139,3 +160,31 @@ def test_not_all_of_them_come():
         with pytest.raises(ConnectionError, match="has ended"):
             link.receive()
         link.close()
+
+
+def test_no_room_for_another_connection():
+    """It is said at once, and nothing is tried again and again until the time is over."""
+    done = run_script(
+        """
+        import json, os, resource, socket
+        from contextlib import closing
+        from cudagraph_jax import DistributedError
+        from cudagraph_jax.distributed.link import Door
+
+        with closing(Door()) as door:
+            visitor = socket.create_connection(("localhost", json.loads(door.address)[2]))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+            held = []
+            try:
+                while True:
+                    held.append(os.dup(0))
+            except OSError:
+                os.close(held.pop())  # for the selector
+            try:
+                door.let_in(1, timeout_s=20)
+            except DistributedError as error:
+                print(error)
+        """,
+        timeout=15,
+    )
+    assert "nobody can be let in to be led: Too many open files: raise" in done.stdout, done.stderr

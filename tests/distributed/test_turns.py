@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from cudagraph_jax import DistributedError
-from cudagraph_jax.distributed.link import Link, encoded, knock, open_door
+from cudagraph_jax.distributed.link import Door, Link, encoded, knock
 from cudagraph_jax.distributed.turns import Turns
+from tests.helpers.processes import run_script
 
 
 @pytest.fixture
 def ends():
     """Both ends of two links: of process 0, and of the processes 1 and 2."""
-    with open_door() as door, ThreadPoolExecutor(1) as pool:
+    with closing(Door()) as door, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(door.let_in, 2, timeout_s=5)
         others = [knock(door.address, index, timeout_s=5) for index in (1, 2)]
         own = waiting.result()
@@ -159,3 +162,70 @@ def test_a_failure_is_told_before_the_links_are_closed():
     turns.fail("process 3 is gone")
     for link in links:
         assert link.said[0] == encoded({"failed": "process 3 is gone"})
+
+
+class Refusing(threading.Thread):
+    """A thread that cannot be started, once two others were."""
+
+    def start(self):
+        if "from" in self.name:
+            raise RuntimeError("can't start new thread")
+        super().start()
+
+
+def test_threads_that_cannot_be_started(ends):
+    """Nothing goes on without them, and the others are told."""
+    turns = Turns(ends[0], timeout_s=5, received=lambda *_: None, thread=Refusing)
+    with pytest.raises(RuntimeError, match="can't start"):
+        turns.start()
+    assert "can't start new thread" in heard(ends[1][0]).head["failed"]
+    with pytest.raises(ConnectionError):
+        heard(ends[1][0])
+    with pytest.raises(DistributedError, match="it cannot begin"):
+        turns.do(list)
+
+
+def test_an_end_that_is_interrupted(ends, led):
+    """All of it has failed, here and there: nobody knows who has come to the end."""
+    turns = led()
+    with pytest.raises(KeyboardInterrupt), turns.ending():
+        raise KeyboardInterrupt
+    assert "it was interrupted" in str(turns.failure)
+    for other in ends[1]:
+        assert heard(other).head == {"failed": "it was interrupted"}
+
+
+def test_a_forked_child():
+    """It has no part in the links, and ends nothing of its parent's, whatever it closes."""
+    done = run_script(
+        """
+        import os
+        from contextlib import closing
+        from concurrent.futures import ThreadPoolExecutor
+        from cudagraph_jax import DistributedError
+        from cudagraph_jax.distributed.link import Door, encoded, knock
+        from cudagraph_jax.distributed.turns import Turns
+
+        with closing(Door()) as door, ThreadPoolExecutor(1) as pool:
+            other = pool.submit(knock, door.address, 1, timeout_s=5)
+            own, = door.let_in(1, timeout_s=5)
+        turns = Turns([own], timeout_s=5, received=lambda *_: None)
+        turns.start()
+        if not os.fork():
+            try:
+                turns.do(list)
+            except DistributedError as error:
+                print(error, own._connection.fileno(), flush=True)
+            turns.close()
+            os._exit(0)
+        os.wait()
+        turns.do(lambda: turns.tell({"n": 1}, [], limit_s=5))
+        while not (head := other.result().receive().head):
+            pass
+        print(head, turns.failure)
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    child, parent = done.stdout.splitlines()
+    assert child == "this process was forked from one of a led job: call there -1"
+    assert parent == "{'n': 1} None"

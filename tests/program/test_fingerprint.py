@@ -21,7 +21,14 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import CUDAGraphConfig, CUDAGraphManager, CUDAGraphWarning, bucket_jit
-from cudagraph_jax.program.fingerprint import fingerprint_of, written, written_structure
+from cudagraph_jax.program.fingerprint import (
+    comparable,
+    comparable_structure,
+    digest_of,
+    fingerprint_of,
+    written,
+    written_structure,
+)
 
 
 def code_of(source: str) -> str:
@@ -588,3 +595,45 @@ def test_models_that_cannot_be_hashed(tmp_path):
     for _ in range(2):
         np.testing.assert_array_equal(call(x), x * 3)
         np.testing.assert_array_equal(manager.execute_or_capture(3, 5, model, x), x * 3)
+
+
+class Opaque:
+    """An object of somebody's own, which has no text."""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: lambda x: x * value,
+        lambda value: functools.partial(jnp.sum, axis=value),
+        lambda value: frozenset({"a", "b", str(value)}),
+        lambda value: {"act": lambda x: x + value},
+        lambda value: [jax.nn.relu, jax.nn.gelu][value],
+    ],
+    ids=["function", "partial", "set", "dictionary", "of JAX"],
+)
+def test_what_can_be_compared(make):
+    """It is the same for what is made alike elsewhere, and another for what is made otherwise."""
+    one, same, other = make(0), make(0), make(1)
+    assert comparable(one) == comparable(same) != comparable(other)
+    assert digest_of([one]) == digest_of([same])
+    nodes = [jax.tree.structure(Node(jnp.ones(2), data)) for data in (one, same, other)]
+    texts = list(map(comparable_structure, nodes))
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_what_says_nothing_of_what_it_holds():
+    """It is known by its class alone, and not by where it stands."""
+    assert comparable(Opaque()) == comparable(Opaque())
+    assert "Opaque" in comparable(Opaque())
+    assert digest_of([Opaque()]) == digest_of([Opaque()])
+
+
+def test_what_is_deeply_nested():
+    """Its text does not grow twofold with each level for ever."""
+    nested: Any = {"a": 1.0}
+    for _ in range(60):
+        nested = [{"a": (nested, "it's")}]
+    for text in (written(nested), written_structure(jax.tree.structure(nested))):
+        assert text is not None
+        assert len(text) < 2**20

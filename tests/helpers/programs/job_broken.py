@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
 
 import cudagraph_jax as cg
 from tests.helpers.faults import NO_MEMORY
@@ -18,25 +20,23 @@ FAILS = sys.argv[4]
 TROUBLE: list[str] = []
 
 
-class Starved:
+class Starved(Compiled):
     """A compiled function for which there is no memory while there is trouble."""
 
-    def __init__(self, compiled):
-        self._compiled = compiled
-
-    def __getattr__(self, name):
-        return getattr(self._compiled, name)
+    __slots__ = ()
 
     def __call__(self, *args, **kwargs):
         if TROUBLE:
             raise RuntimeError(TROUBLE[0])
-        return self._compiled(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
 
 def starving(request, lowering, *, clock):
     """Compiles as XLA does."""
     executable = lowering.compile(compiler_options=request.options, clock=clock)
-    return replace(executable, call=Starved(executable.call))
+    starved = copy.copy(executable.call)
+    starved.__class__ = Starved
+    return replace(executable, call=starved)
 
 
 def squares(scale, x):

@@ -7,7 +7,9 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 
+import jax
 import numpy as np
 
 import cudagraph_jax as cg
@@ -15,7 +17,9 @@ from cudagraph_jax import distributed
 from tests.helpers.member import (
     COUNT,
     INDEX,
+    SPREAD,
     WEIGHTS,
+    WHOLE,
     ids,
     is_right,
     leave,
@@ -62,6 +66,7 @@ def leading(embed):
         say_error("cleared", embed.registry.clear)
         say_error("removed", lambda: embed.registry.remove(4, 8))
         say_error("padded by itself", lambda: embed.pad(WEIGHTS, ids(1, 1)))
+        say_error("spread by itself", lambda: spread(np.ones((2, 5), np.float32)))
         say_error("itself", lambda: embed(WEIGHTS, ids(1, 1)))
         with cg.Batcher(led) as batcher:
             items = [ids(1, 1 + seed % 8, seed)[0] for seed in range(30)]
@@ -104,6 +109,14 @@ def doom(after=100):
     threading.Thread(target=act, daemon=True).start()
 
 
+@cg.bucket_jit(
+    in_axes="batch seq", config=cg.CUDAGraphConfig(capture_sizes=(COUNT,), process_timeout_s=0.5)
+)
+def spread(x):
+    """Rows that the function itself spreads over the processes, as no argument shows."""
+    return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, SPREAD), WHOLE)
+
+
 def capturing():
     """Buckets that nobody has captured before process 0 is asked for them."""
     late, rows = made(name="late", max_graphs=1), ids(3, 5)
@@ -117,8 +130,30 @@ def capturing():
     say("captured", [late.registry.num_graphs, late.stats()["registry"]["total_replays"]])
 
 
+def halved(weights, ids, *, mask):
+    """Every second vector of each row, of rows that are not of three."""
+    if ids.shape[1] == 3:
+        raise ValueError("not three")
+    return jax.lax.with_sharding_constraint(weights[ids][:, ::2], WHOLE)
+
+
+def refusing():
+    """Buckets that are not captured, for calls that are refused before anybody is told."""
+    halves = made(halved, name="halved")
+    away = made(name="away", in_shardings=(WHOLE, None))
+    for name, function, rows in (("own size", halves, ids(3, 3)), ("away", away, ids(3, 5))):
+        if INDEX:
+            say_error(name, partial(distributed.follow, function, WEIGHTS, timeout_s=TIMEOUT_S))
+        else:
+            with distributed.lead(function, WEIGHTS, timeout_s=TIMEOUT_S) as led:
+                say_error(name, partial(led, rows))
+                if function is halves:
+                    say("another size", led(ids(3, 4)).shape)
+
+
 if ENDING == "closed":
     capturing()
+    refusing()
 embed = made(warmup_iterations=1)
 embed.warmup(WEIGHTS, ids(1, 3), progress=False)
 LED: list[distributed.Led] = []

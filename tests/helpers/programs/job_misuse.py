@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -137,7 +139,10 @@ def refusing(embed):
     own = crowding(crowded)
     say_error("room alone", partial(crowded.warmup, WEIGHTS, ids(1, 3), progress=False))
     del own
-    say_error("example alone", partial(embed.warmup, WEIGHTS, [ids(1, 3), ids(1, 3)[0]][INDEX]))
+    warm = partial(embed.warmup, WEIGHTS, progress=False)
+    say_error("example of other sizes", lambda: warm(ids(1 + INDEX, 3)))
+    say_error("example of other data", lambda: warm(ids(1, 3, INDEX)))
+    say_error("example alone", lambda: warm([ids(1, 3), ids(1, 3)[0]][INDEX]))
     say_error("trace alike", lambda: made(untraceable, name="untraceable")(WEIGHTS, ids(3, 5)))
     broken = made(fragile, name="fragile")
     say_error("trace alone", partial(broken.warmup, WEIGHTS, ids(1, 3), progress=False))
@@ -160,7 +165,12 @@ def declaring():
     places = [WHOLE, SPREAD]
     say_error("place of a parameter", partial(led, made(), (placed(TABLE, places[INDEX]),)))
     say_error("debug_mode led", partial(led, made(debug_mode=True)))
-    function = declared[1][1]
+    function = made()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if INDEX == 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    say_error("no room for a door", partial(led, function))
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     say_error("both lead", distributed.lead(function, WEIGHTS).__enter__)
     say_error("nothing passed", partial(led, function, [(WEIGHTS,), ()][INDEX]))
 
@@ -224,6 +234,8 @@ def padding():
     cut = made(name="ahead", capture_sizes=(4, 8), in_shardings=(SPREAD, SPREAD))
     cut.warmup(WEIGHTS, ids(1, 3), progress=False)
     say("padded ahead", is_right(cut(*cut.pad(WEIGHTS, ids(3, 5))), ids(3, 5)))
+    with jax.transfer_guard("disallow") if INDEX else nullcontext():
+        say("moved explicitly on one alone", is_right(cut(WEIGHTS, ids(3, 5)), ids(3, 5)))
     say_error("padded sizes", lambda: cut.pad(WEIGHTS, ids(3 + INDEX, 5)))
     say_error("padded data", lambda: cut.pad(WEIGHTS, ids(3, 5, INDEX)))
     say_error("padded badly alone", lambda: cut.pad(WEIGHTS, [ids(3, 5), ids(3, 5)[0]][INDEX]))
@@ -270,6 +282,52 @@ def chaining():
     say_error("warmed up with them", lambda: warm(lost, rows, progress=False))
 
 
+class Model:
+    """A pytree of one array, beside a function that is no part of what can be written as text."""
+
+    def __init__(self, table, act):
+        if not hasattr(table, "shape"):
+            raise TypeError("a model takes arrays alone")
+        self.table, self.act = table, act
+
+
+jax.tree_util.register_pytree_node(
+    Model, lambda model: ((model.table,), model.act), lambda act, tables: Model(*tables, act)
+)
+
+
+def of_models():
+    """Functions that are arguments, or part of one: they stand elsewhere in each process."""
+
+    def applied(act, model, ids):
+        table = jax.lax.with_sharding_constraint(model.act(model.table), WHOLE)
+        return Model(act(table[ids].sum(1)), act)
+
+    config = cg.CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(8,), process_timeout_s=20)
+    function = cg.bucket_jit(
+        applied,
+        in_axes=(None, None, "batch seq"),
+        static_argnames=("act",),
+        config=config,
+        unpad="none",
+    )
+    model, rows = Model(WEIGHTS, lambda x: x * 2), ids(4, 8)
+    expected = jnp.maximum(2 * TABLE[rows].sum(1), 0)
+    function.warmup(jax.nn.relu, model, rows, progress=False)
+    found = [function(jax.nn.relu, model, rows)]
+    if INDEX:
+        distributed.follow(function, jax.nn.relu, model)
+    else:
+        with distributed.lead(function, jax.nn.relu, model) as leader:
+            found.append(leader(rows))
+    say("of models", all(np.allclose(each.table, expected, atol=1e-5) for each in found))
+    acts = [jax.nn.relu, jax.nn.tanh]
+    say_error("another function", lambda: function(acts[INDEX], model, rows))
+    function(jax.nn.tanh, model, rows)
+    say_error("another program", lambda: function(acts[INDEX], model, rows))
+    say_error("another model led", partial(led, function, (jax.nn.relu, Model(WEIGHTS, INDEX))))
+
+
 def alone():
     """A function of this process's own arrays is nobody else's business."""
     own = made(local_mean, name="own", on_miss="background")
@@ -305,6 +363,7 @@ declaring()
 spreading()
 padding()
 chaining()
+of_models()
 alone()
 say("a last call", is_right(embed(WEIGHTS, ids(4, 8)), ids(4, 8)))
 absent()

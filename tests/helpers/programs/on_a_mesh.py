@@ -721,6 +721,9 @@ def nothing_is_copied_that_is_not_to_be():
             refused(
                 "x lies elsewhere.*cudagraph_copy_inputs", partial(function, given), InputShapeError
             )
+    function, ids = embedder(config=config), ids_of(4, 8)
+    for table in (TABLE, jnp.asarray(TABLE), jax.device_put(TABLE, COLUMNS)):  # what is no input
+        np.testing.assert_allclose(function(table, ids), expected(ids), rtol=1e-5, atol=1e-6)
 
 
 @check

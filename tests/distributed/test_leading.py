@@ -79,7 +79,7 @@ def test_a_batcher_of_a_led_function(job):
 @pytest.mark.parametrize(
     ("ending", "processes", "calls", "words"),
     [
-        ("killed", 4, 1000, "process 3"),
+        ("killed", 3, 40, "process 2"),
         ("raised", 2, 40, "process 1 says"),
         ("stopped", 2, 40, ""),
     ],

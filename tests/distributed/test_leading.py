@@ -79,7 +79,7 @@ def test_a_batcher_of_a_led_function(job):
 @pytest.mark.parametrize(
     ("ending", "processes", "calls", "words"),
     [
-        ("killed", 3, 40, "process 2"),
+        ("killed", 4, 40, "process 3"),
         ("raised", 2, 40, "process 1 says"),
         ("stopped", 2, 40, ""),
     ],

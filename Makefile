@@ -37,9 +37,8 @@ help:
 demo: $(VENV)/.stamp-demo
 	@$(BIN)/cudagraph-jax demo $(ARGS)
 
-# One worker more than there are cores: with two, which wait for processes, 17 % of two cores idle.
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest -n 3 --dist worksteal --durations=10 $(COVERAGE) $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=10 $(COVERAGE) $(ARGS)
 
 # XLA compiles for a GPU that is not here, and its runtime replays on a stand-in for the driver.
 test-gpu-compiler: $(VENV)/.stamp-cuda

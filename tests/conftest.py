@@ -10,9 +10,17 @@ from importlib.metadata import version
 # Most of a tiny function's compile is LLVM's optimisation, a third of the suite's time. This is
 # JAX's own switch; with JAX_DISABLE_MOST_OPTIMIZATIONS=0 the suite passes, too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Half of the rest is MLIR's, in fusions (14 ms of 28). jaxlib 0.12 refuses to start with the flag.
-if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# Of a small function's other 36 ms MLIR takes half, in fusions (jaxlib 0.12 refuses to start with
+# that flag), and 3 go into parts for threads to compile.
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_cpu_parallel_codegen_split_count=1"
+        + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
+    )
+# A compile gives memory back that the next one asks for again, a millisecond of it. Processes read
+# this when they start, as workers and scripts do after it.
+os.environ.setdefault("MALLOC_TOP_PAD_", str(2**26))
 
 import jax
 import pytest

@@ -36,7 +36,7 @@ def test_a_restart(tmp_path, function, options):
     assert GraphStore(tmp_path).hot() == {function: {"4x8": 1}}  # written at exit
 
 
-@pytest.mark.parametrize(("number", "options"), [(4, []), (3, WITH_FINGERPRINT)])
+@pytest.mark.parametrize(("number", "options"), [(3, []), (2, WITH_FINGERPRINT)])
 def test_servers_on_an_empty_store(tmp_path, number, options):
     """Servers that start together compile each bucket once among them."""
     pytest.importorskip("filelock")

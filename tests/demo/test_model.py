@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cudagraph_jax.demo.bert.model import encode
+from tests.helpers.examples import examples
 
 SEQ_LEN = 6
 compiled_encode = jax.jit(encode)
@@ -40,6 +41,7 @@ def test_padding_does_not_leak(tiny, row, filler):
     np.testing.assert_array_equal(tiny(row, filler), tiny(row, 0))
 
 
+@examples(30, thorough=100)
 @given(ids_strategy)
 def test_padded_equals_exact(tiny, tiny_params, row):
     """A padded row has the vector that the row alone has."""

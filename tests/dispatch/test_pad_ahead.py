@@ -19,6 +19,7 @@ from cudagraph_jax import (
     bucket_jit,
     no_compiles,
 )
+from tests.helpers.examples import examples
 from tests.helpers.functions import CHAINED as CONFIG
 from tests.helpers.functions import ONE_BUCKET as ONE
 from tests.helpers.functions import floats, tokens
@@ -43,6 +44,7 @@ SIDES = [
 ]
 
 
+@examples(30, thorough=100)
 @given(st.integers(1, 4), st.integers(1, 16), st.sampled_from(SIDES))
 def test_as_the_call_would_pad_them(batch, seq, function):
     """What is padded ahead is what the call itself pads to, and nothing is done anew in it."""

@@ -88,7 +88,7 @@ def test_a_batcher_of_a_led_function(job):
 @pytest.mark.parametrize(
     ("ending", "processes", "calls", "words"),
     [
-        ("killed", 4, 1000, "process 3"),
+        ("killed", 4, 40, "process 3"),
         ("raised", 2, 40, "process 1 says"),
         ("stopped", 2, 40, ""),
     ],
@@ -115,8 +115,9 @@ def test_another_process_ends(ending, processes, calls, words):
 
 @pytest.mark.parametrize("ending", ["leader killed", "leader stopped"])
 def test_the_leader_ends(ending):
-    """It dies or stands still: who follows raises in time."""
+    """It dies or stands still, perhaps within a call: who follows raises in time."""
     ended = ran("job_led.py", 40, ending, stuck=0)
     kind, text = ended[1].said["followed"]
     assert kind == "DistributedError", text
-    assert "process 0" in text
+    within_a_call = ending == "leader stopped" and "a call has not ended in time" in text
+    assert "process 0" in text or within_a_call

@@ -6,13 +6,14 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cudagraph_jax import BucketPlan, CUDAGraphConfig, attention_cost, plan_buckets
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.planning.search import Problem, best_grids
 from cudagraph_jax.shapes.ladder import Bucket, Ladder
+from tests.helpers.examples import examples
 from tests.helpers.exhaustive import least, rounded_up, spent, waste
 
 AXES = ("batch", "src", "tgt")
@@ -65,7 +66,7 @@ COSTS = st.sampled_from(
 )
 
 
-@settings(max_examples=300)
+@examples(100, thorough=300)
 @given(traffic(), COSTS, st.integers(1, 12), st.data())
 def test_against_all_grids(requests, cost, max_graphs, data):
     """On any number of axes the plan is the best of all product grids, where all can be tried."""

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cudagraph_jax import Bucket, CUDAGraphConfig, attention_cost, plan_buckets
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.planning.partition import Axis, fewest, lowest_below, partition
 from cudagraph_jax.planning.search import PaddingBound, Problem, best_grids, bounded_grids
+from tests.helpers.examples import examples
 from tests.helpers.exhaustive import grids, padding, rounded_up, spent
 
 
@@ -31,7 +32,7 @@ def elements(*sizes):
 COSTS = st.sampled_from([None, lambda *sizes: 1.0, lambda *sizes: float(1 + sum(sizes) % 5)])
 
 
-@settings(max_examples=300)
+@examples(100, thorough=300)
 @given(
     traffic(),
     COSTS,
@@ -130,7 +131,7 @@ def test_descent_keeps_to_it(seed):
             assert ours.cost <= 1.05 * theirs.cost
 
 
-@settings(max_examples=300)
+@examples(100, thorough=300)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=12),
     st.sampled_from([0.2, 0.5, 0.8]),

@@ -18,6 +18,7 @@ from cudagraph_jax.planning.partition import (
     table_layer,
     worthwhile,
 )
+from tests.helpers.examples import examples
 from tests.helpers.exhaustive import ladders
 
 LAYERS = {
@@ -78,14 +79,14 @@ def assert_best(axis, found):
         assert ladder[-1] == axis.candidates - 1
 
 
-@settings(max_examples=500)
+@examples(150, thorough=500)
 @given(axes(), st.sampled_from([0, SMALL]))
 def test_any_cost(axis, small):
     """For any cost the ladders of each length are the best, with a table of gaps and without."""
     assert_best(axis, partition(axis, axis.candidates, small=small))
 
 
-@settings(max_examples=500)
+@examples(150, thorough=500)
 @given(axes(monotone=True), st.sampled_from([0, SMALL]))
 def test_monotone_cost(axis, small):
     """Where no larger bucket is cheaper, dividing and conquering is as good as the table."""
@@ -128,7 +129,7 @@ def test_limit(axis, limit):
     assert len(partition(axis, limit).costs) == min(limit, axis.candidates)
 
 
-@settings(max_examples=500)
+@examples(150, thorough=500)
 @given(axes())
 def test_worthwhile(axis):
     """What is left out is not missed, whatever the number of buckets and the costs."""

@@ -14,6 +14,7 @@ from cudagraph_jax.planning.evaluation import standard_grids
 from cudagraph_jax.planning.observed import BATCH_SEQ
 from cudagraph_jax.planning.planner import plan_buckets
 from cudagraph_jax.shapes.ladder import Bucket
+from tests.helpers.examples import examples
 from tests.helpers.exhaustive import least, rounded_up, spent, waste
 
 TRACE = Path(__file__).parents[2].parent / "shared" / "data" / "azure_llm_2023_conv.csv"
@@ -54,7 +55,7 @@ def assert_as_said(plan, sizes, max_graphs, cost):
     assert wastes[-1] == plan.expected_waste
 
 
-@settings(max_examples=300)
+@examples(100, thorough=300)
 @given(LENGTHS, COSTS, st.integers(1, 8), st.integers(1, 5), st.none() | st.integers(1, 50))
 def test_lengths_against_all_ladders(sizes, cost, max_graphs, multiple, headroom):
     """Along one axis the plan is the best of all ladders, whatever the cost and the arguments."""
@@ -86,7 +87,7 @@ def test_no_other_sizes_are_needed(sizes, cost, max_graphs):
     assert plan.expected_waste == pytest.approx(waste(requests, best, cost), abs=1e-9)
 
 
-@settings(max_examples=300)
+@examples(100, thorough=300)
 @given(
     PAIRS,
     COSTS,

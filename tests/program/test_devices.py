@@ -17,17 +17,17 @@ PROGRAMS = Path(__file__).parents[1] / "helpers" / "programs"
     [
         (
             "on_two_devices.py",
-            {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            {"JAX_NUM_CPU_DEVICES": "2"},
             "right on both devices",
         ),
         (
             "on_default_devices.py",
-            {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            {"JAX_NUM_CPU_DEVICES": "2"},
             "each on its own device",
         ),
         (
             "padded_on_two_devices.py",
-            {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            {"JAX_NUM_CPU_DEVICES": "2"},
             "padded on both devices",
         ),
         ("with_x64.py", {"JAX_ENABLE_X64": "1"}, "right in 64 bits"),

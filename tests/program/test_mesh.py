@@ -24,7 +24,7 @@ def run(*arguments: str) -> object:
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(PROGRAM.parents[3]),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_NUM_CPU_DEVICES": "8",
         },
         capture_output=True,
         text=True,
@@ -75,6 +75,6 @@ def test_the_first_mesh_of_a_process():
                 assert devices(x)[0] == 8
             assert devices(x)[0] == 1
         """,
-        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
     )
     assert done.returncode == 0, done.stderr

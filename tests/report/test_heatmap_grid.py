@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from cudagraph_jax.report.heatmap import LEVELS, ON_A_PAGE, HeatGrid
 from cudagraph_jax.shapes.ladder import Bucket
+from tests.helpers.examples import examples
 from tests.helpers.snapshots import STATS, graph, manager_stats
 
 
@@ -65,6 +66,7 @@ def test_shades_grow_with_the_number(counts):
             assert level == LEVELS - 1
 
 
+@examples(40, thorough=100)
 @given(STATS.filter(lambda stats: stats["registry"]["graphs"]), st.integers(1, 30))
 def test_any_snapshot(stats, most):
     """Any statistics give maps within their limits, of which every cell has a shade."""

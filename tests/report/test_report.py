@@ -10,6 +10,7 @@ from cudagraph_jax._base.files import ReportError
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.report.report import Report
 from cudagraph_jax.shapes.ladder import Bucket
+from tests.helpers.examples import examples
 from tests.helpers.html_reader import Reader
 from tests.helpers.snapshots import HOSTILE, STATS, graph, manager_stats
 
@@ -104,6 +105,7 @@ def test_thousands_of_buckets():
     assert "\n3999x255936 " in str(many)
 
 
+@examples(40, thorough=100)
 @given(STATS)
 def test_any_snapshot(stats):
     """Any statistics and names give a well-formed page in which names are only text."""

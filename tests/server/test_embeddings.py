@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.examples import examples
 from tests.helpers.tiny_encoder import MAX_TOKENS, SIZE, VOCAB, TinyTokenize, expected
 
 tokenize = TinyTokenize()
@@ -37,6 +38,7 @@ def test_one_text(embed):
     assert answer["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
 
 
+@examples(40, thorough=100)
 @given(
     texts=st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=6),
     base64_=st.booleans(),

@@ -15,6 +15,7 @@ from cudagraph_jax import CUDAGraphConfig, InputShapeError, bucket_jit
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.testing import configs, inputs
 from cudagraph_jax.testing.inputs import small_grid
+from tests.helpers.examples import examples
 
 PARAMS = {"w": jnp.ones((3, 2)), "scale": 0.5}
 X = jax.ShapeDtypeStruct((7, 9, 3), np.float32)
@@ -43,6 +44,7 @@ def test_pytrees(args):
     assert [leaf.shape for leaf in tree["rest"]] == [(batch,), (seq,)]
 
 
+@examples(40, thorough=100)
 @given(st.data(), configs())
 def test_sizes_of_a_configuration(data, config):
     """Whatever the configuration, the sizes are inside its limits, and inside narrower ones."""

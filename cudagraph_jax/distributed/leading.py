@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
 import jax
@@ -182,12 +182,16 @@ def lead(function: Function, *passed: PyTree, timeout_s: float | None = None) ->
     others = jax.process_count() - 1
     with PEERS.leading(_name(function)):
         if others:
-            with closing(Door()) as door:
-                wait_s, _ = _meet(
-                    function, passed, timeout_s, leads=True, said=lambda: door.address
-                )
+            with ExitStack() as entrance:
+                doors: list[Door] = []
+
+                def opened() -> str:  # while they meet, who learn where it is, or why there is none
+                    doors.append(entrance.enter_context(closing(Door())))
+                    return doors[0].address
+
+                wait_s, _ = _meet(function, passed, timeout_s, leads=True, said=opened)
                 with _together():
-                    links = door.let_in(others, timeout_s=wait_s)
+                    links = doors[0].let_in(others, timeout_s=wait_s)
                     led = Led(function, passed, links, timeout_s=wait_s)
         else:
             wait_s = _checked(function, passed, timeout_s, leads=True)

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -144,28 +143,23 @@ _PULSE = encoded({})
 
 
 class Door:
-    """Where process 0 lets the others in, from when its address or they are asked for."""
+    """Where process 0 lets the others in.
+
+    Attributes:
+        address: What they need to know, as text; whoever knows it may come in.
+
+    Raises:
+        OSError: There is no room for another connection.
+    """
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(_PROOF)
-
-    @cached_property
-    def _listening(self) -> socket.socket:
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
-        listening = socket.create_server(("", 0), family=family, dualstack_ipv6=dual)
-        listening.setblocking(False)
-        return listening
-
-    @cached_property
-    def address(self) -> str:
-        """What they need to know, as text; whoever knows it may come in.
-
-        Raises:
-            OSError: There is no room for another connection.
-        """
+        self._listening = socket.create_server(("", 0), family=family, dualstack_ipv6=dual)
+        self._listening.setblocking(False)
         port = self._listening.getsockname()[1]
-        return json.dumps([socket.gethostname(), _own_hosts(), port, self._key.hex()])
+        self.address = json.dumps([socket.gethostname(), _own_hosts(), port, self._key.hex()])
 
     def let_in(self, number: int, *, timeout_s: float) -> list[Link]:
         """The links to the processes 1 to `number`, in their order.
@@ -226,8 +220,7 @@ class Door:
 
     def close(self) -> None:
         """Lets nobody in any more."""
-        if "_listening" in vars(self):
-            self._listening.close()
+        self._listening.close()
 
 
 class _Visitor:

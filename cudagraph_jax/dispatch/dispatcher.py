@@ -406,6 +406,8 @@ class Dispatcher:
 
     def _tell_of_lengths(self, call: Call, bucket: Bucket) -> None:
         """Says once for each function that every length is compiled for itself."""
+        if self.config.capture_seq_lens is not None:
+            return
         notice = lengths_notice(self.registry, call, bucket)
         if notice is not None and self._is_news(call, "lengths"):
             logger.warning("%s", notice)

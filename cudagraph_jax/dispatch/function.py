@@ -262,7 +262,7 @@ class BucketedFunction(Generic[P, R]):
         try:
             written = self._bind(args, kwargs)
             bound = self._as_known(written)
-            key = None if (is_simple := is_plain(self.target.unpad)) else self._key(bound)
+            key = None if (plain := ASKED and is_plain(self.target.unpad)) else self._key(bound)
             draft = self._routes.draft()
             route = None if key is None else draft.table.get(key)
             is_taken = (
@@ -282,7 +282,7 @@ class BucketedFunction(Generic[P, R]):
                 draft.add(route, key=key, lead=self._lead_of(bound))
                 return outputs
         try:
-            if is_simple or has_tracers(written.args, written.kwargs):
+            if plain or has_tracers(written.args, written.kwargs):
                 use_jax()  # as the operations will, many of them at once
                 call = None
             else:

@@ -323,6 +323,11 @@ def too_large_axes(config: CUDAGraphConfig, sizes: Bucket) -> list[str]:
     return [axis for axis, size in sizes.sizes.items() if size > config.largest(axis)]
 
 
+def has_every_length(config: CUDAGraphConfig, call: Call) -> bool:
+    """Whether each length of the call's sequences is a bucket of its own."""
+    return config.capture_seq_lens is None and "seq" in call.carried
+
+
 def limits(config: CUDAGraphConfig, sizes: Bucket, carried: Collection[str]) -> str:
     """The limits that a call is outside of, in words."""
     if beyond := too_large_axes(config, sizes):

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
+from weakref import WeakSet
 
 import jax
 
@@ -23,6 +24,7 @@ from cudagraph_jax.dispatch.decision import (
     Reason,
     bucket_to_pad,
     decide,
+    has_every_length,
 )
 from cudagraph_jax.dispatch.fallback import (
     eager_answer,
@@ -63,6 +65,7 @@ from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.settings import refuse_not_finite
+from cudagraph_jax.xla.stages import Executable
 
 
 class Reply(NamedTuple):
@@ -100,7 +103,8 @@ class Dispatcher:
         self.outcomes = Outcomes(registry.sizes)
         # What a function is known by, which does not keep it.
         self._told: dict[tuple[FunctionRef, str], object] = {}
-        self._independent: set[tuple[Variant, Bucket]] = set()
+        # Those in which rows have proved not to depend on each other; of what is gone none is kept.
+        self._independent: WeakSet[Executable] = WeakSet()
         self._is_child = False
         put_right_in_child(self)
 
@@ -406,7 +410,7 @@ class Dispatcher:
 
     def _tell_of_lengths(self, call: Call, bucket: Bucket) -> None:
         """Says once for each function that every length is compiled for itself."""
-        if self.config.capture_seq_lens is not None:
+        if not has_every_length(self.config, call):
             return
         notice = lengths_notice(self.registry, call, bucket)
         if notice is not None and self._is_news(call, "lengths"):
@@ -439,11 +443,11 @@ class Dispatcher:
 
     def _check_split(self, call: Call, entry: CUDAGraphEntry, whole: PyTree) -> None:
         """In debug_mode: raises where rows depend on each other, until they have proved not to."""
-        config, tried = self.config, (call.variant, entry.bucket)
-        if config.debug_mode and tried not in self._independent:
+        config = self.config
+        if config.debug_mode and entry.executable not in self._independent:
             check_joined(whole, entry, call, compare_where=config.compare_where)
             if has_distinct_rows(call):
-                self._independent.add(tried)
+                self._independent.add(entry.executable)
 
     def _run_piece(self, call: Call, made: Cached[CUDAGraphEntry] | None) -> PyTree:
         if made is None:
@@ -511,16 +515,17 @@ class Dispatcher:
     def _tell_of_eager(self, call: Call, decision: Decision, outputs: PyTree, start: float) -> None:
         """Says once for each function what it took, where no bucket serves and nobody chose so."""
         rows, is_sealed = decision.piece_rows, self.mode is CUDAGraphMode.REPLAY
-        notice = partial(overflow_notice, is_sealed=is_sealed)
         if is_sealed and (rows or decision.reason is Reason.SEALED):
             sizes = call.sizes.with_sizes({"batch": rows}) if rows else call.sizes
             bucket = self.config.padded(sizes, call.carried)
             if self._failure(bucket, call.variant) is not None:
                 return  # which was warned of
-            notice = partial(sealed_notice, bucket=bucket)
-        elif rows or decision.reason is not Reason.OVERFLOW:
+            what, notice = "sealed", partial(sealed_notice, bucket=bucket)
+        elif decision.reason is Reason.OVERFLOW and not rows:
+            what, notice = "overflow", partial(overflow_notice, is_sealed=is_sealed)
+        else:
             return
-        if self._is_news(call, notice.func.__name__):
+        if self._is_news(call, what):
             jax.block_until_ready(outputs)
             took_ms = (perf_counter() - start) * 1e3
             logger.warning("%s", notice(self.registry, call, took_ms))

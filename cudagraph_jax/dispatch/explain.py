@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cudagraph_jax.config import CUDAGraphConfig
-from cudagraph_jax.dispatch.decision import Decision, Reason, larger_limits, limits
+from cudagraph_jax.dispatch.decision import (
+    Decision,
+    Reason,
+    has_every_length,
+    larger_limits,
+    limits,
+)
 from cudagraph_jax.dispatch.dispatcher import Dispatcher
-from cudagraph_jax.dispatch.nearest import has_every_length, nearest_entry
+from cudagraph_jax.dispatch.nearest import nearest_entry
 from cudagraph_jax.graphs.entry import homes_in
 from cudagraph_jax.graphs.pads import ways_in
 from cudagraph_jax.modes import CUDAGraphMode

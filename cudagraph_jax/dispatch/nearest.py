@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
-from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.dispatch.decision import larger_limits, limits
 from cudagraph_jax.graphs.entry import CUDAGraphEntry
 from cudagraph_jax.program.call import AbstractLeaf, Call, Variant, argument_leaf_names
@@ -128,21 +127,14 @@ def sealed_notice(
     )
 
 
-def has_every_length(config: CUDAGraphConfig, call: Call) -> bool:
-    """Whether each length of the call's sequences is a bucket of its own."""
-    return config.capture_seq_lens is None and "seq" in call.carried
-
-
 def lengths_notice(registry: CUDAGraphRegistry, call: Call, bucket: Bucket) -> str | None:
-    """What is said where requests are captured one length after the other; None where not.
+    """What is said where requests are captured one length after the other; None of the first.
 
     Args:
         registry: What is captured.
         call: The call.
         bucket: What is captured for it.
     """
-    if not has_every_length(registry.config, call):
-        return None
     lengths = {entry.seq_len for entry in registry.entries() if entry.variant == call.variant}
     others = len(lengths - {bucket.seq_len})
     if not others:

@@ -87,9 +87,9 @@ def _acquire(
                 time.sleep(min(_POLL_S, rest_s))
             else:
                 break
-    # The second is filelock's answer for file systems without locks. Without one, two servers may
-    # compile the same bucket; what either writes is whole.
     except (OSError, NotImplementedError):
+        # The second is filelock's answer for file systems without locks. Without one, two servers
+        # may compile the same bucket; what either writes is whole.
         return False
     stack.callback(lock.release)
     return True

@@ -201,7 +201,7 @@ def absent_gpu(gpu: str) -> jax.Device:
         found = topologies.get_topology_desc(
             platform="cuda", topology="1x1x1", target_config=config
         )
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # of JAX, where no plugin knows the platform
         raise ConfigError(
             f"cannot compile for gpu={gpu!r}: JAX has no compiler for CUDA here ({error}): "
             f"{_remedy()}"

@@ -30,7 +30,7 @@ from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.graphs.pads import padded_leaves
 from cudagraph_jax.graphs.route import NO_KWARGS, Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
-from cudagraph_jax.program.arguments import is_committed, leading_leaf
+from cudagraph_jax.program.arguments import commitments, leading_leaf
 from cudagraph_jax.program.binding import Binder, Bound, Form, Pick, picker, unbound
 from cudagraph_jax.program.call import (
     Args,
@@ -371,10 +371,8 @@ class BucketedFunction(Generic[P, R]):
             if not all(map(is_array, leaves)):
                 return None
             arrays = tuple(map(_shape_and_dtype, leaves))
-            if ASKED:
-                # JAX compiles how it cuts an array that lies on one of several devices by chance,
-                # and one in NumPy it cuts on the host.
-                arrays = (arrays, tuple(map(is_committed, leaves)))
+            if committed := commitments(leaves):
+                arrays = (arrays, committed)
             if not jax.tree_util.all_leaves(picked):
                 arrays = (structure, arrays)
             placed = tuple(map(placement, leaves))

@@ -15,6 +15,7 @@ from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.call import Args, Call, is_array, is_key, is_weak
 from cudagraph_jax.program.padded import Padded, is_padded
 from cudagraph_jax.shapes.pytrees import ArgumentLeaves, PyTree, leaves_of_arguments
+from cudagraph_jax.xla.settings import ASKED, MESH
 
 
 class Nested(NamedTuple):
@@ -94,7 +95,16 @@ Dtypes = tuple[np.dtype[np.generic], ...]
 """Of NumPy arrays that the compiled function takes without losing digits."""
 
 
-def is_committed(array: object) -> bool | None:
+def commitments(arrays: Sequence[object]) -> tuple[bool | None, ...]:
+    """Which arrays were put where they are on purpose; nothing where that is no matter.
+
+    Where there are several devices, or a mesh, JAX compiles how it cuts an array that lies on one
+    of them by chance, and one in NumPy it cuts on the host.
+    """
+    return tuple(map(_is_committed, arrays)) if MESH in ASKED else ()
+
+
+def _is_committed(array: object) -> bool | None:
     """Whether an array of JAX's was put where it is on purpose; None of NumPy's, and of tracers."""
     is_placed = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
     return array.committed if is_placed else None  # type: ignore[attr-defined]  # an array of JAX's

@@ -11,7 +11,7 @@ import jax
 
 from cudagraph_jax._base.checks import request_size, require_arrays_from
 from cudagraph_jax.errors import InputShapeError
-from cudagraph_jax.program.arguments import is_committed
+from cudagraph_jax.program.arguments import commitments
 from cudagraph_jax.program.call import Call, Declared, Target, describe_call, is_array
 from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.padded import flatten_arguments
@@ -20,7 +20,7 @@ from cudagraph_jax.shapes.axes import LeafAxes, axes_by_size
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.padding import UNCHOSEN
 from cudagraph_jax.shapes.pytrees import PyTree, as_structs, describe_mismatch
-from cudagraph_jax.xla.settings import ASKED, MESH, current_settings
+from cudagraph_jax.xla.settings import current_settings
 
 Function = Callable[[PyTree], PyTree]
 
@@ -152,9 +152,9 @@ def route_key(
     if not all(map(is_array, leaves)):
         return None  # a Python number, or what JAX does not take as it is
     known_by = weakref.ref if type(function) is FunctionType else FunctionRef
-    # Of an array that lies on one of several devices by chance JAX compiles how it is cut.
-    arrays = [(leaf.shape, leaf.dtype, MESH in ASKED and is_committed(leaf)) for leaf in leaves]
-    key = (known_by(function), sizes, structure, current_settings(), *arrays)
+    arrays = [(leaf.shape, leaf.dtype) for leaf in leaves]
+    placed = (current_settings(), commitments(leaves))
+    key = (known_by(function), sizes, structure, placed, *arrays)
     try:
         hash(key)
     except TypeError:

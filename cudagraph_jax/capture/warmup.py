@@ -162,7 +162,8 @@ def warm_grid(
         ConfigError: The grid does not fit into `max_graphs` or the memory budget; said before the
             first bucket over it is compiled, as far as the ones before tell what it needs. Or a
             bucket needs more to run than is free of its device, or none of them has few enough
-            elements at a length that is not padded, or a mesh does not divide a size.
+            elements at a length that is not padded, or no call of such a length has a bucket, or a mesh
+            does not divide a size.
         SealedError: The mode does not allow captures.
         InputShapeError: An output that must be trimmed cannot be.
         CaptureError: No bucket can be traced, and neither does the plain function take the example.
@@ -297,7 +298,14 @@ def _mistake_of(call: Call) -> Exception | None:
 
 
 def _grid(config: CUDAGraphConfig, call: Call) -> tuple[Bucket, ...]:
-    buckets = config.grid(call.carried, call.sizes)
+    buckets, seq_len = config.grid(call.carried, call.sizes), call.sizes.seq_len
+    is_alone = config.capture_seq_lens is None and "seq" in call.carried
+    if is_alone and not 1 <= seq_len <= config.max_seq_len:
+        raise ConfigError(
+            f"the warm-up of {call.target.name} has an example of seq_len={seq_len}, which without "
+            "capture_seq_lens is the one length that it captures, and calls of it are outside the "
+            f"limits, 1 to {config.max_seq_len}: give another example, or capture_seq_lens"
+        )
     if not buckets:
         raise ConfigError(
             f"{call.target.name} at {call.sizes} has no bucket within "

@@ -135,7 +135,7 @@ class Dispatcher:
         ]
         refused = next((part for part in parts if part.error is not None), None)
         if refused is not None:
-            return refused
+            return refused._replace(bucket=None)  # which was the piece's
         first = parts[0]
         if first.entry is not None and (error := unjoinable(first.entry.outputs)) is not None:
             return decision._replace(reason=Reason.INPUT, error=error)

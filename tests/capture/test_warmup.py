@@ -125,6 +125,18 @@ def test_without_lengths_the_example_gives_the_length():
     assert [record.bucket for record in report.buckets] == [Bucket(4, 7), Bucket(2, 7)]
 
 
+@pytest.mark.parametrize("seq_len", [0, 9])
+def test_a_length_whose_calls_have_no_bucket(seq_len):
+    """An example whose one length is empty or beyond the limit is refused: no call would hit."""
+    config = CUDAGraphConfig(capture_sizes=(2, 4), max_capture_seq_len=8, warmup_iterations=0)
+    function = bucket_jit(double, in_axes=("batch seq",), config=config)
+    with pytest.raises(
+        ConfigError, match=rf"seq_len={seq_len}, .*outside the limits, 1 to 8: give"
+    ):
+        function.warmup(floats(0, 1, seq_len), progress=False)
+    assert function.registry.num_graphs == 0
+
+
 def test_keywords_and_statics():
     """Keyword, static and masked arguments warm the programs that such calls use."""
 

@@ -160,11 +160,17 @@ def test_which_bucket():
         np.testing.assert_array_equal(function(ahead), x * 2)
     for policy in ("eager", "split", "error"):
         limited = bucket_jit(
-            lambda x: x, in_axes="batch seq", config=dataclasses.replace(ONE, on_overflow=policy)
+            lambda x: x,
+            in_axes="batch seq",
+            config=dataclasses.replace(ONE, on_overflow=policy, on_miss="error"),
         )
         with pytest.raises(
             BucketOverflowError, match=r"5x5 is outside the limits.*add larger buckets"
         ):
+            limited.pad(floats(0, 5, 5))
+        limited.seal()  # what a piece of it is refused for is no bucket of the whole
+        assert limited.explain(floats(0, 5, 5)).bucket is None
+        with pytest.raises(BucketOverflowError, match="5x5 is outside the limits"):
             limited.pad(floats(0, 5, 5))
     exact = bucket_jit(
         lambda x: x, in_axes="batch seq", config=dataclasses.replace(ONE, on_overflow="exact")

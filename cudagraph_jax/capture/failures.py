@@ -12,6 +12,7 @@ from cudagraph_jax.errors import CaptureError, CUDAGraphWarning, PaddingLeakErro
 from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.xla.stages import is_of_traced
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0
@@ -95,8 +96,8 @@ class Failures:
 
     def note(self, bucket: Bucket, variant: Variant, error: CaptureError) -> bool:
         """Keeps `error`; whether it is new, and not that of the same attempt."""
-        if variant.function.is_gone:
-            return False  # nobody will call it again
+        if variant.function.is_gone or is_of_traced(error):
+            return False  # nobody will call it again, or the next call closes over another value
         # Others go on behind it, or end their own sentence.
         text = str(error).rstrip(". ")
         before = self.remembered.get((bucket, variant))

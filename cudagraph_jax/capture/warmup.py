@@ -162,7 +162,7 @@ def warm_grid(
         ConfigError: The grid does not fit into `max_graphs` or the memory budget; said before the
             first bucket over it is compiled, as far as the ones before tell what it needs. Or a
             bucket needs more to run than is free of its device, or none of them has few enough
-            elements at a length that is not padded, or no call of such a length has a bucket, or a mesh
+            elements at a length that is not padded, or that length is outside the limits, or a mesh
             does not divide a size.
         SealedError: The mode does not allow captures.
         InputShapeError: An output that must be trimmed cannot be.

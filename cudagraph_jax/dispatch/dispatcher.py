@@ -65,7 +65,7 @@ from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.shapes.pytrees import PyTree
 from cudagraph_jax.xla.settings import refuse_not_finite
-from cudagraph_jax.xla.stages import Executable
+from cudagraph_jax.xla.stages import Executable, is_of_traced
 
 
 class Reply(NamedTuple):
@@ -378,7 +378,7 @@ class Dispatcher:
         return Reply(outputs)
 
     def _capture(self, call: Call, decision: Decision, is_admitted: bool) -> Reply | None:
-        bucket = decision.bucket
+        bucket, reason = decision.bucket, Reason.FAILED
         assert bucket is not None  # or this is not what was decided
         if not is_admitted:
             return None
@@ -386,6 +386,7 @@ class Dispatcher:
             made = self.capturer.capture(call, bucket)
         except CaptureError as error:
             answer = partial(without_bucket, self.capturer, call, bucket, error)
+            reason = Reason.TRANSFORMED if is_of_traced(error) else reason
         else:
             # What is compiled may show that it spans processes; the next call is compared again.
             decision.agreed(call, self.config, self.registry.entries)
@@ -405,7 +406,7 @@ class Dispatcher:
             outputs = answer()
         finally:
             del answer  # with the error, whose traceback leads back to this frame
-        self.outcomes.add("eager", Reason.FAILED, call.sizes)
+        self.outcomes.add("eager", reason, call.sizes)
         return Reply(outputs)
 
     def _tell_of_lengths(self, call: Call, bucket: Bucket) -> None:

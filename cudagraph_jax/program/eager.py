@@ -139,7 +139,12 @@ def run_traced(
 
 
 def _full_masks(target: Target, carried: Sequence[str], sizes: Bucket) -> dict[str, PyTree]:
-    return {mask.name: np.ones(mask.shape(carried, sizes), np.bool_) for mask in target.masks}
+    shapes = {mask.name: mask.shape(carried, sizes) for mask in target.masks}
+    # Of sizes that are symbols, as under `jax.export`, NumPy makes no array.
+    return {
+        name: (np if all(isinstance(size, int) for size in shape) else jnp).ones(shape, np.bool_)
+        for name, shape in shapes.items()
+    }
 
 
 def _on_host(leaf: PyTree) -> PyTree:

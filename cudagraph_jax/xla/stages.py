@@ -186,6 +186,11 @@ def lower_function(
     with stage_errors("trace", name), tracing_refusals(name):
         jitted = jax.jit(fresh, donate_argnums=donated, keep_unused=keep_unused)
         traced = jitted.trace(*args, **kwargs)
+        if len(traced.jaxpr.in_avals) > len(leaves):  # JAX has tracers in front of the arguments
+            raise jax.errors.UnexpectedTracerError(
+                "it closes over a value that is traced, as within jax.jit, jax.grad or jax.vmap: "
+                "there it is the plain function"
+            )
     with stage_errors("lower", name), tracing_refusals(name):
         lowered = traced.lower()
         if is_flat:  # what it compiles to takes the arguments in the pytree of these
@@ -194,6 +199,11 @@ def lower_function(
     outputs = unflatten_shapes(lowered.out_tree, shapes)
     took_ms = (clock() - start) * 1e3
     return Lowering(lowered, outputs, name, took_ms, closed_over_bytes(traced.jaxpr))
+
+
+def is_of_traced(error: CaptureError) -> bool:
+    """Whether a function could not be lowered for a traced value that it closes over."""
+    return isinstance(error.__cause__, jax.errors.UnexpectedTracerError)
 
 
 def _takes_infos(structure: jax.tree_util.PyTreeDef, leaves: Sequence[PyTree]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import threading
@@ -355,6 +356,41 @@ def test_under_transformations_the_mask_is_all_real():
     assert_close(jax.jit(function)(TABLE, ids), expected)
     assert_close(jax.jit(lambda table: function(table, ids=ids))(TABLE), expected)
     assert stats_of(function)["eager_by_reason"] == {"transformed": 2}
+
+
+@pytest.mark.parametrize("options", [{}, {"debug_mode": True}, {"on_miss": "background"}], ids=str)
+def test_what_closes_over_a_traced_value_is_the_function(options):
+    """What is made within a transformation, of its values, is the plain function without a word."""
+    config = dataclasses.replace(GRID, **options)
+    x, made = floats(0, 2, 3), []
+
+    def total(scale):
+        made.append(bucket_jit(lambda x: x * scale, in_axes="batch seq", config=config))
+        return made[-1](x).sum() + made[-1](x + 1).sum()
+
+    for transform, scale in ((jax.jit, 2.0), (jax.grad, 2.0), (jax.vmap, jnp.arange(3.0))):
+        expected = transform(lambda scale: (x * scale).sum() + ((x + 1) * scale).sum())(scale)
+        assert_close(transform(total)(scale), expected)
+    for function in made:
+        function.manager.wait()
+        assert function.registry.num_graphs == 0
+        assert not function.manager.dispatcher.capturer.failures.remembered
+    known = {} if "on_miss" in options else {"transformed": 2}
+    assert known.items() <= stats_of(made[0])["eager_by_reason"].items()
+
+
+def test_masks_of_sizes_that_are_symbols():
+    """A function with a mask is exported for any sizes, as the plain one is."""
+    function = bucket_jit(row_means, in_axes="batch seq", mask_argname="mask", config=GRID)
+    shape = jax.export.symbolic_shape("rows, length")
+    exported = jax.export.export(jax.jit(function))(jax.ShapeDtypeStruct(shape, np.float32))
+    x = floats(0, 2, 3)
+    assert_close(exported.call(x), x.mean(axis=1))
+
+
+def row_means(x, *, mask):
+    """The mean of what is real of each row."""
+    return jnp.where(mask, x, 0).sum(axis=1) / mask.sum(axis=1)
 
 
 @pytest.mark.parametrize("shares", [True, False], ids=["one manager", "two managers"])

@@ -20,6 +20,7 @@ from cudagraph_jax.graphs.trial import (
     Poisonable,
     Trial,
     example_call,
+    full_masks,
     poison,
     poisonable,
 )
@@ -46,7 +47,8 @@ def check_entry(
     for arrays that were declared to be padded with `"any"`: a weight of exactly zero stops numbers,
     and never NaN. A mask keeps its padding: bools, numbers that look like one, and what proves to
     be one, because padding of other arrays matters where its own says that it is real. So does an
-    array whose pad value was chosen.
+    array whose pad value was chosen. Where there is nothing but masks, they are tried full, too: of
+    `jnp.all` an element that is false hides that padding is.
 
     Args:
         entry: A new entry.
@@ -138,6 +140,11 @@ def _check_trial(trial: Trial) -> None:
     arrays = poisonable(trial.entry.program, trial.example)
     _check_data(trial, arrays)
     _check_doubtful(trial, arrays)
+    full = full_masks(trial.entry.program, trial.example)
+    if full is not None:
+        whole = Trial(trial.entry, full, compare_where=trial.compare_where)
+        if whole.refusal() is None:
+            _refuse_difference(whole, {}, whole.expected)
 
 
 def _check_data(trial: Trial, arrays: Poisonable) -> None:

@@ -218,6 +218,28 @@ def poisonable(program: Program, call: Call, *, takes_chosen: bool = False) -> P
     return found
 
 
+def full_masks(program: Program, call: Call) -> Call | None:
+    """`call` with masks that say that all is real; None where they do, or anything else is padded.
+
+    Beside other arrays they are left: what a mask leaves out of those may be no value for a loop.
+    """
+    leaves = list(call.leaves)
+    for index, (leaf, axes, pad) in enumerate(
+        zip(leaves, call.axes, program.leaf_pads, strict=True)
+    ):
+        if axes.passes_through:
+            continue
+        array = np.asarray(leaf)
+        if pad not in (0, 1) or not (array.dtype == np.bool_ or looks_like_mask(array, axes)):
+            return None
+        leaves[index] = np.full(array.shape, 1 - int(pad), array.dtype)
+    pairs = zip(leaves, call.leaves, strict=True)
+    if all(full is leaf or np.array_equal(full, leaf) for full, leaf in pairs):
+        return None
+    args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
+    return dataclasses.replace(call, args=args, kwargs=kwargs, leaves=tuple(leaves))
+
+
 def poison(data: Mapping[int, Array], floating: float, *, largest: bool) -> dict[int, PadValue]:
     """Padding of `floating`, or of an end of the range of integers that are surely valid.
 

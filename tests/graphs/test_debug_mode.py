@@ -165,6 +165,33 @@ def test_what_goes_by_the_order_is_caught(dtype, least):
         sort(np.linspace(least, least / 2, 12).reshape(3, 4).astype(dtype))
 
 
+@pytest.mark.parametrize(
+    ("leaky", "example", "pad_value"),
+    [
+        (jnp.all, np.eye(3, 4) == 0, 0),
+        (jnp.any, np.eye(3, 4) == 1, True),
+        (jnp.min, np.tri(3, 4, dtype=np.float32), 0),
+        (jnp.argmin, np.eye(3, 4) == 0, 0),
+    ],
+    ids=["all", "any", "min", "argmin"],
+)
+def test_what_a_masks_own_elements_hide_is_caught(leaky, example, pad_value):
+    """What is false in each row of the example hides that padding is; a row of nothing else not."""
+    for by_rows, reduce in (("batch seq", True), ("batch _", False)):
+        rows = bucket_jit(
+            lambda x, reduce=reduce: leaky(x, axis=1) if reduce else leaky(x, axis=0),
+            in_axes=by_rows,
+            pad_values=pad_value,
+            config=DEBUG,
+        )
+        with pytest.raises(PaddingLeakError, match="the padding changes the real rows"):
+            rows(example)
+    chosen = bucket_jit(
+        lambda x: leaky(x, axis=1), in_axes="batch seq", pad_values=1 - pad_value, config=DEBUG
+    )
+    np.testing.assert_array_equal(chosen(example), leaky(example, axis=1))
+
+
 @pytest.mark.parametrize("example", ["zeros", "ones", "abstract"])
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_a_leak_beside_a_mask_is_caught(dtype, example):

@@ -34,6 +34,7 @@ from cudagraph_jax.program.program import Program, request_for
 from cudagraph_jax.report.progress import Progress
 from cudagraph_jax.report.warmup_report import BucketWarmup, Status, WarmupReport
 from cudagraph_jax.shapes.ladder import Bucket
+from cudagraph_jax.xla.stages import is_of_traced
 
 Capture = Callable[[Bucket], Cached[CUDAGraphEntry]]
 Failed = Callable[[Bucket, CaptureError], None]
@@ -166,7 +167,8 @@ def warm_grid(
             does not divide a size.
         SealedError: The mode does not allow captures.
         InputShapeError: An output that must be trimmed cannot be.
-        CaptureError: No bucket can be traced, and neither does the plain function take the example.
+        CaptureError: No bucket can be traced, and neither does the plain function take the example;
+            or it closes over a traced value, so that a call is the plain function's.
         DistributedError: It spans processes that do not agree on it.
     """
     config, mode = capturer.registry.config, capturer.gate.mode
@@ -272,6 +274,9 @@ def _remembering(
     failures: dict[Bucket, CaptureError] = {}
     try:
         yield failures
+        traced = next(filter(is_of_traced, failures.values()), None)
+        if traced is not None:
+            raise traced
         are_traces = all(error.stage == "trace" for error in failures.values())
         if are_traces and len(failures) == len(buckets) and (mistake := _mistake_of(call)):
             failures.clear()

@@ -188,8 +188,8 @@ def lower_function(
         traced = jitted.trace(*args, **kwargs)
         if len(traced.jaxpr.in_avals) > len(leaves):  # JAX has tracers in front of the arguments
             raise jax.errors.UnexpectedTracerError(
-                "it closes over a value that is traced, as within jax.jit, jax.grad or jax.vmap: "
-                "there it is the plain function"
+                "it closes over a value that is traced, as within jax.jit, jax.grad or jax.vmap, "
+                "where calls are the plain function's: capture it outside, with that as an argument"
             )
     with stage_errors("lower", name), tracing_refusals(name):
         lowered = traced.lower()

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cudagraph_jax import (
+    CaptureError,
     ConfigError,
     CUDAGraphConfig,
     CUDAGraphManager,
@@ -377,6 +378,22 @@ def test_what_closes_over_a_traced_value_is_the_function(options):
         assert not function.manager.dispatcher.capturer.failures.remembered
     known = {} if "on_miss" in options else {"transformed": 2}
     assert known.items() <= stats_of(made[0])["eager_by_reason"].items()
+
+
+def test_what_closes_over_a_traced_value_is_not_captured_ahead():
+    """A warm-up, and whoever captures by hand, is told so."""
+
+    def warmed(scale):
+        function = bucket_jit(lambda x: x * scale, in_axes="batch seq", config=GRID)
+        function.warmup(floats(0, 2, 3), progress=False)
+
+    def captured(scale):
+        struct = jax.ShapeDtypeStruct((2, 3), np.float32)
+        CUDAGraphManager(GRID).capture_graph(2, 3, lambda x: x * scale, struct)
+
+    for ahead in (warmed, captured):
+        with pytest.raises(CaptureError, match="closes over a value that is traced"):
+            jax.jit(ahead)(2.0)
 
 
 def test_masks_of_sizes_that_are_symbols():

@@ -223,18 +223,18 @@ def full_masks(program: Program, call: Call) -> Call | None:
 
     Beside other arrays they are left: what a mask leaves out of those may be no value for a loop.
     """
-    leaves = list(call.leaves)
-    for index, (leaf, axes, pad) in enumerate(
-        zip(leaves, call.axes, program.leaf_pads, strict=True)
-    ):
+    leaves: list[PyTree] = list(call.leaves)
+    is_full = True
+    described = zip(call.leaves, call.axes, program.leaf_pads, strict=True)
+    for index, (leaf, axes, pad) in enumerate(described):
         if axes.passes_through:
             continue
         array = np.asarray(leaf)
         if pad not in (0, 1) or not (array.dtype == np.bool_ or looks_like_mask(array, axes)):
             return None
-        leaves[index] = np.full(array.shape, 1 - int(pad), array.dtype)
-    pairs = zip(leaves, call.leaves, strict=True)
-    if all(full is leaf or np.array_equal(full, leaf) for full, leaf in pairs):
+        leaves[index] = np.full(array.shape, 0 if pad else 1, array.dtype)
+        is_full = is_full and np.array_equal(array, leaves[index])
+    if is_full:
         return None
     args, kwargs = jax.tree.unflatten(call.variant.structure, leaves)
     return dataclasses.replace(call, args=args, kwargs=kwargs, leaves=tuple(leaves))

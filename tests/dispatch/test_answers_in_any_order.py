@@ -159,6 +159,7 @@ class AnyOrder(RuleBasedStateMachine):
         )
         self.functions = [make(scaled), make(scaled, unpad="device")]
         self.answers = 0
+        self.last: tuple[Written, int] | None = None
 
     def check(self, call: Written, which: int) -> None:
         function = self.functions[which]
@@ -187,7 +188,15 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(call=CALLS, which=st.sampled_from([0, 1]))
     def call_it(self, call: Written, which: int) -> None:
+        self.last = call, which
         self.check(call, which)
+
+    @precondition(lambda self: self.last)
+    @rule(device=st.sampled_from([0, -1]), wide=st.booleans())
+    def call_it_with_other_settings(self, device: int, wide: bool) -> None:
+        assert self.last is not None
+        call, which = self.last
+        self.check(dataclasses.replace(call, device=device, wide=wide), which)
 
     @rule(calls=st.lists(CALLS, min_size=2, max_size=3), which=st.sampled_from([0, 1]))
     def call_it_from_threads(self, calls: list[Written], which: int) -> None:

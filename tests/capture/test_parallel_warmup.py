@@ -276,6 +276,15 @@ def test_an_interrupt_does_not_wait_for_compiles():
     assert len(compiler.made) <= 3
 
 
+def test_one_worker_compiles_aside_as_well():
+    """XLA hears of no signal while it compiles, so that it never does where Ctrl-C is handled."""
+    threads = set()
+    compiler = FakeCompiler(before=lambda made: threads.add(threading.current_thread()))
+    served(compiler).warmup(floats(0, 1, 1), progress=False)
+    assert threads
+    assert threading.main_thread() not in threads
+
+
 def test_the_phases_have_names(capsys):
     """`progress=print` says what is done with each bucket, which equals the bucket itself."""
     function = served(FakeCompiler(), capture_sizes=(2,), capture_seq_lens=(4,))

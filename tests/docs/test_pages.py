@@ -13,6 +13,7 @@ from hypothesis import settings
 import cudagraph_jax
 from cudagraph_jax import cli
 from tests.docs import pages
+from tests.helpers.examples import IS_THOROUGH
 
 ROOT = pages.ROOT
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)")
@@ -25,8 +26,10 @@ pytestmark = pytest.mark.skipif(
     not (ROOT / "docs").is_dir(), reason="a source distribution has no documentation"
 )
 each_page = pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
-# The code of recipes runs in test_recipes.py.
-WITH_CODE = [page for page in pages.PAGES if pages.blocks(page) and page.parent.name != "recipes"]
+# The README's code runs in test_readme.py, that of recipes in test_recipes.py.
+WITH_CODE = [
+    page for page in pages.PAGES[1:] if pages.blocks(page) and page.parent.name != "recipes"
+]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=pages.name_of)
@@ -35,7 +38,7 @@ def test_code(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # A page's assertion compiles its function operation by operation for each size it draws.
     usual = settings.get_current_profile_name()
-    settings.register_profile("pages", settings(), max_examples=10)
+    settings.register_profile("pages", settings(), max_examples=10 if IS_THOROUGH else 4)
     settings.load_profile("pages")
     try:
         names = pages.run(page)

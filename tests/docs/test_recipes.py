@@ -26,7 +26,7 @@ from tests.docs import pages
 from tests.helpers.examples import IS_THOROUGH
 
 FOLDER = pages.DOCS / "recipes"
-SIZES_OF_MORE_AXES = 20 if IS_THOROUGH else 8
+SIZES_OF_MORE_AXES = 20 if IS_THOROUGH else 5
 SIZES = [(1, 1), (3, 57), (4, 64), (8, 33)]
 ONE_BUCKET = CUDAGraphConfig(capture_sizes=(4,), capture_seq_lens=(8,), warmup_iterations=0)
 

@@ -8,12 +8,10 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 import cudagraph_jax
 from cudagraph_jax import cli
 from tests.docs import pages
-from tests.helpers.examples import IS_THOROUGH
 
 ROOT = pages.ROOT
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)")
@@ -36,16 +34,10 @@ WITH_CODE = [
 def test_code(page, tmp_path, monkeypatch):
     """Every Python block of a page runs, in order, as its comments say; its own tests pass."""
     monkeypatch.chdir(tmp_path)
-    # A page's assertion compiles its function operation by operation for each size it draws.
-    usual = settings.get_current_profile_name()
-    settings.register_profile("pages", settings(), max_examples=10 if IS_THOROUGH else 4)
-    settings.load_profile("pages")
-    try:
+    with pages.few_examples():
         names = pages.run(page)
         for test in [names[name] for name in names if name.startswith("test_")]:
             test()
-    finally:
-        settings.load_profile(usual)
     if page.name == "observing.md":
         report = (tmp_path / "cache.html").read_text(encoding="utf-8")
         assert report.lower().startswith("<!doctype")

@@ -11,6 +11,7 @@ import pytest
 import cudagraph_jax
 from cudagraph_jax.cli.probe import EXTRAS
 from tests.docs import pages
+from tests.helpers.examples import as_a_whole
 
 MOST_BYTES = 8192
 
@@ -61,7 +62,9 @@ def test_quickstart_stands_debug_mode(quickstart):
         capture_sizes=(4,), capture_seq_lens=(64,), debug_mode=True
     )
     checked = cudagraph_jax.bucket_jit(
-        names["embed"].__wrapped__, in_axes=(None, "batch seq", "batch seq"), config=config
+        as_a_whole(names["embed"].__wrapped__),
+        in_axes=(None, "batch seq", "batch seq"),
+        config=config,
     )
     arguments = (names["params"], names["ids"], names["mask"])
     assert not checked.warmup(*arguments, progress=False).failed

@@ -9,6 +9,7 @@ import pkgutil
 import pytest
 
 import cudagraph_jax
+from tests.docs import pages
 
 # Started as a program, it runs the command line.
 PROGRAM = "cudagraph_jax.__main__"
@@ -30,7 +31,9 @@ def test_examples(name):
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     for test in examples(name):
         said: list[str] = []
-        assert runner.run(test, out=said.append).failed == 0, "".join(said)
+        with pages.few_examples():
+            failed = runner.run(test, out=said.append).failed
+        assert failed == 0, "".join(said)
 
 
 def test_there_are_examples():

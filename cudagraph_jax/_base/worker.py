@@ -303,7 +303,8 @@ def run_aside(
 def daemons(workers: int, *, name: str) -> Iterator[Callable[[Callable[[], None]], None]]:
     """A function that has a job done in a thread, at the end of which nobody need wait.
 
-    Nothing new begins once the block has ended, and what runs then is waited for half a second.
+    Nothing new begins once the block has ended, and what runs then is waited for half a second; the
+    end of the process waits for all of it, so that a job has to end.
 
     Args:
         workers: How many jobs run at a time.
@@ -326,14 +327,14 @@ def daemons(workers: int, *, name: str) -> Iterator[Callable[[Callable[[], None]
     finally:
         is_over.set()
         _join(threads, _AFTER_INTERRUPT_S)
-        _leave(threads)
+        _leave(threads, threading.TIMEOUT_MAX)
 
 
-def _leave(threads: Sequence[threading.Thread]) -> None:
+def _leave(threads: Sequence[threading.Thread], timeout_s: float = _AT_EXIT_S) -> None:
     running = [thread for thread in threads if thread.is_alive()]
     if running:
-        # One that ends within XLA while Python finalizes takes the process down with it.
-        atexit.register(_join, running, _AT_EXIT_S)
+        # One that is within XLA while Python finalizes takes the process down with it.
+        atexit.register(_join, running, timeout_s)
 
 
 def _join(threads: Sequence[threading.Thread], timeout_s: float) -> None:

@@ -55,7 +55,6 @@ class Capturer:
         failures: Captures that failed.
         background: Captures that wait.
         is_warm: Whether a warm-up has ended: from then on a capture disturbs traffic.
-        newest_plan: The last grid that was asked for; those before it are not put in place.
         free_bytes: Asked what is free of a device's memory, before a warm-up.
         recorded_again: How many buckets were run because a capture had thrown their graphs away.
         upkeep: Who writes down what is hot; None without a store.
@@ -76,7 +75,6 @@ class Capturer:
         self.is_warm = False
         self.free_bytes: Callable[[jax.Device], int | None] = free_bytes
         self.recorded_again = 0
-        self.newest_plan: object = None
         self.upkeep: Upkeep | None = None
         if registry.shelf is not None:
             # Here, because most processes keep nothing.
@@ -86,12 +84,35 @@ class Capturer:
         self._programs: WeakValueDictionary[Variant, Program] = WeakValueDictionary()
         self._first_calls: dict[Variant, Program] = {}
         self._watched: dict[FunctionRef, object] = {}
+        self._newest_plan: object = None
         self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
 
     def __del__(self) -> None:
         # A function that goes with its manager leaves what it knows of hot buckets.
         if (upkeep := getattr(self, "upkeep", None)) is not None and not sys.is_finalizing():
             upkeep.end()
+
+    def plan_later(self, job: Callable[[], None], *, dropped: Callable[[], None]) -> bool:
+        """Has a new grid captured in the background, instead of one that still waits.
+
+        Args:
+            job: Captures it.
+            dropped: Called instead where the manager is closed or reset before that.
+
+        Returns:
+            Whether it will be.
+        """
+        turn = object()
+
+        def capture() -> None:
+            if self._newest_plan is turn:
+                job()
+
+        before, self._newest_plan = self._newest_plan, turn
+        if self.background.submit(turn, capture, dropped=dropped):
+            return True
+        self._newest_plan = before
+        return False
 
     def program_of(self, call: Call) -> Program:
         """The one program of the call's variant, for as long as anybody holds it.

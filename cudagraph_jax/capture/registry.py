@@ -60,7 +60,7 @@ class _MemoryWarnings:
     """What the users of one registry are warned of, once each."""
 
     def __init__(self) -> None:
-        self._evictions: Counter[str] = Counter()
+        self._evictions: Counter[int] = Counter()
         self._told: set[str] = set()
 
     def evicted(self, entries: Iterable[CUDAGraphEntry]) -> None:
@@ -76,8 +76,8 @@ class _MemoryWarnings:
             full = config.max_graphs is not None and held >= config.max_graphs
             limit = "max_graphs" if full else "memory_pool_size_mb"
             message = (
-                f"thrashing: {_key(entry)} is compiled again and again, because it is evicted "
-                f"before it serves {_WORTH_A_COMPILE} replays: raise "
+                f"thrashing: {entry.variant.name} at {entry.bucket} is compiled again and again, "
+                f"because it is evicted before it serves {_WORTH_A_COMPILE} replays: raise "
                 f"{limit}={getattr(config, limit)}, or give fewer capture_sizes and "
                 "capture_seq_lens"
             )
@@ -105,8 +105,9 @@ class _MemoryWarnings:
         return is_new
 
 
-def _key(entry: CUDAGraphEntry) -> str:
-    return f"{entry.variant.name} at {entry.bucket}"
+def _key(entry: CUDAGraphEntry) -> int:
+    # Many functions may have one name. A number, since a variant keeps what it is of.
+    return hash((entry.variant, entry.bucket))
 
 
 def _warn(message: str) -> None:

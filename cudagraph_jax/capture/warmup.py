@@ -348,9 +348,6 @@ def _compiling_ahead(
     workers: int,
 ) -> Iterator[Callable[[Bucket], None]]:
     """A function that has a bucket compiled and, in threads, those that come next."""
-    if workers == 1:
-        yield lambda bucket: None
-        return
     places = {bucket: place for place, bucket in enumerate(order)}
     with registry.compiling_ahead(workers) as begin:
 

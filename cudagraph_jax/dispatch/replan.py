@@ -224,11 +224,9 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool
     programs = _programs(dispatcher.registry)
     grids = [len(config.grid(entry.program.carried, entry.bucket)) for entry in programs]
     _check_count(config, sum(grids) or plan.num_graphs)
-    capturer, turn = dispatcher.capturer, object()
+    capturer = dispatcher.capturer
 
     def job() -> None:
-        if capturer.newest_plan is not turn:
-            return
         try:
             _capture_and_switch(dispatcher, config)
         except BaseException as error:
@@ -242,9 +240,7 @@ def replan_later(dispatcher: Dispatcher, plan: BucketPlan, *, keeps_limits: bool
     def submit(is_admitted: bool) -> None:
         if not is_admitted:
             raise sealed_error(dispatcher.mode)
-        before, capturer.newest_plan = capturer.newest_plan, turn
-        if not capturer.background.submit(turn, job, dropped=dropped):
-            capturer.newest_plan = before
+        if not capturer.plan_later(job, dropped=dropped):
             raise CUDAGraphError(
                 f"{plan!r} cannot be captured: the manager is closed, or its queue is full"
             )

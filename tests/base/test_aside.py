@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from cudagraph_jax._base.worker import GRACE_S, Background, LeftBehindError, run_aside
+from tests.helpers.processes import said_by
 
 PATIENCE_S = 60
 
@@ -89,3 +90,24 @@ def test_without_threads_the_caller_does_it():
             raise RuntimeError("can't start new thread")
 
     assert aside(threading.get_ident, thread=Fragile) == threading.get_ident()
+
+
+def test_the_process_ends_when_a_compile_has_ended():
+    """A thread that is within XLA while Python ends takes the process down, so it is waited for."""
+    assert said_by("""
+        import threading
+
+        from cudagraph_jax._base import worker
+
+        def job():
+            begun.set()
+            threading.Event().wait(1.2)  # longer than the end waits for what may never end
+            print("ended")
+
+        worker._AFTER_INTERRUPT_S = 0.0
+        begun = threading.Event()
+        with worker.daemons(1, name="compile") as begin:
+            begin(job)
+            begun.wait()
+        print("interrupted")
+    """).split() == ["interrupted", "ended"]

@@ -39,6 +39,20 @@ def test_buckets_that_come_and_go_are_said_once():
     assert "raise memory_pool_size_mb=1" in message
 
 
+def test_functions_of_one_name_are_not_thrashing():
+    """Many functions of one name, each compiled once, drive each other out without a word."""
+    manager = sized_manager(keeps, capture_sizes=(1,))
+    functions = [
+        bucket_jit(
+            lambda x, times=times: x * times, in_axes=("batch _",), manager=manager, name="f"
+        )
+        for times in range(12)
+    ]
+    for function in functions:
+        function(floats(0, 1, 1))
+    assert manager.registry.evictions > 8
+
+
 def test_a_limit_on_graphs_is_logged(caplog):
     """Where buckets come and go because of max_graphs, which somebody chose, the log says so."""
     manager = sized_manager(keeps, capture_sizes=(1, 2), max_graphs=1)

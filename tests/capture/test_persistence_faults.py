@@ -27,6 +27,8 @@ from cudagraph_jax.xla.environment import plugin_versions
 from tests.helpers.functions import GRID, assert_close, double, floats
 from tests.helpers.warm_servers import BUCKETS, SMALL, X, loaded, warmed
 
+FEW = dataclasses.replace(GRID, capture_sizes=(3,))  # of two buckets
+
 
 def spoil(path, how):
     """Every file of a store, damaged."""
@@ -45,14 +47,14 @@ def spoil(path, how):
 @pytest.mark.parametrize("how", ["flipped", "truncated", "foreign"])
 def test_a_bad_file_is_compiled_and_replaced(tmp_path, how, fingerprint, caplog):
     """What is not whole is logged, put aside, compiled again and stored anew."""
-    options: dict[str, Any] = {"config": GRID, "fingerprint": fingerprint}
+    options: dict[str, Any] = {"config": FEW, "fingerprint": fingerprint}
     warmed(double, tmp_path, **options)
     spoil(tmp_path, how)
     with caplog.at_level(logging.WARNING):
         _, report = warmed(double, tmp_path, **options)
-    assert report.captured == BUCKETS
-    assert caplog.text.count("is compiled again") == len(list(tmp_path.glob("*.bad"))) == BUCKETS
-    assert warmed(double, tmp_path, **options)[1].loaded == BUCKETS
+    assert report.captured == 2
+    assert caplog.text.count("is compiled again") == len(list(tmp_path.glob("*.bad"))) == 2
+    assert warmed(double, tmp_path, **options)[1].loaded == 2
 
 
 def test_a_read_only_store(tmp_path):
@@ -74,21 +76,21 @@ def test_a_store_that_cannot_be_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(store, "put", full)
     with pytest.warns(CUDAGraphWarning, match="no space left on device") as told:
-        function, report = warmed(double, store, config=GRID)
+        function, report = warmed(double, store, config=FEW)
     assert len(told) == 1
-    assert report.captured == BUCKETS
+    assert report.captured == 2
     assert_close(function(X), X * 2)
 
 
 def test_a_directory_that_is_deleted(tmp_path):
     """Serving goes on, with one warning; the executables live in memory."""
-    function, _ = warmed(double, tmp_path / "store", config=GRID)
+    function, _ = warmed(double, tmp_path / "store", config=FEW)
     for file in (tmp_path / "store").iterdir():
         file.unlink()
     (tmp_path / "store").rmdir()
     other = bucket_jit(lambda x: x + 1, in_axes=("batch seq",), manager=function.manager)
     with pytest.warns(CUDAGraphWarning, match="is served without the store") as told:
-        assert other.warmup(X, progress=False).captured == BUCKETS
+        assert other.warmup(X, progress=False).captured == 2
     assert len(told) == 1
     assert_close(function(X), X * 2)
     assert_close(other(X), X + 1)
@@ -101,8 +103,8 @@ def test_what_cannot_be_stored_is_said_once(tmp_path):
         return jax.pure_callback(np.asarray, jax.ShapeDtypeStruct(x.shape, x.dtype), x) * 2
 
     with pytest.warns(CUDAGraphWarning, match="JAX cannot write it") as told:
-        bucketed, report = warmed(function, tmp_path, config=GRID)
-    assert (len(told), report.captured) == (1, BUCKETS)
+        bucketed, report = warmed(function, tmp_path, config=FEW)
+    assert (len(told), report.captured) == (1, 2)
     assert_close(bucketed(X), X * 2)
     assert len(GraphStore(tmp_path)) == 0
 
@@ -110,15 +112,15 @@ def test_what_cannot_be_stored_is_said_once(tmp_path):
 @pytest.mark.parametrize("fingerprint", [None, "v1"])
 def test_a_payload_that_does_not_load(tmp_path, fingerprint):
     """Whole files with payloads that are no executables are compiled again and replaced."""
-    options: dict[str, Any] = {"config": GRID, "fingerprint": fingerprint}
+    options: dict[str, Any] = {"config": FEW, "fingerprint": fingerprint}
     warmed(double, tmp_path, **options)
     store = GraphStore(tmp_path)
     for record in store.ls():
         store.put(record.identity, b"no pickle", extra=record.extra)
     with pytest.warns(CUDAGraphWarning, match="its pickle cannot be followed") as told:
         _, report = warmed(double, tmp_path, **options)
-    assert (len(told), report.captured) == (1, BUCKETS)
-    assert warmed(double, tmp_path, **options)[1].loaded == BUCKETS
+    assert (len(told), report.captured) == (1, 2)
+    assert warmed(double, tmp_path, **options)[1].loaded == 2
 
 
 def test_outputs_that_are_not_described(tmp_path):
@@ -152,7 +154,7 @@ def test_outputs_that_are_not_described(tmp_path):
 
 def test_an_interrupted_warm_up(tmp_path):
     """What was being loaded ahead is dropped, and the next warm-up is whole."""
-    options: dict[str, Any] = {"config": GRID, "fingerprint": "v1", "in_axes": ("batch seq",)}
+    options: dict[str, Any] = {"config": FEW, "fingerprint": "v1", "in_axes": ("batch seq",)}
     warmed(double, tmp_path, **options)
     function = bucket_jit(double, store=tmp_path, **options)
 
@@ -162,7 +164,7 @@ def test_an_interrupted_warm_up(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         function.warmup(X, progress=interrupt)
     report = function.warmup(X, progress=False)
-    assert (report.loaded, report.captured) == (BUCKETS - 1, 0)
+    assert (report.loaded, report.captured) == (1, 0)
     assert_close(function(X), X * 2)
 
 
@@ -196,10 +198,10 @@ def test_an_executable_that_does_not_run(tmp_path, iterations, monkeypatch):
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"double": 3}', '{"double": {"2x4": "x"}}'])
 def test_a_bad_manifest_changes_nothing(tmp_path, text, caplog):
     """A manifest that is not what it should be is said, and the order is the usual one."""
-    warmed(double, tmp_path, config=GRID)
+    warmed(double, tmp_path, config=FEW)
     (tmp_path / "hot.json").write_text(text)
-    _, report = warmed(double, tmp_path, config=GRID)
-    assert report.loaded == BUCKETS
+    _, report = warmed(double, tmp_path, config=FEW)
+    assert report.loaded == 2
     assert "hot.json is not used" in caplog.text
 
 

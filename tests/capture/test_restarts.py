@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ import pytest
 from cudagraph_jax import GraphStore
 from cudagraph_jax.store.locks import LOCK, held
 from tests.helpers.processes import ROOT
-from tests.helpers.programs.server import BUCKETS, start, started
+from tests.helpers.programs.server import BUCKETS, start, start_together
 
 WITH_FINGERPRINT = ["--fingerprint=v1"]
 
@@ -40,10 +39,8 @@ def test_a_restart(tmp_path, function, options):
 def test_servers_on_an_empty_store(tmp_path, number, options):
     """Servers that start together compile each bucket once among them."""
     pytest.importorskip("filelock")
-    servers = [started(tmp_path, *options) for _ in range(number)]
-    outputs = [server.communicate(timeout=240) for server in servers]
-    assert [server.returncode for server in servers] == [0] * number, outputs
-    found = [counts(json.loads(out)) for out, _ in outputs]
+    found = [counts(one) for one in start_together(number, tmp_path, *options)]
+    assert len(found) == number
     assert sum(captured for captured, _ in found) == BUCKETS
     assert sum(loaded for _, loaded in found) == (number - 1) * BUCKETS
 

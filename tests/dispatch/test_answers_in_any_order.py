@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,6 +49,7 @@ class Written:
     names_x: bool
     wide: bool
     weak: bool
+    device: int
 
     def arguments(self):
         """The arguments, positional and by keyword."""
@@ -79,9 +84,16 @@ class Written:
         lost = (
             self.dtype == "float64"
             and not self.wide
-            and not kinds <= {"jax", "committed", *NO_ARRAY}
+            and not kinds <= {"jax", "committed", "second", *NO_ARRAY}
         )
         return bool(lost or kinds & {"masked", "foreign"})
+
+    def settings(self):
+        """What its thread has set for itself."""
+        context = contextlib.ExitStack()
+        context.enter_context(jax.enable_x64(self.wide))
+        context.enter_context(jax.default_device(jax.devices()[self.device]))
+        return context
 
     def expected(self):
         """The plain function's answer, under `jit`."""
@@ -109,6 +121,7 @@ KINDS: dict[str, Any] = {
     "numpy": lambda array: array,
     "jax": jnp.asarray,
     "committed": lambda array: jax.device_put(array, jax.devices()[0]),
+    "second": lambda array: jax.device_put(array, jax.devices()[-1]),
     "strided": np.asfortranarray,
     "matrix": lambda array: array.view(np.matrix),
     "masked": lambda array: np.ma.array(array, mask=array > 0),
@@ -127,7 +140,8 @@ CALLS = st.builds(
     names_x=st.booleans(),
     wide=st.booleans(),
     weak=st.booleans(),
-)
+    device=st.sampled_from([0, -1]),
+).filter(lambda call: not {"committed", "second"} <= {call.kind, call.other})
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -145,11 +159,11 @@ class AnyOrder(RuleBasedStateMachine):
         )
         self.functions = [make(scaled), make(scaled, unpad="device")]
         self.answers = 0
+        self.last: tuple[Written, int] | None = None
 
     def check(self, call: Written, which: int) -> None:
         function = self.functions[which]
-        context = jax.enable_x64(True) if call.wide else contextlib.nullcontext()
-        with context:
+        with call.settings():
             args, kwargs = call.arguments()
             if call.is_refused:
                 with pytest.raises(InputShapeError):
@@ -159,6 +173,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert sorted(found) == sorted(expected)
             for have, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
                 assert (have.shape, have.dtype) == (want.shape, want.dtype)
+                assert which == 0 or have.devices() == want.devices()
                 np.testing.assert_allclose(
                     np.asarray(have, np.float64), np.asarray(want, np.float64), rtol=2e-2
                 )
@@ -167,13 +182,21 @@ class AnyOrder(RuleBasedStateMachine):
     @initialize(call=CALLS, warms=st.booleans())
     def begin(self, call: Written, warms: bool) -> None:
         if warms and not call.is_refused:
-            with jax.enable_x64(True) if call.wide else contextlib.nullcontext():
+            with call.settings():
                 args, kwargs = call.arguments()
                 self.functions[0].warmup(*args, progress=False, **kwargs)
 
     @rule(call=CALLS, which=st.sampled_from([0, 1]))
     def call_it(self, call: Written, which: int) -> None:
+        self.last = call, which
         self.check(call, which)
+
+    @precondition(lambda self: self.last)
+    @rule(device=st.sampled_from([0, -1]), wide=st.booleans())
+    def call_it_with_other_settings(self, device: int, wide: bool) -> None:
+        assert self.last is not None
+        call, which = self.last
+        self.check(dataclasses.replace(call, device=device, wide=wide), which)
 
     @rule(calls=st.lists(CALLS, min_size=2, max_size=3), which=st.sampled_from([0, 1]))
     def call_it_from_threads(self, calls: list[Written], which: int) -> None:
@@ -194,8 +217,25 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=8,
+    max_examples=8 if len(jax.devices()) > 1 else 4,
     stateful_step_count=8,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+@pytest.mark.slow  # devices are counted when JAX starts: a process of its own
+@pytest.mark.skipif(len(jax.devices()) > 1, reason="there is more than one device here already")
+def test_two_devices():
+    """Nor does it depend on which device the calls before it were on, by what they set or pass."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 passed, 1 skipped" in done.stdout

@@ -15,6 +15,7 @@ import pytest
 from cudagraph_jax import CUDAGraphConfig, CUDAGraphMode, InputShapeError, bucket_jit, no_compiles
 from tests.helpers.functions import GRID, assert_close, floats
 
+CONFIG = dataclasses.replace(GRID, capture_sizes=(3,), capture_seq_lens=(5,))
 X = floats(0, 2, 3)
 WEIGHTS = jnp.array([2.0])
 
@@ -50,7 +51,7 @@ WRITTEN: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 def test_a_static_default_is_one_program(first, warm):
     """However a static default is written, it selects the program of all the other ways."""
     function = bucket_jit(
-        positional, in_axes="batch seq", static_argnames=("mode", "extra"), config=GRID
+        positional, in_axes="batch seq", static_argnames=("mode", "extra"), config=CONFIG
     )
     args, kwargs = WRITTEN[first]
     if warm:
@@ -69,16 +70,18 @@ def test_a_static_default_is_one_program(first, warm):
 
 def test_a_static_default_by_position_alone():
     """A static argument that has no keyword is filled in, too, where it can be."""
-    function = bucket_jit(positional_only, in_axes="batch seq", static_argnames="mode", config=GRID)
+    function = bucket_jit(
+        positional_only, in_axes="batch seq", static_argnames="mode", config=CONFIG
+    )
     assert np.array_equal(function(X), X)
     with no_compiles():
         assert np.array_equal(function(X, "a"), X)
-    gap = bucket_jit(behind_a_gap, in_axes="batch seq", static_argnames="mode", config=GRID)
+    gap = bucket_jit(behind_a_gap, in_axes="batch seq", static_argnames="mode", config=CONFIG)
     assert_close(gap(X), X * 2)
     assert_close(
-        bucket_jit(behind_a_gap, in_axes=("batch seq", None), static_argnames="mode", config=GRID)(
-            X, 3.0
-        ),
+        bucket_jit(
+            behind_a_gap, in_axes=("batch seq", None), static_argnames="mode", config=CONFIG
+        )(X, 3.0),
         X * 3,
     )
 
@@ -89,7 +92,7 @@ def test_a_static_default_without_a_hash():
     def sized(x, sizes=[2]):  # noqa: B006
         return x * sizes[0]
 
-    function = bucket_jit(sized, in_axes="batch seq", static_argnames="sizes", config=GRID)
+    function = bucket_jit(sized, in_axes="batch seq", static_argnames="sizes", config=CONFIG)
     assert_close(function(X), X * 2)
     assert_close(function(X, sizes=(3,)), X * 3)
     with pytest.raises(InputShapeError, match="static argument sizes is a list"):
@@ -102,7 +105,7 @@ def test_static_keywords_in_any_order():
     def scaled(x, **options):
         return x * options["a"] + options["b"]
 
-    function = bucket_jit(scaled, in_axes="batch seq", static_argnames=("a", "b"), config=GRID)
+    function = bucket_jit(scaled, in_axes="batch seq", static_argnames=("a", "b"), config=CONFIG)
     assert_close(function(X, a=2, b=3), X * 2 + 3)
     with no_compiles():
         assert_close(function(X, b=3, a=2), X * 2 + 3)
@@ -150,7 +153,7 @@ def test_a_passed_default_is_one_program(case, is_first_written, warm, on_device
     """What is passed through compiles nothing where it is the default, written out or not."""
     plain, name, default = PASSED[case]
     function = bucket_jit(
-        plain, in_axes=("batch seq",) + (None,) * (case != "number by keyword"), config=GRID
+        plain, in_axes=("batch seq",) + (None,) * (case != "number by keyword"), config=CONFIG
     )
     hosts = [floats(0, 2, 3), floats(1, 3, 5)]  # padded, and exact
     answers = [np.asarray(plain(x)) for x in hosts]
@@ -201,7 +204,7 @@ def test_a_default_that_has_changed(default):
         weight = weight[0] if isinstance(weight, tuple) else weight
         return x * weight[0]
 
-    function = bucket_jit(scaled, in_axes=("batch seq", None), config=GRID)
+    function = bucket_jit(scaled, in_axes=("batch seq", None), config=CONFIG)
     function.warmup(X, progress=False)
     assert_close(function(X), X * 2)
     (default[0] if isinstance(default, tuple) else default)[0] = np.float32(5)
@@ -237,7 +240,7 @@ def test_static_values_that_are_equal_and_not_alike(default, other):
     def added(x, value=default):
         return x + described(value)
 
-    function = bucket_jit(added, in_axes="batch seq", static_argnames="value", config=GRID)
+    function = bucket_jit(added, in_axes="batch seq", static_argnames="value", config=CONFIG)
     for value in (default, other):
         assert_close(function(X, value=value), X + described(value))
     with no_compiles():
@@ -256,7 +259,7 @@ def test_passed_values_that_are_equal_and_not_alike(default, other):
         first = value[0] if isinstance(value, tuple) else value
         return x.astype(jnp.int32) + jnp.copysign(1, first)
 
-    function = bucket_jit(added, in_axes=("batch seq", None), config=GRID)
+    function = bucket_jit(added, in_axes=("batch seq", None), config=CONFIG)
     for value in (default, other):
         function(X, default)
         expected = jax.jit(added)(X, value)
@@ -266,7 +269,7 @@ def test_passed_values_that_are_equal_and_not_alike(default, other):
 @pytest.mark.parametrize("other", [3.0, 2, -2.0, np.float32(3), True])
 def test_another_value_than_the_default_is_computed_with(other):
     """Only the default itself is served by a program that has it for a constant."""
-    function = bucket_jit(number, in_axes=("batch seq", None), config=GRID)
+    function = bucket_jit(number, in_axes=("batch seq", None), config=CONFIG)
     function.warmup(X, progress=False)
     assert_close(function(X), X * 2)
     assert_close(function(X, other), jax.jit(number)(X, other))
@@ -276,7 +279,7 @@ def test_another_value_than_the_default_is_computed_with(other):
 
 def test_a_warm_up_with_a_default_written_out_takes_all_values():
     """A warm-up captures the program that was asked for, also where the default's is there."""
-    function = bucket_jit(number, in_axes=("batch seq", None), config=GRID)
+    function = bucket_jit(number, in_axes=("batch seq", None), config=CONFIG)
     function.warmup(X, progress=False)
     function.warmup(X, 2.0, progress=False)
     with no_compiles():
@@ -291,7 +294,7 @@ def test_signed_zeros_are_two_values():
     def added(x, shift=0.0):
         return x + jnp.copysign(1.0, shift)
 
-    function = bucket_jit(added, in_axes=("batch seq", None), config=GRID)
+    function = bucket_jit(added, in_axes=("batch seq", None), config=CONFIG)
     assert_close(function(X), X + 1)
     assert_close(function(X, -0.0), X - 1)
 
@@ -302,7 +305,7 @@ def test_a_default_that_decides():
     def branches(x, train=False):
         return x * 3 if train else x * 2
 
-    function = bucket_jit(branches, in_axes=("batch seq", None), config=GRID)
+    function = bucket_jit(branches, in_axes=("batch seq", None), config=CONFIG)
     assert_close(function(X), X * 2)
     with no_compiles():
         assert_close(function(X, False), X * 2)

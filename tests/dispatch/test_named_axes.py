@@ -423,12 +423,14 @@ def test_one_element_that_is_spread_over_a_length_that_follows(rule):
 def test_two_axes_of_one_element_each(strict, out_axes, ladders):
     """Where two axes have to be equal and nothing is spread, two single elements are served."""
     config = CUDAGraphConfig(
-        capture_sizes=(2, 4), capture_axes=dict(zip(("src", "tgt"), ladders, strict=True))
+        capture_sizes=(2,),
+        capture_axes=dict(zip(("src", "tgt"), ladders, strict=True)),
+        warmup_iterations=1,
     )
     function = bucket_jit(
         strict, in_axes=("batch src", "batch tgt"), out_axes=out_axes, config=config
     )
-    for rows, length in itertools.product((1, 2, 3), (1, 2)):
+    for rows, length in itertools.product((1, 2), (1, 2)):
         x, y = floats(0, rows, length), floats(1, rows, length)
         np.testing.assert_allclose(function(x, y), strict(x, y))
     with pytest.raises(InputShapeError, match="does not take a call of"):
@@ -496,6 +498,7 @@ def test_a_size_that_a_rule_tells(rule):
         capture_sizes=(2, 4), capture_axes={"tgt": (4, 8)}, warmup_iterations=0, debug_mode=True
     )
 
+    @jax.jit  # as a whole, where the check runs it without a bucket
     def real(x, *, mask):
         return jnp.where(mask.sum(1)[:, None] > 0, x * 2, 0), mask.sum(1)
 

@@ -24,6 +24,11 @@ def by_keyword(x, *, y):
     return x + y
 
 
+@jax.jit
+def product(x, y):
+    return x * y
+
+
 def both(plain, odd, *, order):
     """The odd call before or behind the plain one; it is refused, or raises, in either order."""
     for call in (plain, odd, odd) if order == "late" else (odd, plain, odd):
@@ -152,7 +157,7 @@ def test_numbers_within_pytrees(nest, as_array):
     for first, second in ((weak, strong), (strong, weak)):
         function = bucket_jit(scaled, in_axes=(None, "batch seq"), config=CONFIG)
         for number in (first, second, first, 2.0, np.float32(2)):
-            expected = jax.jit(scaled)(nest(number), x)
+            expected = jax.eval_shape(scaled, nest(number), x)
             assert function(nest(number), x).dtype == expected.dtype
 
 
@@ -189,7 +194,7 @@ def test_other_dtypes_of_other_arrays(shape, dtype):
         function = bucket_jit(lambda x, y: x * y, in_axes="batch seq", config=CONFIG)
         for _ in range(2):
             function(x, x)
-        found, expected = function(x, as_array(y)), jax.jit(lambda x, y: x * y)(x, y)
+        found, expected = function(x, as_array(y)), product(x, y)
         assert found.dtype == expected.dtype
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -209,11 +214,10 @@ def test_a_number_in_the_place_of_an_array(shape, number, order):
 def test_a_number_beside_arrays_of_one_declaration(shape, number, first):
     """One string for all spares it, with the plain answer, whatever was called before."""
     x = np.full(shape, 2, np.int32)
-    plain = jax.jit(lambda x, y: x * y)
     function = bucket_jit(lambda x, y: x * y, in_axes="batch seq", config=CONFIG)
     others = (x, number) if first == "array" else (number, x)
     for other in (*others, *others, *others):
-        found, expected = function(x, other), plain(x, other)
+        found, expected = function(x, other), product(x, other)
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)
 

@@ -31,9 +31,7 @@ from cudagraph_jax.dispatch.replan import plan_from, planned_config
 from cudagraph_jax.shapes.ladder import Bucket
 from tests.helpers.functions import assert_close, double, floats
 
-POWERS = CUDAGraphConfig(
-    capture_sizes=(1, 2, 4, 8), capture_seq_lens=(8, 16, 32), warmup_iterations=1
-)
+POWERS = CUDAGraphConfig(capture_sizes=(4, 8), capture_seq_lens=(16, 32), warmup_iterations=1)
 
 
 def scaled(x):

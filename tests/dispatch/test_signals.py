@@ -52,17 +52,24 @@ HANDLERS = {
 
 @pytest.mark.parametrize("name", HANDLERS)
 def test_a_handler_reads_at_any_point(name):
-    """Whatever it interrupts, a handler that reads returns, and every call is counted once."""
+    """Whatever it interrupts, a handler that reads returns, and every call is counted once.
+
+    Usually it comes the first two times that a step is reached: reports take a millisecond each.
+    """
     manager, function = served()
 
+    handled = 0
+
     def handle():
+        nonlocal handled
+        handled += 1
         HANDLERS[name](manager, function)
 
-    trace = SignalAt(handle)
+    trace = SignalAt(handle, most=None if IS_THOROUGH else 2)
     calls: list[int] = []
     error = under_signals(trace, lambda: calls.append(requests(function, manager.stats)))
     assert error is None, error
-    assert trace.points > 500
+    assert handled > 500
     stats = stats_of(manager)
     assert stats["calls"] == calls[0]
     assert sum(manager.sizes().values()) == calls[0]
@@ -109,7 +116,7 @@ def at_each_point(act, manager_of, *, files=OURS):
     # Counted without a handler: one that calls the function leaves the call next to nothing to do.
     points, *_ = called(lambda manager, function: None, 0)
     assert points > 300
-    for number in range(0, points, 29 if IS_THOROUGH else 67):
+    for number in range(0, points, 29 if IS_THOROUGH else 97):
         reached, manager, function = called(act, number)
         if reached > number:  # what is known by now takes fewer steps
             yield manager, function

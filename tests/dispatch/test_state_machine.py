@@ -18,6 +18,7 @@ from cudagraph_jax import (
     InputShapeError,
     bucket_jit,
 )
+from tests.helpers.examples import as_a_whole
 from tests.helpers.functions import assert_close, floats
 
 CONFIG = CUDAGraphConfig(
@@ -30,10 +31,12 @@ CONFIG = CUDAGraphConfig(
 MODES = list(CUDAGraphMode)
 
 
+@as_a_whole
 def scaled(x):
     return x * 3 - 1
 
 
+@as_a_whole
 def summed(x, *, mask):
     return (x * mask).sum(1), mask.sum(1)
 

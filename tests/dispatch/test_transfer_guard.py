@@ -10,7 +10,7 @@ import pytest
 
 from cudagraph_jax import CUDAGraphConfig, bucket_jit
 
-CONFIG = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), warmup_iterations=1)
+CONFIG = CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(8, 16), warmup_iterations=1)
 SHAPES = [(3, 5), (4, 8), (1, 16)]
 
 

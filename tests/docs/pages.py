@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import settings
 
 from cudagraph_jax import BucketedFunction
+from tests.helpers.examples import IS_THOROUGH
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -46,6 +50,18 @@ def blocks(page: Path) -> list[Block]:
     """The page's Python, in order."""
     text = page.read_text(encoding="utf-8")
     return [Block(found[1], text.count("\n", 0, found.start(1))) for found in FENCED.finditer(text)]
+
+
+@contextlib.contextmanager
+def few_examples() -> Iterator[None]:
+    """Assertions of the kit draw few sizes: they compile each operation of a function for each."""
+    usual = settings.get_current_profile_name()
+    settings.register_profile("few", settings(), max_examples=10 if IS_THOROUGH else 4)
+    settings.load_profile("few")
+    try:
+        yield
+    finally:
+        settings.load_profile(usual)
 
 
 def run(page: Path) -> Names:

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 import cudagraph_jax
 from cudagraph_jax import cli
@@ -25,24 +24,20 @@ pytestmark = pytest.mark.skipif(
     not (ROOT / "docs").is_dir(), reason="a source distribution has no documentation"
 )
 each_page = pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
-# The code of recipes runs in test_recipes.py.
-WITH_CODE = [page for page in pages.PAGES if pages.blocks(page) and page.parent.name != "recipes"]
+# The README's code runs in test_readme.py, that of recipes in test_recipes.py.
+WITH_CODE = [
+    page for page in pages.PAGES[1:] if pages.blocks(page) and page.parent.name != "recipes"
+]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=pages.name_of)
 def test_code(page, tmp_path, monkeypatch):
     """Every Python block of a page runs, in order, as its comments say; its own tests pass."""
     monkeypatch.chdir(tmp_path)
-    # A page's assertion compiles its function operation by operation for each size it draws.
-    usual = settings.get_current_profile_name()
-    settings.register_profile("pages", settings(), max_examples=10)
-    settings.load_profile("pages")
-    try:
+    with pages.few_examples():
         names = pages.run(page)
         for test in [names[name] for name in names if name.startswith("test_")]:
             test()
-    finally:
-        settings.load_profile(usual)
     if page.name == "observing.md":
         report = (tmp_path / "cache.html").read_text(encoding="utf-8")
         assert report.lower().startswith("<!doctype")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 import cudagraph_jax
 from cudagraph_jax.cli.probe import EXTRAS
 from tests.docs import pages
+from tests.helpers.examples import as_a_whole
 
 MOST_BYTES = 8192
 
@@ -37,22 +40,31 @@ def test_one_example():
     assert readme.code == page.code
 
 
-def test_quickstart(capsys):
+@pytest.fixture(scope="module")
+def quickstart():
+    """What the example prints, in lines, and its names."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        names = pages.run(pages.README)
+    return printed.getvalue().splitlines(), names
+
+
+def test_quickstart(quickstart):
     """The example prints what its comments say, and compiles nothing after warm-up."""
-    pages.run(pages.README)
-    printed = capsys.readouterr().out.splitlines()
+    printed, _ = quickstart
     assert printed[0] == "(3, 384)"
     assert printed[1].startswith("embed at 3x57: REPLAY in the bucket 4x64")
 
 
-def test_quickstart_stands_debug_mode():
+def test_quickstart_stands_debug_mode(quickstart):
     """The example's function, whose mask is an ordinary input, is not accused of a leak."""
-    names = pages.run(pages.README)
+    _, names = quickstart
     config = cudagraph_jax.CUDAGraphConfig(
         capture_sizes=(4,), capture_seq_lens=(64,), debug_mode=True
     )
     checked = cudagraph_jax.bucket_jit(
-        names["embed"].__wrapped__, in_axes=(None, "batch seq", "batch seq"), config=config
+        as_a_whole(names["embed"].__wrapped__),
+        in_axes=(None, "batch seq", "batch seq"),
+        config=config,
     )
     arguments = (names["params"], names["ids"], names["mask"])
     assert not checked.warmup(*arguments, progress=False).failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -185,14 +186,20 @@ def test_a_function_that_refuses_padding_is_told_how_to_warm_up():
     assert not masked(somebody).warmup(IDS, progress=False).failed
 
 
-def test_padding_alone_may_be_nan():
+@pytest.mark.parametrize("of_all_threads", [False, True])
+def test_padding_alone_may_be_nan(of_all_threads):
     """Under `jax.debug_nans` the mean of no rows is no reason to drop a bucket."""
 
     def mean(x, *, mask):
         return jnp.where(mask, x, 0).sum(1) / mask.sum(1)
 
-    with jax.debug_nans(True):
-        shapes = jax.ShapeDtypeStruct((3, 4), np.float32)
+    shapes = jax.ShapeDtypeStruct((3, 4), np.float32)
+    with contextlib.ExitStack() as context:
+        if of_all_threads:
+            jax.config.update("jax_debug_nans", True)
+            context.callback(jax.config.update, "jax_debug_nans", False)
+        else:
+            context.enter_context(jax.debug_nans(True))
         assert not masked(mean).warmup(shapes, progress=False).failed
 
 

@@ -7,6 +7,7 @@ import functools
 import itertools
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import CodeType, FrameType
@@ -26,6 +27,7 @@ class SignalAt:
     Args:
         act: What the handler does; it may raise.
         number: At which point; None: at each.
+        most: How often at one step of some code; None: whenever it is reached.
         files: In code whose file name contains one of these.
         skips: And none of these.
 
@@ -38,12 +40,15 @@ class SignalAt:
         act: Callable[[], object],
         *,
         number: int | None = None,
+        most: int | None = None,
         files: tuple[str, ...] = _CLOSE_TO_THE_LOCKS,
         skips: tuple[str, ...] = ("/tests/",),
     ) -> None:
         self.points = 0
         self._act = act
         self._number = number
+        self._most = most
+        self._acted: Counter[tuple[CodeType, int]] = Counter()
         self._files = files
         self._skips = skips
 
@@ -59,14 +64,16 @@ class SignalAt:
             if event == "opcode":
                 last, before = before, frame.f_lasti
                 if last in _points(frame.f_code):
-                    self._come()
+                    self._come((frame.f_code, last))
             return step
 
         return step
 
-    def _come(self) -> None:
+    def _come(self, step: tuple[CodeType, int]) -> None:
         self.points += 1
-        if self._number is None or self.points == self._number + 1:
+        is_asked = self._number is None or self.points == self._number + 1
+        if is_asked and (self._most is None or self._acted[step] < self._most):
+            self._acted[step] += 1
             self._act()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -160,8 +161,9 @@ def test_variadic_arguments():
 )
 def test_one_string_spares_numbers(number):
     """One string for all arguments means arrays: a number is passed through, wherever it stands."""
-    behind = bucket_jit(lambda x, scale=2.0: x * scale, in_axes="batch seq", config=GRID)
-    before = bucket_jit(lambda scale, x: x * scale, in_axes="batch seq", config=GRID)
+    config = dataclasses.replace(GRID, capture_sizes=(3,), capture_seq_lens=(5,))
+    behind = bucket_jit(lambda x, scale=2.0: x * scale, in_axes="batch seq", config=config)
+    before = bucket_jit(lambda scale, x: x * scale, in_axes="batch seq", config=config)
     shapes = ((2, 4), (3, 5), (2, 4), (1, 4), (2, 1), (3, 5))
     for make, sizes in itertools.product((np.asarray, jnp.asarray), shapes):
         x = make(floats(0, *sizes))

@@ -3,34 +3,20 @@
 import json
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.devices import PROGRAMS, run_program
 from tests.helpers.processes import run_script
 
-PROGRAM = Path(__file__).parents[1] / "helpers" / "programs" / "on_a_mesh.py"
-CHECKS = re.findall(r"^@check\ndef (\w+)", PROGRAM.read_text(encoding="utf-8"), re.MULTILINE)
+PROGRAM = "on_a_mesh.py"
+CHECKS = re.findall(r"^@check\ndef (\w+)", (PROGRAMS / PROGRAM).read_text("utf-8"), re.MULTILINE)
 
 AFTER_A_RESTART = "a_restarted_process_loads_what_is_over_a_mesh"
 
 
 def run(*arguments: str) -> object:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(PROGRAM), *arguments],
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(PROGRAM.parents[3]),
-            "JAX_NUM_CPU_DEVICES": "8",
-        },
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    done = run_program(PROGRAM, *arguments, jax_num_cpu_devices=8)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])  # JAX 0.12 prints where a constraint is uneven
 

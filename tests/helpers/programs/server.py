@@ -28,7 +28,7 @@ from tests.helpers.processes import ROOT, run_script
 
 _NAME = "tests.helpers.programs.server"
 CONFIG = CUDAGraphConfig(
-    capture_sizes=(1, 2, 4), capture_seq_lens=(4, 8), warmup_iterations=1, on_overflow="error"
+    capture_sizes=(2, 4), capture_seq_lens=(4, 8), warmup_iterations=1, on_overflow="error"
 )
 BUCKETS = len(CONFIG.buckets())
 X = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
@@ -87,6 +87,24 @@ def start(
     if check and status:
         raise AssertionError(f"exit status {status}: {err[-2000:]}")
     return {"status": status, "stderr": err, **(json.loads(out) if out else {})}
+
+
+def start_together(number: int, directory: Path, *options: str) -> list[dict[str, Any]]:
+    """What servers found that were started on `directory` at once."""
+    done = run_script(f"from {_NAME} import fork; fork({number})", directory, *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def fork(number: int) -> None:
+    """Becomes so many servers, each in a process of its own, and waits for them."""
+    servers = []
+    for _ in range(number):
+        if (server := os.fork()) == 0:
+            return main()
+        servers.append(server)
+    statuses = [os.waitpid(server, 0)[1] for server in servers]
+    sys.exit(any(statuses))
 
 
 def started(

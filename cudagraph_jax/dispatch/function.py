@@ -262,7 +262,8 @@ class BucketedFunction(Generic[P, R]):
         try:
             written = self._bind(args, kwargs)
             bound = self._as_known(written)
-            key = None if (plain := ASKED and is_plain(self.target.unpad)) else self._key(bound)
+            plain = bool(ASKED) and is_plain(self.target.unpad)
+            key = None if plain else self._key(bound)
             draft = self._routes.draft()
             route = None if key is None else draft.table.get(key)
             is_taken = (

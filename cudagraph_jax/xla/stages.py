@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 import jax
+from jax.extend.core import unsafe_get_axis_names_DO_NOT_USE  # type: ignore[attr-defined]
 from jax.stages import Compiled, Lowered
 
 from cudagraph_jax._base.text import error_text
@@ -184,6 +185,11 @@ def lower_function(
     fresh = _fresh(function, name)
     donated = tuple(donate_argnums)
     with stage_errors("trace", name), tracing_refusals(name):
+        if axes := unsafe_get_axis_names_DO_NOT_USE():  # a size of theirs would become a constant
+            raise jax.errors.UnexpectedTracerError(
+                f"it is within a transformation that names the axes {axes}, where calls are the "
+                "plain function's: capture it outside"
+            )
         jitted = jax.jit(fresh, donate_argnums=donated, keep_unused=keep_unused)
         traced = jitted.trace(*args, **kwargs)
         if len(traced.jaxpr.in_avals) > len(leaves):  # JAX has tracers in front of the arguments
@@ -202,7 +208,7 @@ def lower_function(
 
 
 def is_of_traced(error: CaptureError) -> bool:
-    """Whether a function could not be lowered for a traced value that it closes over."""
+    """Whether a function could not be lowered for what a transformation around it brings in."""
     return isinstance(error.__cause__, jax.errors.UnexpectedTracerError)
 
 

@@ -381,6 +381,24 @@ def test_what_closes_over_a_traced_value_is_the_function(options):
     assert known.items() <= stats_of(made[0])["eager_by_reason"].items()
 
 
+def test_within_named_axes_it_is_the_function():
+    """What names an axis of `jax.vmap` is captured at none of its sizes, and is without a word."""
+
+    def means(x):
+        return x / jax.lax.psum(1, "rows") + jax.lax.psum(x, "rows")
+
+    function = bucket_jit(means, in_axes="batch seq", config=GRID)
+    x = floats(0, 2, 3)
+    for rows in (3, 4):
+        found, expected = (
+            jax.vmap(lambda y, own=own: own(x) + y, axis_name="rows")(jnp.zeros(rows))
+            for own in (function, means)
+        )
+        assert_close(found, expected)
+    assert function.registry.num_graphs == 0
+    assert stats_of(function)["eager_by_reason"] == {"transformed": 2}
+
+
 def test_what_closes_over_a_traced_value_is_not_captured_ahead():
     """A warm-up, and whoever captures by hand, is told so."""
 

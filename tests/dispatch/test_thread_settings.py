@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import Batcher, CUDAGraphConfig, CUDAGraphManager, bucket_jit
+from tests.helpers.processes import run_script
 
 CONFIG = CUDAGraphConfig(capture_sizes=(1, 2, 4), capture_seq_lens=(8, 16), warmup_iterations=1)
 LARGE = 2**40 + 1
@@ -168,3 +169,20 @@ def test_what_is_not_finite_in_a_batcher():
             assert not np.any(good.result())
     finally:
         jax.config.update("jax_debug_nans", False)
+
+
+def test_the_first_call_under_a_mesh():
+    """The first call of a process under a mesh is served in a bucket, as all later ones are."""
+    done = run_script(
+        """
+        import jax, numpy as np, cudagraph_jax
+
+        config = cudagraph_jax.CUDAGraphConfig(capture_sizes=(4,))
+        double = cudagraph_jax.bucket_jit(
+            lambda x: x * 2, in_axes="batch _", unpad="none", config=config
+        )
+        with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+            print(double(np.ones((3, 5), np.float32)).shape, double.stats()["eager_by_reason"])
+        """
+    )
+    assert done.stdout.strip() == "(4, 5) {}", done.stderr

@@ -22,11 +22,12 @@ from cudagraph_jax.testing import (
     sizes,
 )
 from tests.helpers.axis_mistakes import ACTS, KINDS
-from tests.helpers.examples import ANY, IS_THOROUGH, as_a_whole, examples
+from tests.helpers.by_numpy import by_numpy, softmax, xp
+from tests.helpers.examples import ANY, IS_THOROUGH, examples
 
 CONFIG = CUDAGraphConfig(capture_sizes=(2,), capture_axes={"height": (100, 200), "src": (7,)})
 ASSERTIONS = (assert_bucketing_preserves, assert_padding_does_not_leak)
-FEW = examples(6, thorough=20, database=None)
+FEW = examples(8, thorough=20, database=None)
 MANY = hypothesis.settings(max_examples=10_000, database=None)
 # Each act with each kind by one of the assertions, which take turns; thoroughly by both.
 CROSSED = [
@@ -95,13 +96,12 @@ def test_without_a_configuration():
 def test_where_a_mask_of_the_callers_is_true():
     """`compare_where="mask"` goes by a mask over some of the axes, for pairs of them as well."""
 
-    @as_a_whole
+    @by_numpy
     def pairs(x, src_mask):
         allowed = src_mask[:, :, None] & src_mask[:, None, :]
-        scores = jnp.where(allowed, x[:, :, None] * x[:, None, :], -1e30)
-        return jax.nn.softmax(scores)
+        return softmax(xp(x).where(allowed, x[:, :, None] * x[:, None, :], -1e30))
 
-    @as_a_whole
+    @by_numpy
     def leaky(x, src_mask):
         return pairs(x, src_mask) + x.mean(1)[:, None, None]
 

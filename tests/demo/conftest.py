@@ -15,6 +15,12 @@ def config():
 
 
 @pytest.fixture(scope="session")
+def short():
+    """Four buckets that hold the first passages, of up to 22 tokens."""
+    return CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(16, 32), warmup_iterations=0)
+
+
+@pytest.fixture(scope="session")
 def encoder(config):
     return Encoder(config)
 

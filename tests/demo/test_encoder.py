@@ -205,7 +205,7 @@ def test_single_texts_through_the_batcher(encoder):
 @pytest.fixture(scope="module")
 def packer():
     """An encoder of rows that short texts share."""
-    grid = CUDAGraphConfig(capture_sizes=(1, 2), capture_seq_lens=(64, 256), warmup_iterations=0)
+    grid = CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(64, 256), warmup_iterations=0)
     return Encoder(grid, packing=True)
 
 

@@ -125,7 +125,7 @@ def masked_best(x, mask):
 @by_numpy
 def causal_attention(x):
     scores = xp(x).einsum("bqd,bkd->bqk", x, x)
-    before = np.tri(*scores.shape[1:], dtype=bool)
+    before = np.tri(*scores.shape[1:], dtype=np.bool_)
     weights = softmax(xp(x).where(before, scores, -1e9))
     return xp(x).einsum("bqk,bkd->bqd", weights, x)
 

@@ -35,7 +35,7 @@ def packed_arguments(batch, seq):
 
 
 def convolution(x, padding, stride):
-    kernel = np.array([[[1, 2, 3]]], np.float32)
+    kernel = jnp.asarray([[[1.0, 2.0, 3.0]]])
     steps = jax.lax.conv_general_dilated(x[:, None], kernel, (stride,), padding)[:, 0]
     return jnp.repeat(steps, stride, axis=1)[:, : x.shape[1]]
 

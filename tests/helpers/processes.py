@@ -6,14 +6,16 @@ import atexit
 import functools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
 _FORKS = ROOT / "tests" / "helpers" / "programs" / "forks.py"
@@ -45,16 +47,6 @@ def run_script(
         without: Variables that its environment lacks.
         **environment: Further variables.
     """
-    asked = {
-        "script": textwrap.dedent(script),
-        "arguments": list(map(str, arguments)),
-        "cwd": str(cwd or Path.cwd()),
-        "warnings": warnings,
-        "environment": {
-            **{name: value for name, value in _environment().items() if name not in without},
-            **environment,
-        },
-    }
     with (
         tempfile.TemporaryFile("w+") as given,
         open(output, "w") if output else tempfile.TemporaryFile("w+") as out,
@@ -62,9 +54,85 @@ def run_script(
     ):
         given.write(stdin)
         given.seek(0)
-        code = _forked(json.dumps(asked).encode(), [given, out, errors], timeout)
-        said = "" if output else _all_of(out)
-        return subprocess.CompletedProcess(script, code, said, _all_of(errors))
+        process = Forked(
+            textwrap.dedent(script),
+            *arguments,
+            files=(given, out, errors),
+            cwd=cwd,
+            warnings=warnings,
+            without=without,
+            **environment,
+        )
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        said = "" if output else all_of(out)
+        return subprocess.CompletedProcess(script, code, said, all_of(errors))
+
+
+class Forked:
+    """A fork of a process that has imported JAX already, and used nothing of it.
+
+    Args:
+        script: As for `python -c`, or its file.
+        *arguments: Of the command line.
+        files: Its standard files.
+        cwd: Its directory; None: that of this process.
+        warnings: What is done with warnings, such as "error", as for `python -W`.
+        without: Variables that its environment lacks.
+        **environment: Further variables.
+
+    Attributes:
+        pid: Its number.
+        returncode: Its exit status once it was waited for, negative for a signal, as for `Popen`.
+    """
+
+    def __init__(
+        self,
+        script: str | Path,
+        *arguments: object,
+        files: Sequence[IO[str] | int],
+        cwd: Path | None = None,
+        warnings: str | None = None,
+        without: tuple[str, ...] = (),
+        **environment: str,
+    ) -> None:
+        asked = {
+            "script": script if isinstance(script, str) else script.read_text(encoding="utf-8"),
+            "file": None if isinstance(script, str) else str(script),
+            "arguments": list(map(str, arguments)),
+            "cwd": str(cwd or Path.cwd()),
+            "warnings": warnings,
+            "environment": {
+                **{name: value for name, value in _environment().items() if name not in without},
+                **environment,
+            },
+        }
+        numbers = [file if isinstance(file, int) else file.fileno() for file in files]
+        self.pid = int(_answer(asked, numbers))
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float) -> int:
+        """Its exit status, once it has ended."""
+        if self.returncode is None:
+            with open(os.pidfd_open(self.pid)) as ending:
+                poll = select.poll()
+                poll.register(ending)
+                if not poll.poll(timeout * 1e3):
+                    raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            self.returncode = int(_answer({"ended": self.pid}))
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal, unless it has been waited for."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends it, if it has not."""
+        self.send_signal(signal.SIGKILL)
+        self.wait(60)
 
 
 def said_by(program: str, **environment: str) -> str:
@@ -87,7 +155,8 @@ def said_by(program: str, **environment: str) -> str:
     return done.stdout
 
 
-def _all_of(file: IO[str]) -> str:
+def all_of(file: IO[str]) -> str:
+    """What stands in a file."""
     file.seek(0)
     return file.read()
 
@@ -96,18 +165,11 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
-def _forked(message: bytes, files: list[IO[str]], timeout: float) -> int:
-    """The exit status of what is asked for, with these as its standard files."""
+def _answer(asked: dict[str, Any], files: Sequence[int] = ()) -> bytes:
+    """What the process that forks says to it."""
     forks = _forks()
-    socket.send_fds(forks, [message], [file.fileno() for file in files])
-    forks.settimeout(timeout)
-    child = int(forks.recv(32))
-    try:
-        return int(forks.recv(32))
-    except TimeoutError:
-        os.kill(child, signal.SIGKILL)
-        forks.recv(32)
-        raise
+    socket.send_fds(forks, [json.dumps(asked).encode()], files)
+    return forks.recv(32)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from tests.helpers import sentence_folders
 from tests.helpers.served import served
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
-COMMAND = [sys.executable, "-m", "cudagraph_jax", "serve", "--port", "0", "--listener"]
+COMMAND = ["serve", "--port", "0", "--listener"]
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +77,7 @@ def test_workers(tmp_path, capfd):
     options += ["--store", str(tmp_path / "store"), "--workers", "2", "--port"]
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = free.getsockname()
-    command = [sys.executable, "-m", "cudagraph_jax", "serve", *options]
-    with served(command=command, address=address) as server:
+    with served(command=["serve", *options], address=address) as server:
         server.terminate()
         assert server.ended()[0] == 0
     assert re.search(r"INFO worker \d+: warm", capfd.readouterr().err)

@@ -71,7 +71,9 @@ class Member:
         self._out, self._errors = TemporaryFile("w+"), TemporaryFile("w+")  # noqa: SIM115
         given, self._input = os.pipe()
         files = (given, self._out, self._errors)
-        self._process = Forked(PROGRAMS / program, *args, files=files, DEVICES=str(devices))
+        self._process = Forked(
+            PROGRAMS / program, *args, files=files, environment={"DEVICES": str(devices)}
+        )
         os.close(given)
 
     def __enter__(self) -> Member:

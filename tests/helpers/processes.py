@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +62,7 @@ def run_script(
             cwd=cwd,
             warnings=warnings,
             without=without,
-            **environment,
+            environment=environment,
         )
         try:
             code = process.wait(timeout)
@@ -78,10 +79,11 @@ class Forked:
         script: As for `python -c`, or its file.
         *arguments: Of the command line.
         files: Its standard files.
+        kept: Numbers of further files, which are open in it under the same numbers.
         cwd: Its directory; None: that of this process.
         warnings: What is done with warnings, such as "error", as for `python -W`.
         without: Variables that its environment lacks.
-        **environment: Further variables.
+        environment: Further variables.
 
     Attributes:
         pid: Its number.
@@ -93,15 +95,17 @@ class Forked:
         script: str | Path,
         *arguments: object,
         files: Sequence[IO[str] | int],
+        kept: Sequence[int] = (),
         cwd: Path | None = None,
         warnings: str | None = None,
         without: tuple[str, ...] = (),
-        **environment: str,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         asked = {
             "script": script if isinstance(script, str) else script.read_text(encoding="utf-8"),
             "file": None if isinstance(script, str) else str(script),
             "arguments": list(map(str, arguments)),
+            "kept": kept,
             "cwd": str(cwd or Path.cwd()),
             "warnings": warnings,
             "environment": {
@@ -110,7 +114,7 @@ class Forked:
             },
         }
         numbers = [file if isinstance(file, int) else file.fileno() for file in files]
-        self.pid = int(_answer(asked, numbers))
+        self.pid = int(_answer(asked, [*numbers, *kept]))
         self.returncode: int | None = None
 
     def wait(self, timeout: float) -> int:
@@ -123,6 +127,13 @@ class Forked:
                     raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
             self.returncode = int(_answer({"ended": self.pid}))
         return self.returncode
+
+    def poll(self) -> int | None:
+        """Its exit status; None while it runs."""
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
 
     def send_signal(self, number: int) -> None:
         """Sends a signal, unless it has been waited for."""

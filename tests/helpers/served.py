@@ -5,25 +5,28 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import httpx
 
+from tests.helpers.processes import Forked, all_of
+
 _PROGRAM = Path(__file__).parent / "programs" / "serve_tiny.py"
+_COMMAND = "import sys; from cudagraph_jax.cli import main; sys.exit(main())"
 
 
 class Served:
-    """A server that listens.
+    """A server that listens, in a fork of a process that has imported JAX.
 
     Args:
         *arguments: Of the program.
-        command: The program; the number of a listening socket is its first argument, or a port.
+        command: What `cudagraph-jax` gets before them and the number of a listening socket, or a
+            port; None: the program serves the tiny encoder.
         address: Where it listens by itself.
 
     Attributes:
@@ -35,20 +38,22 @@ class Served:
     def __init__(
         self,
         *arguments: str,
-        command: list[str] | None = None,
+        command: Sequence[str] | None = None,
         address: tuple[str, int] | None = None,
     ) -> None:
+        self._said = TemporaryFile("w+")  # noqa: SIM115  # closed by `close`
+        given, self._input = os.pipe()
         with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
             self.address: tuple[str, int] = address or listener.getsockname()
-            number = self.address[1] if address else listener.fileno()
-            self.process = subprocess.Popen(
-                [*(command or [sys.executable, str(_PROGRAM)]), str(number), *arguments],
-                pass_fds=() if address else (number,),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            self.process = Forked(
+                _PROGRAM if command is None else _COMMAND,
+                *(command or ()),
+                self.address[1] if address else listener.fileno(),
+                *arguments,
+                files=(given, self._said, 2),
+                kept=() if address else (listener.fileno(),),
             )
+        os.close(given)
         self.url = "http://{}:{}".format(*self.address)
 
     def wait_until_ready(self) -> None:
@@ -72,8 +77,7 @@ class Served:
 
     def ended(self) -> tuple[int, str]:
         """Its exit status and what it printed, once it has ended."""
-        said, _ = self.process.communicate(timeout=60)
-        return self.process.returncode, said
+        return self.process.wait(60), all_of(self._said)
 
     def send(self, content: bytes) -> socket.socket:
         """A new connection on which something was sent."""
@@ -85,6 +89,12 @@ class Served:
         body = {"model": "tiny", "input": "a b c"}
         return httpx.post(f"{self.url}/v1/embeddings", json=body, timeout=60, **options)
 
+    def close(self) -> None:
+        """Ends it, if it has not."""
+        self.process.kill()
+        self._said.close()
+        os.close(self._input)
+
 
 @contextmanager
 def served(*arguments: str, **options: Any) -> Iterator[Served]:
@@ -94,8 +104,7 @@ def served(*arguments: str, **options: Any) -> Iterator[Served]:
         server.wait_until_ready()
         yield server
     finally:
-        server.process.kill()
-        server.process.communicate()
+        server.close()
 
 
 def everything_from(connection: socket.socket) -> bytes:

@@ -24,7 +24,7 @@ import cudagraph_jax
 def next_script(connection: socket.socket) -> dict[str, Any]:
     """The next one that is asked for, in the process that is to run it."""
     while True:
-        message, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+        message, files, _, _ = socket.recv_fds(connection, 1 << 20, 8)
         if not message:
             os._exit(0)
         asked = dict(json.loads(message))
@@ -32,10 +32,11 @@ def next_script(connection: socket.socket) -> dict[str, Any]:
             connection.send(str(os.waitstatus_to_exitcode(os.waitpid(ended, 0)[1])).encode())
             continue
         if (child := os.fork()) == 0:
-            for place, file in enumerate(files):
-                os.dup2(file, place)
-                os.close(file)
             connection.close()
+            for file, place in zip(files, [0, 1, 2, *asked["kept"]], strict=True):
+                if file != place:
+                    os.dup2(file, place)
+                    os.close(file)
             return asked
         for file in files:
             os.close(file)

@@ -495,7 +495,7 @@ def largest_size(
     if ladder is not None and size < ladder.max:
         raise ConfigError(
             f"{ladder_name} goes up to {ladder.max}, beyond {name}={size}: "
-            "raise the maximum or leave the larger sizes out"
+            "raise the maximum (None: as far as they go) or leave the larger sizes out"
         )
     return size
 

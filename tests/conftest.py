@@ -52,7 +52,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if version("jax").startswith("0.10."):
-    # The lowering of a small function takes 6 ms, of which an MLIR context takes 4. From 0.11 on JAX
+    # Lowering a small function takes 6 ms, of which an MLIR context takes 4. From 0.11 on JAX
     # itself has each thread lower ten programs in one.
     from jax._src.interpreters import mlir
 

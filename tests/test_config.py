@@ -234,12 +234,12 @@ def test_bad_values_cover_every_field():
         (
             {"capture_sizes": (1, 8), "max_capture_batch_size": 4},
             "capture_sizes goes up to 8, beyond max_capture_batch_size=4: "
-            "raise the maximum or leave the larger sizes out",
+            "raise the maximum (None: as far as they go) or leave the larger sizes out",
         ),
         (
             {"capture_seq_lens": (16, 64), "max_capture_seq_len": 32},
             "capture_seq_lens goes up to 64, beyond max_capture_seq_len=32: "
-            "raise the maximum or leave the larger sizes out",
+            "raise the maximum (None: as far as they go) or leave the larger sizes out",
         ),
         (
             {"per_layer_graphs": True, "command_buffers": CommandBufferScope.FULL},

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cudagraph_jax.cli.options import positive
+from cudagraph_jax.cli.store.opening import add_store, kept_store
 
 if TYPE_CHECKING:
     from cudagraph_jax.cli.options import Commands
@@ -44,12 +45,7 @@ def add_to(commands: Commands) -> None:
             "by powers of two, side by side"
         ),
     )
-    parser.add_argument(
-        "--store",
-        type=Path,
-        metavar="DIR",
-        help="keep executables in DIR: the warm-up of a second run loads them and compiles nothing",
-    )
+    add_store(parser, use="the warm-up of a second run loads them and compiles nothing")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the figures to FILE as JSON"
     )
@@ -61,5 +57,6 @@ def _run(options: argparse.Namespace) -> int:
     from cudagraph_jax.demo import run, run_planned
 
     start = run_planned if options.plan else run
-    start(options.query, limit=options.limit, json_path=options.json, store=options.store)
+    store = kept_store(options)
+    start(options.query, limit=options.limit, json_path=options.json, store=store)
     return 0

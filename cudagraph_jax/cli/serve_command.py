@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cudagraph_jax.cli.options import positive, seconds
+from cudagraph_jax.cli.store.opening import add_store, kept_store
 from cudagraph_jax.errors import ConfigError, CUDAGraphError
 
 if TYPE_CHECKING:
@@ -47,12 +48,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--port", type=_port, default=8000, help="the same; 0: any (default: %(default)s)"
     )
-    parser.add_argument(
-        "--store",
-        type=Path,
-        metavar="DIR",
-        help="keep executables in DIR: a restarted server loads them and compiles nothing",
-    )
+    add_store(parser, use="a restarted server loads them and compiles nothing")
     parser.add_argument(
         "--plan",
         metavar="TRACE",
@@ -148,9 +144,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> None:
     )
     key = _key(options.api_key_file)
     config = None if options.plan is None else _planned(options.plan, options.model)
-    encoder = Encoder(
-        config, model=options.model, store=options.store, max_waiting=options.max_waiting
-    )
+    store = kept_store(options)
+    encoder = Encoder(config, model=options.model, store=store, max_waiting=options.max_waiting)
     app = embeddings_app(
         encoder,
         model=encoder.name if options.name is None else options.name,

@@ -39,12 +39,18 @@ def fails(capsys, *arguments):
 
 
 def test_as_the_page_says(tmp_path):
-    """OpenAI's client gets the encoder's vectors; a second start loads what the first compiled."""
+    """OpenAI's client gets the encoder's vectors; a second start loads what the first compiled.
+
+    It has the key of the store, which it only reads.
+    """
     (code,) = re.findall(r"```\n(from openai.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     model = sentence_folders.write(tmp_path / "model")
-    options = ["--model", str(model), "--store", str(tmp_path / "store")]
-    for _ in range(2):
-        with served(*options, "--name", "all-MiniLM-L6-v2", command=COMMAND) as server:
+    options = ["--model", str(model), "--name", "all-MiniLM-L6-v2"]
+    key = tmp_path / "key"
+    key.write_bytes(b"k" * 32)
+    options += ["--store", str(tmp_path / "store"), "--key-file", str(key), "--store-mode"]
+    for mode in ("rw", "ro"):
+        with served(*options, mode, command=COMMAND) as server:
             names: dict = {}
             exec(code.replace("http://127.0.0.1:8000", server.url), names)
             stats = httpx.get(f"{server.url}/stats").json()["function"]["registry"]
@@ -94,6 +100,10 @@ def test_workers(tmp_path, capfd):
         (["--api-key-file", "/nowhere"], "--api-key-file /nowhere cannot be read"),
         (["--host", "256.0.0.1"], "cannot listen on host"),
         (["--model", "/nowhere"], "/nowhere"),
+        (["--store-mode", "ro"], "and there is none: add --store DIR"),
+        (["--key-file", "/nowhere"], "and there is none: add --store DIR"),
+        (["--store", "/nowhere", "--store-mode", "ro"], "there is no directory /nowhere"),
+        (["--store", "/", "--key-file", "/nowhere"], "--key-file /nowhere cannot be read"),
         (["--plan", "/nowhere.csv"], "/nowhere.csv cannot be read"),
     ],
 )

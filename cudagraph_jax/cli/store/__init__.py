@@ -10,6 +10,7 @@ from cudagraph_jax.cli.options import age_s, bucket, byte_count
 from cudagraph_jax.cli.store.care import prune, verify
 from cudagraph_jax.cli.store.listing import ls
 from cudagraph_jax.cli.store.moving import export_entries, import_entries
+from cudagraph_jax.cli.store.opening import add_key
 
 if TYPE_CHECKING:
     from cudagraph_jax.cli.options import Commands
@@ -115,10 +116,5 @@ def _add_import(operations: Commands) -> None:
 def _operation(operations: Commands, name: str, does: str) -> argparse.ArgumentParser:
     parser = operations.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
     parser.add_argument("directory", type=Path, metavar="DIR", help="the directory of the store")
-    parser.add_argument(
-        "--key-file",
-        type=Path,
-        metavar="FILE",
-        help="the store's key: all bytes of this file as they are, a line end included",
-    )
+    add_key(parser)
     return parser

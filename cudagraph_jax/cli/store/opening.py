@@ -16,6 +16,53 @@ LARGEST_KEY_BYTES = 4096
 """No key is longer: such a file is another one, by mistake."""
 
 
+def add_store(parser: argparse.ArgumentParser, *, use: str) -> None:
+    """Adds the options of a command that keeps executables; `use`: what a directory of them is for.
+
+    `kept_store` reads them.
+    """
+    parser.add_argument(
+        "--store",
+        dest="directory",
+        type=Path,
+        metavar="DIR",
+        help=f"keep executables in DIR: {use}",
+    )
+    parser.add_argument(
+        "--store-mode",
+        choices=("rw", "ro"),
+        default="rw",
+        help="ro: load what is there and write nothing, as from a read-only disk (default: rw)",
+    )
+    add_key(parser)
+
+
+def add_key(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that `key_of` reads."""
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help="the store's key: all bytes of this file as they are, a line end included",
+    )
+
+
+def kept_store(options: argparse.Namespace) -> GraphStore | None:
+    """Where a command keeps executables, which is made if it is not there; None without a store.
+
+    Raises:
+        ConfigError: The key is none, or a mode or a key is given without a store.
+        StoreError: The directory cannot be made, is not there to be read, or others can change it.
+    """
+    if options.directory is None:
+        if options.store_mode != "rw" or options.key_file is not None:
+            raise ConfigError(
+                "--store-mode and --key-file are about a store, and there is none: add --store DIR"
+            )
+        return None
+    return GraphStore(options.directory, mode=options.store_mode, key=key_of(options))
+
+
 def key_of(options: argparse.Namespace) -> bytes | None:
     """The key in `--key-file`; None without one.
 

@@ -72,6 +72,15 @@ class Served:
             time.sleep(float(response.headers["retry-after"]) / 20)
         raise AssertionError("the server is not ready")
 
+    def wait_until_accepted(self, texts: int) -> None:
+        """Waits until so many texts wait, or are answered."""
+        until, accepted = time.monotonic() + 60, 0
+        with httpx.Client(base_url=self.url, timeout=60) as client:
+            while accepted < texts:
+                assert time.monotonic() < until, f"{accepted} of {texts} texts are accepted"
+                said = client.get("/stats").json()["batcher"]
+                accepted = said["waiting"] + sum(said["items"].values())
+
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 

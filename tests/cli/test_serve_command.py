@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
@@ -53,7 +52,7 @@ def test_as_the_page_says(tmp_path):
         with served(*options, mode, command=COMMAND) as server:
             names: dict = {}
             exec(code.replace("http://127.0.0.1:8000", server.url), names)
-            stats = httpx.get(f"{server.url}/stats").json()["function"]["registry"]
+            stats = server.get("/stats").json()["function"]["registry"]
             server.terminate()
             status, said = server.ended()
             assert status == 0
@@ -71,7 +70,7 @@ def test_a_planned_grid(tmp_path):
     trace = tmp_path / "texts.csv"
     trace.write_text("tokens\n" + "7\n" * 50 + "9\n" * 20 + "500\n")
     with served("--model", str(model), "--plan", str(trace), command=COMMAND) as server:
-        graphs = httpx.get(f"{server.url}/stats").json()["function"]["registry"]["graphs"]
+        graphs = server.get("/stats").json()["function"]["registry"]["graphs"]
     lengths = {int(bucket.split("x")[1]) for bucket in graphs}
     assert lengths == {9, sentence_folders.LIMIT}
 

@@ -188,9 +188,9 @@ def test_the_access_log_is_json():
     with served() as server:
         server.embed(headers={"x-request-id": "mine-7"})
         server.embed(headers={"x-request-id": "not\tfit"})
-        httpx.get(f"{server.url}/unknown?secret=1")
+        server.get("/unknown?secret=1")
         for probe in ("health", "ready", "metrics"):
-            httpx.get(f"{server.url}/{probe}")
+            server.get(f"/{probe}")
         server.terminate()
         _, said = server.ended()
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]

@@ -146,22 +146,9 @@ class Forked:
         self.wait(60)
 
 
-def said_by(program: str, **environment: str) -> str:
-    """What a program prints. It fails if the program does.
-
-    With variables that are given it is run in an interpreter of its own, which reads them.
-    """
-    if environment:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(program)],
-            env={**_environment(), **environment},
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-    else:
-        done = run_script(program)
+def said_by(program: str, *, flags: str | None = None) -> str:
+    """What a program prints, as `run_script` runs it, with these flags of XLA. It must not fail."""
+    done = run_script(program) if flags is None else run_script(program, XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

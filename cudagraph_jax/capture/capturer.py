@@ -87,9 +87,10 @@ class Capturer:
         self._newest_plan: object = None
         self._captures_evict = _backend_evicts if captures_evict is None else captures_evict
 
-    def __del__(self) -> None:
-        # A function that goes with its manager leaves what it knows of hot buckets.
-        if (upkeep := getattr(self, "upkeep", None)) is not None and not sys.is_finalizing():
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # A function that goes with its manager leaves what it knows of hot buckets. The default is
+        # there when the interpreter, at its end, has emptied this module before who holds it.
+        if (upkeep := getattr(self, "upkeep", None)) is not None and not is_finalizing():
             upkeep.end()
 
     def plan_later(self, job: Callable[[], None], *, dropped: Callable[[], None]) -> bool:

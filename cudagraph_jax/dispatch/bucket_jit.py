@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 import jax
 
@@ -31,25 +31,31 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
+class BucketOptions(TypedDict, total=False):
+    """Options of `bucket_jit` that say nothing about the signature of what it makes."""
+
+    out_axes: PyTree
+    config: CUDAGraphConfig | None
+    manager: CUDAGraphManager | None
+    store: GraphStore | str | os.PathLike[str] | None
+    fingerprint: str | None
+    pad_values: PyTree
+    pad_side: PyTree
+    in_shardings: PyTree
+    unpad: PyTree
+    donate_argnums: int | Iterable[int]
+    static_argnames: str | Iterable[str]
+    name: str | None
+
+
 # Callers do not pass the mask, so that the signature is not theirs.
 @overload
 def bucket_jit(
     fn: Callable[..., R],
     *,
     in_axes: PyTree,
-    out_axes: PyTree = ...,
-    config: CUDAGraphConfig | None = ...,
-    manager: CUDAGraphManager | None = ...,
-    store: GraphStore | str | os.PathLike[str] | None = ...,
-    fingerprint: str | None = ...,
-    pad_values: PyTree = ...,
-    pad_side: PyTree = ...,
-    in_shardings: PyTree = ...,
     mask_argname: str | Mapping[str, str],
-    unpad: PyTree = ...,
-    donate_argnums: int | Iterable[int] = ...,
-    static_argnames: str | Iterable[str] = ...,
-    name: str | None = ...,
+    **options: Unpack[BucketOptions],
 ) -> BucketedFunction[..., R]: ...
 
 
@@ -58,19 +64,8 @@ def bucket_jit(
     fn: None = None,
     *,
     in_axes: PyTree,
-    out_axes: PyTree = ...,
-    config: CUDAGraphConfig | None = ...,
-    manager: CUDAGraphManager | None = ...,
-    store: GraphStore | str | os.PathLike[str] | None = ...,
-    fingerprint: str | None = ...,
-    pad_values: PyTree = ...,
-    pad_side: PyTree = ...,
-    in_shardings: PyTree = ...,
     mask_argname: str | Mapping[str, str],
-    unpad: PyTree = ...,
-    donate_argnums: int | Iterable[int] = ...,
-    static_argnames: str | Iterable[str] = ...,
-    name: str | None = ...,
+    **options: Unpack[BucketOptions],
 ) -> Callable[[Callable[..., R]], BucketedFunction[..., R]]: ...
 
 
@@ -79,19 +74,8 @@ def bucket_jit(
     fn: Callable[P, R],
     *,
     in_axes: PyTree,
-    out_axes: PyTree = ...,
-    config: CUDAGraphConfig | None = ...,
-    manager: CUDAGraphManager | None = ...,
-    store: GraphStore | str | os.PathLike[str] | None = ...,
-    fingerprint: str | None = ...,
-    pad_values: PyTree = ...,
-    pad_side: PyTree = ...,
-    in_shardings: PyTree = ...,
     mask_argname: None = ...,
-    unpad: PyTree = ...,
-    donate_argnums: int | Iterable[int] = ...,
-    static_argnames: str | Iterable[str] = ...,
-    name: str | None = ...,
+    **options: Unpack[BucketOptions],
 ) -> BucketedFunction[P, R]: ...
 
 
@@ -100,19 +84,8 @@ def bucket_jit(
     fn: None = None,
     *,
     in_axes: PyTree,
-    out_axes: PyTree = ...,
-    config: CUDAGraphConfig | None = ...,
-    manager: CUDAGraphManager | None = ...,
-    store: GraphStore | str | os.PathLike[str] | None = ...,
-    fingerprint: str | None = ...,
-    pad_values: PyTree = ...,
-    pad_side: PyTree = ...,
-    in_shardings: PyTree = ...,
     mask_argname: None = ...,
-    unpad: PyTree = ...,
-    donate_argnums: int | Iterable[int] = ...,
-    static_argnames: str | Iterable[str] = ...,
-    name: str | None = ...,
+    **options: Unpack[BucketOptions],
 ) -> Callable[[Callable[P, R]], BucketedFunction[P, R]]: ...
 
 

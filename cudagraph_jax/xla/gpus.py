@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-
-import jax
-from jax.experimental import topologies
+from typing import TYPE_CHECKING
 
 from cudagraph_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    import jax
 
 _NEEDED = (
     "block_dim_limit_x",
@@ -196,6 +197,10 @@ def absent_gpu(gpu: str) -> jax.Device:
     Raises:
         ConfigError: The GPU is not known, or XLA's CUDA compiler is not installed.
     """
+    # Only here: a command line that lists the GPUs does without JAX.
+    import jax
+    from jax.experimental import topologies
+
     config = target_config(gpu)
     try:
         found = topologies.get_topology_desc(

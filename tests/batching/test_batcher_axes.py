@@ -23,7 +23,8 @@ from cudagraph_jax import (
 from cudagraph_jax.batching.batcher import Batcher
 from cudagraph_jax.batching.lane import put_ahead
 from cudagraph_jax.testing import assert_no_compiles
-from tests.helpers.examples import as_a_whole, examples
+from tests.helpers.by_numpy import by_numpy, softmax, xp
+from tests.helpers.examples import examples
 from tests.helpers.functions import floats
 from tests.helpers.held_clock import HeldClock
 
@@ -42,31 +43,36 @@ BUDGET = CUDAGraphConfig(
 )
 
 
+@by_numpy
 def attended(src, tgt, *, src_mask, tgt_mask):
     """An encoder and a decoder: each target row sees its own source row."""
-    scores = jnp.einsum("btd,bsd->bts", tgt, src)
-    weights = jax.nn.softmax(jnp.where(src_mask[:, None, :], scores, -1e30), axis=-1)
-    return jnp.einsum("bts,bsd->btd", weights, src), jnp.sum(jnp.where(tgt_mask, tgt[..., 0], 0), 1)
+    scores = tgt @ src.swapaxes(1, 2)
+    weights = softmax(xp(src).where(src_mask[:, None, :], scores, -1e30))
+    return weights @ src, xp(tgt).where(tgt_mask, tgt[..., 0], 0).sum(1)
 
 
+@by_numpy
 def spread(image):
     """Neighbours within an image, whose padding is 0."""
-    return image[..., 0] + jnp.sum(image, axis=(1, 2))[:, None, None, 0], jnp.sum(image, (1, 2))
+    return image[..., 0] + image.sum((1, 2))[:, None, None, 0], image.sum((1, 2))
 
 
+@by_numpy
 def pairs(x, bias):
-    return jnp.einsum("bij,bj->bi", bias, x), bias + x[:, None, :] * x[:, :, None]
+    return xp(x).einsum("bij,bj->bi", bias, x), bias + x[:, None, :] * x[:, :, None]
 
 
+@by_numpy
 def steps(x, bounds, *, mask):
     """Differences of the bounds, of which there is one more than of the values."""
     widths = bounds[:, 1:] - bounds[:, :-1]
-    return jnp.cumsum(jnp.where(mask, x * widths, 0), axis=1), bounds * 2
+    return xp(x).where(mask, x * widths, 0).cumsum(1), bounds * 2
 
 
+@by_numpy
 def last(x, *, mask):
     """What is real stands at the end of a row that is padded in front."""
-    return x[:, -1], jnp.cumsum(jnp.where(mask, x, 0), axis=1)
+    return x[:, -1], xp(x).where(mask, x, 0).cumsum(1)
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class Model:
         masks = {
             name: np.ones([1, *map(sizes.get, axes)], bool) for name, axes in self.masks.items()
         }
-        answer = jax.jit(self.function)(*(array[None] for array in item), **masks)
+        answer = by_numpy(self.function)(*(array[None] for array in item), **masks)
         return jax.tree.map(lambda array: np.asarray(array)[0], answer)
 
 
@@ -108,7 +114,7 @@ MODELS = {
         {"mask_argname": {"src_mask": "batch src", "tgt_mask": "batch tgt"}},
     ),
     "decoder on the left": Model(
-        lambda src, tgt, *, mask: (src * 2, tgt[:, -1] + jnp.sum(jnp.where(mask, tgt, 0), 1)),
+        lambda src, tgt, *, mask: (src * 2, tgt[:, -1] + xp(tgt).where(mask, tgt, 0).sum(1)),
         ("batch src", "batch tgt"),
         PAIRS,
         lambda seed, src, tgt: (floats(seed, src), floats(seed + 1, tgt)),
@@ -156,7 +162,7 @@ MODELS = {
         {"mask_argname": "mask", "pad_side": "left"},
     ),
     "edges on the left": Model(
-        lambda x, bounds: (jnp.maximum(x[:, :1], x), bounds[:, -1]),
+        lambda x, bounds: (xp(x).maximum(x[:, :1], x), bounds[:, -1]),
         ("batch seq", "batch seq+1"),
         LENGTHS,
         lambda seed, seq: (floats(seed, seq), floats(seed + 1, seq + 1)),
@@ -166,7 +172,7 @@ MODELS = {
     ),
     "pixels and tokens": Model(
         lambda image, ids: (
-            jnp.sum(image, (1, 2)) + jnp.sum(ids, 1),
+            image.sum((1, 2)) + ids.sum(1),
             ids[:, :, None] + image[:, :1],
         ),
         ("batch height width", "batch seq"),
@@ -180,7 +186,7 @@ MODELS = {
         of(("height", 3), ("width", 2), ("seq", 4)),
     ),
     "rows alone": Model(
-        lambda x, *, mask: x * 2 + jnp.where(mask, 1, 0)[:, None],
+        lambda x, *, mask: x * 2 + mask[:, None],
         "batch _",
         CUDAGraphConfig(capture_sizes=(1, 3), warmup_iterations=1),
         lambda seed: (floats(seed, 3),),
@@ -371,10 +377,10 @@ def test_inputs_that_are_put_ahead_and_donated():
 def test_debug_mode_tries_rows_of_several_sizes(own):
     """In debug_mode rows of several heights and widths share a call before one is answered."""
 
-    @as_a_whole
+    @by_numpy
     def mean(image, *, mask):
-        size = jnp.sum(mask, (1, 2)) if own else jnp.sum(mask[0])
-        return jnp.sum(image * mask, (1, 2)) / size
+        size = mask.sum((1, 2)) if own else mask[0].sum()
+        return (image * mask).sum((1, 2)) / size
 
     config = CUDAGraphConfig.from_dict({**IMAGES.to_dict(), "debug_mode": True})
     function = bucket_jit(mean, in_axes="batch height width", mask_argname="mask", config=config)

@@ -8,25 +8,31 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import Batcher, CUDAGraphConfig, PaddingLeakError, bucket_jit
+from tests.helpers.by_numpy import by_numpy, softmax, xp
+from tests.helpers.examples import as_a_whole
 
 GRID: dict[str, Any] = {"capture_sizes": (1, 4), "capture_seq_lens": (4, 8), "warmup_iterations": 0}
 ROWS = [np.arange(1, n + 1, dtype=np.float32) for n in (5, 1, 8, 3)]
 
 
+@by_numpy
 def own_mean(x, *, mask):
-    return jnp.sum(x * mask, axis=1) / jnp.sum(mask, axis=1)
+    return (x * mask).sum(1) / mask.sum(1)
 
 
+@by_numpy
 def mean_by_the_first(x, *, mask):
-    return jnp.sum(x * mask, axis=1) / jnp.sum(mask[0])
+    return (x * mask).sum(1) / mask[0].sum()
 
 
+@by_numpy
 def mean_by_the_longest(x, *, mask):
-    return jnp.sum(x * mask, axis=1) / jnp.max(jnp.sum(mask, axis=1))
+    return (x * mask).sum(1) / mask.sum(1).max()
 
 
+@by_numpy
 def last_by_the_first(x, *, mask):
-    return x[:, jnp.sum(mask[0]) - 1]
+    return x[:, mask[0].sum() - 1]
 
 
 WRONG = [mean_by_the_first, mean_by_the_longest, last_by_the_first]
@@ -72,9 +78,10 @@ def test_buckets_that_are_captured_later():
     """A bucket that is captured while items come is tried, too, before it is used."""
     calls = {"whole": True}
 
+    @by_numpy
     def model(x, *, mask):
-        count = jnp.sum(mask, axis=1) if calls["whole"] else jnp.sum(mask[0])
-        return jnp.sum(x * mask, axis=1) / count
+        count = mask.sum(1) if calls["whole"] else mask[0].sum()
+        return (x * mask).sum(1) / count
 
     bucketed = served(model, debug_mode=True)
     with Batcher(bucketed) as batcher:
@@ -86,20 +93,24 @@ def test_buckets_that_are_captured_later():
             batcher.submit(ROWS[0]).result()
 
 
+@by_numpy
 def centred(x, *, mask):
-    return x - jnp.where(mask, x, 0).sum(0) / jnp.maximum(mask.sum(0), 1)
+    return x - xp(x).where(mask, x, 0).sum(0) / mask.sum(0).clip(1)
 
 
+@by_numpy
 def centred_by_all(x, *, mask):
-    return x - jnp.where(mask, x, 0).sum() / mask.sum()
+    return x - xp(x).where(mask, x, 0).sum() / mask.sum()
 
 
+@by_numpy
 def below_the_largest(x, *, mask):
-    return x - jnp.where(mask, x, -9).max(0)
+    return x - xp(x).where(mask, x, -9).max(0)
 
 
+@by_numpy
 def shares(x, *, mask):
-    return jax.nn.softmax(jnp.where(mask, x, -jnp.inf), axis=0)
+    return softmax(xp(x).where(mask, x, -np.inf), axis=0)
 
 
 @pytest.mark.parametrize("function", [centred, centred_by_all, below_the_largest, shares])
@@ -119,9 +130,10 @@ def test_statistics_over_the_rows_of_ids(item):
     """Ids of the other rows are the item's own, or smaller ones, so that each is valid."""
     most = max(item)
 
+    @by_numpy
     def off_by_the_mean(ids, *, mask):
-        values = jnp.where((ids >= 1) & (ids <= most), ids, jnp.nan) * mask
-        return values - values.sum(0) / jnp.maximum(mask.sum(0), 1)
+        values = xp(ids).where((ids >= 1) & (ids <= most), ids, np.nan) * mask
+        return values - values.sum(0) / mask.sum(0).clip(1)
 
     bucketed = served(off_by_the_mean, debug_mode=True)
     bucketed.warmup(np.ones((1, 5), np.int32), progress=False)
@@ -133,7 +145,7 @@ def test_statistics_over_the_rows_of_ids(item):
 def test_statistics_over_rows_of_one_size():
     """Where items have no length the rows differ in their values alone, and are tried as well."""
     bucketed = bucket_jit(
-        lambda x, *, mask: x - jnp.where(mask[:, None], x, 0).sum(0) / mask.sum(),
+        by_numpy(lambda x, *, mask: x - xp(x).where(mask[:, None], x, 0).sum(0) / mask.sum()),
         in_axes="batch _",
         mask_argname="mask",
         config=CUDAGraphConfig(capture_sizes=(1, 4), debug_mode=True),
@@ -146,6 +158,7 @@ def test_statistics_over_rows_of_one_size():
 def test_values_at_which_a_loop_ends():
     """No row has a 0 that is no padding of the item's own: a loop may not end there."""
 
+    @as_a_whole
     def halvings(x, real, *, mask):
         def live(n):
             return (n != 1) & real & mask
@@ -174,6 +187,7 @@ def test_values_at_which_a_loop_ends():
 def test_items_with_masks_lengths_and_sorted_values_of_their_own():
     """What is right for each row alone is not refused: each row's arrays are such as items have."""
 
+    @as_a_whole
     def model(ids, mask, edges, length):
         ends = jnp.clip(length[:, None], 1) - 1
         places = jax.vmap(jnp.searchsorted)(edges, ids.astype(jnp.float32))

@@ -2,14 +2,11 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 from cudagraph_jax.cli import main
 from cudagraph_jax.cli.checkup import Devices, Extra, Finding, Snapshot, findings
 from cudagraph_jax.cli.doctor_command import doctor_dict, doctor_text
-from tests.helpers.processes import said_by
+from tests.helpers.processes import run_script, said_by
 
 SNAPSHOT = Snapshot(
     versions={"jax": "0.12.0", "jaxlib": "0.12.0"},
@@ -120,13 +117,13 @@ def test_unwritable(tmp_path, capsys):
 
 def test_a_setting_that_is_wrong():
     """A process with a wrong setting ends with 1 and is told what to do."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "cudagraph_jax", "doctor"],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DEBUG_NANS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+    script = (
+        "import sys, jax\n"
+        "jax.config.update('jax_debug_nans', True)\n"
+        "from cudagraph_jax.cli import main\n"
+        "sys.exit(main(['doctor']))"
     )
+    done = run_script(script, warnings="error")
     assert (done.returncode, done.stderr) == (1, "")
     assert "- jax_debug_nans is on" in done.stdout
 

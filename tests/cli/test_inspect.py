@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from cudagraph_jax.cli import main
-from cudagraph_jax.cli.inspect_command import compiled_with, inspected, without_cache
+from cudagraph_jax.cli.named_function import compiled_with, inspected, without_cache
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.modes import CommandBufferScope
 from cudagraph_jax.shapes.ladder import Bucket

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
@@ -19,7 +18,7 @@ from tests.helpers import sentence_folders
 from tests.helpers.served import served
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
-COMMAND = [sys.executable, "-m", "cudagraph_jax", "serve", "--port", "0", "--listener"]
+COMMAND = ["serve", "--port", "0", "--listener"]
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +52,7 @@ def test_as_the_page_says(tmp_path):
         with served(*options, mode, command=COMMAND) as server:
             names: dict = {}
             exec(code.replace("http://127.0.0.1:8000", server.url), names)
-            stats = httpx.get(f"{server.url}/stats").json()["function"]["registry"]
+            stats = server.get("/stats").json()["function"]["registry"]
             server.terminate()
             status, said = server.ended()
             assert status == 0
@@ -71,7 +70,7 @@ def test_a_planned_grid(tmp_path):
     trace = tmp_path / "texts.csv"
     trace.write_text("tokens\n" + "7\n" * 50 + "9\n" * 20 + "500\n")
     with served("--model", str(model), "--plan", str(trace), command=COMMAND) as server:
-        graphs = httpx.get(f"{server.url}/stats").json()["function"]["registry"]["graphs"]
+        graphs = server.get("/stats").json()["function"]["registry"]["graphs"]
     lengths = {int(bucket.split("x")[1]) for bucket in graphs}
     assert lengths == {9, sentence_folders.LIMIT}
 
@@ -83,8 +82,7 @@ def test_workers(tmp_path, capfd):
     options += ["--store", str(tmp_path / "store"), "--workers", "2", "--port"]
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = free.getsockname()
-    command = [sys.executable, "-m", "cudagraph_jax", "serve", *options]
-    with served(command=command, address=address) as server:
+    with served(command=["serve", *options], address=address) as server:
         server.terminate()
         assert server.ended()[0] == 0
     assert re.search(r"INFO worker \d+: warm", capfd.readouterr().err)

@@ -11,7 +11,13 @@ from cudagraph_jax.demo.bert.model import Dense, Layer, Norm, Params
 @pytest.fixture(scope="session")
 def config():
     """Four buckets, which take seconds to capture."""
-    return CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(32, 256), warmup_iterations=0)
+    return CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(64, 256), warmup_iterations=0)
+
+
+@pytest.fixture(scope="session")
+def short():
+    """Four buckets that hold the first passages, of up to 22 tokens."""
+    return CUDAGraphConfig(capture_sizes=(1, 4), capture_seq_lens=(16, 32), warmup_iterations=0)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
+def finished(short, tmp_path_factory):
     """A small run: its result, what it printed, and what it wrote."""
     path = tmp_path_factory.mktemp("demo") / "figures.json"
     output = io.StringIO()
@@ -25,23 +25,23 @@ def finished(config, tmp_path_factory):
         ["sort the elements"],
         limit=20,
         json_path=path,
-        config=config,
+        config=short,
         progress=False,
         output=output,
     )
     return result, output.getvalue(), json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_grids(finished, config):
+def test_grids(finished, short):
     """The plan has no more buckets than the guess, and holds as much."""
     result, _, _ = finished
     before, after = result.powers_of_two, result.planned
-    assert before.batch_sizes == config.capture_sizes
-    assert before.seq_lens == config.capture_seq_lens
+    assert before.batch_sizes == short.capture_sizes
+    assert before.seq_lens == short.capture_seq_lens
     assert len(after.warmup.buckets) == len(after.batch_sizes) * len(after.seq_lens)
     assert len(after.warmup.buckets) <= len(before.warmup.buckets) == 4
-    assert after.batch_sizes[-1] >= config.max_batch_size
-    assert after.seq_lens[-1] >= config.max_seq_len
+    assert after.batch_sizes[-1] >= short.max_batch_size
+    assert after.seq_lens[-1] >= short.max_seq_len
 
 
 def test_same_stream(finished):
@@ -125,11 +125,11 @@ def test_limit(limit):
         run_planned(limit=limit)
 
 
-def test_too_few(config):
+def test_too_few(short):
     """A stream that cannot be divided is refused before anything is captured."""
     output = io.StringIO()
     with pytest.raises(DemoError, match="raise --limit"):
-        run_planned(limit=1, config=config, output=output)
+        run_planned(limit=1, config=short, output=output)
     assert output.getvalue() == ""
 
 

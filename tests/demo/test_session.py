@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
+def finished(short, tmp_path_factory):
     """A small run: its result, what it printed, and what it wrote."""
     path = tmp_path_factory.mktemp("demo") / "figures.json"
     output = io.StringIO()
@@ -23,7 +23,7 @@ def finished(config, tmp_path_factory):
         ["sort the elements"],
         limit=12,
         json_path=path,
-        config=config,
+        config=short,
         progress=False,
         output=output,
     )
@@ -47,13 +47,13 @@ def test_plain_jit_compiles(finished):
     assert comparison.max_difference < 1e-5
 
 
-def test_figures(finished, config):
+def test_figures(finished, short):
     """The figures agree with each other."""
     result, _, _ = finished
     comparison = result.comparison
     ways = [comparison.batcher, comparison.fifo, comparison.jit, comparison.jit_again]
     assert result.environment.versions["jax"] == jax.__version__
-    assert {record.bucket for record in result.warmup.buckets} == set(map(str, config.buckets()))
+    assert {record.bucket for record in result.warmup.buckets} == set(map(str, short.buckets()))
     for figures in (result.traffic, *ways):
         assert result.passages == figures.passages == 12
         assert 0 < figures.p50_ms <= figures.p99_ms <= figures.max_ms
@@ -90,7 +90,7 @@ def test_printed(finished):
         "12 paragraphs of NumPy's docstrings",
         "Warm-up: 4 buckets",
         "4 compiles",
-        "4x256",
+        "4x32",
         "12 single texts through the batcher",
         "real of computed tokens",
         "p99 latency",

@@ -7,7 +7,7 @@ import pytest
 from cudagraph_jax import GraphStore
 from tests.helpers.jobs import ran
 
-# Each process of a job starts JAX, which takes more than a second.
+# Each process of a job compiles for itself.
 pytestmark = pytest.mark.slow
 
 

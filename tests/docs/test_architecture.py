@@ -64,3 +64,18 @@ def test_the_page_names_every_folder():
     text = (pages.DOCS / "architecture.md").read_text(encoding="utf-8")
     for path in (pages.ROOT / "cudagraph_jax").glob("*/__init__.py"):
         assert f"`{path.parent.name}`" in text
+
+
+def test_contributors_are_shown_what_is_there():
+    """CONTRIBUTING.md has every folder, in its rungs and in its table, and names no file of old."""
+    text = (pages.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    package = pages.ROOT / "cudagraph_jax"
+    rungs = ["cli", *re.findall(r"\w+", text.partition("```\ncli ")[2].partition("```")[0])]
+    for folder in (path.parent.name for path in package.glob("*/__init__.py")):
+        assert folder in rungs
+        assert f"| `{folder}/` |" in text
+    named = re.findall(r"`([a-z_/]+\.py)`", text)
+    assert named
+    assert not [
+        name for name in named if not (package / name).exists() and not (pages.ROOT / name).exists()
+    ]

@@ -19,6 +19,8 @@ from cudagraph_jax.graphs.trial import Masks, masks_of
 from cudagraph_jax.program.outputs import OutputLeaf
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import AxisPattern
+from tests.helpers.by_numpy import by_numpy, softmax, xp
+from tests.helpers.examples import as_a_whole
 from tests.helpers.functions import assert_close, floats
 
 CONFIG = CUDAGraphConfig(
@@ -85,13 +87,14 @@ def test_functions_of_lengths_that_follow(rule, seq):
     """Sound ones are accepted and leaks are found, also from a call whose array is empty."""
     axes: dict[str, Any] = {"in_axes": ("batch seq", f"batch {rule}"), "config": CONFIG}
     x, y = floats(0, 1, seq), floats(1, 1, RULES[rule](seq))
-    found = bucket_jit(lambda x, y: (x * 2, y * 3), **axes)(x, y)
+    found = bucket_jit(by_numpy(lambda x, y: (x * 2, y * 3)), **axes)(x, y)
     assert_close(found[1], y * 3)
-    leaky = bucket_jit(lambda x, y: (x, y - y.mean(1, keepdims=True)), **axes)
+    leaky = bucket_jit(by_numpy(lambda x, y: (x, y - y.mean(1, keepdims=True))), **axes)
     with pytest.raises(PaddingLeakError, match="the sequence is padded from"):
         leaky(x, y)
 
 
+@as_a_whole
 def strided(x):
     """Means of three rows at each second one: from another one on where there are an odd number."""
     kernel = jnp.ones((1, 1, 3, 1)) / 3
@@ -107,13 +110,12 @@ def test_strides_along_a_named_axis(height):
         function(floats(0, 2, height, 8))
 
 
-@jax.jit
+@by_numpy
 def attended(query, keys, src_mask, tgt_mask):
     """Of each target, and pairs of them, under masks of both; what is masked sees all alike."""
     allowed = (tgt_mask[:, :, None] != 0) & (src_mask[:, None, :] != 0)
-    scores = jnp.where(allowed, jnp.einsum("btd,bsd->bts", query, keys), -1e30)
-    found = jax.nn.softmax(scores) @ keys
-    return found, jnp.einsum("btd,bud->btu", found, found)
+    found = softmax(xp(keys).where(allowed, query @ keys.swapaxes(1, 2), -1e30)) @ keys
+    return found, found @ found.swapaxes(1, 2)
 
 
 SRC_MASK = np.arange(5) < np.array([[3], [5]])

@@ -11,6 +11,7 @@ import pytest
 
 from cudagraph_jax import CUDAGraphConfig, PaddingLeakError, bucket_jit
 from cudagraph_jax.graphs.check import trial_sizes
+from tests.helpers.by_numpy import by_numpy, softmax, xp
 from tests.helpers.examples import as_a_whole
 from tests.helpers.functions import assert_close, double, floats, stats_of
 
@@ -39,10 +40,10 @@ def convolution(x, padding, stride):
     return jnp.repeat(steps, stride, axis=1)[:, : x.shape[1]]
 
 
-@as_a_whole
+@by_numpy
 def first_tokens_of_next(x):
     """Each row's first token beside that of the row before, the first's beside the last's."""
-    return x + jnp.roll(x[:, :1], 1, axis=0)
+    return x + xp(x).roll(x[:, :1], 1, axis=0)
 
 
 def said_of(function, *args, match="the padding changes the real rows"):
@@ -136,7 +137,7 @@ def test_which_axis_is_to_blame():
         ),
     }
     for part, leaky in sizes.items():
-        function = bucket_jit(as_a_whole(leaky), in_axes="batch seq", config=CONFIG)
+        function = bucket_jit(by_numpy(leaky), in_axes="batch seq", config=CONFIG)
         message = said_of(function, floats(0, 3, 5))
         assert part in message
         assert "(the batch is padded from 3 to 4 and the sequence is padded from 5 to 8)" in message
@@ -145,6 +146,7 @@ def test_which_axis_is_to_blame():
 def test_an_axis_is_told_where_it_stands():
     """What is taken for a size is named by the argument and the dimension that carries it."""
 
+    @by_numpy
     def leaky(inputs):
         return inputs["tokens"] / inputs["tokens"].shape[2]
 
@@ -156,7 +158,7 @@ def test_an_axis_is_told_where_it_stands():
 def test_a_chosen_pad_value_that_matters_is_told():
     """Other padding than was chosen is not tried, and the chosen one is the cause where it is."""
     function = bucket_jit(
-        lambda x: x.sum(axis=1), in_axes="batch seq", pad_values=1.0, config=CONFIG
+        by_numpy(lambda x: x.sum(axis=1)), in_axes="batch seq", pad_values=1.0, config=CONFIG
     )
     message = said_of(function, floats(0, 3, 5))
     assert "with its usual padding" in message
@@ -239,10 +241,9 @@ def test_one_eager_run_for_each_size():
 def test_masks_that_pad_on_the_left_survive_a_cut(dtype):
     """Where a shorter call would have rows of which nothing is real, it keeps their ends."""
 
-    @as_a_whole
+    @by_numpy
     def attended(x, mask):
-        scores = jnp.einsum("bqd,bkd->bqk", x, x)
-        return jax.nn.softmax(jnp.where(mask[:, None] != 0, scores, -1e30)) @ x
+        return softmax(xp(x).where(mask[:, None] != 0, x @ x.swapaxes(1, 2), -1e30)) @ x
 
     mask = (np.arange(7) >= np.array([5, 0, 6])[:, None]).astype(dtype)
     function = bucket_jit(attended, in_axes=("batch seq _", "batch seq"), config=CONFIG)
@@ -268,12 +269,13 @@ def test_indices_of_rows_survive_a_cut(nodes):
 def test_chosen_edges_are_left_alone():
     """Sorted values that repeat their last one are padded with nothing else."""
     axes = ("batch", "seq", "seq")
-    function = bucket_jit(jnp.interp, in_axes=axes, pad_values="edge", config=CONFIG, name="interp")
+    interp = as_a_whole(jnp.interp)
+    function = bucket_jit(interp, in_axes=axes, pad_values="edge", config=CONFIG, name="interp")
     queries, times = np.array([0.5, 2, 8], np.float32), np.array([0, 1, 3, 4, 9], np.float32)
     values = floats(0, 5)
     expected = np.interp(queries, times, values).astype(np.float32)
     assert_close(function(queries, times, values), expected)
-    short = bucket_jit(jnp.interp, in_axes=axes, pad_values="edge", config=CONFIG, name="interp")
+    short = bucket_jit(interp, in_axes=axes, pad_values="edge", config=CONFIG, name="interp")
     assert_close(short(queries, times[:1], values[:1]), np.full(3, values[0]))
 
 

@@ -5,37 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from cudagraph_jax import CUDAGraphConfig
+from tests.helpers.by_numpy import by_numpy, softmax, xp
 
 
 def standardised(x, real):
     """Less a mean, by a deviation: of padding, too, where that counts as real."""
     count = real.sum(-1, keepdims=True)
-    mean = jnp.where(real, x, 0).sum(-1, keepdims=True) / count
-    variance = jnp.where(real, jnp.square(x - mean), 0).sum(-1, keepdims=True) / count
-    return (x - mean) / jnp.sqrt(variance + 1e-3)
+    mean = xp(x).where(real, x, 0).sum(-1, keepdims=True) / count
+    variance = xp(x).where(real, (x - mean) ** 2, 0).sum(-1, keepdims=True) / count
+    return (x - mean) / (variance + 1e-3) ** 0.5
 
 
 def mean(x, real):
-    return jnp.where(real, x, 0).sum(-1) / real.sum(-1)
+    return xp(x).where(real, x, 0).sum(-1) / real.sum(-1)
 
 
 def attention(x, real):
     """Softmax over scores of which some may be padding."""
-    scores = jnp.where(real[..., None, :], x[..., :, None] * x[..., None, :], -jnp.inf)
-    return jnp.einsum("...qk,...k->...q", jax.nn.softmax(scores), x)
+    scores = xp(x).where(real[..., None, :], x[..., :, None] * x[..., None, :], -np.inf)
+    return xp(x).einsum("...qk,...k->...q", softmax(scores), x)
 
 
 def from_the_end(x, real):
     """Positions that are counted from the last one that is real."""
-    return x + real.sum(-1, keepdims=True) - 1 - jnp.arange(x.shape[-1])
+    return x + real.sum(-1, keepdims=True) - 1 - xp(x).arange(x.shape[-1])
 
 
 def best(x, real):
-    return jnp.argmax(jnp.where(real, x, -jnp.inf), axis=-1)
+    return xp(x).where(real, x, -np.inf).argmax(-1)
 
 
 ACTS = (standardised, mean, attention, from_the_end, best)
@@ -57,16 +57,15 @@ class Kind(NamedTuple):
 
 
 def _counted(real, is_right):
-    return real if is_right else jnp.ones_like(real)
+    return real if is_right else xp(real).ones_like(real)
 
 
-# Compiled as a whole, where operation by operation each is compiled for every size.
 def _named(act, *, is_right):
     def model(images, *, mask):
-        columns = jnp.swapaxes(mask, 1, 2)
-        return act(jnp.swapaxes(images, 1, 2), _counted(columns, is_right))
+        columns = mask.swapaxes(1, 2)
+        return act(images.swapaxes(1, 2), _counted(columns, is_right))
 
-    return jax.jit(model)
+    return by_numpy(model)
 
 
 def _twice(act, *, is_right):
@@ -74,24 +73,24 @@ def _twice(act, *, is_right):
         real = mask[:, :, None] & mask[:, None, :]
         return act(pairs, _counted(real, is_right))
 
-    return jax.jit(model)
+    return by_numpy(model)
 
 
 def _follows(act, *, is_right):
     def model(x, edges, *, mask):
-        real = jnp.arange(edges.shape[1]) <= mask.sum(1, keepdims=True)
+        real = xp(edges).arange(edges.shape[1]) <= mask.sum(1, keepdims=True)
         return x, act(edges, _counted(real, is_right))
 
-    return jax.jit(model)
+    return by_numpy(model)
 
 
 def _masks(act, *, is_right):
     def model(query, keys, *, src_mask, row_mask):
         real = (src_mask & row_mask[:, None])[:, None, :]
-        found = act(jnp.swapaxes(keys, 1, 2), _counted(real & jnp.ones((3, 1), bool), is_right))
+        found = act(keys.swapaxes(1, 2), _counted(real & np.ones((3, 1), bool), is_right))
         return query, found
 
-    return jax.jit(model)
+    return by_numpy(model)
 
 
 def _in_front(act, *, is_right):
@@ -99,7 +98,7 @@ def _in_front(act, *, is_right):
         found = act(prompts[:, ::-1], _counted(mask[:, ::-1], is_right))
         return found if found.ndim == 1 else found[:, ::-1]
 
-    return jax.jit(model)
+    return by_numpy(model)
 
 
 KINDS = {

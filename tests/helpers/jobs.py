@@ -6,10 +6,13 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
+
+from tests.helpers.processes import Forked, all_of
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -42,41 +45,58 @@ def ran(
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    settings = {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "PYTHONPATH": str(PROGRAMS.parents[2]),
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(PROGRAMS / program), *map(str, (port, processes, index, *args))],
-            env={**os.environ, **settings},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+    with ExitStack() as stack:
+        members = [
+            stack.enter_context(Member(program, port, processes, index, *args, devices=devices))
+            for index in range(processes)
+        ]
+        # Process 0 waits for the end of its input: JAX ends the others by a signal when it goes.
+        order = sorted(range(processes), key=lambda index: (index == stuck, index == 0))
+        deadline = time.monotonic() + timeout_s
+        for index in order:
+            members[index].end(deadline, kill=index == stuck)
+        return [member.ended() for member in members]
+
+
+class Member:
+    """One process of a job, gone when its block is left.
+
+    Args:
+        program: In helpers/programs.
+        *args: What it gets.
+        devices: How many it has.
+    """
+
+    def __init__(self, program: str, *args: object, devices: int) -> None:
+        self._out, self._errors = TemporaryFile("w+"), TemporaryFile("w+")  # noqa: SIM115
+        given, self._input = os.pipe()
+        files = (given, self._out, self._errors)
+        self._process = Forked(
+            PROGRAMS / program, *args, files=files, environment={"DEVICES": str(devices)}
         )
-        for index in range(processes)
-    ]
-    # Process 0 waits for the end of its input: JAX ends the others by a signal when it goes.
-    order = sorted(range(processes), key=lambda index: (index == stuck, index == 0))
-    deadline = time.monotonic() + timeout_s
-    try:
-        ended = {index: _ended(started[index], deadline, kill=index == stuck) for index in order}
-    finally:
-        for process in started:
-            process.kill()
-    return [ended[index] for index in range(processes)]
+        os.close(given)
 
+    def __enter__(self) -> Member:
+        return self
 
-def _ended(process: subprocess.Popen[str], deadline: float, *, kill: bool) -> Ended:
-    if kill:
-        process.kill()
-    try:
-        out, err = process.communicate(timeout=max(1, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        err += "\nkilled, since it did not end"
-    said = dict(json.loads(line) for line in out.splitlines() if line.startswith('["'))
-    return Ended(process.returncode, said, err)
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        for file in (self._out, self._errors):
+            file.close()
+
+    def end(self, deadline: float, *, kill: bool) -> None:
+        """Waits for its end, which comes by a signal if it does not come by itself."""
+        if kill:
+            self._process.kill()
+        os.close(self._input)
+        try:
+            self._process.wait(max(1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._errors.write("\nkilled, since it did not end")
+
+    def ended(self) -> Ended:
+        """What became of it."""
+        lines = all_of(self._out).splitlines()
+        said = dict(json.loads(line) for line in lines if line.startswith('["'))
+        return Ended(self._process.wait(0), said, all_of(self._errors))

@@ -16,6 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import cudagraph_jax as cg
 
 PORT, COUNT, INDEX = map(int, sys.argv[1:4])
+# JAX, which read its own variables before, is imported already.
+jax.config.update("jax_num_cpu_devices", int(os.environ["DEVICES"]))
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{PORT}", num_processes=COUNT, process_id=INDEX)
 MESH = Mesh(np.array(jax.devices()), ("x",))

@@ -7,70 +7,73 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from tests.helpers.by_numpy import by_numpy, softmax, xp
 from tests.helpers.examples import as_a_whole
+from tests.helpers.functions import floats
 
-WEIGHTS = jax.random.normal(jax.random.key(0), (3, 3))
-VOCABULARY = jax.random.normal(jax.random.key(2), (3, 2000)) / 10
-TABLE = jax.random.normal(jax.random.key(1), (1000, 4))
+WEIGHTS = floats(0, 3, 3)
+VOCABULARY = floats(2, 3, 2000) / 10
+TABLE = floats(1, 1000, 4)
 
 
-@as_a_whole
+@by_numpy
 def batch_norm(x):
     """Statistics over a batch that has padded rows."""
-    return (x - x.mean(axis=0)) / jnp.sqrt(x.var(axis=0) + 1e-3)
+    return (x - x.mean(axis=0)) / (x.var(axis=0) + 1e-3) ** 0.5
 
 
-@as_a_whole
+@by_numpy
 def mean_of_tokens(x):
     """A mean that counts padded tokens."""
     return x.mean(axis=1)
 
 
-@as_a_whole
+@by_numpy
 def attention(x):
     """Softmax over scores of which some are padding."""
-    scores = jnp.einsum("bqd,bkd->bqk", x, x)
-    return jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores), x)
+    scores = xp(x).einsum("bqd,bkd->bqk", x, x)
+    return xp(x).einsum("bqk,bkd->bqd", softmax(scores), x)
 
 
-@as_a_whole
+@by_numpy
 def positions_from_the_end(x):
     """Positions that are read from the padded length."""
-    return x + jnp.flip(jnp.arange(x.shape[1]))[:, None]
+    return x + xp(x).arange(x.shape[1])[::-1, None]
 
 
-@as_a_whole
+@by_numpy
 def best_token(x):
     """An argmax that can choose padding."""
-    return jnp.argmax(x.sum(axis=-1), axis=1)
+    return x.sum(axis=-1).argmax(axis=1)
 
 
-@as_a_whole
+@by_numpy
 def tied_to_the_batch(x):
     """A loss that is scaled by the padded batch."""
     return x / x.shape[0]
 
 
-@as_a_whole
+@by_numpy
 def largest_token(x):
     """A maximum that padding wins where all tokens are negative."""
     return x.max(axis=1)
 
 
-@as_a_whole
+@by_numpy
 def last_token(x):
     """The last token, which is padding."""
     return x[:, -1]
 
 
-@as_a_whole
+@by_numpy
 def probabilities(x):
     """A mean that counts padded tokens, behind a softmax of which every part is small."""
-    return jax.nn.softmax(x.mean(axis=1) @ VOCABULARY)
+    return softmax(x.mean(axis=1) @ VOCABULARY)
 
 
-@as_a_whole
+@by_numpy
 def in_small_units(x):
     """The same where the unit makes all numbers small."""
     return x.mean(axis=1) * 1e-4
@@ -80,63 +83,63 @@ PLANTED = (batch_norm, mean_of_tokens, attention, positions_from_the_end, best_t
 FURTHER = (tied_to_the_batch, largest_token, last_token, probabilities, in_small_units)
 
 
-@as_a_whole
+@by_numpy
 def elementwise(x):
-    return jnp.tanh(x) * 2 + 1
+    return xp(x).tanh(x) * 2 + 1
 
 
-@as_a_whole
+@by_numpy
 def dense(x):
-    return jax.nn.gelu(x @ WEIGHTS)
+    return xp(x).tanh(x @ WEIGHTS)
 
 
-@as_a_whole
+@by_numpy
 def layer_norm(x):
     # By deviations: `jax.nn.standardize` takes squares from squares, where few digits may be left.
     deviations = x - x.mean(axis=-1, keepdims=True)
-    return deviations / jnp.sqrt(jnp.square(deviations).mean(axis=-1, keepdims=True) + 1e-5)
+    return deviations / ((deviations**2).mean(axis=-1, keepdims=True) + 1e-5) ** 0.5
 
 
-@as_a_whole
+@by_numpy
 def running_sum(x):
-    return {"sums": jnp.cumsum(x, axis=1), "signs": x > 0}
+    return {"sums": x.cumsum(axis=1), "signs": x > 0}
 
 
-@as_a_whole
+@by_numpy
 def masked_mean(x, mask):
     return (x * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
 
 
-@as_a_whole
+@by_numpy
 def masked_attention(x, mask):
-    scores = jnp.einsum("bqd,bkd->bqk", x, x)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, :], scores, -jnp.inf))
-    return jnp.einsum("bqk,bkd->bqd", weights, x)
+    scores = xp(x).einsum("bqd,bkd->bqk", x, x)
+    weights = softmax(xp(x).where(mask[:, None, :], scores, -np.inf))
+    return xp(x).einsum("bqk,bkd->bqd", weights, x)
 
 
-@as_a_whole
+@by_numpy
 def masked_best(x, mask):
-    return jnp.argmax(jnp.where(mask, x.sum(axis=-1), -jnp.inf), axis=1)
+    return xp(x).where(mask, x.sum(axis=-1), -np.inf).argmax(axis=1)
 
 
-@as_a_whole
+@by_numpy
 def causal_attention(x):
-    scores = jnp.einsum("bqd,bkd->bqk", x, x)
-    before = jnp.tril(jnp.ones(scores.shape[1:], bool))
-    weights = jax.nn.softmax(jnp.where(before, scores, -1e9))
-    return jnp.einsum("bqk,bkd->bqd", weights, x)
+    scores = xp(x).einsum("bqd,bkd->bqk", x, x)
+    before = np.tri(*scores.shape[1:], dtype=np.bool_)
+    weights = softmax(xp(x).where(before, scores, -1e9))
+    return xp(x).einsum("bqk,bkd->bqd", weights, x)
 
 
-@as_a_whole
+@by_numpy
 def last_by_length(x, lengths):
-    return jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return xp(x).take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
 
 
-@as_a_whole
+@by_numpy
 def embedded(ids, mask):
-    vectors = TABLE[ids] * mask[..., None]
+    vectors = xp(ids).asarray(TABLE)[ids] * mask[..., None]
     pooled = vectors.sum(axis=1) / mask.sum(axis=1, keepdims=True)
-    return pooled / jnp.linalg.norm(pooled, axis=1, keepdims=True)
+    return pooled / xp(pooled).linalg.norm(pooled, axis=1, keepdims=True)
 
 
 def step(state, row):
@@ -150,13 +153,13 @@ def scanned(x):
     return jnp.swapaxes(states, 0, 1)
 
 
-@as_a_whole
+@by_numpy
 def masked_batch_norm(x, mask):
     real = mask[..., None]
     count = real.sum(axis=(0, 1))
     mean = (x * real).sum(axis=(0, 1)) / count
-    variance = (jnp.square(x - mean) * real).sum(axis=(0, 1)) / count
-    return (x - mean) / jnp.sqrt(variance + 1e-3)
+    variance = ((x - mean) ** 2 * real).sum(axis=(0, 1)) / count
+    return (x - mean) / (variance + 1e-3) ** 0.5
 
 
 X = "batch seq ..."

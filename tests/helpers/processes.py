@@ -6,14 +6,17 @@ import atexit
 import functools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from types import MappingProxyType
+from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
 _FORKS = ROOT / "tests" / "helpers" / "programs" / "forks.py"
@@ -45,16 +48,6 @@ def run_script(
         without: Variables that its environment lacks.
         **environment: Further variables.
     """
-    asked = {
-        "script": textwrap.dedent(script),
-        "arguments": list(map(str, arguments)),
-        "cwd": str(cwd or Path.cwd()),
-        "warnings": warnings,
-        "environment": {
-            **{name: value for name, value in _environment().items() if name not in without},
-            **environment,
-        },
-    }
     with (
         tempfile.TemporaryFile("w+") as given,
         open(output, "w") if output else tempfile.TemporaryFile("w+") as out,
@@ -62,32 +55,106 @@ def run_script(
     ):
         given.write(stdin)
         given.seek(0)
-        code = _forked(json.dumps(asked).encode(), [given, out, errors], timeout)
-        said = "" if output else _all_of(out)
-        return subprocess.CompletedProcess(script, code, said, _all_of(errors))
-
-
-def said_by(program: str, **environment: str) -> str:
-    """What a program prints. It fails if the program does.
-
-    With variables that are given it is run in an interpreter of its own, which reads them.
-    """
-    if environment:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(program)],
-            env={**_environment(), **environment},
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
+        process = Forked(
+            textwrap.dedent(script),
+            *arguments,
+            files=(given, out, errors),
+            cwd=cwd,
+            warnings=warnings,
+            without=without,
+            environment=environment,
         )
-    else:
-        done = run_script(program)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        said = "" if output else all_of(out)
+        return subprocess.CompletedProcess(script, code, said, all_of(errors))
+
+
+class Forked:
+    """A fork of a process that has imported JAX already, and used nothing of it.
+
+    Args:
+        script: As for `python -c`, or its file.
+        *arguments: Of the command line.
+        files: Its standard files.
+        kept: Numbers of further files, which are open in it under the same numbers.
+        cwd: Its directory; None: that of this process.
+        warnings: What is done with warnings, such as "error", as for `python -W`.
+        without: Variables that its environment lacks.
+        environment: Further variables.
+
+    Attributes:
+        pid: Its number.
+        returncode: Its exit status once it was waited for, negative for a signal, as for `Popen`.
+    """
+
+    def __init__(
+        self,
+        script: str | Path,
+        *arguments: object,
+        files: Sequence[IO[str] | int],
+        kept: Sequence[int] = (),
+        cwd: Path | None = None,
+        warnings: str | None = None,
+        without: tuple[str, ...] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        asked = {
+            "script": script if isinstance(script, str) else script.read_text(encoding="utf-8"),
+            "file": None if isinstance(script, str) else str(script),
+            "arguments": list(map(str, arguments)),
+            "kept": kept,
+            "cwd": str(cwd or Path.cwd()),
+            "warnings": warnings,
+            "environment": {
+                **{name: value for name, value in _environment().items() if name not in without},
+                **environment,
+            },
+        }
+        numbers = [file if isinstance(file, int) else file.fileno() for file in files]
+        self.pid = int(_answer(asked, [*numbers, *kept]))
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float) -> int:
+        """Its exit status, once it has ended."""
+        if self.returncode is None:
+            with open(os.pidfd_open(self.pid)) as ending:
+                poll = select.poll()
+                poll.register(ending)
+                if not poll.poll(timeout * 1e3):
+                    raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+            self.returncode = int(_answer({"ended": self.pid}))
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Its exit status; None while it runs."""
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal, unless it has been waited for."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends it, if it has not."""
+        self.send_signal(signal.SIGKILL)
+        self.wait(60)
+
+
+def said_by(program: str, *, flags: str | None = None) -> str:
+    """What a program prints, as `run_script` runs it, with these flags of XLA. It must not fail."""
+    done = run_script(program) if flags is None else run_script(program, XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def _all_of(file: IO[str]) -> str:
+def all_of(file: IO[str]) -> str:
+    """What stands in a file."""
     file.seek(0)
     return file.read()
 
@@ -96,18 +163,11 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
-def _forked(message: bytes, files: list[IO[str]], timeout: float) -> int:
-    """The exit status of what is asked for, with these as its standard files."""
+def _answer(asked: dict[str, Any], files: Sequence[int] = ()) -> bytes:
+    """What the process that forks says to it."""
     forks = _forks()
-    socket.send_fds(forks, [message], [file.fileno() for file in files])
-    forks.settimeout(timeout)
-    child = int(forks.recv(32))
-    try:
-        return int(forks.recv(32))
-    except TimeoutError:
-        os.kill(child, signal.SIGKILL)
-        forks.recv(32)
-        raise
+    socket.send_fds(forks, [json.dumps(asked).encode()], files)
+    return forks.recv(32)
 
 
 @functools.cache

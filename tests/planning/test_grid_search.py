@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cudagraph_jax.planning.evaluation import standard_grids
 from cudagraph_jax.planning.observed import BATCH_SEQ
 from cudagraph_jax.planning.search import Problem, best_grids, places_of
 from cudagraph_jax.shapes.ladder import Ladder
+from tests.helpers.examples import examples
 from tests.helpers.exhaustive import held, ladders, spent
 
 
@@ -61,7 +62,7 @@ def assert_honest(grids, requests, unit):
     assert costs == sorted(costs, reverse=True)
 
 
-@settings(max_examples=100)
+@examples(50, thorough=100)
 @given(cases())
 def test_enumerated(case):
     """Where all ladders of one axis are tried, the grid of each limit is the best of all."""
@@ -74,7 +75,7 @@ def test_enumerated(case):
         assert grid.cost == pytest.approx(min(cost for graphs, cost in tried if graphs <= limit))
 
 
-@settings(max_examples=100)
+@examples(50, thorough=100)
 @given(cases(), st.data())
 def test_descent_is_no_worse_than_its_starts(case, data):
     """Improving never ends above a start that keeps to the limit, whatever the cost."""
@@ -136,7 +137,7 @@ def test_descent_is_near_the_optimum(kind, seed):
     assert found <= 1.01 * best
 
 
-@settings(max_examples=100)
+@examples(50, thorough=100)
 @given(cases())
 def test_rows_that_are_multiples_are_merged(case):
     """The cost of a grid is the same whichever axis is given, merged or not."""

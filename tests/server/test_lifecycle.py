@@ -5,7 +5,7 @@ import json
 import logging
 import signal
 import subprocess
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import httpx
 import numpy as np
@@ -155,9 +155,7 @@ def test_a_signal_drains(number):
     with served("--delay", "0.2") as server:
         connections = [server.send(post(b'{"model":"tiny","input":"a"}')) for _ in range(12)]
         half = server.send(post(b'{"model":"tiny",', length=28))
-        accepted = httpx.get(f"{server.url}/stats").json()["batcher"]
-        while accepted["waiting"] + sum(accepted["items"].values()) < 8:
-            accepted = httpx.get(f"{server.url}/stats").json()["batcher"]
+        server.wait_until_accepted(8)
         server.process.send_signal(number)
         half.sendall(b'"input":"a"}')
         answers = [everything_from(connection) for connection in (*connections, half)]
@@ -170,15 +168,16 @@ def test_a_signal_drains(number):
 def test_the_second_signal_ends_at_once():
     """Who cannot wait sends it again, a second later: what is not answered is cut off."""
     with served("--delay", "0.5") as server, ExitStack() as stack:
-        content = post(b'{"model":"tiny","input":"a"}')
+        content = post(b'{"model":"tiny","input":["a","b","c","d"]}')
         connections = [stack.enter_context(server.send(content)) for _ in range(40)]
+        server.wait_until_accepted(80)
         server.terminate()
-        with suppress(subprocess.TimeoutExpired):
+        with pytest.raises(subprocess.TimeoutExpired):
             server.process.wait(timeout=1.2)
         server.terminate()
         answers = [everything_from(connection) for connection in connections]
         status, said = server.ended()
-    # Ten calls would take five seconds.
+    # Twenty calls would take ten seconds.
     assert sum(b"200 OK" in answer for answer in answers) < 40
     assert said.endswith("drained\n")
     assert status == 0
@@ -189,9 +188,9 @@ def test_the_access_log_is_json():
     with served() as server:
         server.embed(headers={"x-request-id": "mine-7"})
         server.embed(headers={"x-request-id": "not\tfit"})
-        httpx.get(f"{server.url}/unknown?secret=1")
+        server.get("/unknown?secret=1")
         for probe in ("health", "ready", "metrics"):
-            httpx.get(f"{server.url}/{probe}")
+            server.get(f"/{probe}")
         server.terminate()
         _, said = server.ended()
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]

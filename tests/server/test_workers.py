@@ -7,8 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
-
 from cudagraph_jax.server import workers
 from cudagraph_jax.server.process import listen
 from cudagraph_jax.server.workers import supervise
@@ -37,7 +35,7 @@ def wait_for(condition):
 
 def requests_counted(server):
     """What the metrics of all workers say, whichever is asked."""
-    text = httpx.get(f"{server.url}/metrics").text
+    text = server.get("/metrics").text
     lines = [line for line in text.splitlines() if "server_requests_total" in line]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if "embeddings" in line)
 

@@ -2,25 +2,23 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cudagraph_jax import ConfigError, CUDAGraphConfig, bucket_jit
 from cudagraph_jax.testing import assert_batching_preserves, assert_bucketing_preserves
-from tests.helpers.examples import as_a_whole, examples
+from tests.helpers.by_numpy import by_numpy, softmax, xp
+from tests.helpers.examples import examples
 
 FEW = examples(15, thorough=30)
 WEIGHTS = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
 
 
-@as_a_whole
+@by_numpy
 def attend(weights, ids, *, mask):
     """A softmax over each row's own tokens, and the mean of them."""
     x = weights[ids]
-    scores = jnp.where(mask[:, None, :], x @ jnp.swapaxes(x, 1, 2), -1e30)
-    scores = jnp.exp(scores - scores.max(-1, keepdims=True))
-    mixed = (scores / scores.sum(-1, keepdims=True)) @ x
+    mixed = softmax(xp(x).where(mask[:, None, :], x @ x.swapaxes(1, 2), -1e30)) @ x
     return {"tokens": mixed, "mean": (mixed * mask[..., None]).sum(1) / mask.sum(1)[:, None]}
 
 
@@ -36,19 +34,19 @@ def test_a_model_of_own_masks():
     )
 
 
-@as_a_whole
+@by_numpy
 def first_count(x, *, mask):
-    return jnp.sum(x * mask, axis=1) / jnp.sum(mask[0])
+    return (x * mask).sum(1) / mask[0].sum()
 
 
-@as_a_whole
+@by_numpy
 def longest_count(x, *, mask):
-    return jnp.sum(x * mask, axis=1) / jnp.max(jnp.sum(mask, axis=1))
+    return (x * mask).sum(1) / mask.sum(1).max()
 
 
-@as_a_whole
+@by_numpy
 def one_end(x, *, mask):
-    return x[:, jnp.sum(mask[0]) - 1]
+    return x[:, mask[0].sum() - 1]
 
 
 @pytest.mark.parametrize("mistake", [first_count, longest_count, one_end])
@@ -66,14 +64,14 @@ def test_a_mistake_that_rectangles_do_not_show(mistake):
 def test_lengths_of_rows_and_named_axes():
     """Lengths that are given go with their row, as do sizes of further axes and either side."""
 
-    @as_a_whole
+    @by_numpy
     def means(x, lengths):
-        real = jnp.arange(x.shape[1]) < lengths[:, None]
-        return jnp.sum(x * real, axis=1) / lengths
+        real = xp(x).arange(x.shape[1]) < lengths[:, None]
+        return (x * real).sum(1) / lengths
 
-    @as_a_whole
+    @by_numpy
     def pairs(src, tgt, *, src_mask):
-        return jnp.einsum("bs,bt->bts", jnp.where(src_mask, src, 0), tgt)
+        return xp(src).einsum("bs,bt->bts", xp(src).where(src_mask, src, 0), tgt)
 
     assert_batching_preserves(
         means,
@@ -95,7 +93,7 @@ def test_where_lengths_are_not_padded():
     """Where each length is a bucket of its own, rows that share a call have one length."""
     config = CUDAGraphConfig(capture_sizes=(1, 4))
     assert_batching_preserves(
-        lambda x: jnp.mean(x, axis=1), in_axes="batch seq", config=config, settings=FEW
+        by_numpy(lambda x: x.mean(1)), in_axes="batch seq", config=config, settings=FEW
     )
 
 
@@ -116,7 +114,7 @@ def test_indices_go_with_their_row():
         capture_sizes=(1, 4), capture_seq_lens=(4, 8), capture_axes={"src": (4, 8)}
     )
     assert_batching_preserves(
-        lambda x, at: jnp.take_along_axis(x, at, 1),
+        by_numpy(lambda x, at: xp(x).take_along_axis(x, at, 1)),
         in_axes=("batch seq", "batch src"),
         dtypes=(None, "int32"),
         values=(None, "positions"),
@@ -132,4 +130,4 @@ def test_where_no_rows_share_a_call():
             first_count, in_axes="batch seq", config=CUDAGraphConfig(capture_sizes=(1,))
         )
     with pytest.raises(AssertionError, match="assert_bucketing_preserves says why"):
-        assert_batching_preserves(lambda x: x.mean(1), in_axes="batch seq", settings=FEW)
+        assert_batching_preserves(by_numpy(lambda x: x.mean(1)), in_axes="batch seq", settings=FEW)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from cudagraph_jax import CUDAGraphConfig, bucket_jit
 from cudagraph_jax.errors import ConfigError
 from cudagraph_jax.testing import assert_bucketing_preserves, assert_padding_does_not_leak
-from tests.helpers.examples import as_a_whole, examples
+from tests.helpers.by_numpy import by_numpy, softmax, xp
+from tests.helpers.examples import examples
 from tests.helpers.mistakes import X, elementwise, masked_attention
 
 GRID = CUDAGraphConfig(capture_sizes=(3,), capture_seq_lens=(1, 4))
@@ -26,15 +25,15 @@ MASKED: dict[str, Any] = {
 }
 
 
-@as_a_whole
+@by_numpy
 def queries_and_keys(x, mask):
     """Attention whose padded queries see all keys alike, padded ones too."""
     allowed = mask[:, :, None] & mask[:, None, :]
-    scores = jnp.einsum("bqd,bkd->bqk", x, x)
-    return jax.nn.softmax(jnp.where(allowed, scores, -1e30)) @ x
+    scores = xp(x).einsum("bqd,bkd->bqk", x, x)
+    return softmax(xp(x).where(allowed, scores, -1e30)) @ x
 
 
-@as_a_whole
+@by_numpy
 def leaky(x, mask):
     return queries_and_keys(x, mask) + x.mean(axis=1, keepdims=True)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cudagraph_jax import CUDAGraphConfig, InputShapeError, bucket_jit
 from cudagraph_jax.errors import CaptureError, ConfigError
 from cudagraph_jax.testing import assert_bucketing_preserves, assert_padding_does_not_leak
+from tests.helpers.by_numpy import by_numpy, xp
 from tests.helpers.examples import as_a_whole, examples
 from tests.helpers.mistakes import PLANTED, SOUND, TABLE, X, elementwise
 
@@ -20,15 +21,18 @@ GRID = CUDAGraphConfig(capture_sizes=(3,), capture_seq_lens=(1, 4))
 FEW = examples(10, thorough=25)
 
 
+@by_numpy
 def totals(x):
     """Right only while the padding is zero."""
     return x.sum(axis=1)
 
 
+@by_numpy
 def masked_totals(x, mask):
-    return jnp.where(mask, x, 0).sum(axis=1)
+    return xp(x).where(mask, x, 0).sum(axis=1)
 
 
+@by_numpy
 def scaled(params, x, *, by):
     return {"y": x * params["w"] * by}
 
@@ -68,11 +72,12 @@ def test_a_mask_stops_it():
     )
 
 
-@as_a_whole
+@by_numpy
 def means_of_tokens(ids):
     """The token 0 is padding."""
     real = (ids != 0)[..., None]
-    return (TABLE[ids] * real).sum(axis=1) / jnp.maximum(real.sum(axis=1), 1)
+    vectors = xp(ids).asarray(TABLE)[ids]
+    return (vectors * real).sum(axis=1) / real.sum(axis=1).clip(1)
 
 
 def test_padding_that_the_function_knows():
@@ -85,16 +90,17 @@ def test_padding_that_the_function_knows():
     assert_bucketing_preserves(means_of_tokens, config=GRID, settings=FEW, **options)
 
 
+@by_numpy
 def up_to_position(x, position):
-    seen = jnp.arange(x.shape[1]) <= position[:, None]
-    return jnp.where(seen, x, 0).sum(axis=1)
+    seen = xp(x).arange(x.shape[1]) <= position[:, None]
+    return xp(x).where(seen, x, 0).sum(axis=1)
 
 
 def test_chosen_edges():
     """Sorted values that repeat their last one are padded with nothing else."""
     ordered = st.integers(1, 4).map(lambda seq: np.cumsum(np.ones(seq, np.float32)))
     assert_padding_does_not_leak(
-        jnp.interp,
+        as_a_whole(jnp.interp),
         in_axes=("batch", "seq", "seq"),
         pad_values="edge",
         inputs=ordered.map(lambda times: (np.array([0.5, 2], np.float32), times, times**2)),

@@ -22,11 +22,12 @@ from cudagraph_jax.testing import (
     sizes,
 )
 from tests.helpers.axis_mistakes import ACTS, KINDS
-from tests.helpers.examples import IS_THOROUGH, as_a_whole, examples
+from tests.helpers.by_numpy import by_numpy, softmax, xp
+from tests.helpers.examples import ANY, IS_THOROUGH, examples
 
 CONFIG = CUDAGraphConfig(capture_sizes=(2,), capture_axes={"height": (100, 200), "src": (7,)})
 ASSERTIONS = (assert_bucketing_preserves, assert_padding_does_not_leak)
-FEW = examples(12, thorough=20, database=None)
+FEW = examples(8, thorough=20, database=None)
 MANY = hypothesis.settings(max_examples=10_000, database=None)
 # Each act with each kind by one of the assertions, which take turns; thoroughly by both.
 CROSSED = [
@@ -43,7 +44,7 @@ def test_planted_mistakes_are_found(check, act, kind):
     """Padding that counts as real is found for each kind of axis, and the axis is named."""
     axis, options, model = KINDS[kind]
     with pytest.raises(AssertionError) as caught:
-        check(model(act, is_right=False), **options)
+        check(model(act, is_right=False), settings=ANY, **options)
     message = str(caught.value)
     assert f"{axis} is padded from " in message
     assert "padding is counted in, that of " in message or "its size is counted in" in message
@@ -95,13 +96,12 @@ def test_without_a_configuration():
 def test_where_a_mask_of_the_callers_is_true():
     """`compare_where="mask"` goes by a mask over some of the axes, for pairs of them as well."""
 
-    @as_a_whole
+    @by_numpy
     def pairs(x, src_mask):
         allowed = src_mask[:, :, None] & src_mask[:, None, :]
-        scores = jnp.where(allowed, x[:, :, None] * x[:, None, :], -1e30)
-        return jax.nn.softmax(scores)
+        return softmax(xp(x).where(allowed, x[:, :, None] * x[:, None, :], -1e30))
 
-    @as_a_whole
+    @by_numpy
     def leaky(x, src_mask):
         return pairs(x, src_mask) + x.mean(1)[:, None, None]
 
@@ -110,16 +110,16 @@ def test_where_a_mask_of_the_callers_is_true():
         "dtypes": (None, "bool"),
         "values": (None, "mask"),
         "config": CUDAGraphConfig(capture_sizes=(2,), capture_axes={"src": (1, 4)}),
-        "settings": FEW,
     }
     for check in ASSERTIONS:
         with pytest.raises(AssertionError, match="differs only where src_mask is false"):
-            check(pairs, **options)
-        check(pairs, compare_where="mask", **options)
+            check(pairs, settings=ANY, **options)
+        check(pairs, compare_where="mask", settings=FEW, **options)
         with pytest.raises(AssertionError, match="that of src"):
-            check(leaky, compare_where="mask", **options)
+            check(leaky, compare_where="mask", settings=ANY, **options)
 
 
+@examples(25, thorough=100)
 @given(st.data())
 def test_sizes_of_named_axes(data):
     """All axes are drawn, inside their limits and inside narrower ones."""
@@ -214,6 +214,8 @@ def test_masks_of_rows_that_are_padded_in_front():
         pad_side="left",
         dtypes=(None, "bool"),
         values=(None, "mask"),
+        config=CUDAGraphConfig(capture_sizes=(2,), capture_seq_lens=(4,)),
+        settings=examples(25, thorough=100),
     )
     assert any(not mask.all() for mask in seen)
     assert all(mask[:, -1].all() for mask in seen)

@@ -186,7 +186,7 @@ def test_two_devices():
         print("the same")
     """
     flags = "--xla_force_host_platform_device_count=2"
-    assert said_by(program, XLA_FLAGS=flags).endswith("the same\n")
+    assert said_by(program, flags=flags).endswith("the same\n")
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"not a pickle", pickle.dumps("x")[:-1]])

@@ -24,19 +24,23 @@ import cudagraph_jax
 def next_script(connection: socket.socket) -> dict[str, Any]:
     """The next one that is asked for, in the process that is to run it."""
     while True:
-        message, files, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+        message, files, _, _ = socket.recv_fds(connection, 1 << 20, 8)
         if not message:
             os._exit(0)
+        asked = dict(json.loads(message))
+        if (ended := asked.get("ended")) is not None:
+            connection.send(str(os.waitstatus_to_exitcode(os.waitpid(ended, 0)[1])).encode())
+            continue
         if (child := os.fork()) == 0:
-            for place, file in enumerate(files):
-                os.dup2(file, place)
-                os.close(file)
             connection.close()
-            return dict(json.loads(message))
+            for file, place in zip(files, [0, 1, 2, *asked["kept"]], strict=True):
+                if file != place:
+                    os.dup2(file, place)
+                    os.close(file)
+            return asked
         for file in files:
             os.close(file)
         connection.send(str(child).encode())
-        connection.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
 
 
 for name in cudagraph_jax.__all__:  # they are imported at first use
@@ -52,4 +56,6 @@ os.environ.clear()
 os.environ.update(asked["environment"])
 sys.argv, sys.path[0] = ["-c", *asked["arguments"]], ""
 main = sys.modules["__main__"] = types.ModuleType("__main__")
-exec(compile(asked["script"], "<string>", "exec"), vars(main))
+if asked["file"]:
+    main.__file__ = asked["file"]
+exec(compile(asked["script"], asked["file"] or "<string>", "exec"), vars(main))

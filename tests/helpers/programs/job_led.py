@@ -162,7 +162,7 @@ if INDEX == 0:
     say_error("after", lambda: LED[0](ids(1, 1)))
 else:
     if INDEX == COUNT - 1 and ENDING in ("killed", "stopped", "raised"):
-        doom(after=CALLS + 150)
+        doom(after=CALLS + 60)
     say_error("followed", lambda: distributed.follow(embed, WEIGHTS, timeout_s=TIMEOUT_S))
     say("replays", embed.stats()["registry"]["total_replays"])
 start = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from types import MethodType
@@ -86,7 +87,13 @@ class FunctionRef:
     def when_gone(self, tell: Callable[[], None]) -> object:
         """Calls `tell` once the function is gone, while what this gives is kept."""
         owner = None if self._referent is None else self._referent()
-        return None if owner is None else weakref.ref(owner, lambda _: tell())
+
+        def gone(_: object, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+            # At its end the interpreter empties modules, and what `tell` needs may be gone before.
+            if not is_finalizing():
+                tell()
+
+        return None if owner is None else weakref.ref(owner, gone)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FunctionRef):

@@ -23,7 +23,6 @@ def add_store(parser: argparse.ArgumentParser, *, use: str) -> None:
     """
     parser.add_argument(
         "--store",
-        dest="directory",
         type=Path,
         metavar="DIR",
         help=f"keep executables in DIR: {use}",
@@ -54,13 +53,13 @@ def kept_store(options: argparse.Namespace) -> GraphStore | None:
         ConfigError: The key is none, or a mode or a key is given without a store.
         StoreError: The directory cannot be made, is not there to be read, or others can change it.
     """
-    if options.directory is None:
+    if options.store is None:
         if options.store_mode != "rw" or options.key_file is not None:
             raise ConfigError(
                 "--store-mode and --key-file are about a store, and there is none: add --store DIR"
             )
         return None
-    return GraphStore(options.directory, mode=options.store_mode, key=key_of(options))
+    return GraphStore(options.store, mode=options.store_mode, key=key_of(options))
 
 
 def key_of(options: argparse.Namespace) -> bytes | None:

@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 import jax
-from jax.extend.core import unsafe_get_axis_names_DO_NOT_USE  # type: ignore[attr-defined]
+import jax.extend.core
 from jax.stages import Compiled, Lowered
 
 from cudagraph_jax._base.text import error_text
@@ -23,6 +23,11 @@ REFUSAL = (
     'limits, and pad and trim in NumPy (unpad="host")'
 )
 """What is said of a function that would compile inside `no_compiles()`."""
+# Experimental, and the only name for it that is not private. A JAX without it captures within named
+# axes, too.
+_axis_names: Callable[[], Sequence[object]] = getattr(
+    jax.extend.core, "unsafe_get_axis_names_DO_NOT_USE", tuple
+)
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -185,7 +190,7 @@ def lower_function(
     fresh = _fresh(function, name)
     donated = tuple(donate_argnums)
     with stage_errors("trace", name), tracing_refusals(name):
-        if axes := unsafe_get_axis_names_DO_NOT_USE():  # a size of theirs would become a constant
+        if axes := _axis_names():  # a size of theirs would become a constant
             raise jax.errors.UnexpectedTracerError(
                 f"it is within a transformation that names the axes {axes}, where calls are the "
                 "plain function's: capture it outside"

@@ -19,7 +19,7 @@ POWERS = CUDAGraphConfig(
 )
 
 
-WEIGHTS = floats(7, 256, 256) / 16
+WEIGHTS = floats(7, 512, 512) / 22
 
 
 def layers(weights, x):

@@ -7,6 +7,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.worker import daemons
 from cudagraph_jax.errors import CUDAGraphError
 from cudagraph_jax.program.call import Variant
@@ -70,7 +71,11 @@ class CompilesAhead:
         Args:
             workers: How many are compiled at a time.
             is_captured: Whether a bucket is captured, or is being captured by now.
+
+        Raises:
+            CUDAGraphError: This process was forked from one that had used JAX.
         """
+        use_jax()
         all_begun: list[_Begun] = []
         settings = ThreadSettings()
         try:

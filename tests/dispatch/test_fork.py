@@ -106,6 +106,7 @@ jax.vmap(lambda x: manager.execute_or_capture(512, 1, product, x))(x[None])
     "capture_graph": "manager.capture_graph(1, 8, twice, (1, 8), (1, 8))",
     "registry.capture": "manager.registry.capture(1, 8, twice, (1, 8), (1, 8))",
     "warmup": "other.warmup(x, progress=False)",
+    "warmup by several": "other.warmup(x, progress=False, workers=2)",
     "eager": "manager.mode = CUDAGraphMode.NONE; result = function(x)",
     "new manager": "bucket_jit(twice, in_axes=('batch _',), config=config())(x)",
     "child of a child": "child = os.fork()\nif child: raise OSError(ends(child))\nfunction(x)",

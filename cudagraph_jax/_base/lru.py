@@ -13,7 +13,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Cached(NamedTuple, Generic[V]):
+class CacheItem(NamedTuple, Generic[V]):
     """The outcome of `get_or_make`.
 
     Attributes:
@@ -128,7 +128,7 @@ class SingleFlightLRU(Generic[K, V]):
         """A snapshot of all keys and values, oldest first."""
         return list(self.values.items())
 
-    def get_or_make(self, key: K, make: Callable[[], V]) -> Cached[V]:
+    def get_or_make(self, key: K, make: Callable[[], V]) -> CacheItem[V]:
         """The value of `key`, made by `make` where it is absent.
 
         One caller makes it; the others wait for that one. A value made while the cache was cleared
@@ -144,12 +144,12 @@ class SingleFlightLRU(Generic[K, V]):
             flight = contents.flights.setdefault(key, own)
             if (held := contents.values.get(key)) is not None:
                 own.value = held
-                return Cached(held, is_new=False)
+                return CacheItem(held, is_new=False)
             if flight is not own:
-                return Cached(self._wait(key, flight), is_new=False)
+                return CacheItem(self._wait(key, flight), is_new=False)
             own.value = make()
             self._admit(key, own.value, contents)
-            return Cached(own.value, is_new=True)
+            return CacheItem(own.value, is_new=True)
         except BaseException as error:
             own.error = error
             raise

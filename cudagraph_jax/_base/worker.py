@@ -20,7 +20,7 @@ MAX_QUEUED = 64
 Job = Callable[[], None]
 
 
-class Queued(NamedTuple):
+class WaitingJob(NamedTuple):
     """A job that waits.
 
     Attributes:
@@ -82,7 +82,7 @@ class Background:
     def after_fork(self) -> None:
         """Begins with an empty queue and no worker; in a child, the parent has both."""
         self._changes = Changes()
-        self._waiting: dict[Hashable, Queued] = {}
+        self._waiting: dict[Hashable, WaitingJob] = {}
         self._running: Hashable | None = None
         self._worker: threading.Thread | None = None
 
@@ -95,7 +95,7 @@ class Background:
             return self._ensure_worker()
         if self._closed or len(self) >= self._max_queued:
             return False
-        queued = Queued(job, dropped)
+        queued = WaitingJob(job, dropped)
         if self._waiting.setdefault(key, queued) is not queued:
             return self._ensure_worker()
         if self._closed or len(self) > self._max_queued:  # by another thread, in between

@@ -20,7 +20,7 @@ from cudagraph_jax.xla.stages import Executable
 Begin = Callable[[CompileRequest], None]
 
 
-class Prepared(NamedTuple):
+class Preparation(NamedTuple):
     """What is traced already.
 
     Attributes:
@@ -32,10 +32,10 @@ class Prepared(NamedTuple):
     finish: Callable[[], Executable]
 
 
-Prepare = Callable[[CompileRequest], Prepared]
+Prepare = Callable[[CompileRequest], Preparation]
 
 
-class _Begun(NamedTuple):
+class _CompileAhead(NamedTuple):
     request: CompileRequest
     outputs: Outputs
     made: Future[Executable]
@@ -58,7 +58,7 @@ class CompilesAhead:
 
     def __init__(self, prepare: Prepare) -> None:
         self._prepare = prepare
-        self.begun: dict[tuple[Bucket, Variant], _Begun] = {}
+        self.begun: dict[tuple[Bucket, Variant], _CompileAhead] = {}
 
     @contextmanager
     def running(
@@ -76,7 +76,7 @@ class CompilesAhead:
             CUDAGraphError: This process was forked from one that had used JAX.
         """
         use_jax()
-        all_begun: list[_Begun] = []
+        all_begun: list[_CompileAhead] = []
         settings = ThreadSettings()
         try:
             with daemons(workers, name="cudagraph-jax-compile") as run:
@@ -89,7 +89,7 @@ class CompilesAhead:
                         outputs, finish = self._prepare(request)
                     except CUDAGraphError:
                         return
-                    begun = _Begun(request, outputs, Future())
+                    begun = _CompileAhead(request, outputs, Future())
                     all_begun.append(begun)
                     if self.begun.setdefault(key, begun) is not begun:
                         return
@@ -103,7 +103,7 @@ class CompilesAhead:
                 begun.made.cancel()
                 self._remove(begun)
 
-    def take(self, request: CompileRequest) -> Prepared | None:
+    def take(self, request: CompileRequest) -> Preparation | None:
         """What was begun for just this, by whomever, and is compiled; None where nothing was.
 
         Raises:
@@ -118,15 +118,17 @@ class CompilesAhead:
             return None  # the warm-up that began it has ended
         # Begun by another program of the variant, the code is the same; the axes are its own.
         is_own = begun.request.program is request.program
-        return Prepared(begun.outputs if is_own else request.outputs(), lambda: executable)
+        return Preparation(begun.outputs if is_own else request.outputs(), lambda: executable)
 
-    def _remove(self, begun: _Begun) -> bool:
+    def _remove(self, begun: _CompileAhead) -> bool:
         """Whether it was there still, to be taken by one alone."""
         key = _key(begun.request)
         return self.begun.get(key) is begun and self.begun.pop(key, None) is begun
 
 
-def _finish(begun: _Begun, finish: Callable[[], Executable], settings: ThreadSettings) -> None:
+def _finish(
+    begun: _CompileAhead, finish: Callable[[], Executable], settings: ThreadSettings
+) -> None:
     if not begun.made.set_running_or_notify_cancel():
         return
     try:

@@ -13,7 +13,7 @@ import jax
 
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
-from cudagraph_jax.capture.ahead import CompilesAhead, Prepared
+from cudagraph_jax.capture.ahead import CompilesAhead, Preparation
 from cudagraph_jax.capture.peers import CAPTURES_TAKE, PEERS
 from cudagraph_jax.config import CUDAGraphConfig
 from cudagraph_jax.errors import CaptureError
@@ -130,19 +130,19 @@ class Builder:
             else:
                 return entry
 
-    def _begun_or_prepared(self, request: CompileRequest) -> Prepared:
+    def _begun_or_prepared(self, request: CompileRequest) -> Preparation:
         """What is asked for, from where it is there first."""
         begun = self.ahead.take(request) if self.ahead.begun else None
         return begun or self._prepare(request)
 
-    def _prepare(self, request: CompileRequest) -> Prepared:
+    def _prepare(self, request: CompileRequest) -> Preparation:
         """What is asked for, traced, and what has it loaded or compiled."""
         if self._shelf is not None:
             return self._shelf.prepare(request)
         outputs, lowering = request.lower(clock=self._clock)
         if self._compiler is not None:
-            return Prepared(outputs, partial(self._compile, self._compiler, request, lowering))
-        return Prepared(outputs, request.compiling(lowering, clock=self._clock))
+            return Preparation(outputs, partial(self._compile, self._compiler, request, lowering))
+        return Preparation(outputs, request.compiling(lowering, clock=self._clock))
 
     def _compile(
         self, compiler: Compiler, request: CompileRequest, lowering: Lowering

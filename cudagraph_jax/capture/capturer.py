@@ -15,7 +15,7 @@ import jax
 from cudagraph_jax._base.changes import Changes
 from cudagraph_jax._base.fork import put_right_in_child
 from cudagraph_jax._base.log import logger
-from cudagraph_jax._base.lru import Cached
+from cudagraph_jax._base.lru import CacheItem
 from cudagraph_jax._base.text import error_text
 from cudagraph_jax._base.worker import Background, is_wanted
 from cudagraph_jax.capture.failures import Failures
@@ -165,7 +165,7 @@ class Capturer:
         program: Program | None = None,
         iterations: int = 0,
         in_warmup: bool = False,
-    ) -> Cached[CUDAGraphEntry]:
+    ) -> CacheItem[CUDAGraphEntry]:
         """The entry of a call's program at `bucket`, published whole.
 
         After a warm-up the other buckets are run again where this one threw their recorded graphs

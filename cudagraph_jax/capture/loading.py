@@ -35,7 +35,7 @@ from cudagraph_jax.xla.stages import Executable, Lowering, count_executable
 MOST_THREADS = 8
 
 
-class Found(NamedTuple):
+class LoadedEntry(NamedTuple):
     """What was loaded, and what it was loaded from."""
 
     outputs: Outputs
@@ -43,7 +43,7 @@ class Found(NamedTuple):
     stored: Stored
 
 
-Ahead = Found | Miss | Stored | None
+Ahead = LoadedEntry | Miss | Stored | None
 
 
 class Loader:
@@ -76,7 +76,7 @@ class Loader:
         *,
         lowering: Lowering | None = None,
         is_again: bool = False,
-    ) -> Found | Miss | None:
+    ) -> LoadedEntry | Miss | None:
         """The executable of `fields`, or why it is not there; None where it cannot be loaded.
 
         Args:
@@ -92,7 +92,7 @@ class Loader:
         found = None
         with suppress(CancelledError):  # the warm-up that asked for it has ended
             found = ahead.result() if ahead is not None and known == fields else None
-        if isinstance(found, Found | Miss):
+        if isinstance(found, LoadedEntry | Miss):
             return found
         return self._loaded(request, fields, lowering, stored=found, is_again=is_again)
 
@@ -174,7 +174,7 @@ class Loader:
         *,
         stored: Stored | None,
         is_again: bool,
-    ) -> Found | Miss | None:
+    ) -> LoadedEntry | Miss | None:
         try:
             with fence("it cannot be loaded"):
                 answer = self._store.get(fields, is_again=is_again) if stored is None else stored
@@ -194,7 +194,7 @@ class Loader:
         outputs: Outputs,
         *,
         lowering: Lowering | None = None,
-    ) -> Found:
+    ) -> LoadedEntry:
         start = self._clock()
         program = request.program
         loaded = serial.load(
@@ -222,7 +222,7 @@ class Loader:
             check_outputs(outputs, executable, request.bucket)
         known = program.restore_outputs(outputs, executable.output_info)
         # A function may give another pytree at each bucket: then each keeps its own.
-        return Found(known if known == outputs else outputs, executable, stored)
+        return LoadedEntry(known if known == outputs else outputs, executable, stored)
 
     def note(self, request: CompileRequest, fields: Fields, miss: Miss) -> None:
         """Logs why an executable is compiled: at INFO where it is only absent."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 import jax
 
 from cudagraph_jax._base.log import logger
-from cudagraph_jax.capture.ahead import Prepared
+from cudagraph_jax.capture.ahead import Preparation
 from cudagraph_jax.capture.cache_key import (
     WHAT_IT_COMPUTES,
     Fields,
@@ -21,7 +21,7 @@ from cudagraph_jax.capture.cache_key import (
     is_portable,
     lowered_fields,
 )
-from cudagraph_jax.capture.loading import Found, Loader
+from cudagraph_jax.capture.loading import LoadedEntry, Loader
 from cudagraph_jax.errors import StoreError
 from cudagraph_jax.program.call import Variant
 from cudagraph_jax.program.outputs import Outputs
@@ -62,7 +62,7 @@ class Shelf:
         """From now on compiles this bucket, and replaces what the store has of it."""
         self._loader.distrust(bucket, variant)
 
-    def prepare(self, request: CompileRequest) -> Prepared:
+    def prepare(self, request: CompileRequest) -> Preparation:
         """The outputs, and what loads or compiles the executable that is asked for.
 
         Nothing is left to trace by then, so that any thread may do that.
@@ -78,11 +78,11 @@ class Shelf:
         except StoreError as error:
             self._loader.tell(request, error)
             outputs, lowering = request.lower(clock=self._clock)
-            return Prepared(outputs, request.compiling(lowering, clock=self._clock))
+            return Preparation(outputs, request.compiling(lowering, clock=self._clock))
         missed = None if named is None else self._load(request, named)
-        if isinstance(missed, Found):
+        if isinstance(missed, LoadedEntry):
             executable = missed.executable
-            return Prepared(missed.outputs, lambda: executable)
+            return Preparation(missed.outputs, lambda: executable)
         outputs, lowering = request.lower(clock=self._clock)
         try:
             with fence(_NOT_NAMED):
@@ -91,20 +91,20 @@ class Shelf:
                 )
         except StoreError as error:
             self._loader.tell(request, error)
-            return Prepared(outputs, request.compiling(lowering, clock=self._clock))
+            return Preparation(outputs, request.compiling(lowering, clock=self._clock))
         home = exact if named is None or not is_portable(lowering) else named
         if home is named:
             self._loader.tell_closed_over(request, lowering)
 
         def finish() -> Executable:
             found = self._load(request, exact, lowering=lowering, is_again=missed is not None)
-            if isinstance(found, Found):
+            if isinstance(found, LoadedEntry):
                 return self._moved(request, found, missed, home=None if home is exact else home)
             self._note(request, [(named or exact, missed), (exact, found)])
             is_exact = home is exact
             return self._compile_alone(request, outputs, lowering, home=home, is_exact=is_exact)
 
-        return Prepared(outputs, finish)
+        return Preparation(outputs, finish)
 
     @contextmanager
     def loading_ahead(self, requests: Iterable[CompileRequest]) -> Iterator[None]:
@@ -167,7 +167,12 @@ class Shelf:
         return common, _settled({**common, **named, "mesh": mesh})
 
     def _moved(
-        self, request: CompileRequest, found: Found, missed: Miss | None, *, home: Fields | None
+        self,
+        request: CompileRequest,
+        found: LoadedEntry,
+        missed: Miss | None,
+        *,
+        home: Fields | None,
     ) -> Executable:
         """What was found by what it lowers to, from now on to be found as `home`, too."""
         if missed is not None and missed.reason is not MissReason.ABSENT:
@@ -219,7 +224,7 @@ class Shelf:
                 if self._has(home)
                 else None
             )
-            if isinstance(found, Found):
+            if isinstance(found, LoadedEntry):
                 return found.executable
             executable, is_storable = self._compiled(request, lowering)
             if is_storable:
@@ -254,9 +259,9 @@ class Shelf:
         *,
         lowering: Lowering | None = None,
         is_again: bool = False,
-    ) -> Found | Miss | None:
+    ) -> LoadedEntry | Miss | None:
         found = self._loader.load(request, fields, lowering=lowering, is_again=is_again)
-        if not isinstance(found, Found):
+        if not isinstance(found, LoadedEntry):
             return found
         self._homes[found.executable] = fields
         return found

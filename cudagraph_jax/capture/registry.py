@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cudagraph_jax._base.copies import belongs_to_process
 from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax._base.log import logger
-from cudagraph_jax._base.lru import Cached, Errors, SingleFlightLRU
+from cudagraph_jax._base.lru import CacheItem, Errors, SingleFlightLRU
 from cudagraph_jax.capture.ahead import Begin
 from cudagraph_jax.capture.build import Builder, shelf_of
 from cudagraph_jax.capture.peers import PEERS
@@ -318,7 +318,7 @@ class CUDAGraphRegistry:
         call: Call,
         *,
         iterations: int = 0,
-    ) -> Cached[CUDAGraphEntry]:
+    ) -> CacheItem[CUDAGraphEntry]:
         """The entry of `program` at `bucket`, compiled where absent and published whole.
 
         Args:

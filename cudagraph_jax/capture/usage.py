@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 INTERVAL_S = 60.0
 
 
-class Held(Protocol):
+class HasEntries(Protocol):
     """A registry."""
 
     def entries(self) -> list[CUDAGraphEntry]:
@@ -52,7 +52,7 @@ class Upkeep:
     def __init__(
         self,
         shelf: Shelf,
-        registry: Held,
+        registry: HasEntries,
         *,
         interval_s: float = INTERVAL_S,
         thread: Callable[..., threading.Thread] = threading.Thread,

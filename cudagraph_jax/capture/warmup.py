@@ -10,7 +10,7 @@ from functools import partial
 
 import jax
 
-from cudagraph_jax._base.lru import Cached
+from cudagraph_jax._base.lru import CacheItem
 from cudagraph_jax._base.text import error_text
 from cudagraph_jax.capture.budget import Budget, check_device
 from cudagraph_jax.capture.capturer import Capturer, is_stale
@@ -36,7 +36,7 @@ from cudagraph_jax.report.warmup_report import BucketWarmup, Status, WarmupRepor
 from cudagraph_jax.shapes.ladder import Bucket
 from cudagraph_jax.xla.stages import is_of_traced
 
-Capture = Callable[[Bucket], Cached[CUDAGraphEntry]]
+Capture = Callable[[Bucket], CacheItem[CUDAGraphEntry]]
 Failed = Callable[[Bucket, CaptureError], None]
 
 
@@ -78,7 +78,7 @@ def warm_up(
     records: dict[Bucket, BucketWarmup] = {}
 
     def attempt(
-        bucket: Bucket, make: Callable[[], Cached[CUDAGraphEntry] | None]
+        bucket: Bucket, make: Callable[[], CacheItem[CUDAGraphEntry] | None]
     ) -> CUDAGraphEntry | None:
         try:
             made = make()
@@ -119,7 +119,7 @@ def _run_or_compile(
     run: Callable[[CUDAGraphEntry], None],
     capture: Capture,
     broken: Callable[[CUDAGraphEntry, CaptureError], None],
-) -> Cached[CUDAGraphEntry] | None:
+) -> CacheItem[CUDAGraphEntry] | None:
     """Runs an entry; what takes the place of one that was loaded and does not run, else None."""
     try:
         run(entry)
@@ -132,7 +132,7 @@ def _run_or_compile(
     return _run_or_compile(made.value, run, capture, broken) or made
 
 
-def _record(made: Cached[CUDAGraphEntry]) -> BucketWarmup:
+def _record(made: CacheItem[CUDAGraphEntry]) -> BucketWarmup:
     entry = made.value
     how: Status = "loaded" if entry.is_loaded else "captured"
     return BucketWarmup(
@@ -223,7 +223,7 @@ def _warm_grid(capturer: Capturer, call: Call, progress: Progress, workers: int)
     check_device(program, largest, capturer.free_bytes)
     captured: set[CUDAGraphEntry] = set()
 
-    def capture(bucket: Bucket) -> Cached[CUDAGraphEntry]:
+    def capture(bucket: Bucket) -> CacheItem[CUDAGraphEntry]:
         budget.check(bucket)
         begin_from(bucket)
         try:

@@ -13,7 +13,7 @@ import jax
 
 from cudagraph_jax._base.fork import put_right_in_child, use_jax
 from cudagraph_jax._base.log import logger
-from cudagraph_jax._base.lru import Cached
+from cudagraph_jax._base.lru import CacheItem
 from cudagraph_jax.capture.capturer import Capturer
 from cudagraph_jax.capture.peers import PEERS
 from cudagraph_jax.capture.registry import CUDAGraphRegistry
@@ -450,7 +450,7 @@ class Dispatcher:
             if has_distinct_rows(call):
                 self._independent.add(entry.executable)
 
-    def _run_piece(self, call: Call, made: Cached[CUDAGraphEntry] | None) -> PyTree:
+    def _run_piece(self, call: Call, made: CacheItem[CUDAGraphEntry] | None) -> PyTree:
         if made is None:
             return eager_answer(self.registry, call)
         route = piece_route(made.value, call)
@@ -466,7 +466,7 @@ class Dispatcher:
         finally:
             del failure
 
-    def _held(self, call: Call) -> Cached[CUDAGraphEntry] | None:
+    def _held(self, call: Call) -> CacheItem[CUDAGraphEntry] | None:
         """The entry that serves a piece, captured where that is allowed."""
         while True:
             decision = self.decide(call)
@@ -475,7 +475,7 @@ class Dispatcher:
             if decision.in_background and not self._queue(call):
                 continue
             if decision.mode is not CUDAGraphMode.CAPTURE or decision.bucket is None:
-                return None if decision.entry is None else Cached(decision.entry, is_new=False)
+                return None if decision.entry is None else CacheItem(decision.entry, is_new=False)
             capture = partial(self._capture_piece, call, decision.bucket)
             is_settled, made = self.capturer.gate.within(capture)
             if is_settled:
@@ -483,7 +483,7 @@ class Dispatcher:
 
     def _capture_piece(
         self, call: Call, bucket: Bucket, is_admitted: bool
-    ) -> tuple[bool, Cached[CUDAGraphEntry] | None]:
+    ) -> tuple[bool, CacheItem[CUDAGraphEntry] | None]:
         """Whether it was tried, and the entry."""
         if not is_admitted:
             return False, None

@@ -31,11 +31,11 @@ from cudagraph_jax.graphs.pads import padded_leaves
 from cudagraph_jax.graphs.route import NO_KWARGS, Route, Routes
 from cudagraph_jax.modes import CUDAGraphMode
 from cudagraph_jax.program.arguments import commitments, leading_leaf
-from cudagraph_jax.program.binding import Binder, Bound, Form, Pick, picker, unbound
+from cudagraph_jax.program.binding import Binder, BoundCall, Form, Pick, picker, unbound
 from cudagraph_jax.program.call import (
     Args,
     Call,
-    Declared,
+    Declarations,
     Target,
     bare_leaves,
     describe_call,
@@ -109,7 +109,7 @@ class BucketedFunction(Generic[P, R]):
         self._forms: dict[tuple[int, tuple[str, ...]], Form] = {}
         self._instead: dict[Form, Form] = {}
         self._picks: dict[Form, Pick] = {}
-        self._declarations: dict[tuple[Form, PyTreeDef], tuple[Target, Declared]] = {}
+        self._declarations: dict[tuple[Form, PyTreeDef], tuple[Target, Declarations]] = {}
         self._usual: dict[tuple[tuple[int, ...], PyTreeDef], list[Sharding | None]] = {}
         self._lead = binder.lead
         self._leads_in_tree = False
@@ -298,7 +298,7 @@ class BucketedFunction(Generic[P, R]):
         outputs = dispatcher.serve(call, self._routes, key, lead=self._lead_of(bound))
         return outputs
 
-    def _trace(self, bound: Bound) -> R:
+    def _trace(self, bound: BoundCall) -> R:
         """What the plain function gives, for tracers or where it runs within another one."""
         self._outcomes.add("eager", Reason.TRANSFORMED)
         args, kwargs = jax.tree.map(real_part, (bound.args, bound.kwargs), is_leaf=is_padded)
@@ -306,7 +306,7 @@ class BucketedFunction(Generic[P, R]):
         outputs: R = run_traced(target, args, kwargs, declared)
         return outputs
 
-    def _lead_of(self, bound: Bound) -> PyTree:
+    def _lead_of(self, bound: BoundCall) -> PyTree:
         """The array that carries the sizes; None where one does not decide alone."""
         if not bound.form.plain or not 0 <= self._lead < len(bound.args):
             return None
@@ -316,13 +316,13 @@ class BucketedFunction(Generic[P, R]):
             lead = leading_leaf(lead)
         return lead if getattr(lead, "shape", ()) else None  # a number carries no sizes
 
-    def _as_known(self, bound: Bound) -> Bound:
+    def _as_known(self, bound: BoundCall) -> BoundCall:
         """The call as that one was served which was written like it before."""
         form = self._instead.get(bound.form)
         other = None if form is None else self.binder.rewritten(bound, form)
         return bound if other is None else other
 
-    def _captured(self, bound: Bound) -> tuple[Bound, Call]:
+    def _captured(self, bound: BoundCall) -> tuple[BoundCall, Call]:
         """The call and its description, written in a way whose bucket is captured if there is one.
 
         A default that is left out is part of the program, as for `jax.jit`, and one that is given
@@ -344,7 +344,7 @@ class BucketedFunction(Generic[P, R]):
                     return other, described
         return bound, call
 
-    def _bind(self, args: Args, kwargs: Mapping[str, PyTree]) -> Bound:
+    def _bind(self, args: Args, kwargs: Mapping[str, PyTree]) -> BoundCall:
         if Padded in map(type, (*args, *kwargs.values())):
             args = tuple(map(without_padding, args))
             kwargs = dict(zip(kwargs, map(without_padding, kwargs.values()), strict=True))
@@ -353,10 +353,10 @@ class BucketedFunction(Generic[P, R]):
         if form is None:
             form = self._forms[written] = self.binder.form(*written)
         if form.plain:
-            return Bound(form, (*args, *kwargs.values()), {}, ())
+            return BoundCall(form, (*args, *kwargs.values()), {}, ())
         return form.bind(args, kwargs)
 
-    def _key(self, bound: Bound) -> Hashable | None:
+    def _key(self, bound: BoundCall) -> Hashable | None:
         """What the route of a call depends on; None where its arguments are no arrays."""
         form = bound.form
         pick = self._picks.get(form)
@@ -384,7 +384,7 @@ class BucketedFunction(Generic[P, R]):
             arrays = (arrays, placed, settings)
         return arrays if form.plain else (form, bound.statics, arrays)
 
-    def _describe(self, bound: Bound) -> Call:
+    def _describe(self, bound: BoundCall) -> Call:
         leaves, structure = flatten_arguments((bound.args, bound.kwargs))
         target, declared = self._declared(bound, structure)
         if self._usual and (usual := self._usual.get((bound.form.places, structure))):
@@ -400,7 +400,7 @@ class BucketedFunction(Generic[P, R]):
             flat=(leaves, structure),
         )
 
-    def _declared(self, bound: Bound, structure: PyTreeDef) -> tuple[Target, Declared]:
+    def _declared(self, bound: BoundCall, structure: PyTreeDef) -> tuple[Target, Declarations]:
         """What calls of one form and structure share, whatever their shapes."""
         key, known = (bound.form, structure), None
         with suppress(TypeError, ValueError):  # what a pytree holds beside its leaves is no key
@@ -496,7 +496,7 @@ class BucketedFunction(Generic[P, R]):
             self._remember_shardings(bound, call)
         return report
 
-    def _remember_shardings(self, bound: Bound, call: Call) -> None:
+    def _remember_shardings(self, bound: BoundCall, call: Call) -> None:
         """Has what is nowhere on purpose, as in NumPy, go where the arrays of a warm-up are."""
         usual = [
             leaf.sharding if is_spread(leaf.sharding) and not axes.passes_through else None

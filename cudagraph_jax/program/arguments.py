@@ -167,7 +167,7 @@ class ArgumentChecks(NamedTuple):
         numbers: The numbers among them.
         arrays: The place of each argument that is an array or a number itself, its position or its
             keyword, and its dtypes.
-        others: The positional ones, but for that whose shape finds the route (`Declared.lead`).
+        others: The positional ones, but for that whose shape finds the route (`Declarations.lead`).
         kinds: The types, beside that of NumPy's arrays, which need no second look.
     """
 

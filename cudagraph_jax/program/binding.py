@@ -13,7 +13,7 @@ import jax
 from cudagraph_jax._base.checks import nearest
 from cudagraph_jax.errors import ConfigError, InputShapeError
 from cudagraph_jax.program.advice import can_be_hashed, static_advice
-from cudagraph_jax.program.call import Declared, Statics
+from cudagraph_jax.program.call import Declarations, Statics
 from cudagraph_jax.shapes.axes import AxisPattern
 from cudagraph_jax.shapes.pad_sides import padded_on_sides
 from cudagraph_jax.shapes.padding import ANY, EDGE, UNCHOSEN, PadValue
@@ -140,7 +140,7 @@ class Binder:
         """Whether an argument that is not static may be left out."""
         return not self.static_argnames.issuperset(self._defaults)
 
-    def rewritten(self, bound: Bound, form: Form) -> Bound | None:
+    def rewritten(self, bound: BoundCall, form: Form) -> BoundCall | None:
         """The same call, written as `form` is: with defaults filled in and left out.
 
         Returns:
@@ -162,7 +162,7 @@ class Binder:
             return None
         values = {**self._defaults, **given}
         kwargs = {name: values[name] for name, _ in form.kwargs}
-        return Bound(form, tuple(values[name] for name in form.names), kwargs, bound.statics)
+        return BoundCall(form, tuple(values[name] for name in form.names), kwargs, bound.statics)
 
     def check_keywords(self, keywords: Iterable[str], *, options: Sequence[str] = ()) -> None:
         """Raises unless the function has an argument for each keyword.
@@ -198,7 +198,7 @@ class Binder:
         first = next(iter(self._signature.parameters.values()), None)
         return first is not None and first.name == "self" and first.kind in _POSITIONAL
 
-    def declared(self, bound: Bound) -> Declared:
+    def declared(self, bound: BoundCall) -> Declarations:
         """What was declared for the leaves of a call's positional arguments.
 
         Raises:
@@ -217,7 +217,7 @@ class Binder:
                 values += broadcast_prefix(pads[place], arg, name=f"pad_values of {name}")
         except InputShapeError as error:
             raise InputShapeError(self._by_name_advice(bound) or str(error)) from None
-        return Declared(
+        return Declarations(
             patterns,
             values,
             form.names,
@@ -226,7 +226,7 @@ class Binder:
             shardings=shardings_of(self.in_shardings, form.names, form.places, bound.args),
         )
 
-    def _by_name_advice(self, bound: Bound) -> str:
+    def _by_name_advice(self, bound: BoundCall) -> str:
         """What to write instead of an option that names the arguments; empty where none does."""
         names = bound.form.names
         for option, prefix in self._prefixes:
@@ -474,7 +474,7 @@ def _pad_value(value: object) -> PadValue:
 Pick = Callable[[Sequence[PyTree]], tuple[PyTree, ...]]
 
 
-class Bound(NamedTuple):
+class BoundCall(NamedTuple):
     """The arguments of one call, in the one order that the function's programs have.
 
     Attributes:
@@ -519,14 +519,14 @@ class Form:
         """The names of what it gives by position and by keyword, the static ones apart."""
         return self.names, frozenset(name for name, _ in self.kwargs)
 
-    def bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> Bound:
+    def bind(self, args: Sequence[PyTree], kwargs: Mapping[str, PyTree]) -> BoundCall:
         """The arguments of a call that is written like this.
 
         Raises:
             InputShapeError: A static argument cannot be hashed.
         """
         values = (*args, *kwargs.values(), *self.defaults)
-        return Bound(
+        return BoundCall(
             self,
             tuple([values[index] for index in self.args]),
             {name: values[index] for name, index in self.kwargs},
@@ -534,7 +534,7 @@ class Form:
         )
 
 
-def unbound(function: Callable[..., PyTree], bound: Bound) -> Callable[..., PyTree]:
+def unbound(function: Callable[..., PyTree], bound: BoundCall) -> Callable[..., PyTree]:
     """`function` as one of `bound.args` and `bound.kwargs`, with the static values filled in.
 
     Arguments are given by position as far as the call has all of them, then by name.

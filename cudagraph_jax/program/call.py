@@ -45,7 +45,7 @@ Pattern = AxisPattern | LeafAxes | None
 """The axes of a leaf: as they were declared, as known, or None where it is passed through."""
 
 
-class Declared(NamedTuple):
+class Declarations(NamedTuple):
     """How the leaves of a call's positional arguments were declared, in their order.
 
     Attributes:
@@ -152,7 +152,7 @@ class Call:
     kwargs: dict[str, PyTree]
     leaves: tuple[object, ...]
     axes: tuple[LeafAxes, ...]
-    declared: Declared
+    declared: Declarations
     sizes: Bucket
     variant: Variant
     target: Target
@@ -168,7 +168,7 @@ def describe_call(
     args: Args,
     kwargs: Mapping[str, PyTree],
     *,
-    declared: Declared,
+    declared: Declarations,
     target: Target,
     statics: Statics = (),
     places: tuple[int, ...] = (),
@@ -216,7 +216,7 @@ def describe_call(
 
 
 def _put(
-    leaves: Sequence[AbstractLeaf], declared: Declared, args: Args
+    leaves: Sequence[AbstractLeaf], declared: Declarations, args: Args
 ) -> tuple[AbstractLeaf, ...]:
     """The leaves where they are declared to be, or where those of the warm-up were.
 
@@ -288,7 +288,7 @@ def _abstract(leaf: object) -> object:
     return leaf
 
 
-def traced_sizes(args: Args, declared: Declared) -> tuple[tuple[str, ...], Bucket]:
+def traced_sizes(args: Args, declared: Declarations) -> tuple[tuple[str, ...], Bucket]:
     """The axes that arguments carry among which are tracers, and their sizes.
 
     Raises:

@@ -15,7 +15,7 @@ from cudagraph_jax._base.fork import use_jax
 from cudagraph_jax.errors import DistributedError
 from cudagraph_jax.program.call import (
     Call,
-    Declared,
+    Declarations,
     Target,
     fits_integers,
     is_key,
@@ -129,7 +129,7 @@ def _handed_out(leaf: PyTree, unpad: object, *, is_given: bool) -> PyTree:
 
 
 def run_traced(
-    target: Target, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree], declared: Declared
+    target: Target, args: tuple[PyTree, ...], kwargs: Mapping[str, PyTree], declared: Declarations
 ) -> PyTree:
     """The plain function of tracers, with the masks of real elements that it takes."""
     if not target.masks:

@@ -19,7 +19,7 @@ from cudagraph_jax.program.arguments import checks_of
 from cudagraph_jax.program.call import (
     AbstractLeaf,
     Call,
-    Declared,
+    Declarations,
     Variant,
     abstract_call,
     argument_leaf_names,
@@ -71,7 +71,7 @@ class Program:
         example: The last call without its arrays; what it gave as a shape is of those before.
         argument_leaves: Which leaves belong to each positional argument.
         carried: The axes whose sizes its inputs carry.
-        shardings: Where its inputs are declared to be; see `Declared`.
+        shardings: Where its inputs are declared to be; see `Declarations`.
         is_sharded: Whether it runs on several devices.
         is_cut: Whether what carries sizes lies on several devices.
         on_left: Those of them whose padding stands on the left.
@@ -129,9 +129,9 @@ class Program:
         self.example = abstract_call(call, unknown=self.example.leaves)
 
     @property
-    def declared(self) -> Declared:
+    def declared(self) -> Declarations:
         """How the leaves of its calls are declared, as far as it is known by now."""
-        return Declared(
+        return Declarations(
             self.axes,
             self.pad_values,
             self.argument_names,

@@ -12,7 +12,7 @@ import jax
 from cudagraph_jax._base.checks import request_size, require_arrays_from
 from cudagraph_jax.errors import InputShapeError
 from cudagraph_jax.program.arguments import commitments
-from cudagraph_jax.program.call import Call, Declared, Target, describe_call, is_array
+from cudagraph_jax.program.call import Call, Declarations, Target, describe_call, is_array
 from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.padded import flatten_arguments
 from cudagraph_jax.program.program import Program
@@ -58,7 +58,7 @@ def single_call(
         reference,
         (inputs,),
         {},
-        declared=Declared(patterns, [UNCHOSEN] * len(patterns), ("inputs",)),
+        declared=Declarations(patterns, [UNCHOSEN] * len(patterns), ("inputs",)),
         target=Target(
             function if keeps_function else reference,
             function_name(function),

@@ -20,7 +20,7 @@ from cudagraph_jax.xla.memory import Memory
 from cudagraph_jax.xla.stages import Executable, Lowering
 
 
-class Made(NamedTuple):
+class FakeCompile(NamedTuple):
     """What a `FakeCompiler` was asked for: a function's name, and the bucket."""
 
     name: str
@@ -58,7 +58,7 @@ class FakeCompiler:
         >>> double(np.ones((3, 5), np.float32)).shape
         (3, 5)
         >>> compiler.made
-        [Made(name='double', bucket=Bucket(batch_size=4, seq_len=8))]
+        [FakeCompile(name='double', bucket=Bucket(batch_size=4, seq_len=8))]
     """
 
     def __init__(
@@ -66,18 +66,18 @@ class FakeCompiler:
         *,
         runs: bool = False,
         memory_bytes: int = 0,
-        before: Callable[[Made], object] | None = None,
+        before: Callable[[FakeCompile], object] | None = None,
     ) -> None:
         self._runs = runs
         self._memory_bytes = memory_bytes
         self._before = before
-        self._made: list[Made] = []
+        self._made: list[FakeCompile] = []
 
     def __repr__(self) -> str:
         return f"FakeCompiler({len(self._made)} made)"
 
     @property
-    def made(self) -> list[Made]:
+    def made(self) -> list[FakeCompile]:
         """What was compiled, in that order."""
         return list(self._made)
 
@@ -89,7 +89,7 @@ class FakeCompiler:
         Raises:
             CaptureError: `before` raised.
         """
-        made = Made(request.program.target.name, request.bucket)
+        made = FakeCompile(request.program.target.name, request.bucket)
         start = clock()
         self._ask(made)
         self._made.append(made)
@@ -102,7 +102,7 @@ class FakeCompiler:
             flops=None,
         )
 
-    def _ask(self, made: Made) -> None:
+    def _ask(self, made: FakeCompile) -> None:
         if self._before is None:
             return
         try:

@@ -154,7 +154,7 @@ def check_pickle(data: bytes) -> None:
         raise StoreError(f"its pickle cannot be followed: {error_line(error)}") from error
 
 
-class _Made:
+class _Instance:
     """Stands for a class, and its instances for what JAX's unpickler would make with it."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -185,16 +185,16 @@ class _Checker(pickle.Unpickler):
         if module.partition(".")[0] in {*_OF_JAX, "numpy", "ml_dtypes"} and callable(found):
             if root in _OF_JAX:
                 called = isinstance(found, type) or "unpickle" in name
-                return _Made if called else _HandedOn()
+                return _Instance if called else _HandedOn()
             if (root, name) == ("numpy", "_reconstruct") or _is_numeric(found):
-                return _Made
+                return _Instance
         raise StoreError(f"its pickle names {module}.{name}, which no executable needs")
 
-    def persistent_load(self, pid: object) -> _Made:
+    def persistent_load(self, pid: object) -> _Instance:
         """What stands for something of the process that loads it."""
         match pid:
             case ("exec", bytes()) | ("device", int()) | ("client",):
-                return _Made()
+                return _Instance()
         raise StoreError("its pickle refers to something else than devices and their code")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cudagraph_jax import Bucket, CUDAGraphConfig, CUDAGraphWarning, bucket_jit
-from cudagraph_jax._base.lru import Cached
+from cudagraph_jax._base.lru import CacheItem
 from cudagraph_jax.capture.warmup import warm_up
 from cudagraph_jax.graphs.warm_runs import LONG_S, run_idle
 from cudagraph_jax.report.progress import Progress
@@ -248,7 +248,7 @@ def test_a_run_that_takes_long_is_told_of(slow):
     warm_up(
         "slow",
         [Bucket(4, 6)],
-        lambda bucket: Cached(entry, is_new=True),
+        lambda bucket: CacheItem(entry, is_new=True),
         iterations=1,
         call=call,
         failed=lambda bucket, error: pytest.fail(str(error)),

@@ -9,7 +9,7 @@ import pytest
 
 from cudagraph_jax import InputShapeError
 from cudagraph_jax.graphs.trial import example_call, poison, poisonable
-from cudagraph_jax.program.call import Declared, Target, describe_call
+from cudagraph_jax.program.call import Declarations, Target, describe_call
 from cudagraph_jax.program.function_ref import FunctionRef
 from cudagraph_jax.program.program import Program
 from cudagraph_jax.shapes.axes import AxisPattern
@@ -23,7 +23,7 @@ SIZES = Bucket(2, 4)
 def program_of(*args, axes, pads=None, donate=()):
     patterns = [None if text is None else AxisPattern.parse(text) for text in axes]
     names = [f"arg{position}" for position in range(len(args))]
-    declared = Declared(patterns, pads or [UNCHOSEN] * len(args), names)
+    declared = Declarations(patterns, pads or [UNCHOSEN] * len(args), names)
     target = Target(double, "double", donate_argnums=donate)
     call = describe_call(FunctionRef(double), args, {}, declared=declared, target=target)
     return Program(call), call

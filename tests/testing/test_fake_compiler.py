@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cudagraph_jax import Bucket, BucketedFunction, CUDAGraphConfig, CUDAGraphManager, bucket_jit
 from cudagraph_jax.errors import BucketOverflowError, CaptureError, CUDAGraphWarning, SealedError
 from cudagraph_jax.testing import FakeCompiler
-from cudagraph_jax.testing.compiler import Made
+from cudagraph_jax.testing.compiler import FakeCompile
 from cudagraph_jax.xla.compiles import CompileCounter
 from tests.helpers.mistakes import SOUND
 
@@ -66,7 +66,7 @@ def test_what_was_made():
     function = faked(compiler)
     function.warmup(ones(1, 1))
     function(ones(3, 3))
-    assert compiler.made == [Made("double", bucket) for bucket in GRID]
+    assert compiler.made == [FakeCompile("double", bucket) for bucket in GRID]
     assert repr(compiler) == "FakeCompiler(4 made)"
     compiler.made.clear()
     assert len(compiler.made) == 4
@@ -187,7 +187,7 @@ def test_before_may_wait():
     """A compile that waits is one that others wait for: the bucket is compiled once."""
     entered, go = threading.Event(), threading.Event()
 
-    def slow(made: Made) -> None:
+    def slow(made: FakeCompile) -> None:
         entered.set()
         assert go.wait(60)
 
@@ -199,14 +199,14 @@ def test_before_may_wait():
         assert compiler.made == []
         go.set()
         assert {call.result(60)["rows"].shape for call in calls} == {(4,)}
-    assert compiler.made == [Made("double", Bucket(4, 8))]
+    assert compiler.made == [FakeCompile("double", Bucket(4, 8))]
 
 
 def test_before_may_raise():
     """A compile that fails is remembered as one, and names what was compiled."""
-    asked: list[Made] = []
+    asked: list[FakeCompile] = []
 
-    def broken(made: Made) -> None:
+    def broken(made: FakeCompile) -> None:
         asked.append(made)
         raise OSError("no space left")
 
@@ -215,7 +215,7 @@ def test_before_may_raise():
         function.manager.dispatcher.capturer.capture(function.describe(ones(4, 8)), Bucket(4, 8))
     assert error.value.stage == "compile"
     assert isinstance(error.value.__cause__, OSError)
-    assert asked == [Made("double", Bucket(4, 8))]
+    assert asked == [FakeCompile("double", Bucket(4, 8))]
     assert function.registry.num_graphs == 0
 
 
@@ -223,7 +223,7 @@ def test_before_may_raise_what_the_package_raises():
     """An error of the package's own goes through as it is."""
     own = CaptureError("out of memory", stage="compile")
 
-    def broken(made: Made) -> None:
+    def broken(made: FakeCompile) -> None:
         raise own
 
     compiler = FakeCompiler(before=broken)
@@ -238,7 +238,7 @@ def test_capture_times():
     """A capture takes as long as the clock says that `before` did."""
     now = [100.0]
 
-    def slow(made: Made) -> None:
+    def slow(made: FakeCompile) -> None:
         now[0] += 2.5
 
     manager = CUDAGraphManager(CONFIG, clock=lambda: now[0], compiler=FakeCompiler(before=slow))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.extend import core
 from jax.stages import Compiled
 
 from cudagraph_jax.shapes.pytrees import PyTree
+
+if TYPE_CHECKING:  # it takes 20 ms, since it imports Pallas
+    from jax.extend import core
 
 # What a process grows by for each program that it holds on a CPU, where XLA reports no code at
 # all: 0.2 to 0.3 MB, and 2 to 2.5 kB for each line of its HLO (docs/xla.md, "Memory").
@@ -79,13 +81,13 @@ def _constants(value: object, seen: set[int]) -> Iterator[Any]:
     if isinstance(value, list | tuple):
         for item in value:
             yield from _constants(item, seen)
-    elif isinstance(value, core.ClosedJaxpr | core.Jaxpr) and id(value) not in seen:
+    elif hasattr(value, "eqns") and id(value) not in seen:  # a jaxpr
         seen.add(id(value))
         # Only a closed one has constants; in newer versions of JAX all are.
         consts = getattr(value, "consts", ())
         yield from (found for found in consts if isinstance(found, jax.Array) or _is_array(found))
         for equation in value.eqns:
-            literals = [atom.val for atom in equation.invars if isinstance(atom, core.Literal)]
+            literals = [atom.val for atom in equation.invars if hasattr(atom, "val")]
             yield from filter(_is_array, literals)
             yield from _constants(list(equation.params.values()), seen)
 

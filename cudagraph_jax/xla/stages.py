@@ -10,7 +10,6 @@ from itertools import accumulate
 from typing import Any
 
 import jax
-import jax.extend.core
 from jax.stages import Compiled, Lowered
 
 from cudagraph_jax._base.text import error_text
@@ -23,11 +22,6 @@ REFUSAL = (
     'limits, and pad and trim in NumPy (unpad="host")'
 )
 """What is said of a function that would compile inside `no_compiles()`."""
-# Experimental, and the only name for it that is not private. A JAX without it captures within named
-# axes, too.
-_axis_names: Callable[[], Sequence[object]] = getattr(
-    jax.extend.core, "unsafe_get_axis_names_DO_NOT_USE", tuple
-)
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
@@ -210,6 +204,17 @@ def lower_function(
     outputs = unflatten_shapes(lowered.out_tree, shapes)
     took_ms = (clock() - start) * 1e3
     return Lowering(lowered, outputs, name, took_ms, closed_over_bytes(traced.jaxpr))
+
+
+def _axis_names() -> Sequence[object]:
+    """The axes that the transformations around this name."""
+    import jax.extend.core  # here, since it takes 20 ms, with Pallas
+
+    # Experimental, and the only name for it that is not private: a JAX without it captures there.
+    names: Callable[[], Sequence[object]] = getattr(
+        jax.extend.core, "unsafe_get_axis_names_DO_NOT_USE", tuple
+    )
+    return names()
 
 
 def is_of_traced(error: CaptureError) -> bool:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple, TypeVar
 
 from cudagraph_jax._base.changes import Changes, start_thread
@@ -311,30 +311,44 @@ def daemons(workers: int, *, name: str) -> Iterator[Callable[[Callable[[], None]
         name: What the threads are called.
     """
     slots, is_over = threading.Semaphore(workers), threading.Event()
-    threads: list[threading.Thread] = []
+    # Not by threads: a `join` that a signal ends takes the thread for ended (bpo-45274).
+    ends: list[threading.Event] = []
 
-    def work(job: Callable[[], None]) -> None:
-        with slots:
-            if not is_over.is_set():
-                job()
+    def work(job: Callable[[], None], end: threading.Event) -> None:
+        try:
+            with slots:
+                if not is_over.is_set():
+                    job()
+        finally:
+            end.set()
 
     def begin(job: Callable[[], None]) -> None:
-        threads.append(threading.Thread(target=work, args=(job,), name=name, daemon=True))
-        threads[-1].start()
+        end = threading.Event()
+        ends.append(end)
+        try:
+            threading.Thread(target=work, args=(job, end), name=name, daemon=True).start()
+        except RuntimeError:
+            end.set()
+            raise
 
     try:
         yield begin
     finally:
         is_over.set()
-        _join(threads, _AFTER_INTERRUPT_S)
-        _leave(threads, threading.TIMEOUT_MAX)
+        try:
+            deadline = time.monotonic() + _AFTER_INTERRUPT_S
+            for end in ends:
+                end.wait(max(0.0, deadline - time.monotonic()))
+        finally:  # a second signal may end that, too
+            if not all(end.is_set() for end in ends):
+                atexit.register(_outlast, ends)
 
 
-def _leave(threads: Sequence[threading.Thread], timeout_s: float = _AT_EXIT_S) -> None:
+def _leave(threads: Sequence[threading.Thread]) -> None:
     running = [thread for thread in threads if thread.is_alive()]
     if running:
         # One that is within XLA while Python finalizes takes the process down with it.
-        atexit.register(_join, running, timeout_s)
+        atexit.register(_join, running, _AT_EXIT_S)
 
 
 def _join(threads: Sequence[threading.Thread], timeout_s: float) -> None:
@@ -342,6 +356,14 @@ def _join(threads: Sequence[threading.Thread], timeout_s: float) -> None:
     for thread in threads:
         if thread.is_alive():
             thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _outlast(ends: Sequence[threading.Event]) -> None:
+    """Until all have come, whatever asks the process to end meanwhile: it does."""
+    for end in ends:
+        while not end.is_set():
+            with suppress(SystemExit):
+                end.wait()
 
 
 def _settle(job: Callable[[], T], future: Future[T]) -> None:

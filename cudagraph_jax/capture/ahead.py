@@ -95,7 +95,10 @@ class CompilesAhead:
                         return
                     # Whoever captures it from now on takes it; who began before compiles it.
                     if not (is_captured(*key) and self._remove(begun)):
-                        run(lambda: _finish(begun, finish, settings))
+                        try:
+                            run(lambda: _finish(begun, finish, settings))
+                        except RuntimeError:  # no thread is to be had, or the interpreter ends
+                            self._remove(begun)
 
                 yield begin
         finally:

@@ -60,7 +60,7 @@ class _MemoryWarnings:
     """What the users of one registry are warned of, once each."""
 
     def __init__(self) -> None:
-        self._evictions: Counter[int] = Counter()
+        self._evictions: Counter[tuple[int, int]] = Counter()
         self._told: set[str] = set()
 
     def evicted(self, entries: Iterable[CUDAGraphEntry]) -> None:
@@ -69,6 +69,11 @@ class _MemoryWarnings:
         if len(self._evictions) > MAX_SIZES:
             self._evictions.clear()
         self._evictions.update(_key(entry) for entry in early)
+
+    def forget(self, function: FunctionRef) -> None:
+        """Forgets a function that is gone, whose number another one may get."""
+        for key in [key for key in list(self._evictions) if key[0] == function.identity]:
+            self._evictions.pop(key, None)
 
     def captured(self, entry: CUDAGraphEntry, config: CUDAGraphConfig, *, held: int) -> None:
         """Warns where `entry`, one of so many, comes and goes, or closes over much."""
@@ -105,9 +110,9 @@ class _MemoryWarnings:
         return is_new
 
 
-def _key(entry: CUDAGraphEntry) -> int:
-    # Many functions may have one name. A number, since a variant keeps what it is of.
-    return hash((entry.variant, entry.bucket))
+def _key(entry: CUDAGraphEntry) -> tuple[int, int]:
+    # Many functions may have one name. Numbers, since a variant keeps what it is of.
+    return entry.variant.function.identity, hash((entry.variant, entry.bucket))
 
 
 def _warn(message: str) -> None:
@@ -430,6 +435,7 @@ class CUDAGraphRegistry:
                 entry.single_input and self._is_newest(entry)
             ):
                 self.discard(entry.bucket, entry.variant)
+        self._warnings.forget(function)
 
     def _is_newest(self, entry: CUDAGraphEntry) -> bool:
         return all(other.graph_id < entry.graph_id for other in self._same_calls(entry))

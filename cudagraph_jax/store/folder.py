@@ -232,7 +232,7 @@ def _not_opened(error: OSError) -> UnusableError:
 
 
 _ROOT = 0
-OR_KEY = ", or give the store a key (--key-file)"
+OR_KEY = ", or give the store a key"
 """How the remedy of every danger ends."""
 
 
@@ -388,7 +388,7 @@ def _system_remedy(code: int | None) -> str:
     if code in _NO_ROOM:
         return "Make room"
     if code in _REFUSED:
-        return 'Open the store with mode="ro" (--store-mode ro), or mend its permissions'
+        return 'Open the store with mode="ro", or mend its permissions'
     if code in _IN_THE_WAY:
         return "Remove what lies there"
-    return 'Look after the disk, or open the store with mode="ro" (--store-mode ro)'
+    return 'Look after the disk, or open the store with mode="ro"'

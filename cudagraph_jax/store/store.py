@@ -492,7 +492,7 @@ def _make(path: Path) -> None:
     except OSError as error:
         raise StoreError(
             f"{path} cannot be made: {error.strerror or error}. Give a directory on a disk that "
-            'can be written, or with mode="ro" (--store-mode ro) one that is there'
+            'can be written, or with mode="ro" one that is there'
         ) from error
 
 

@@ -193,8 +193,9 @@ def lower_function(
         traced = jitted.trace(*args, **kwargs)
         if len(traced.jaxpr.in_avals) > len(leaves):  # JAX has tracers in front of the arguments
             raise jax.errors.UnexpectedTracerError(
-                "it closes over a value that is traced, as within jax.jit, jax.grad or jax.vmap, "
-                "where calls are the plain function's: capture it outside, with that as an argument"
+                "it closes over a value that is traced: by a transformation around it, such as "
+                "jax.jit, where calls are the plain function's (capture it outside, with that as "
+                "an argument), or by an earlier trace, which left it in a global, say"
             )
     with stage_errors("lower", name), tracing_refusals(name):
         lowered = traced.lower()

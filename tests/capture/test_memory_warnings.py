@@ -53,6 +53,17 @@ def test_functions_of_one_name_are_not_thrashing():
     assert manager.registry.evictions > 8
 
 
+def test_functions_that_come_and_go_are_not_thrashing(caplog):
+    """Python gives the number of a function that is gone to another one."""
+    manager = sized_manager(keeps, capture_sizes=(1,), max_graphs=1)
+    for times in range(100):
+        function = bucket_jit(
+            lambda x, times=times: x * times, in_axes=("batch _",), manager=manager, name="f"
+        )
+        function(floats(0, 1, 1))
+    assert not [line for line in caplog.messages if "thrashing" in line]
+
+
 def test_a_limit_on_graphs_is_logged(caplog):
     """Where buckets come and go because of max_graphs, which somebody chose, the log says so."""
     manager = sized_manager(keeps, capture_sizes=(1, 2), max_graphs=1)

@@ -34,7 +34,7 @@ from tests.helpers.stores import (
 
 PROGRAMS = Path(__file__).parents[1] / "helpers" / "programs"
 OTHER = {"n": 1}
-READ_ONLY = r'Open the store with mode="ro" \(--store-mode ro\), or mend its permissions'
+READ_ONLY = 'Open the store with mode="ro", or mend its permissions'
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser may give files away")
 each_key = pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
 

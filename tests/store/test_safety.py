@@ -29,7 +29,7 @@ def test_others_can_write(mode):
     """A group or others that may write are an error with the command that ends it."""
     assert found(stat.S_IFDIR | mode, ME) == (
         f"/srv/my graphs can be written by others, mode={mode:04o}, who could plant code that "
-        "this process runs: run chmod go-w '/srv/my graphs', or give the store a key (--key-file)"
+        "this process runs: run chmod go-w '/srv/my graphs', or give the store a key"
     )
 
 
@@ -39,7 +39,7 @@ def test_a_directory_for_everybody(uid):
     assert found(stat.S_IFDIR | 0o1777, uid) == (
         "/srv/my graphs can be written by others, mode=1777, who could plant code that this "
         "process runs: give a directory of your own in it, such as '/srv/my graphs/graphs', or "
-        "give the store a key (--key-file)"
+        "give the store a key"
     )
 
 
@@ -47,7 +47,7 @@ def test_another_owner():
     """Another owner is an error with the command that ends it, also for the superuser."""
     assert found(stat.S_IFDIR | 0o700, OTHER) == (
         "/srv/my graphs belongs to uid=1001, who could plant code that this process (uid=1000) "
-        "runs: run chown 1000 '/srv/my graphs', or give the store a key (--key-file)"
+        "runs: run chown 1000 '/srv/my graphs', or give the store a key"
     )
     as_root = os.stat_result((stat.S_IFREG | 0o600, 0, 0, 1, OTHER, 0, 0, 0, 0, 0))
     assert danger(as_root, PATH, uid=ROOT) is not None

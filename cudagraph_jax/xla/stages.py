@@ -209,12 +209,10 @@ def lower_function(
 
 def _axis_names() -> Sequence[object]:
     """The axes that the transformations around this name."""
-    import jax.extend.core  # here, since it takes 20 ms, with Pallas
+    from jax.extend import core  # here, since it takes 20 ms, with Pallas
 
     # Experimental, and the only name for it that is not private: a JAX without it captures there.
-    names: Callable[[], Sequence[object]] = getattr(
-        jax.extend.core, "unsafe_get_axis_names_DO_NOT_USE", tuple
-    )
+    names: Callable[[], Sequence[object]] = getattr(core, "unsafe_get_axis_names_DO_NOT_USE", tuple)
     return names()
 
 

@@ -461,7 +461,8 @@ class BucketedFunction(Generic[P, R]):
             InputShapeError: The arguments do not fit `in_axes`, or an output cannot be trimmed.
             SealedError: The manager's mode does not allow captures.
             ConfigError: The grid does not fit into the limits, or the mesh does not divide it.
-            CaptureError: The function itself fails on the example; the cause says how.
+            CaptureError: The function itself fails on the example; the cause says how. Or it closes
+                over a traced value, so that a call is the plain function's.
 
         Example:
             >>> import numpy as np, cudagraph_jax

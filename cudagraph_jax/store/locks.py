@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from cudagraph_jax._base.log import logger
 from cudagraph_jax.errors import ConfigError
 
 LOCK = ".lock"
@@ -87,9 +88,9 @@ def _acquire(
                 time.sleep(min(_POLL_S, rest_s))
             else:
                 break
-    except (OSError, NotImplementedError):
-        # The second is filelock's answer for file systems without locks. Without one, two servers
-        # may compile the same bucket; what either writes is whole.
+    except (OSError, NotImplementedError) as error:  # the second where a file system has no locks
+        # What either writes is whole.
+        logger.info("%s: no lock (%s); two servers may compile the same bucket", path, error)
         return False
     stack.callback(lock.release)
     return True

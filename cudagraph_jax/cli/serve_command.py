@@ -118,8 +118,21 @@ def _run(options: argparse.Namespace) -> int:
         end_with_parent()
         _serve(options, socket.socket(fileno=options.listener))
         return 0
+    _refuse_pipes(options)
     with listen(options.host, options.port) as listener:
         return _listening(options, listener)
+
+
+def _refuse_pipes(options: argparse.Namespace) -> None:
+    """Refuses a key that several workers would read, of whom one alone gets it."""
+    if options.workers == 1:
+        return
+    for name, path in (("--api-key-file", options.api_key_file), ("--key-file", options.key_file)):
+        if path is not None and path.exists() and not path.is_file():
+            raise ConfigError(
+                f"{name} {path} is read by each of --workers {options.workers}: give a file, not a "
+                "pipe"
+            )
 
 
 def _listening(options: argparse.Namespace, listener: socket.socket) -> int:

@@ -97,6 +97,8 @@ def test_workers(tmp_path, capfd):
         (["--timeout", "0"], "timeout_s=0.0 answers nobody"),
         (["--workers", "0"], "no whole number"),
         (["--api-key-file", "/nowhere"], "--api-key-file /nowhere cannot be read"),
+        (["--workers", "2", "--key-file", "/dev/null"], "/dev/null is read by each of --workers 2"),
+        (["--workers", "2", "--api-key-file", "/dev/null"], "give a file, not a pipe"),
         (["--host", "256.0.0.1"], "cannot listen on host"),
         (["--model", "/nowhere"], "/nowhere"),
         (["--store-mode", "ro"], "and there is none: add --store DIR"),
